@@ -1,0 +1,319 @@
+//! What a manifest declares, once it is parsed and checked: plain data without spans, the form in which the lattice
+//! keeps it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use trellis_wire::{AppName, ComponentName, Config, LinkName};
+
+use crate::Delivery;
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub name: AppName,
+    /// The `version` annotation, where there is one.
+    pub version: Option<String>,
+    /// The `description` annotation, where there is one.
+    pub description: Option<String>,
+    /// Whether other apps may link with its components: the annotation `experimental.wasmcloud.dev/shared`.
+    pub shared: bool,
+    /// Labels of the app.
+    pub labels: BTreeMap<String, String>,
+    /// Entries of `type: component`.
+    pub components: BTreeMap<ComponentName, Component>,
+    /// Entries of `type: capability`.
+    pub providers: BTreeMap<ComponentName, Provider>,
+    /// The links, in the order of the manifest.
+    pub links: Vec<AppLink>,
+    /// Config that the manifest gives properties for, under the name the lattice stores it: `{app}-{name}`.
+    pub configs: BTreeMap<String, Config>,
+    /// Secrets policies by name.
+    pub policies: BTreeMap<String, Policy>,
+}
+
+impl App {
+    /// An app that declares nothing yet.
+    pub fn new(name: AppName) -> Self {
+        Self {
+            name,
+            version: None,
+            description: None,
+            shared: false,
+            labels: BTreeMap::new(),
+            components: BTreeMap::new(),
+            providers: BTreeMap::new(),
+            links: Vec::new(),
+            configs: BTreeMap::new(),
+            policies: BTreeMap::new(),
+        }
+    }
+
+    /// What this version of Trellis cannot run: `validate` warns of it, `deploy` is refused for it.
+    pub fn not_built(&self) -> Vec<NotBuilt> {
+        let providers = self.providers.iter().filter_map(|(entry, provider)| match &provider.served {
+            Served::NotBuilt(name) => Some(NotBuilt::Provider { entry: entry.clone(), name: name.clone() }),
+            Served::Builtin(_) | Served::Shared { .. } => None,
+        });
+        let backends = self.secrets_policies().into_iter().map(|policy| NotBuilt::SecretsBackend {
+            policy: policy.to_owned(),
+            backend: self.policies.get(policy).and_then(Policy::backend).unwrap_or_default().to_owned(),
+        });
+        providers.chain(backends).collect()
+    }
+
+    /// The policies that a secret names, each once.
+    fn secrets_policies(&self) -> BTreeSet<&str> {
+        let components = self.components.values().flat_map(|component| &component.secrets);
+        let providers = self.providers.values().flat_map(|provider| &provider.secrets);
+        let links = self.links.iter().flat_map(|link| link.source_secrets.iter().chain(&link.target_secrets));
+        components.chain(providers).chain(links).map(|secret| secret.policy.as_str()).collect()
+    }
+}
+
+/// Something a manifest asks for that this version of Trellis does not have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotBuilt {
+    /// A provider.
+    Provider {
+        /// The manifest entry.
+        entry: ComponentName,
+        /// The provider's name, or its image where that is not known either.
+        name: String,
+    },
+    /// A secrets backend.
+    SecretsBackend {
+        /// The policy that names it and that a secret uses.
+        policy: String,
+        /// The backend.
+        backend: String,
+    },
+}
+
+impl fmt::Display for NotBuilt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Provider { entry, name } => write!(f, "provider `{name}` of `{entry}`"),
+            Self::SecretsBackend { policy, backend } => write!(f, "secrets backend `{backend}` of policy `{policy}`"),
+        }
+    }
+}
+
+/// A Wasm component of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// `id`, given or generated.
+    pub id: String,
+    /// Where its code comes from.
+    pub image: Image,
+    /// Names of config in the lattice, merged in this order.
+    pub configs: Vec<String>,
+    /// Secrets it may read.
+    pub secrets: Vec<Secret>,
+    /// Who holds it.
+    pub scaler: Option<Scaler>,
+    /// Limits of one sandbox.
+    pub limits: Limits,
+}
+
+/// Where a component's code comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Image {
+    /// `file://` or a bare path, relative to the manifest: uploaded before the deploy.
+    File {
+        /// The path as it was written, without `file://`.
+        path: String,
+        /// The `@sha256:` that it must have, where one was given.
+        digest: Option<trellis_wire::Digest>,
+    },
+    /// An OCI reference, with its digest where one was given.
+    Oci(String),
+    /// A component of another app, `application: {name, component}`.
+    Shared {
+        /// The app.
+        app: AppName,
+        /// Its component.
+        component: ComponentName,
+    },
+}
+
+/// A capability provider of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provider {
+    /// `id`, given or generated.
+    pub id: String,
+    /// The image as it was written; empty for one that another app shares.
+    pub image: String,
+    /// Who serves it.
+    pub served: Served,
+    /// Names of config in the lattice, merged in this order.
+    pub configs: Vec<String>,
+    /// Secrets it may read.
+    pub secrets: Vec<Secret>,
+    /// On which nodes it runs; `None`: where the components are that it is linked with.
+    pub scaler: Option<Scaler>,
+}
+
+impl Provider {
+    /// The technology behind it, where it is built in.
+    pub fn tech(&self) -> Option<Tech> {
+        match self.served {
+            Served::Builtin(tech) => Some(tech),
+            Served::NotBuilt(_) | Served::Shared { .. } => None,
+        }
+    }
+}
+
+/// Who serves a provider's entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Served {
+    /// A built-in provider.
+    Builtin(Tech),
+    /// Nobody: this version of Trellis has no such provider. Its name, or the image where that is not known.
+    NotBuilt(String),
+    /// A provider of another app, `application: {name, component}`.
+    Shared {
+        /// The app.
+        app: AppName,
+        /// Its provider.
+        component: ComponentName,
+    },
+}
+
+/// A built-in provider: the technology behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Tech {
+    /// HTTP server and client.
+    Http,
+    /// NATS: messaging and key-value buckets.
+    Nats,
+    /// The node's own store and messaging.
+    Embedded,
+}
+
+impl Tech {
+    /// Every one of them.
+    pub const ALL: [Self; 3] = [Self::Http, Self::Nats, Self::Embedded];
+
+    /// Its name, as in `trellis://<name>`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Nats => "nats",
+            Self::Embedded => "embedded",
+        }
+    }
+}
+
+impl fmt::Display for Tech {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A link of an app, both ends in its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppLink {
+    /// The entry that has the trait.
+    pub source: ComponentName,
+    /// The entry that it names.
+    pub target: ComponentName,
+    /// The link's name.
+    pub name: LinkName,
+    /// WIT namespace; `wrpc` is written as `wasi` here.
+    pub namespace: String,
+    /// WIT package.
+    pub package: String,
+    /// WIT interfaces.
+    pub interfaces: Vec<String>,
+    /// Config names for the source's end.
+    pub source_configs: Vec<String>,
+    /// Config names for the target's end.
+    pub target_configs: Vec<String>,
+    /// Secrets for the source's end.
+    pub source_secrets: Vec<Secret>,
+    /// Secrets for the target's end.
+    pub target_secrets: Vec<Secret>,
+    /// How messages are delivered, where the link is a message trigger.
+    pub delivery: Delivery,
+}
+
+/// A secret that a policy's backend holds. The lattice stores this reference, never the value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// The name that the component or provider knows it by.
+    pub name: String,
+    /// The policy.
+    pub policy: String,
+    /// The key in the backend.
+    pub key: String,
+    /// A field of the value.
+    pub field: Option<String>,
+    /// A version of the value.
+    pub version: Option<String>,
+}
+
+/// A secrets policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Its type, such as `policy.secret.wasmcloud.dev/v1alpha1`.
+    pub kind: String,
+    /// Its properties; `backend` names the backend.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Policy {
+    /// The type of a secrets policy (wadm-types 0.8, `SECRET_POLICY_TYPE`). Policies of other types mean nothing.
+    pub const SECRETS: &str = "policy.secret.wasmcloud.dev/v1alpha1";
+
+    /// The backend that it names.
+    pub fn backend(&self) -> Option<&str> {
+        self.properties.get("backend").map(|backend| backend.trim()).filter(|backend| !backend.is_empty())
+    }
+}
+
+/// Who holds a component or runs a provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scaler {
+    /// `spreadscaler`: so many in the lattice, divided over spreads.
+    Spread {
+        /// `instances`; `None`: as many as the nodes allow.
+        instances: Option<u32>,
+        /// The spreads, at least one; one without requirements where the manifest names none.
+        spreads: Vec<Spread>,
+    },
+    /// `daemonscaler`: so many on every node that matches a spread.
+    Daemon {
+        /// `instances` on each node.
+        instances: Option<u32>,
+        /// As for `Spread`; the weights mean nothing.
+        spreads: Vec<Spread>,
+    },
+}
+
+/// A share of the nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Its name.
+    pub name: String,
+    /// Labels that a node must have: `value`, `!value`, `a|b` or `*`.
+    pub requirements: BTreeMap<String, String>,
+    /// Its weight; 100 where the manifest names none.
+    pub weight: u32,
+}
+
+/// `limits:`: what one sandbox may use. `None`: the node's default.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Linear memory, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Wall-clock time for one event.
+    pub timeout: Option<Duration>,
+    /// Sandboxes of this component at one time, in the lattice.
+    pub max_in_flight: Option<u32>,
+    /// Give up permits when cut off from the lattice.
+    pub strict: bool,
+}

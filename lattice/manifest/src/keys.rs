@@ -1,0 +1,39 @@
+//! The config keys that the built-in providers understand, so that a typing error does not go unnoticed.
+//!
+//! Only a warning hangs on this list; what a key means is decided by its provider.
+
+use crate::{Tech, delivery};
+
+/// For any provider's end of a link.
+const ANY: &[&str] = &["max_in_flight"];
+/// wadm-era keys of http-server and http-client, and ours.
+const HTTP: &[&str] = &[
+    "address", "default_address", "routing_mode", "path", "host", "header", "timeout_ms", "readonly_mode",
+    "cache_control", "cors_allowed_origins", "cors_allowed_headers", "cors_allowed_methods", "cors_exposed_headers",
+    "cors_max_age_secs", "tls_cert_file", "tls_priv_key_file", "allowed_hosts", "streaming",
+];
+/// wadm-era keys of messaging-nats and keyvalue-nats, and ours.
+const NATS: &[&str] = &[
+    "subscriptions", "cluster_uris", "cluster_uri", "client_jwt", "client_seed", "tls_ca", "tls_ca_file",
+    "custom_inbox_prefix", "bucket", "js_domain", "enable_bucket_auto_create", "url", "stream", "subject", "consumer",
+    "create", "allowed_subjects",
+];
+const EMBEDDED: &[&str] = &["queue", "subject", "store", "create", "allowed_subjects"];
+
+/// Every key of a provider that is not of the form `delivery.*`.
+pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
+    let own = match tech {
+        Tech::Http => HTTP,
+        Tech::Nats => NATS,
+        Tech::Embedded => EMBEDDED,
+    };
+    own.iter().chain(ANY).copied()
+}
+
+/// Whether a provider understands a key.
+pub(crate) fn is_known(tech: Tech, key: &str) -> bool {
+    match key.strip_prefix("delivery.") {
+        Some(key) => delivery::KEYS.contains(&key),
+        None => of(tech).any(|known| known == key) || (tech == Tech::Http && key.starts_with("cors_")),
+    }
+}

@@ -1,0 +1,59 @@
+//! Named config, as the lattice stores it: put by hand, or owned by the app whose manifest gives its properties.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use trellis_wire::{AppName, Config};
+
+use crate::Release;
+
+/// A config under its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredConfig {
+    /// Its values.
+    pub values: Config,
+    /// The app whose manifest gives them; `None`: put by hand.
+    pub owner: Option<AppName>,
+}
+
+/// Every named config.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Configs(BTreeMap<String, StoredConfig>);
+
+impl Configs {
+    /// A config by its name.
+    pub fn get(&self, name: &str) -> Option<&StoredConfig> {
+        self.0.get(name)
+    }
+
+    /// Every config by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredConfig)> {
+        self.0.iter().map(|(name, config)| (name.as_str(), config))
+    }
+
+    /// Writes a config. Gives back what it held.
+    pub(crate) fn put(&mut self, name: &str, config: StoredConfig) -> Option<StoredConfig> {
+        self.0.insert(name.into(), config)
+    }
+
+    /// Removes a config.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// What a release sees under `names`, merged in their order. Its own manifest's properties go before what the
+    /// lattice stores, so that a version that is rolled back sees its own.
+    pub(crate) fn merged(&self, release: &Release, names: &[String]) -> Config {
+        names.iter().filter_map(|name| self.seen_by(release, name)).fold(Config::default(), Config::overlaid_with)
+    }
+
+    /// The configs that a release names and nobody gives.
+    pub(crate) fn missing<'a>(&self, release: &'a Release) -> impl Iterator<Item = &'a String> {
+        release.config_names().filter(|name| self.seen_by(release, name).is_none())
+    }
+
+    fn seen_by<'a>(&'a self, release: &'a Release, name: &str) -> Option<&'a Config> {
+        release.app.configs.get(name).or_else(|| self.get(name).map(|stored| &stored.values))
+    }
+}

@@ -1,0 +1,35 @@
+//! What the lattice agrees on. Commands go in, in the order of the log; [`State`] comes out, the same on every node;
+//! [`plan`] turns it into the next [`Delta`] of who holds what; [`State::assigned`] says what one node has to run, and
+//! [`diff`] how it gets there.
+//!
+//! Everything here is a value. Nothing in this crate does I/O, reads a clock or draws a random number.
+
+mod assigned;
+mod command;
+mod configs;
+mod conflict;
+mod demand;
+mod deploy;
+mod diff;
+mod divide;
+mod explain;
+mod flow;
+mod node;
+mod plan;
+mod planner;
+mod refusal;
+mod release;
+mod state;
+
+pub use assigned::{Assigned, Direction, HeldComponent, HeldLink};
+pub use command::{Command, ENTRY_BYTES_MAX, ENTRY_ENVELOPE_BYTES, Entry, EntryTooLarge};
+pub use configs::{Configs, StoredConfig};
+pub use conflict::{Conflict, DEFAULT_HTTP_ADDRESS, Listener, Route};
+pub use diff::{Step, diff};
+pub use explain::{Unplaced, Verdict};
+pub use node::{Capacity, Node, NodeFacts, Unfit};
+pub use plan::{Change, DELTA_BYTES_MAX, Delta, Holding, Plan};
+pub use planner::plan;
+pub use refusal::{Applied, Refusal};
+pub use release::{HISTORY_MAX, Release, Version, Versions};
+pub use state::{APPLIED_IDS_MAX, State};

@@ -1,0 +1,172 @@
+//! Nodes as the lattice knows them: what they said when they joined, and what became of them since.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use trellis_wire::NodeId;
+
+/// The label that names the edge. A node that joined with `--edge` has it, and only spreads that name it go there.
+pub(crate) const EDGE_LABEL: &str = "edge";
+
+/// What a node says of itself when it joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name for people: the host name unless said otherwise. Two nodes may share one.
+    pub name: String,
+    /// Its labels, the automatic ones (`hostcore.os`, `arch`, ...) included.
+    pub labels: BTreeMap<String, String>,
+    /// The version of Trellis it runs.
+    pub version: String,
+    /// What it can hold.
+    pub capacity: Capacity,
+    /// Whether it joined with `--edge`.
+    pub edge: bool,
+}
+
+/// What a node can hold. It is declared, not measured: live load shows in `status` and moves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Sandboxes at one time. A node with 0 runs providers only.
+    pub permits: u32,
+    /// Memory for sandboxes, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// What it said of itself.
+    pub facts: NodeFacts,
+    /// Since when it is lost, by the clock of whoever noticed, in milliseconds since 1970.
+    pub lost_since_ms: Option<u64>,
+    /// Whether it is drained.
+    pub drained: bool,
+    /// Labels set later; `None` hides one it joined with.
+    pub overrides: BTreeMap<String, Option<String>>,
+}
+
+impl Node {
+    pub(crate) fn new(facts: NodeFacts) -> Self {
+        Self { facts, lost_since_ms: None, drained: false, overrides: BTreeMap::new() }
+    }
+
+    /// Whether it is lost.
+    pub const fn is_lost(&self) -> bool {
+        self.lost_since_ms.is_some()
+    }
+
+    /// Whether it may hold anything at all.
+    pub const fn is_open(&self) -> bool {
+        !self.is_lost() && !self.drained
+    }
+
+    /// A label's value now.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        match self.overrides.get(key) {
+            Some(set) => set.as_deref(),
+            None => self.facts.labels.get(key).map(String::as_str).or((self.facts.edge && key == EDGE_LABEL).then_some("true")),
+        }
+    }
+
+    /// Every label as it is now.
+    pub fn labels(&self) -> BTreeMap<&str, &str> {
+        let keys = self.facts.labels.keys().chain(self.overrides.keys()).map(String::as_str);
+        let edge = self.facts.edge.then_some(EDGE_LABEL);
+        keys.chain(edge).filter_map(|key| Some((key, self.label(key)?))).collect()
+    }
+
+    /// Whether something with these label requirements may be placed here; `sandboxes`: whether it needs any.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub(crate) fn fits(&self, requirements: &BTreeMap<String, String>, sandboxes: bool) -> Result<(), Unfit> {
+        if self.is_lost() {
+            return Err(Unfit::Lost);
+        }
+        if self.drained {
+            return Err(Unfit::Drained);
+        }
+        if sandboxes && self.facts.capacity.permits == 0 {
+            return Err(Unfit::NoSandboxes);
+        }
+        if let Some((key, wanted)) = requirements.iter().find(|(key, wanted)| !matches(self.label(key), wanted)) {
+            let found = self.label(key).map(str::to_owned);
+            return Err(Unfit::Label { key: key.clone(), wanted: wanted.clone(), found });
+        }
+        if self.facts.edge && !requirements.contains_key(EDGE_LABEL) {
+            return Err(Unfit::Edge);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a label has the value that a requirement asks for: `value`, `a|b` (one of them), `*` (any, but present), and
+/// with `!` before it the opposite, which an absent label fulfils.
+fn matches(label: Option<&str>, wanted: &str) -> bool {
+    if let Some(unwanted) = wanted.strip_prefix('!') {
+        return !matches(label, unwanted);
+    }
+    label.is_some_and(|label| wanted == "*" || wanted.split('|').any(|one| one.trim() == label))
+}
+
+/// Why a node cannot hold something.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unfit {
+    /// It is lost.
+    Lost,
+    /// It is drained.
+    Drained,
+    /// It runs no sandboxes.
+    NoSandboxes,
+    /// It is an edge node, and the spread names no edge label.
+    Edge,
+    /// A label is not as required.
+    Label {
+        /// The label.
+        key: String,
+        /// What the spread asks for.
+        wanted: String,
+        /// What the node has.
+        found: Option<String>,
+    },
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost => f.write_str("is lost"),
+            Self::Drained => f.write_str("is drained"),
+            Self::NoSandboxes => f.write_str("runs no sandboxes (--max-sandboxes 0)"),
+            Self::Edge => write!(f, "is an edge node, and the spread names no `{EDGE_LABEL}` label"),
+            Self::Label { key, wanted, found: Some(found) } => write!(f, "has label {key}={found}, not {key}={wanted}"),
+            Self::Label { key, wanted, found: None } => write!(f, "has no label {key}, wanted is {key}={wanted}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requirements_take_values_choices_any_and_not() {
+        for (label, wanted, fits) in [
+            (Some("eu"), "eu", true),
+            (Some("eu"), "us", false),
+            (Some("eu"), "us|eu", true),
+            (Some("eu"), "*", true),
+            (Some("eu"), "!us", true),
+            (Some("eu"), "!us|eu", false),
+            (Some("eu"), "!*", false),
+            (None, "eu", false),
+            (None, "*", false),
+            (None, "!eu", true),
+            (None, "!*", true),
+        ] {
+            assert_eq!(matches(label, wanted), fits, "{label:?} for {wanted}");
+        }
+    }
+}

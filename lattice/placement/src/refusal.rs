@@ -1,0 +1,113 @@
+//! What a proposer is told: that a command was applied, or why not, in words for people.
+
+use serde::{Deserialize, Serialize};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Generation, LatticeName, NodeId};
+
+use crate::Conflict;
+
+/// What came of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// It is done.
+    Done,
+    /// It was so already.
+    Unchanged,
+    /// A deploy is accepted and waits for these; what ran before goes on running.
+    Waiting(Vec<String>),
+    /// This command id was applied before, and was not refused then.
+    Repeated,
+    /// Nothing changed.
+    Refused(Refusal),
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The data directory belongs to another lattice.
+    #[error("this is lattice {0} already; a data directory belongs to one lattice")]
+    OtherLattice(LatticeName),
+    /// The node is no member.
+    #[error("node {0} is not known; `trellis nodes` lists those that are")]
+    UnknownNode(NodeId),
+    /// Only a lost node can be forgotten.
+    #[error("node {0} is not lost; stop it first, it is lost a few seconds later")]
+    NotLost(NodeId),
+    /// There is no such app.
+    #[error("app {0} is not known; `trellis apps` lists those that are")]
+    UnknownApp(AppName),
+    /// The version exists with other content.
+    #[error(
+        "version {version} of app {app} was deployed with other content; change `version` in the manifest, or deploy \
+         with --replace"
+    )]
+    VersionTaken {
+        /// The app.
+        app: AppName,
+        /// The version.
+        version: String,
+    },
+    /// An artifact was not resolved.
+    #[error("component {component} of app {app} has no artifact; its image was not uploaded or resolved")]
+    NoArtifact {
+        /// The app.
+        app: AppName,
+        /// The component.
+        component: ComponentName,
+    },
+    /// Another app has the id.
+    #[error("id `{id}` is taken by {owner}; give the component another `id`, or leave it out")]
+    IdTaken {
+        /// The id.
+        id: String,
+        /// Who has it.
+        owner: ComponentKey,
+    },
+    /// The app whose component is to be shared does not allow it.
+    #[error(
+        "{shared} is not shared; add the annotation `experimental.wasmcloud.dev/shared: \"true\"` to app {} and deploy \
+         that first",
+        shared.app
+    )]
+    NotShared {
+        /// The component or provider that was asked for.
+        shared: ComponentKey,
+    },
+    /// Another app needs what would go.
+    #[error("app {user} uses {shared}; undeploy {user} first")]
+    SharedInUse {
+        /// What would go.
+        shared: ComponentKey,
+        /// The app that uses it.
+        user: AppName,
+    },
+    /// The config comes from an app's manifest.
+    #[error("config `{name}` belongs to app {owner}; change it in that app's manifest and deploy")]
+    ConfigOwned {
+        /// The config.
+        name: String,
+        /// The app.
+        owner: AppName,
+    },
+    /// There is no such config.
+    #[error("config `{0}` is not known; `trellis config` lists those that are")]
+    UnknownConfig(String),
+    /// An app needs the config.
+    #[error("config `{name}` is used by app {user}; undeploy {user} first, or deploy a version of it without the config")]
+    ConfigInUse {
+        /// The config.
+        name: String,
+        /// The app that uses it.
+        user: AppName,
+    },
+    /// Two components would listen at one place.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The delta was made from a plan that is no longer the newest.
+    #[error("the plan is at generation {current}, the delta was made from {parent}; plan again")]
+    StalePlan {
+        /// What the delta was made from.
+        parent: Generation,
+        /// What the plan is at.
+        current: Generation,
+    },
+}

@@ -1,0 +1,90 @@
+//! What nodes say to each other about Raft. Each message is a frame of `trellis_wire::frame`; the enums only grow at
+//! their ends.
+
+use openraft::error::SnapshotMismatch;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+    VoteResponse,
+};
+use serde::{Deserialize, Serialize};
+use trellis_placement::{Applied, Entry};
+use trellis_wire::subject::RaftRpc;
+use trellis_wire::{LatticeId, NodeId};
+
+use crate::types::Types;
+
+/// A message and whom it is from.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Envelope<T> {
+    /// The lattice that the sender belongs to; a node that has yet to hear from one does not know.
+    pub(crate) lattice: Option<LatticeId>,
+    /// The sender.
+    pub(crate) from: NodeId,
+    /// The message.
+    pub(crate) body: T,
+}
+
+/// What one node asks of another.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Entries, or none as a heartbeat.
+    Append(AppendEntriesRequest<Types>),
+    /// A vote.
+    Vote(VoteRequest<u128>),
+    /// To take one chunk of a snapshot.
+    Snapshot(InstallSnapshotRequest<Types>),
+    /// To commit a command, of the leader.
+    Propose(Entry),
+    /// The index that a read must have seen to miss nothing, of the leader.
+    Barrier,
+}
+
+impl Ask {
+    /// Which subject it travels on.
+    pub(crate) const fn rpc(&self) -> RaftRpc {
+        match self {
+            Self::Append(_) => RaftRpc::Append,
+            Self::Vote(_) => RaftRpc::Vote,
+            Self::Snapshot(_) => RaftRpc::Snapshot,
+            Self::Propose(_) | Self::Barrier => RaftRpc::Forward,
+        }
+    }
+}
+
+/// What the other answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    /// To [`Ask::Append`].
+    Append(AppendEntriesResponse<u128>),
+    /// To [`Ask::Vote`].
+    Vote(VoteResponse<u128>),
+    /// To [`Ask::Snapshot`].
+    Snapshot(InstallSnapshotResponse<u128>),
+    /// To [`Ask::Snapshot`]: begin again.
+    Mismatch(SnapshotMismatch),
+    /// To [`Ask::Propose`]: it is committed, and this came of it.
+    Proposed(Applied),
+    /// To [`Ask::Barrier`].
+    Barrier(Option<u64>),
+    /// To [`Ask::Propose`] and [`Ask::Barrier`]: ask this node, if one is known.
+    NotLeader(Option<NodeId>),
+    /// To anything.
+    Refused(Refusal),
+}
+
+/// Why a node does not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The message makes no sense.
+    #[error("it does not understand us: {0}")]
+    Malformed(String),
+    /// It belongs to another lattice of the same name.
+    #[error("it belongs to another lattice of this name, with id {0}")]
+    OtherLattice(LatticeId),
+    /// It has too much to do, or no quorum; later may do.
+    #[error("it is busy")]
+    Busy,
+    /// Its Raft has stopped.
+    #[error("its Raft has stopped: {0}")]
+    Stopped(String),
+}

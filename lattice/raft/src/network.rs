@@ -1,0 +1,185 @@
+//! The calling side: Raft's requests to its peers over the bus.
+//!
+//! A peer's subject follows from its id, so there is nothing to connect. Whatever keeps a peer from answering as asked
+//! is `Unreachable` to openraft, because that is the one error after which it waits before it tries again.
+
+use std::iter;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{
+    InstallSnapshotError, PayloadTooLarge, RPCError, RaftError as PeerError, RemoteError, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+    VoteResponse,
+};
+use tokio::sync::watch;
+use trellis_bus::{Bus, BusError};
+use trellis_placement::State;
+use trellis_wire::frame::{self, FrameError};
+use trellis_wire::{LatticeId, LatticeName, NodeId, subject};
+
+use crate::message::{Answer, Ask, Envelope, Refusal};
+use crate::types::{Member, Types, node};
+
+/// Why a node did not answer what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The bus did not carry the question or the answer.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The answer makes no sense.
+    #[error("node {node} answers what this one does not understand: {why}")]
+    Frame {
+        /// Who answered.
+        node: NodeId,
+        /// What is wrong with it.
+        why: FrameError,
+    },
+    /// It would not.
+    #[error("node {node} refuses: {why}")]
+    Refused {
+        /// Who refused.
+        node: NodeId,
+        /// Why.
+        why: Refusal,
+    },
+    /// It answered something else.
+    #[error("node {node} answers another question")]
+    Beside {
+        /// Who answered.
+        node: NodeId,
+    },
+}
+
+/// This node's way to all others.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) bus: Bus,
+    pub(crate) lattice: LatticeName,
+    pub(crate) me: NodeId,
+    /// The id that the node was told to expect, for as long as its state names none.
+    pub(crate) expected: Option<LatticeId>,
+    pub(crate) state: watch::Receiver<Arc<State>>,
+    /// How long to leave a peer alone that did not answer.
+    pub(crate) pause: Duration,
+}
+
+impl Network {
+    /// The lattice that this node belongs to, as far as it knows.
+    pub(crate) fn lattice_id(&self) -> Option<LatticeId> {
+        lattice_id(&self.state.borrow()).or(self.expected)
+    }
+
+    /// Wraps a message as from this node.
+    pub(crate) fn seal<T>(&self, body: T) -> Envelope<T> {
+        Envelope { lattice: self.lattice_id(), from: self.me, body }
+    }
+
+    /// Asks a node and awaits its answer, at most for `wait`.
+    pub(crate) async fn ask(&self, to: NodeId, ask: Ask, wait: Duration) -> Result<Answer, AskError> {
+        let subject = subject::raft(&self.lattice, to, ask.rpc());
+        let question = frame::encode(&self.seal(ask)).into();
+        let delivered = self.bus.request(&subject, &[], question, wait).await?;
+        let answer: Envelope<Answer> =
+            frame::decode(&delivered.payload).map_err(|why| AskError::Frame { node: to, why })?;
+        match (answer.body, self.lattice_id(), answer.lattice) {
+            (Answer::Refused(why), ..) => Err(AskError::Refused { node: to, why }),
+            (_, Some(ours), Some(theirs)) if ours != theirs => {
+                Err(AskError::Refused { node: to, why: Refusal::OtherLattice(theirs) })
+            }
+            (answer, ..) => Ok(answer),
+        }
+    }
+}
+
+/// The id of the lattice that a state is of.
+pub(crate) fn lattice_id(state: &State) -> Option<LatticeId> {
+    state.lattice.as_ref().map(|lattice| lattice.id)
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u128, _: &Member) -> Peer {
+        Peer { network: self.clone(), target }
+    }
+}
+
+/// This node's way to one other.
+pub(crate) struct Peer {
+    network: Network,
+    target: u128,
+}
+
+impl Peer {
+    async fn ask<E: std::error::Error>(
+        &self,
+        ask: Ask,
+        option: &RPCOption,
+    ) -> Result<Answer, RPCError<u128, Member, PeerError<u128, E>>> {
+        self.network.ask(node(self.target), ask, option.soft_ttl()).await.map_err(|why| Unreachable::new(&why).into())
+    }
+
+    fn beside<E: std::error::Error>(&self) -> RPCError<u128, Member, PeerError<u128, E>> {
+        Unreachable::new(&AskError::Beside { node: node(self.target) }).into()
+    }
+}
+
+impl RaftNetwork<Types> for Peer {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u128>, RPCError<u128, Member, PeerError<u128>>> {
+        let (vote, prev) = (request.vote, request.prev_log_id);
+        let (entries, last) = (request.entries.len() as u64, request.entries.last().map(|entry| entry.log_id));
+        match self.network.ask(node(self.target), Ask::Append(request), option.soft_ttl()).await {
+            // openraft takes for granted that these hold.
+            Ok(Answer::Append(answer)) if match &answer {
+                AppendEntriesResponse::Success => true,
+                AppendEntriesResponse::PartialSuccess(upto) => prev <= *upto && *upto <= last.max(prev),
+                AppendEntriesResponse::Conflict => prev.is_some(),
+                AppendEntriesResponse::HigherVote(higher) => *higher > vote,
+            } => Ok(answer),
+            Ok(_) => Err(self.beside()),
+            // A bus that takes less than it did when the node started. One entry cannot be split: that one waits.
+            Err(AskError::Bus(BusError::TooLarge { .. })) if entries > 1 => {
+                Err(PayloadTooLarge::new_entries_hint(entries / 2).into())
+            }
+            Err(why) => Err(Unreachable::new(&why).into()),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<Types>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u128>, RPCError<u128, Member, PeerError<u128, InstallSnapshotError>>> {
+        match self.ask(Ask::Snapshot(request), &option).await? {
+            Answer::Snapshot(answer) => Ok(answer),
+            Answer::Mismatch(mismatch) => {
+                let mismatch = InstallSnapshotError::SnapshotMismatch(mismatch);
+                Err(RemoteError::new(self.target, PeerError::APIError(mismatch)).into())
+            }
+            _ => Err(self.beside()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u128>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<u128>, RPCError<u128, Member, PeerError<u128>>> {
+        match self.ask(Ask::Vote(request), &option).await? {
+            Answer::Vote(answer) => Ok(answer),
+            _ => Err(self.beside()),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(iter::repeat(self.network.pause))
+    }
+}

@@ -1,0 +1,215 @@
+//! The answering side: what this node does when its peers ask.
+//!
+//! Bytes that come from the bus may be anything. Whatever is not a sound request gets a [`Refusal`] as its answer, and
+//! nothing of it reaches openraft, which takes much for granted and stops for good on what it cannot store.
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::SnapshotMismatch;
+use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, InstallSnapshotResponse};
+use openraft::{LogIdOptionExt, SnapshotSegmentId};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trellis_bus::{BusError, Delivered, Subscription};
+use trellis_wire::subject::RaftRpc;
+use trellis_wire::{frame, subject};
+
+use crate::machine::decode_snapshot;
+use crate::message::{Answer, Ask, Envelope, Refusal};
+use crate::network::{Network, lattice_id};
+use crate::propose::lead;
+use crate::types::{Snapshot, Types};
+use crate::{ENTRY_BYTES_MAX, store};
+
+/// How many questions for the leader are worked on at once; more are answered [`Refusal::Busy`].
+const FORWARDED_MAX: usize = 64;
+/// How long an answer may take. The asker has given up by then.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// How long to wait before listening again where the bus ended a subscription.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// The longest snapshot that is taken from a peer, in bytes.
+const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// What listens. One task for each subject: appends do not wait behind a snapshot that is being installed.
+pub(crate) struct Server {
+    raft: openraft::Raft<Types>,
+    network: Network,
+    /// The snapshot that is coming in. There is one leader, so there is one.
+    incoming: Mutex<Incoming>,
+    forwarded: Arc<Semaphore>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Incoming {
+    id: String,
+    body: Vec<u8>,
+}
+
+impl Server {
+    /// Listens to this node's subjects until `stop`.
+    pub(crate) async fn listen(
+        raft: openraft::Raft<Types>,
+        network: Network,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), BusError> {
+        let forwarded = Arc::new(Semaphore::new(FORWARDED_MAX));
+        let (incoming, tasks, stop) = (Mutex::default(), tasks.clone(), stop.clone());
+        let server = Arc::new(Self { raft, network, incoming, forwarded, tasks, stop });
+        for rpc in [RaftRpc::Append, RaftRpc::Vote, RaftRpc::Snapshot, RaftRpc::Forward] {
+            let subscription = server.subscribe(rpc).await?;
+            server.tasks.spawn(server.clone().run(rpc, subscription));
+        }
+        Ok(())
+    }
+
+    async fn subscribe(&self, rpc: RaftRpc) -> Result<Subscription, BusError> {
+        self.network.bus.subscribe(&subject::raft(&self.network.lattice, self.network.me, rpc), None).await
+    }
+
+    async fn run(self: Arc<Self>, rpc: RaftRpc, subscription: Subscription) {
+        let stop = self.stop.clone();
+        stop.run_until_cancelled_owned(self.serve(rpc, subscription)).await.unwrap_or_default();
+    }
+
+    async fn serve(self: Arc<Self>, rpc: RaftRpc, mut subscription: Subscription) {
+        loop {
+            match subscription.next().await {
+                Some(asked) if rpc == RaftRpc::Forward => self.forward(asked).await,
+                Some(asked) => self.reply(rpc, &asked).await,
+                None => subscription = self.listen_again(rpc).await,
+            }
+        }
+    }
+
+    async fn listen_again(&self, rpc: RaftRpc) -> Subscription {
+        loop {
+            tokio::time::sleep(LISTEN_AGAIN).await;
+            match self.subscribe(rpc).await {
+                Ok(subscription) => return subscription,
+                Err(why) => tracing::warn!(?rpc, %why, "listening for Raft again"),
+            }
+        }
+    }
+
+    /// Commands wait for a quorum, so they are worked on beside each other.
+    async fn forward(self: &Arc<Self>, asked: Delivered) {
+        let Ok(slot) = self.forwarded.clone().try_acquire_owned() else {
+            return self.send(&asked, Answer::Refused(Refusal::Busy)).await;
+        };
+        let (server, stop) = (self.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(server.reply(RaftRpc::Forward, &asked)).await.unwrap_or_default();
+            drop(slot);
+        });
+    }
+
+    async fn reply(&self, rpc: RaftRpc, asked: &Delivered) {
+        let answer = tokio::time::timeout(ANSWER_WAIT, self.answer(rpc, &asked.payload)).await;
+        let answer = answer.unwrap_or(Ok(Answer::Refused(Refusal::Busy))).unwrap_or_else(Answer::Refused);
+        if let Answer::Refused(why @ (Refusal::Malformed(_) | Refusal::OtherLattice(_))) = &answer {
+            tracing::warn!(subject = asked.subject, %why, "refused a Raft message");
+        }
+        self.send(asked, answer).await;
+    }
+
+    async fn send(&self, asked: &Delivered, answer: Answer) {
+        let Some(reply) = &asked.reply else { return };
+        let answer = frame::encode(&self.network.seal(answer)).into();
+        if let Err(why) = self.network.bus.publish(reply, &[], answer).await {
+            // The asker sees a time-out and asks again.
+            tracing::debug!(subject = asked.subject, %why, "answering a Raft message");
+        }
+    }
+
+    async fn answer(&self, rpc: RaftRpc, payload: &[u8]) -> Result<Answer, Refusal> {
+        let asked: Envelope<Ask> = frame::decode(payload).map_err(|why| Refusal::Malformed(why.to_string()))?;
+        if let (Some(ours), Some(theirs)) = (self.network.lattice_id(), asked.lattice)
+            && ours != theirs
+        {
+            return Err(Refusal::OtherLattice(ours));
+        }
+        if asked.body.rpc() != rpc {
+            return Err(Refusal::Malformed(format!("{:?} came on the subject of {rpc:?}", asked.body.rpc())));
+        }
+        let stopped = |why: &dyn std::fmt::Display| Refusal::Stopped(why.to_string());
+        match asked.body {
+            Ask::Append(request) => {
+                check_append(&request)?;
+                self.raft.append_entries(request).await.map(Answer::Append).map_err(|why| stopped(&why))
+            }
+            Ask::Vote(request) => self.raft.vote(request).await.map(Answer::Vote).map_err(|why| stopped(&why)),
+            Ask::Snapshot(request) => self.take_chunk(request).await,
+            Ask::Propose(entry) if store::encode(&entry).len() > ENTRY_BYTES_MAX => {
+                Err(Refusal::Malformed(format!("the command is larger than {ENTRY_BYTES_MAX} bytes")))
+            }
+            ask @ (Ask::Propose(_) | Ask::Barrier) => Ok(lead(&self.raft, ask).await),
+        }
+    }
+
+    /// Takes one chunk; with the last one, installs the snapshot.
+    async fn take_chunk(&self, request: InstallSnapshotRequest<Types>) -> Result<Answer, Refusal> {
+        let my_vote = self.raft.metrics().borrow().vote;
+        if request.vote < my_vote {
+            return Ok(Answer::Snapshot(InstallSnapshotResponse { vote: my_vote }));
+        }
+        let mut incoming = self.incoming.lock().await;
+        if let Some(mismatch) = incoming.take(&request)? {
+            return Ok(Answer::Mismatch(mismatch));
+        }
+        if !request.done {
+            return Ok(Answer::Snapshot(InstallSnapshotResponse { vote: my_vote }));
+        }
+        let Incoming { body, .. } = std::mem::take(&mut *incoming);
+        let state = decode_snapshot(&body).map_err(Refusal::Malformed)?;
+        if let (Some(ours), Some(theirs)) = (self.network.lattice_id(), lattice_id(&state))
+            && ours != theirs
+        {
+            return Err(Refusal::OtherLattice(ours));
+        }
+        let snapshot = Snapshot { meta: request.meta, snapshot: Box::new(Cursor::new(body)) };
+        let installed = self.raft.install_full_snapshot(request.vote, snapshot).await;
+        installed.map(|done| Answer::Snapshot(done.into())).map_err(|why| Refusal::Stopped(why.to_string()))
+    }
+}
+
+impl Incoming {
+    /// Adds a chunk. A chunk that came before may come again; one that leaves a gap is a mismatch, after which the
+    /// sender begins again.
+    fn take(&mut self, request: &InstallSnapshotRequest<Types>) -> Result<Option<SnapshotMismatch>, Refusal> {
+        let id = &request.meta.snapshot_id;
+        let offset = usize::try_from(request.offset).unwrap_or(usize::MAX);
+        if offset == 0 {
+            *self = Self { id: id.clone(), body: Vec::new() };
+        }
+        let expected = if self.id == *id { self.body.len() } else { 0 };
+        if self.id != *id || offset > expected {
+            let segment = |offset| SnapshotSegmentId { id: id.clone(), offset };
+            return Ok(Some(SnapshotMismatch { expect: segment(expected as u64), got: segment(request.offset) }));
+        }
+        if offset.saturating_add(request.data.len()) > SNAPSHOT_BYTES_MAX {
+            return Err(Refusal::Malformed(format!("the snapshot is larger than {SNAPSHOT_BYTES_MAX} bytes")));
+        }
+        self.body.truncate(offset);
+        self.body.extend_from_slice(&request.data);
+        Ok(None)
+    }
+}
+
+/// openraft takes for granted that entries follow each other.
+fn check_append(request: &AppendEntriesRequest<Types>) -> Result<(), Refusal> {
+    let mut next = request.prev_log_id.next_index();
+    for entry in &request.entries {
+        if entry.log_id.index != next {
+            let why = format!("entry {} stands where entry {next} should", entry.log_id.index);
+            return Err(Refusal::Malformed(why));
+        }
+        next = next.saturating_add(1);
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The words that Trellis speaks: ids, subjects, frames, events and calls.
+//!
+//! Everything here is a value. Nothing in this crate does I/O, reads a clock or draws a random number; ids that need
+//! either are made by their owner and only carried here.
+
+mod body;
+mod call;
+mod config;
+mod event;
+mod fault;
+pub mod frame;
+mod id;
+mod link;
+pub mod subject;
+
+pub use body::{Body, BodyError};
+pub use call::{Answer, Call, CallError, Capability, HttpCall, KeyValue, KeyValueAnswer};
+pub use config::Config;
+pub use event::{Event, Message, Reply, RunOutput, Settle};
+pub use fault::{Error, Failure, Fault, Outcome};
+pub use id::{
+    AppName, CommandId, ComponentKey, ComponentName, Digest, EventId, Generation, IdError, LatticeId, LatticeName,
+    LinkName, NodeId,
+};
+pub use link::{Link, LinkId};

@@ -1,0 +1,114 @@
+//! The commands, one file each. Adding one is copying a file and adding its line three times below.
+
+mod apps;
+mod completions;
+mod config;
+mod delete;
+mod deploy;
+mod inspect;
+mod invoke;
+mod logs;
+mod nodes;
+mod publish;
+mod status;
+mod undeploy;
+mod up;
+mod validate;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// Runs WebAssembly components on events, on one machine or on many
+#[derive(Debug, Parser)]
+#[command(name = "trellis", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  trellis up                              start a node on this machine
+  trellis deploy app.yaml                 deploy what a manifest declares, and wait until it runs
+  trellis status orders                   say what runs where, and why not")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(Box<up::Up>),
+    Deploy(deploy::Deploy),
+    Undeploy(undeploy::Undeploy),
+    Delete(delete::Delete),
+    Validate(validate::Validate),
+    Apps(apps::Apps),
+    Status(status::Status),
+    Nodes(nodes::Nodes),
+    Publish(publish::Publish),
+    Invoke(invoke::Invoke),
+    Logs(logs::Logs),
+    Config(config::ConfigCommand),
+    Inspect(inspect::Inspect),
+    Completions(completions::Completions),
+}
+
+impl Cli {
+    /// Does the one command that was parsed.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        match self.command {
+            Command::Up(command) => on_all_cores(command.run()),
+            Command::Deploy(command) => on_one_thread(command.run()),
+            Command::Undeploy(command) => on_one_thread(command.run()),
+            Command::Delete(command) => on_one_thread(command.run()),
+            Command::Validate(command) => command.run(),
+            Command::Apps(command) => on_one_thread(command.run()),
+            Command::Status(command) => on_one_thread(command.run()),
+            Command::Nodes(command) => on_one_thread(command.run()),
+            Command::Publish(command) => on_one_thread(command.run()),
+            Command::Invoke(command) => on_one_thread(command.run()),
+            Command::Logs(command) => on_one_thread(command.run()),
+            Command::Config(command) => on_one_thread(command.run()),
+            Command::Inspect(command) => command.run(),
+            Command::Completions(command) => command.run(),
+        }
+    }
+}
+
+/// A node uses every core.
+fn on_all_cores(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    block_on(tokio::runtime::Builder::new_multi_thread(), command)
+}
+
+/// A client sends one request at a time.
+fn on_one_thread(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    block_on(tokio::runtime::Builder::new_current_thread(), command)
+}
+
+fn block_on(
+    mut builder: tokio::runtime::Builder,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let runtime = builder.enable_all().build();
+    runtime.map_err(|error| Failure::Failed(format!("cannot start threads: {error}")))?.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_says_what_it_does_and_shows_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        assert_is_told(&cli);
+    }
+
+    fn assert_is_told(parent: &clap::Command) {
+        for command in parent.get_subcommands().filter(|command| command.get_name() != "help") {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example") && help.contains("trellis "), "`{name} --help` has no example");
+            assert!(command.get_about().is_some(), "`{name}` does not say what it does");
+            assert_is_told(command);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! `trellis status`: what an app was asked to be, what runs where, and why not. `deploy` ends with the same text.
+
+use trellis_daemon::api::types::{AppStatus, ComponentStatus, LinkStatus};
+use trellis_wire::AppName;
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::{Output, table};
+
+/// Say what of an app runs where, and why not
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  trellis status orders
+  trellis status orders -o json")]
+pub(crate) struct Status {
+    /// The app
+    app: AppName,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Status {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let status = self.connection.open().app(&self.app).await?;
+        Ok(self.output.print(&status, render)?)
+    }
+}
+
+/// The whole status, for people.
+pub(super) fn render(status: &AppStatus) -> String {
+    let mut text = format!("{} {} is {}\n", status.app, status.version, status.state);
+    if !status.components.is_empty() {
+        let heading = ["COMPONENT", "ASKED", "NODE", "PERMITS", "STATE", "RUNNING", "EVENTS", "FAULTS"];
+        text += &format!("\n{}\n", table(heading, status.components.iter().flat_map(rows)));
+    }
+    if !status.links.is_empty() {
+        let rows = status.links.iter().map(|link| {
+            [between(link), link.interfaces.clone(), link.state.clone(), link.at.clone().unwrap_or_default()]
+        });
+        text += &format!("\n{}\n", table(["LINK", "INTERFACES", "STATE", "AT"], rows));
+    }
+    let missing = missing(status);
+    if !missing.is_empty() {
+        text += &format!("\nnot well:\n  {}\n", missing.join("\n  "));
+    }
+    text
+}
+
+/// One sentence for each thing that stands between an app and `ready`; none where nothing does.
+pub(super) fn missing(status: &AppStatus) -> Vec<String> {
+    let components = status.components.iter().flat_map(|component| {
+        let own = component.problem.iter().map(move |problem| format!("component {}: {problem}", component.name));
+        let holders = component.holders.iter().filter(|holder| holder.state != "ready").map(move |holder| {
+            let why = holder.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+            format!("component {} on {} is {}{why}", component.name, holder.name, holder.state)
+        });
+        own.chain(holders)
+    });
+    let links = status.links.iter().filter(|link| link.state != "ready" || link.problem.is_some()).map(|link| {
+        let why = link.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+        format!("link {} ({}) is {}{why}", between(link), link.interfaces, link.state)
+    });
+    status.problems.iter().cloned().chain(components).chain(links).collect()
+}
+
+/// One row for each holder; one for a component that nobody holds.
+fn rows(component: &ComponentStatus) -> Vec<[String; 8]> {
+    let (name, asked) = (component.name.clone(), component.asked.clone());
+    if component.holders.is_empty() {
+        let nothing = String::new;
+        return vec![[name, asked, "(no node)".into(), nothing(), nothing(), nothing(), nothing(), nothing()]];
+    }
+    let row = |(i, holder): (usize, &trellis_daemon::api::types::Holder)| {
+        [
+            if i == 0 { name.clone() } else { String::new() },
+            if i == 0 { asked.clone() } else { String::new() },
+            holder.name.clone(),
+            holder.permits.map_or("any".into(), |permits| permits.to_string()),
+            holder.state.clone(),
+            holder.running.to_string(),
+            holder.events.to_string(),
+            holder.faults.to_string(),
+        ]
+    };
+    component.holders.iter().enumerate().map(row).collect()
+}
+
+/// `http -> api`, with the link's name where it has one of its own.
+fn between(link: &LinkStatus) -> String {
+    let ends = format!("{} -> {}", link.source, link.target);
+    if link.name == "default" { ends } else { format!("{ends} `{}`", link.name) }
+}

@@ -1,0 +1,112 @@
+//! `trellis up`: one node, in the foreground, until it is asked to end.
+
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use trellis_daemon::{Options, Running};
+
+use crate::failure::Failure;
+use crate::output::print;
+use crate::settings::{LogFormat, Settings};
+
+/// Everything from info on, of others only what is wrong.
+const LOG_DEFAULT: &str = "info,openraft=warn,async_nats=warn,cranelift=warn,wasmtime=warn,hyper=warn,h2=warn";
+
+/// Start a node on this machine
+///
+/// Alone it needs nothing installed. With --nats it starts or joins a lattice of many nodes. Each option can also be
+/// set in the environment (TRELLIS_..., as shown) or in the --config file; flags win over the environment, the
+/// environment over the file.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  trellis up
+  trellis up --nats nats://10.0.0.2:4222 --bootstrap --label zone=cellar
+  trellis up --config /etc/trellis/node.yaml
+
+The config file has the same keys as the flags:
+  lattice: home
+  nats: [nats://10.0.0.2:4222, nats://10.0.0.3:4222]
+  nats-creds: /etc/trellis/node.creds
+  label: {zone: cellar}
+  sandbox-memory: 2GiB")]
+pub(crate) struct Up {
+    /// YAML file with the same keys as the flags
+    #[arg(long, env = "TRELLIS_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Up {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
+        let settings = self.settings.over(file);
+        log(settings.logging())?;
+        let options = settings.options()?;
+        let told = options.clone();
+        // Before the node starts, so that a signal during the start is not lost.
+        let shutdown = shutdown()?;
+        let running = trellis_daemon::start(options).await.map_err(|error| Failure::Failed(error.to_string()))?;
+        print(&banner(&told, &running))?;
+        if told.nats.is_some() {
+            eprintln!(
+                "warning: lattice {} has no join token: every node that its NATS account lets in can join it",
+                told.lattice
+            );
+        }
+        running.run(shutdown).await.map_err(|error| Failure::Failed(error.to_string()))
+    }
+}
+
+/// The first lines on standard output. Scripts read `admin`, because port 0 takes a free one.
+fn banner(options: &Options, running: &Running) -> String {
+    let bus = match &options.nats {
+        Some(nats) => nats.urls.join(", "),
+        None => "embedded (this node alone; --nats makes it a lattice of many)".into(),
+    };
+    format!(
+        "trellis  {}\nnode     {}\nlattice  {}\nadmin    http://{}\nbus      {bus}\ndata     {}",
+        env!("CARGO_PKG_VERSION"),
+        running.node(),
+        options.lattice,
+        running.admin(),
+        options.data_dir.display()
+    )
+}
+
+/// Logs go to standard error, so that standard output stays for what was asked for.
+fn log((format, filter): (LogFormat, Option<&str>)) -> Result<(), Failure> {
+    let filter = filter.unwrap_or(LOG_DEFAULT);
+    let parsed = EnvFilter::try_new(filter)
+        .map_err(|error| Failure::Usage(format!("`{filter}` is no log filter: {error}; write info or trellis_raft=debug")))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    Ok(())
+}
+
+/// Resolves at the first Ctrl-C or SIGTERM. A second one ends the process at once, for those who cannot wait.
+fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let (asked, shutdown) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut next = async || tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        };
+        next().await;
+        eprintln!("shutting down: events under way are finished first; once more ends at once");
+        // Where nobody waits for it any more, the node has ended already.
+        let _ = asked.send(());
+        next().await;
+        std::process::exit(130);
+    });
+    Ok(async {
+        // An error means that the task above is gone, and with it every way to ask; ending is the safe answer.
+        let _ = shutdown.await;
+    })
+}

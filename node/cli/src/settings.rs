@@ -1,0 +1,336 @@
+//! What `trellis up` can be told, and from where: flags lie over the environment, the environment over the `--config`
+//! file, the file over the defaults. One struct is all three, so that a setting has one name everywhere.
+
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::Deserialize;
+use trellis_bus::{Auth, Options as NatsOptions, Secret, Tls};
+use trellis_daemon::Options;
+use trellis_wire::LatticeName;
+
+use crate::admin::Endpoint;
+use crate::failure::Failure;
+use crate::machine;
+use crate::quantity::{MemoryBytes, Pair};
+
+/// Sandboxes alive at one time, where nothing else is said.
+const SANDBOXES_MAX_DEFAULT: u32 = 1_000;
+/// Where the admin API listens, where nothing else is said.
+const ADMIN_DEFAULT: &str = "127.0.0.1:7878";
+
+/// Every setting; what is not set is `None` until [`Settings::options`] fills in the defaults.
+#[derive(Debug, Default, Clone, PartialEq, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Where the node keeps everything [default: trellis/LATTICE under $XDG_DATA_HOME or ~/.local/share]
+    #[arg(long, env = "TRELLIS_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the admin API listens; port 0 takes a free one [default: 127.0.0.1:7878]
+    #[arg(long, env = "TRELLIS_ADMIN", value_name = "ADDR")]
+    admin: Option<Endpoint>,
+    /// The bearer token of the admin API; needed beyond loopback. Better set as TRELLIS_ADMIN_TOKEN
+    #[arg(long, env = "TRELLIS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    admin_token: Option<String>,
+    /// The lattice to start or join [default: default]
+    #[arg(long, env = "TRELLIS_LATTICE", value_name = "NAME")]
+    lattice: Option<LatticeName>,
+
+    /// The lattice's NATS servers; without, this node is alone and needs nothing installed
+    #[arg(long, env = "TRELLIS_NATS", value_name = "URL", value_delimiter = ',', help_heading = "NATS")]
+    #[serde(deserialize_with = "yaml::one_or_many")]
+    nats: Option<Vec<String>>,
+    /// A .creds file
+    #[arg(long, env = "TRELLIS_NATS_CREDS", value_name = "FILE", help_heading = "NATS")]
+    nats_creds: Option<PathBuf>,
+    /// A file with an nkey seed
+    #[arg(long, env = "TRELLIS_NATS_NKEY_SEED_FILE", value_name = "FILE", help_heading = "NATS")]
+    nats_nkey_seed_file: Option<PathBuf>,
+    /// A user; the password is TRELLIS_NATS_PASSWORD, or in the config file
+    #[arg(long, env = "TRELLIS_NATS_USER", value_name = "USER", help_heading = "NATS")]
+    nats_user: Option<String>,
+    /// The user's password. As a flag it would show in process lists
+    #[arg(long, hide = true, env = "TRELLIS_NATS_PASSWORD", value_name = "TEXT", hide_env_values = true)]
+    nats_password: Option<String>,
+    /// A token. As a flag it would show in process lists
+    #[arg(long, hide = true, env = "TRELLIS_NATS_TOKEN", value_name = "TEXT", hide_env_values = true)]
+    nats_token: Option<String>,
+    /// PEM file of the CA to trust instead of the machine's
+    #[arg(long, env = "TRELLIS_NATS_TLS_CA", value_name = "FILE", help_heading = "NATS")]
+    nats_tls_ca: Option<PathBuf>,
+    /// PEM file of the node's own certificate
+    #[arg(long, env = "TRELLIS_NATS_TLS_CERT", value_name = "FILE", help_heading = "NATS")]
+    nats_tls_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key
+    #[arg(long, env = "TRELLIS_NATS_TLS_KEY", value_name = "FILE", help_heading = "NATS")]
+    nats_tls_key: Option<PathBuf>,
+    /// Start the lattice; ignored where the data directory belongs to one already
+    #[arg(long, env = "TRELLIS_BOOTSTRAP", value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", help_heading = "NATS")]
+    bootstrap: Option<bool>,
+
+    /// Replaces the host of every address that a manifest gives an HTTP listener
+    #[arg(long, env = "TRELLIS_LISTEN_HOST", value_name = "IP", help_heading = "Placement")]
+    listen_host: Option<IpAddr>,
+    /// A label for placement; may be given several times
+    #[arg(long, env = "TRELLIS_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', help_heading = "Placement")]
+    #[serde(deserialize_with = "yaml::pairs")]
+    label: Option<Vec<Pair>>,
+    /// Only components whose spread names an edge label come here
+    #[arg(long, env = "TRELLIS_EDGE", value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", help_heading = "Placement")]
+    edge: Option<bool>,
+
+    /// Sandboxes alive at one time [default: 1000]
+    #[arg(long, env = "TRELLIS_MAX_SANDBOXES", value_name = "N", help_heading = "Sandboxes")]
+    max_sandboxes: Option<u32>,
+    /// Memory of all sandboxes together, such as 2GiB [default: half of this machine's]
+    #[arg(long, env = "TRELLIS_SANDBOX_MEMORY", value_name = "SIZE", help_heading = "Sandboxes")]
+    sandbox_memory: Option<MemoryBytes>,
+    /// Whether WASI 0.3 components run; wasmtime calls its support experimental [default: true]
+    #[arg(long, env = "TRELLIS_WASI_P3", value_name = "BOOL", help_heading = "Sandboxes")]
+    wasi_p3: Option<bool>,
+
+    /// Registries, as host:port, that are spoken to over plain HTTP besides those on loopback
+    #[arg(long, env = "TRELLIS_OCI_INSECURE", value_name = "HOST", value_delimiter = ',', help_heading = "Images")]
+    #[serde(deserialize_with = "yaml::one_or_many")]
+    oci_insecure: Option<Vec<String>>,
+    /// YAML file of further provider images: `image: trellis://TECH`
+    #[arg(long, env = "TRELLIS_IMAGE_ALIASES", value_name = "FILE", help_heading = "Images")]
+    image_aliases: Option<PathBuf>,
+
+    /// How log lines look [default: text]
+    #[arg(long, env = "TRELLIS_LOG_FORMAT", value_name = "FORMAT", help_heading = "Logs")]
+    log_format: Option<LogFormat>,
+    /// What is logged, such as `info,trellis_raft=debug` [default: info]
+    #[arg(long, env = "TRELLIS_LOG", value_name = "FILTER", help_heading = "Logs")]
+    log: Option<String>,
+}
+
+/// `--log-format`.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+impl Settings {
+    /// Reads a config file. An unknown key is an error that shows its line.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::Usage(format!("cannot read {}: {}", path.display(), error.kind())))?;
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+    }
+
+    /// Lays these over `below`: what is set here wins, whole.
+    pub(crate) fn over(self, below: Self) -> Self {
+        Self {
+            data_dir: self.data_dir.or(below.data_dir),
+            admin: self.admin.or(below.admin),
+            admin_token: self.admin_token.or(below.admin_token),
+            lattice: self.lattice.or(below.lattice),
+            nats: self.nats.or(below.nats),
+            nats_creds: self.nats_creds.or(below.nats_creds),
+            nats_nkey_seed_file: self.nats_nkey_seed_file.or(below.nats_nkey_seed_file),
+            nats_user: self.nats_user.or(below.nats_user),
+            nats_password: self.nats_password.or(below.nats_password),
+            nats_token: self.nats_token.or(below.nats_token),
+            nats_tls_ca: self.nats_tls_ca.or(below.nats_tls_ca),
+            nats_tls_cert: self.nats_tls_cert.or(below.nats_tls_cert),
+            nats_tls_key: self.nats_tls_key.or(below.nats_tls_key),
+            bootstrap: self.bootstrap.or(below.bootstrap),
+            listen_host: self.listen_host.or(below.listen_host),
+            label: self.label.or(below.label),
+            edge: self.edge.or(below.edge),
+            max_sandboxes: self.max_sandboxes.or(below.max_sandboxes),
+            sandbox_memory: self.sandbox_memory.or(below.sandbox_memory),
+            wasi_p3: self.wasi_p3.or(below.wasi_p3),
+            oci_insecure: self.oci_insecure.or(below.oci_insecure),
+            image_aliases: self.image_aliases.or(below.image_aliases),
+            log_format: self.log_format.or(below.log_format),
+            log: self.log.or(below.log),
+        }
+    }
+
+    /// How to log, and what.
+    pub(crate) fn logging(&self) -> (LogFormat, Option<&str>) {
+        (self.log_format.unwrap_or_default(), self.log.as_deref())
+    }
+
+    /// What the node is started with: the settings, and the defaults for the rest.
+    pub(crate) fn options(self) -> Result<Options, Failure> {
+        let lattice = self.lattice.clone().unwrap_or_else(|| "default".parse().expect("it is a valid lattice name"));
+        let admin = self.admin.clone().unwrap_or_else(|| ADMIN_DEFAULT.parse().expect("it is a valid address"));
+        Ok(Options {
+            data_dir: match &self.data_dir {
+                Some(data_dir) => data_dir.clone(),
+                None => machine::data_dir(&lattice).map_err(Failure::Usage)?,
+            },
+            admin: admin.resolve().map_err(|problem| Failure::Usage(format!("--admin: {problem}")))?,
+            nats: self.nats(&lattice)?,
+            bootstrap: self.bootstrap.unwrap_or(false),
+            labels: labels(self.label.unwrap_or_default())?,
+            sandboxes_max: at_least_one("--max-sandboxes", self.max_sandboxes.unwrap_or(SANDBOXES_MAX_DEFAULT))?,
+            sandbox_memory_bytes: self.sandbox_memory.map_or_else(machine::half_of_memory_bytes, |memory| memory.0),
+            wasi_p3: self.wasi_p3.unwrap_or(true),
+            oci_insecure: self.oci_insecure.unwrap_or_default(),
+            image_aliases: self.image_aliases.as_deref().map(image_aliases).transpose()?.unwrap_or_default(),
+            edge: self.edge.unwrap_or(false),
+            listen_host: self.listen_host,
+            admin_token: self.admin_token,
+            lattice,
+        })
+    }
+
+    fn nats(&self, lattice: &LatticeName) -> Result<Option<NatsOptions>, Failure> {
+        let (auth, tls) = (self.nats_auth()?, self.nats_tls()?);
+        match &self.nats {
+            Some(urls) if !urls.is_empty() => {
+                Ok(Some(NatsOptions { auth, tls, name: format!("trellis {lattice}"), ..NatsOptions::urls(urls) }))
+            }
+            _ if auth != Auth::None || tls != Tls::default() => {
+                Err(Failure::Usage("--nats-... says how to reach NATS, but no --nats says where it is".into()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn nats_auth(&self) -> Result<Auth, Failure> {
+        let password = match (&self.nats_user, &self.nats_password) {
+            (Some(user), Some(password)) => Some(Auth::Password { user: user.clone(), password: Secret::new(password) }),
+            (None, None) => None,
+            (Some(_), None) => return Err(Failure::Usage("--nats-user needs TRELLIS_NATS_PASSWORD".into())),
+            (None, Some(_)) => return Err(Failure::Usage("TRELLIS_NATS_PASSWORD needs --nats-user".into())),
+        };
+        let ways = [
+            self.nats_creds.clone().map(Auth::Credentials),
+            self.nats_nkey_seed_file.clone().map(Auth::NkeySeed),
+            self.nats_token.as_deref().map(|token| Auth::Token(Secret::new(token))),
+            password,
+        ];
+        let mut ways = ways.into_iter().flatten();
+        match (ways.next(), ways.next()) {
+            (None, _) => Ok(Auth::None),
+            (Some(way), None) => Ok(way),
+            _ => Err(Failure::Usage("give one of --nats-creds, --nats-nkey-seed-file, a user or a token".into())),
+        }
+    }
+
+    fn nats_tls(&self) -> Result<Tls, Failure> {
+        let identity = match (&self.nats_tls_cert, &self.nats_tls_key) {
+            (Some(certificate), Some(key)) => Some((certificate.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err(Failure::Usage("--nats-tls-cert and --nats-tls-key need each other".into())),
+        };
+        Ok(Tls { ca: self.nats_tls_ca.clone(), identity })
+    }
+}
+
+fn labels(pairs: Vec<Pair>) -> Result<BTreeMap<String, String>, Failure> {
+    let mut labels = BTreeMap::new();
+    for Pair { key, value } in pairs {
+        if labels.insert(key.clone(), value).is_some() {
+            return Err(Failure::Usage(format!("label `{key}` is given twice")));
+        }
+    }
+    Ok(labels)
+}
+
+fn at_least_one(flag: &str, number: u32) -> Result<u32, Failure> {
+    if number == 0 { Err(Failure::Usage(format!("{flag} must be at least 1"))) } else { Ok(number) }
+}
+
+fn image_aliases(path: &Path) -> Result<BTreeMap<String, String>, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::Usage(format!("cannot read {}: {}", path.display(), error.kind())))?;
+    serde_saphyr::from_str(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(yaml: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        Settings::read(&path).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn the_file_takes_the_same_words_as_the_flags() {
+        let settings = file(
+            "# a laptop\nlattice: home\nadmin: 127.0.0.1:0\nnats: nats://a,nats://b\nlabel:\n  zone: cellar\n  \
+             disk: ssd\nmax-sandboxes: 5\nsandbox-memory: 64MiB\nwasi-p3: false\nedge: true\nlog-format: json\n",
+        );
+        let settings = Settings { data_dir: Some("/d".into()), ..settings.unwrap() };
+        assert_eq!(settings.logging().0, LogFormat::Json);
+        let options = settings.options().unwrap();
+        assert_eq!(options.lattice.as_str(), "home");
+        assert_eq!(options.admin, "127.0.0.1:0".parse().unwrap());
+        assert_eq!(options.nats.unwrap().urls, ["nats://a", "nats://b"]);
+        assert_eq!(options.labels["zone"], "cellar");
+        assert_eq!((options.sandboxes_max, options.sandbox_memory_bytes), (5, 64 << 20));
+        assert_eq!((options.wasi_p3, options.edge, options.bootstrap), (false, true, false));
+    }
+
+    #[test]
+    fn lists_are_lists_or_text() {
+        let many = file("nats: [nats://a, nats://b]\nlabel: [zone=cellar]\n").unwrap();
+        assert_eq!(many.nats.unwrap(), ["nats://a", "nats://b"]);
+        assert_eq!(many.label.unwrap()[0].to_string(), "zone=cellar");
+        assert_eq!(file("").unwrap(), Settings::default());
+        assert_eq!(file("# nothing\n").unwrap(), Settings::default());
+        assert_eq!(file("sandbox-memory: 1048576\n").unwrap().sandbox_memory, Some(MemoryBytes(1 << 20)));
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_line() {
+        let error = file("lattice: home\nlatice: x\n").unwrap_err();
+        assert!(error.contains("node.yaml") && error.contains("latice") && error.contains("line 2"), "{error}");
+        let error = file("max-sandboxes: many\n").unwrap_err();
+        assert!(error.contains("line 1"), "{error}");
+        let error = file("admin: https://box\n").unwrap_err();
+        assert!(error.contains("line 1") && error.contains("proxy"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_above_wins_whole() {
+        let below = file("lattice: home\nlabel: {zone: cellar}\nmax-sandboxes: 5\n").unwrap();
+        let above = Settings {
+            lattice: Some("away".parse().unwrap()),
+            label: Some(vec!["zone=roof".parse().unwrap()]),
+            ..Settings::default()
+        };
+        let both = above.over(below);
+        assert_eq!(both.lattice.unwrap().as_str(), "away");
+        assert_eq!(both.label.unwrap()[0].value, "roof");
+        assert_eq!(both.max_sandboxes, Some(5));
+    }
+
+    #[test]
+    fn credentials_need_a_server_and_one_way_in() {
+        let said = |yaml| file(yaml).unwrap().options().unwrap_err().to_string();
+        assert!(said("nats-creds: /n.creds").contains("no --nats says where"));
+        assert!(said("nats: nats://a\nnats-creds: /n.creds\nnats-token: x").contains("give one of"));
+        assert!(said("nats: nats://a\nnats-tls-cert: /c").contains("need each other"));
+        assert!(said("nats: nats://a\nnats-user: u").contains("TRELLIS_NATS_PASSWORD"));
+    }
+
+    #[test]
+    fn a_label_twice_is_an_error() {
+        let error = file("label: [zone=a, zone=b]").unwrap().options().unwrap_err();
+        assert!(error.to_string().contains("label `zone` is given twice"), "{error}");
+    }
+}

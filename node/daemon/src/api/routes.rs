@@ -1,0 +1,335 @@
+//! The routes: the table, and one short function for each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, head, post, put};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize;
+use tokio::sync::broadcast;
+use trellis_placement::{Applied, Command};
+use trellis_provider::{PermitSource as _, Want};
+use trellis_wire::{AppName, Config, ComponentKey, ComponentName, Digest, Event, IdError, Message, Reply};
+
+use super::problem::Refusal;
+use super::types::{
+    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeployReply, DeployRequest, InvokeReply, InvokeRequest,
+    LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
+};
+use super::{metrics, openapi};
+use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
+use crate::node::Node;
+use crate::{deploy, proposal, status};
+
+/// The largest JSON body, in bytes: a manifest and little else.
+const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long `invoke` waits for a permit.
+const INVOKE_WAIT: Duration = Duration::from_secs(30);
+/// Log lines given where the request does not say how many.
+const LINES_DEFAULT: usize = 200;
+
+type Answer<T> = Result<T, Refusal>;
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// One line of the table.
+pub(super) struct Route {
+    pub(super) method: &'static str,
+    pub(super) path: &'static str,
+    pub(super) summary: &'static str,
+    /// The shape of the JSON that it takes.
+    pub(super) takes: Option<SchemaOf>,
+    /// The shape of the JSON that it gives; `None`: text, bytes or nothing.
+    pub(super) gives: Option<SchemaOf>,
+    pub(super) serve: fn() -> MethodRouter<Arc<Node>>,
+}
+
+fn shape<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
+    schemas.subschema_for::<T>()
+}
+
+macro_rules! route {
+    ($method:literal $path:literal $summary:literal, $takes:expr, $gives:expr, $serve:expr) => {
+        Route { method: $method, path: $path, summary: $summary, takes: $takes, gives: $gives, serve: || $serve }
+    };
+}
+
+/// Everything that the admin API has.
+pub(super) const ROUTES: &[Route] = &[
+    route!("get" "/healthz" "Whether the process lives.", None, None, get(healthz)),
+    route!("get" "/readyz" "Whether the node can do its work; 503 says why not.", None, None, get(readyz)),
+    route!("get" "/metrics" "Prometheus text.", None, None, get(metrics_page)),
+    route!("get" "/openapi.json" "This document.", None, None, get(document)),
+    route!("get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
+    route!("get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
+    route!("get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
+    route!("post" "/v1/deploy" "Puts a version of an app and deploys it.",
+        Some(shape::<DeployRequest>), Some(shape::<DeployReply>), post(put_deploy).layer(DefaultBodyLimit::max(JSON_BYTES_MAX))),
+    route!("get" "/v1/apps/{app}" "What was asked, what runs where, and why not.", None, Some(shape::<AppStatus>), get(app)),
+    route!("delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
+    route!("get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
+    route!("post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
+    route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
+        Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
+    route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
+    route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
+        None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
+    route!("get" "/v1/config" "The names of config.", None, Some(shape::<Vec<String>>), get(configs)),
+    route!("get" "/v1/config/{name}" "One config.", None, Some(shape::<ConfigBody>), get(config)),
+    route!("put" "/v1/config/{name}" "Puts a config in place of what it held.", Some(shape::<ConfigBody>), None, put(put_config)),
+    route!("delete" "/v1/config/{name}" "Deletes a config.", None, None, delete(delete_config)),
+    route!("post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
+    route!("get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
+        None, Some(shape::<LogLine>), get(logs)),
+    route!("get" "/v1/schema/manifest" "The JSON Schema of the manifest.", None, None, get(schema)),
+];
+
+/// JSON in, with our own problem where it does not fit.
+struct Take<T>(T);
+
+impl<T: serde::de::DeserializeOwned> FromRequest<Arc<Node>> for Take<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: axum::extract::Request, node: &Arc<Node>) -> Result<Self, Refusal> {
+        let taken: Result<Json<T>, JsonRejection> = Json::from_request(request, node).await;
+        taken.map(|Json(value)| Self(value)).map_err(|why| Refusal::new(why.status(), "bad_request", why.body_text()))
+    }
+}
+
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(node): State<Arc<Node>>) -> Answer<&'static str> {
+    match status::unready(&node) {
+        problems if problems.is_empty() => Ok("ready\n"),
+        problems => Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problems.join("; "))),
+    }
+}
+
+async fn metrics_page(State(node): State<Arc<Node>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::page(&node)).into_response()
+}
+
+async fn document() -> Json<serde_json::Value> {
+    Json(openapi::document(ROUTES))
+}
+
+async fn schema() -> Json<serde_json::Value> {
+    Json(trellis_manifest::json_schema())
+}
+
+async fn lattice(State(node): State<Arc<Node>>) -> Json<LatticeStatus> {
+    Json(status::lattice(&node))
+}
+
+async fn nodes(State(node): State<Arc<Node>>) -> Json<Vec<NodeStatus>> {
+    Json(status::nodes(&node))
+}
+
+async fn apps(State(node): State<Arc<Node>>) -> Json<Vec<AppSummary>> {
+    Json(status::apps(&node))
+}
+
+async fn put_deploy(State(node): State<Arc<Node>>, Take(request): Take<DeployRequest>) -> Answer<Json<DeployReply>> {
+    Ok(Json(deploy::deploy(&node, request).await?))
+}
+
+async fn app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<AppStatus>> {
+    let name = app_name(&app)?;
+    status::app(&node, &name).map(Json).ok_or_else(|| no_app(&name))
+}
+
+async fn manifest(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Response> {
+    let name = app_name(&app)?;
+    let state = node.raft.state().borrow().clone();
+    let release = state.deployed(&name).or_else(|| state.newest(&name)).ok_or_else(|| no_app(&name))?;
+    let text = node.artifacts.get(release.manifest).map_err(|why| Refusal::unavailable(why.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
+}
+
+async fn undeploy(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Undeploy(app_name(&app)?)).await
+}
+
+async fn delete_app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Delete(app_name(&app)?)).await
+}
+
+async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value>> {
+    let entry = proposal::entry(command);
+    entry.check_size().map_err(|why| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", why.to_string()))?;
+    match node.raft.propose(entry).await {
+        Ok(Applied::Refused(why)) if why.is_unknown() => Err(Refusal::not_found(why.to_string())),
+        Ok(Applied::Refused(why)) => Err(Refusal::conflict(why.to_string())),
+        Ok(_) => Ok(Json(serde_json::json!({}))),
+        Err(why) => Err(Refusal::unavailable(why.to_string())),
+    }
+}
+
+async fn invoke(
+    State(node): State<Arc<Node>>,
+    Path((app, component)): Path<(String, String)>,
+    Take(request): Take<InvokeRequest>,
+) -> Answer<Json<InvokeReply>> {
+    let name: ComponentName = component.parse().map_err(bad_name)?;
+    let key = ComponentKey { app: app_name(&app)?, name };
+    let permit = node.dispatch.acquire(&key, Want::Answer { at_most: INVOKE_WAIT }).await;
+    let permit = permit.map_err(|why| match why {
+        trellis_wire::Error::NotHeld(_) => Refusal::not_found(format!("{why}; `trellis apps` lists what is deployed")),
+        why => Refusal::unavailable(why.to_string()),
+    })?;
+    match permit.run(Event::Run(request.args)).await {
+        Ok(Reply::Run(output)) => Ok(Json(InvokeReply {
+            ok: output.ok,
+            stdout_base64: STANDARD.encode(output.stdout),
+            stderr_base64: STANDARD.encode(output.stderr),
+        })),
+        Ok(other) => Err(Refusal::internal(format!("{key} answered a run with {other:?}"))),
+        Err(failure) => Err(Refusal::new(StatusCode::BAD_GATEWAY, "fault", failure.to_string())),
+    }
+}
+
+async fn has_artifact(State(node): State<Arc<Node>>, Path(digest): Path<String>) -> Answer<StatusCode> {
+    let digest: Digest = digest.parse().map_err(bad_name)?;
+    Ok(if node.artifacts.has(digest) { StatusCode::OK } else { StatusCode::NOT_FOUND })
+}
+
+async fn put_artifact(
+    State(node): State<Arc<Node>>,
+    Path(digest): Path<String>,
+    bytes: Bytes,
+) -> Answer<Json<ArtifactStatus>> {
+    let digest: Digest = digest.parse().map_err(bad_name)?;
+    let work = tokio::task::spawn_blocking(move || {
+        // The digest first: what came broken is not worth compiling. Then the compiler: what is no component is not
+        // worth keeping.
+        let found = Artifacts::digest(&bytes);
+        if found != digest {
+            let error = ArtifactError::Mismatch { expected: digest, found };
+            return Err(Refusal::bad_request(error.to_string()));
+        }
+        node.engine.compile(digest, &bytes).map_err(|why| Refusal::bad_request(why.to_string()))?;
+        node.artifacts.put(&bytes, Some(digest)).map_err(|why| Refusal::unavailable(why.to_string()))?;
+        let compiled = node.engine.is_compiled(digest);
+        Ok(Json(ArtifactStatus { digest: digest.to_string(), bytes: bytes.len() as u64, compiled }))
+    });
+    work.await.map_err(|why| Refusal::internal(format!("compiling broke off: {why}")))?
+}
+
+async fn configs(State(node): State<Arc<Node>>) -> Json<Vec<String>> {
+    Json(node.raft.state().borrow().config_names().map(ToOwned::to_owned).collect())
+}
+
+async fn config(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<ConfigBody>> {
+    let state = node.raft.state().borrow().clone();
+    let config = state.config(&name).ok_or_else(|| Refusal::not_found(format!("there is no config `{name}`")))?;
+    let values: BTreeMap<_, _> = config.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    Ok(Json(ConfigBody { values }))
+}
+
+async fn put_config(
+    State(node): State<Arc<Node>>,
+    Path(name): Path<String>,
+    Take(body): Take<ConfigBody>,
+) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::PutConfig { name, values: Config::from_iter(body.values) }).await
+}
+
+async fn delete_config(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::DeleteConfig(name)).await
+}
+
+async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishRequest>) -> Answer<Json<PublishReply>> {
+    let body = STANDARD.decode(&request.body_base64);
+    let body = body.map_err(|why| Refusal::bad_request(format!("body_base64 is no base64: {why}")))?;
+    let message = Message { subject: request.subject, body: body.into(), headers: request.headers, ..Message::default() };
+    let refused = |why: trellis_wire::CallError| match why {
+        trellis_wire::CallError::Invalid(_) | trellis_wire::CallError::Denied(_) => Refusal::bad_request(why.to_string()),
+        why => Refusal::unavailable(why.to_string()),
+    };
+    if node.nats_url.is_some() {
+        node.providers.nats.publish(message).await.map_err(refused)?;
+        return Ok(Json(PublishReply { via: "nats".into(), receivers: None }));
+    }
+    let receivers = node.providers.embedded.publish(message).await.map_err(refused)?;
+    Ok(Json(PublishReply { via: "embedded".into(), receivers: Some(receivers) }))
+}
+
+/// The query of `/v1/logs`.
+#[derive(Deserialize)]
+struct LogQuery {
+    app: Option<String>,
+    component: Option<String>,
+    #[serde(default)]
+    follow: bool,
+    lines: Option<usize>,
+}
+
+impl LogQuery {
+    fn takes(&self, line: &LogLine) -> bool {
+        self.app.as_ref().is_none_or(|app| *app == line.app)
+            && self.component.as_ref().is_none_or(|component| *component == line.component)
+    }
+}
+
+async fn logs(State(node): State<Arc<Node>>, Query(query): Query<LogQuery>) -> Response {
+    let lines = query.lines.unwrap_or(LINES_DEFAULT);
+    let (last, new) = node.logs.follow(lines, |line| query.takes(line));
+    let last: String = last.iter().map(json_line).collect();
+    let body = if query.follow { follow(last, new, query, node.shutdown.clone()) } else { Body::from(last) };
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+/// The last lines, then each new one as it comes, until the client leaves or the node shuts down.
+fn follow(
+    last: String,
+    new: broadcast::Receiver<LogLine>,
+    query: LogQuery,
+    shutdown: tokio_util::sync::CancellationToken,
+) -> Body {
+    let next = async move |(first, mut new, query): (Option<String>, broadcast::Receiver<LogLine>, LogQuery)| {
+        if let Some(first) = first.filter(|first| !first.is_empty()) {
+            return Some((Ok::<_, std::convert::Infallible>(first), (None, new, query)));
+        }
+        loop {
+            match new.recv().await {
+                Ok(line) if query.takes(&line) => return Some((Ok(json_line(&line)), (None, new, query))),
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    let note = format!("{{\"missed_lines\":{missed}}}\n");
+                    return Some((Ok(note), (None, new, query)));
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    };
+    let lines = futures::stream::unfold((Some(last), new, query), next);
+    Body::from_stream(futures::StreamExt::take_until(lines, shutdown.cancelled_owned()))
+}
+
+fn json_line(line: &LogLine) -> String {
+    let mut text = serde_json::to_string(line).expect("a log line is plain data");
+    text.push('\n');
+    text
+}
+
+fn app_name(text: &str) -> Answer<AppName> {
+    text.parse().map_err(bad_name)
+}
+
+fn bad_name(why: IdError) -> Refusal {
+    Refusal::bad_request(why.to_string())
+}
+
+fn no_app(name: &AppName) -> Refusal {
+    Refusal::not_found(format!("there is no app `{name}`; `trellis apps` lists what there is"))
+}

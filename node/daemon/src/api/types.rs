@@ -1,0 +1,285 @@
+//! The JSON of the admin API: what the CLI, the dashboard and scripts send and get. Field names are the contract.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Every answer that is no success. `error` says what happened, where, and what to do.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    /// For people.
+    pub error: String,
+    /// For programs: `invalid_manifest`, `refused`, `not_found`, `too_large`, `not_ready`, `unavailable`, `internal`...
+    pub code: String,
+    /// What validation found, where the problem is a manifest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+}
+
+/// One finding of the manifest's validation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Finding {
+    /// `error` or `warning`.
+    pub severity: String,
+    /// From 1.
+    pub line: u64,
+    /// From 1.
+    pub column: u64,
+    /// What is wrong and what to write instead.
+    pub message: String,
+    /// The finding as a terminal shows it, with the source line.
+    pub rendered: String,
+}
+
+/// `POST /v1/deploy`: puts a version of an app and deploys it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DeployRequest {
+    /// The manifest as it was written.
+    pub manifest: String,
+    /// The file it came from, for messages.
+    #[serde(default)]
+    pub origin: String,
+    /// Component name -> `sha256:...` of the artifact uploaded for its `file://` or bare-path image.
+    #[serde(default)]
+    pub artifacts: BTreeMap<String, String>,
+    /// Replace a version of the same name that has other content.
+    #[serde(default)]
+    pub replace: bool,
+    /// Change nothing; say what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What `POST /v1/deploy` did.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DeployReply {
+    /// The app.
+    pub app: String,
+    /// The version that is deployed now, or would be.
+    pub version: String,
+    /// `deployed`, `unchanged` or `dry_run`.
+    pub outcome: String,
+    /// What changes: one line each, `+ component api`, `~ link api -> kv: bucket`, `- provider http`.
+    pub changes: Vec<String>,
+    /// What moves, one line each: `api: node laptop 0 -> 10 permits`.
+    pub moves: Vec<String>,
+    /// Warnings of the validation.
+    pub findings: Vec<Finding>,
+}
+
+/// `GET /v1/apps`: one line for each app.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AppSummary {
+    /// Its name.
+    pub app: String,
+    /// The deployed version, or the newest one where none is deployed.
+    pub version: String,
+    /// `ready`, `deploying`, `waiting`, `failed` or `undeployed`.
+    pub state: String,
+    /// Components in it.
+    pub components: usize,
+    /// Providers in it.
+    pub providers: usize,
+    /// The description annotation.
+    pub description: Option<String>,
+}
+
+/// `GET /v1/apps/{app}`: what was asked, what runs where, and why not.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AppStatus {
+    /// Its name.
+    pub app: String,
+    /// The deployed version, or the newest one where none is deployed.
+    pub version: String,
+    /// As in [`AppSummary`].
+    pub state: String,
+    /// The generation of the plan that this speaks of.
+    pub generation: u64,
+    /// Why it is not ready: one sentence each. Empty when it is.
+    pub problems: Vec<String>,
+    /// Its components.
+    pub components: Vec<ComponentStatus>,
+    /// Its links.
+    pub links: Vec<LinkStatus>,
+    /// Versions kept, newest first.
+    pub versions: Vec<String>,
+}
+
+/// A component in [`AppStatus`].
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ComponentStatus {
+    /// Its name.
+    pub name: String,
+    /// The artifact.
+    pub digest: String,
+    /// What the manifest asks for: `10 in the lattice`, `on every node`, `one holder`.
+    pub asked: String,
+    /// Who holds it.
+    pub holders: Vec<Holder>,
+    /// Why it is not placed as asked, where it is not.
+    pub problem: Option<String>,
+}
+
+/// A node that holds a component.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Holder {
+    /// The node's id.
+    pub node: String,
+    /// The node's name.
+    pub name: String,
+    /// Permits; absent: as many as the node allows.
+    pub permits: Option<u32>,
+    /// `ready`, `starting` or `failed`.
+    pub state: String,
+    /// Sandboxes alive now.
+    pub running: u64,
+    /// Events handled since the node started.
+    pub events: u64,
+    /// Faults among them.
+    pub faults: u64,
+    /// Why it is not ready.
+    pub problem: Option<String>,
+}
+
+/// A link in [`AppStatus`].
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct LinkStatus {
+    /// The entry with the trait.
+    pub source: String,
+    /// The entry that it names.
+    pub target: String,
+    /// Its name.
+    pub name: String,
+    /// `wasi:keyvalue/store,atomics`.
+    pub interfaces: String,
+    /// `ready`, `starting` or `failed`.
+    pub state: String,
+    /// Where it listens or what it is connected to, where that means something: `http://127.0.0.1:8000`.
+    pub at: Option<String>,
+    /// What is not well: `not connected to nats://...`.
+    pub problem: Option<String>,
+}
+
+/// `GET /v1/nodes`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct NodeStatus {
+    /// Its id.
+    pub id: String,
+    /// Its host name.
+    pub name: String,
+    /// `voter`, `learner` or `follower`.
+    pub role: String,
+    /// Whether it leads now.
+    pub leader: bool,
+    /// `ready`, `lost` or `drained`.
+    pub state: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The version of Trellis that it runs.
+    pub version: String,
+    /// Milliseconds since its last sign of life, as this node knows it.
+    pub last_seen_ms: u64,
+    /// Sandboxes alive now, where this node knows.
+    pub running: Option<u64>,
+}
+
+/// `GET /v1/lattice`: the lattice and the node that answers.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct LatticeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// The node that answers.
+    pub node: String,
+    /// The leader, if one is known.
+    pub leader: Option<String>,
+    /// `embedded` or `connected to nats 2.15.1` or `not connected to nats://...: reason`.
+    pub bus: String,
+    /// The version of Trellis that the answering node runs.
+    pub version: String,
+    /// The generation of the plan.
+    pub generation: u64,
+    /// What is not well, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// `PUT /v1/config/{name}` and the answer of `GET /v1/config/{name}`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigBody {
+    /// The pairs.
+    pub values: BTreeMap<String, String>,
+}
+
+/// `POST /v1/publish`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct PublishRequest {
+    /// The subject.
+    pub subject: String,
+    /// The body, base64.
+    pub body_base64: String,
+    /// Headers.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// What `POST /v1/publish` did.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct PublishReply {
+    /// `embedded` or `nats`.
+    pub via: String,
+    /// Subscriptions of embedded links that it woke; absent on NATS, which does not say.
+    pub receivers: Option<usize>,
+}
+
+/// `POST /v1/apps/{app}/components/{component}/invoke`: runs `wasi:cli/run` once.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct InvokeRequest {
+    /// The arguments after the program's name.
+    #[serde(default)]
+    pub args: Vec<String>,
+}
+
+/// What the run left behind.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct InvokeReply {
+    /// Whether it ended in ok.
+    pub ok: bool,
+    /// Standard output, base64.
+    pub stdout_base64: String,
+    /// Standard error, base64.
+    pub stderr_base64: String,
+}
+
+/// One line of `GET /v1/logs` (`?app=&component=&follow=true`): newline-delimited JSON.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct LogLine {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// The node.
+    pub node: String,
+    /// The app.
+    pub app: String,
+    /// The component.
+    pub component: String,
+    /// The event whose sandbox said it.
+    pub event: String,
+    /// `trace`, `debug`, `info`, `warn`, `error` or `critical`.
+    pub level: String,
+    /// What the guest gave as context; `stdout` and `stderr` for what it printed; `fault` for how it failed.
+    pub context: String,
+    /// The text.
+    pub message: String,
+}
+
+/// The answer of `PUT /v1/artifacts/{digest}` and of each line of `GET /v1/artifacts`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ArtifactStatus {
+    /// `sha256:...`.
+    pub digest: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether it is compiled on the answering node.
+    pub compiled: bool,
+}

@@ -1,0 +1,83 @@
+//! What a deploy changes, for people: one line for each entry of the manifest, one for each move of permits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use trellis_manifest::App;
+use trellis_placement::{Command, Release, State, plan};
+use trellis_wire::{AppName, NodeId};
+
+use crate::proposal;
+
+/// `+ component api`, `~ link http -> api`, `- provider kv`: what `new` adds, changes and removes.
+pub(crate) fn of_release(old: Option<&Release>, new: &Release) -> Vec<String> {
+    let empty = BTreeMap::new();
+    let mut lines = Vec::new();
+    compare("component", old.map_or(&empty, |old| &old.app.components), &new.app.components, &mut lines);
+    if let Some(old) = old {
+        for (name, digest) in &new.artifacts {
+            let line = format!("~ component {name}");
+            if old.artifacts.get(name).is_some_and(|before| before != digest) && !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    let empty = BTreeMap::new();
+    compare("provider", old.map_or(&empty, |old| &old.app.providers), &new.app.providers, &mut lines);
+    compare("link", &old.map(|old| links(&old.app)).unwrap_or_default(), &links(&new.app), &mut lines);
+    let empty = BTreeMap::new();
+    compare("config", old.map_or(&empty, |old| &old.app.configs), &new.app.configs, &mut lines);
+    lines
+}
+
+fn links(app: &App) -> BTreeMap<String, &trellis_manifest::AppLink> {
+    let named = |link: &trellis_manifest::AppLink| {
+        format!("{} -> {} {}:{} {}", link.source, link.target, link.namespace, link.package, link.name)
+    };
+    app.links.iter().map(|link| (named(link), link)).collect()
+}
+
+fn compare<K: Ord + Display, V: PartialEq>(what: &str, old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, lines: &mut Vec<String>) {
+    for (name, entry) in new {
+        match old.get(name) {
+            None => lines.push(format!("+ {what} {name}")),
+            Some(before) if before != entry => lines.push(format!("~ {what} {name}")),
+            Some(_) => {}
+        }
+    }
+    let gone = old.keys().filter(|name| !new.contains_key(name));
+    lines.extend(gone.map(|name| format!("- {what} {name}")));
+}
+
+/// `api: node laptop 0 -> 10 permits`: how permits of `app` would move from `before` once everything planned after
+/// `after` is carried out.
+pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<String> {
+    // A plan settles in one delta, or in two where moves shrink first; the bound only guards against a planner's bug.
+    for _ in 0..4 {
+        let Some(delta) = plan(&after) else { break };
+        after.apply(&proposal::entry(Command::Plan(delta)));
+    }
+    let (old, new) = (permits(before, app), permits(&after, app));
+    let places: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let moved = places.into_iter().filter(|place| old.get(place) != new.get(place));
+    moved
+        .map(|place| {
+            let (component, node) = place;
+            let name = after.node(*node).map_or_else(|| node.to_string(), |node| node.facts.name.clone());
+            format!("{component}: node {name} {} -> {} permits", words(old.get(place)), words(new.get(place)))
+        })
+        .collect()
+}
+
+fn permits(state: &State, app: &AppName) -> BTreeMap<(String, NodeId), Option<u32>> {
+    let of_app = state.holdings().filter(|(key, _, _)| key.app == *app);
+    of_app.map(|(key, node, permits)| ((key.name.to_string(), node), permits)).collect()
+}
+
+fn words(permits: Option<&Option<u32>>) -> String {
+    match permits {
+        None => "0".into(),
+        Some(None) => "all".into(),
+        Some(Some(count)) => count.to_string(),
+    }
+}

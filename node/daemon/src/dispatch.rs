@@ -1,0 +1,247 @@
+//! Dispatch: an event gets a permit and a fresh sandbox. The second stop of the hot path, after the source that took
+//! the event (`providers/http/src/server.rs`) and before the sandbox (`node/sandbox/src/run.rs`).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use async_trait::async_trait;
+use trellis_placement::HeldComponent;
+use trellis_provider::{Permit, PermitSource, Run, Want};
+use trellis_sandbox::{Component, Engine, Limits, Setup};
+use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome};
+
+use crate::clock;
+use crate::grants::{Grants, Outward};
+use crate::logs::Logs;
+use crate::pool::{Pool, Slot};
+
+/// How long one event may take where the manifest says nothing.
+pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// How much linear memory one sandbox may have where the manifest says nothing, in bytes.
+pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
+
+/// The components that this node holds, and the permits to run them.
+pub(crate) struct Dispatch {
+    engine: Arc<Engine>,
+    /// Permits of the node as a whole, under those of each component.
+    node_pool: Arc<Pool>,
+    permits_max: u32,
+    held: ArcSwap<HashMap<ComponentKey, Arc<Holding>>>,
+    grants: Grants,
+    logs: Arc<Logs>,
+    node: String,
+    /// Itself, for the permits it hands out.
+    this: Weak<Self>,
+}
+
+/// One component that this node holds.
+pub(crate) struct Holding {
+    key: ComponentKey,
+    held: HeldComponent,
+    config: Arc<Config>,
+    limits: Limits,
+    pool: Arc<Pool>,
+    /// Loaded by the first event; cleared when it has been idle.
+    loaded: ArcSwapOption<Component>,
+    counts: Arc<Counts>,
+}
+
+/// What a component did since the node started. Survives a new version.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) events: AtomicU64,
+    pub(crate) faults: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    /// When the last event began, in milliseconds since 1970.
+    last_event_ms: AtomicU64,
+}
+
+impl Dispatch {
+    /// Nothing is held yet.
+    pub(crate) fn new(engine: Arc<Engine>, permits_max: u32, grants: Grants, logs: Arc<Logs>, node: String) -> Arc<Self> {
+        let node_pool = Pool::new("this node".into(), permits_max as usize);
+        Arc::new_cyclic(|this| Self {
+            engine,
+            node_pool,
+            permits_max,
+            held: ArcSwap::default(),
+            grants,
+            logs,
+            node,
+            this: this.clone(),
+        })
+    }
+
+    /// Holds a component, or the new form of one: events that began with the old form end with it.
+    pub(crate) fn hold(&self, key: ComponentKey, held: HeldComponent) {
+        let before = self.held.load().get(&key).cloned();
+        let permits = held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize;
+        let pool = match &before {
+            Some(before) => before.pool.clone(),
+            None => Pool::new(key.to_string(), permits),
+        };
+        pool.resize(permits);
+        let same_code = before.as_ref().filter(|before| before.held.digest == held.digest);
+        let holding = Arc::new(Holding {
+            config: Arc::new(held.config.clone()),
+            limits: Limits {
+                memory_bytes: held.limits.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT),
+                timeout: held.limits.timeout.unwrap_or(TIMEOUT_DEFAULT),
+            },
+            pool,
+            loaded: ArcSwapOption::new(same_code.and_then(|before| before.loaded.load_full())),
+            counts: before.map(|before| before.counts.clone()).unwrap_or_default(),
+            key: key.clone(),
+            held,
+        });
+        self.change(|all| all.insert(key.clone(), holding.clone()));
+    }
+
+    /// Lets go of a component: no new event gets a permit, those under way end on their own.
+    pub(crate) fn release(&self, key: &ComponentKey) {
+        self.change(|all| all.remove(key));
+    }
+
+    /// The holding of a component, if this node holds it.
+    pub(crate) fn holding(&self, key: &ComponentKey) -> Option<Arc<Holding>> {
+        self.held.load().get(key).cloned()
+    }
+
+    /// Every component held now.
+    pub(crate) fn holdings(&self) -> Vec<Arc<Holding>> {
+        self.held.load().values().cloned().collect()
+    }
+
+    /// Sandboxes that may run now are taken from these permits.
+    pub(crate) fn running(&self) -> usize {
+        self.node_pool.taken()
+    }
+
+    /// Drops the code of components that had no event since `idle`: they cost disk, not memory.
+    pub(crate) fn unload_idle(&self, idle: Duration) {
+        let before_ms = clock::now_ms().saturating_sub(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
+        for holding in self.held.load().values() {
+            if holding.counts.last_event_ms.load(Ordering::Relaxed) < before_ms && holding.pool.taken() == 0 {
+                holding.loaded.store(None);
+            }
+        }
+    }
+
+    fn change<T>(&self, change: impl Fn(&mut HashMap<ComponentKey, Arc<Holding>>) -> T) {
+        self.held.rcu(|all| {
+            let mut all = HashMap::clone(all);
+            change(&mut all);
+            all
+        });
+    }
+
+    fn run_done(&self, holding: &Holding, event: EventId, outcome: &Outcome) {
+        match outcome {
+            Ok(_) => {}
+            Err(Failure::Fault(fault)) => {
+                holding.counts.faults.fetch_add(1, Ordering::Relaxed);
+                self.logs.push(clock::log_line(&self.node, &holding.key, event, "error", "fault", fault.to_string()));
+            }
+            Err(Failure::Error(error)) => {
+                holding.counts.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(component = %holding.key, %event, "{error}");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl PermitSource for Dispatch {
+    async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
+        let holding = self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()))?;
+        let of_component = holding.pool.acquire(want).await?;
+        let of_node = self.node_pool.acquire(want).await?;
+        let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
+        Ok(Permit::new(Turn { dispatch, holding, slots: (of_component, of_node) }))
+    }
+}
+
+/// A permit of [`Dispatch`]: what one event needs to run.
+struct Turn {
+    dispatch: Arc<Dispatch>,
+    holding: Arc<Holding>,
+    slots: (Slot, Slot),
+}
+
+#[async_trait]
+impl Run for Turn {
+    async fn run(self: Box<Self>, event: Event) -> Outcome {
+        let Self { dispatch, holding, slots } = *self;
+        let id = EventId::new(uuid::Uuid::now_v7());
+        holding.counts.events.fetch_add(1, Ordering::Relaxed);
+        holding.counts.last_event_ms.store(clock::now_ms(), Ordering::Relaxed);
+        let outcome = match holding.component(&dispatch.engine) {
+            Ok(component) => {
+                let setup = Setup {
+                    event_id: id,
+                    component: holding.key.clone(),
+                    config: holding.config.clone(),
+                    limits: holding.limits.clone(),
+                    outside: Arc::new(Outward::new(&dispatch, &holding.key, id)),
+                    held: Box::new(slots),
+                };
+                component.run(event, setup).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        dispatch.run_done(&holding, id, &outcome);
+        outcome
+    }
+}
+
+impl Holding {
+    /// The component's key.
+    pub(crate) fn key(&self) -> &ComponentKey {
+        &self.key
+    }
+
+    /// Permits taken now.
+    pub(crate) fn running(&self) -> usize {
+        self.pool.taken()
+    }
+
+    /// Requests that wait for a permit.
+    pub(crate) fn waiting(&self) -> usize {
+        self.pool.waiting()
+    }
+
+    /// What it did.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// The code, loaded from the ahead-of-time cache if need be, which takes less than a millisecond.
+    fn component(&self, engine: &Engine) -> Result<Arc<Component>, Error> {
+        if let Some(component) = &*self.loaded.load() {
+            return Ok(component.clone());
+        }
+        let component = engine.load(self.held.digest).map_err(|why| Error::Unusable(format!("{}: {why}", self.key)))?;
+        self.loaded.store(Some(component.clone()));
+        Ok(component)
+    }
+}
+
+impl Dispatch {
+    /// What sandboxes may call, and through which links.
+    pub(crate) fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
+    /// Where guest logs go.
+    pub(crate) fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// This node's id, for log lines.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+}

@@ -1,0 +1,28 @@
+//! The daemon: ties the lattice, the sandboxes and the providers together into one node.
+//!
+//! Start at [`node`]: it builds every part. An event's way leads through [`dispatch`] and [`grants`]; a deploy's way
+//! through [`deploy`], Raft, [`planner`] and [`reconcile`].
+
+pub mod api;
+mod artifacts;
+mod board;
+mod changes;
+mod clock;
+mod deploy;
+mod dispatch;
+mod grants;
+mod identity;
+mod logs;
+mod membership;
+mod node;
+mod oci;
+mod planner;
+mod pool;
+mod proposal;
+mod providers;
+mod reconcile;
+mod status;
+
+pub use identity::IdentityError;
+pub use membership::MembershipError;
+pub use node::{Options, RunError, Running, StartError, start};

@@ -1,0 +1,257 @@
+//! A node: the parts of the daemon, put together. It is started, it runs until it is told to stop, it drains.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use trellis_bus::{Bus, NatsOptions};
+use trellis_embedded::Embedded;
+use trellis_http::Http;
+use trellis_manifest::Parsed;
+use trellis_nats::Nats;
+use trellis_raft::{Raft, RaftError};
+use trellis_sandbox::{Engine, EngineError};
+use trellis_wire::{LatticeName, NodeId};
+
+use crate::api;
+use crate::artifacts::Artifacts;
+use crate::board::Board;
+use crate::dispatch::Dispatch;
+use crate::grants::Grants;
+use crate::identity::{Identity, IdentityError};
+use crate::logs::Logs;
+use crate::membership::{self, MembershipError};
+use crate::planner;
+use crate::providers::Providers;
+use crate::reconcile::Reconcile;
+
+/// How long events under way may take to end after a shutdown was asked for.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything is kept. Made if it is missing.
+    pub data_dir: PathBuf,
+    /// Where the admin API listens. Beyond loopback only with a token.
+    pub admin: SocketAddr,
+    /// The bearer token of the admin API.
+    pub admin_token: Option<String>,
+    /// The lattice's name.
+    pub lattice: LatticeName,
+    /// The lattice's NATS. `None`: this node alone.
+    pub nats: Option<NatsOptions>,
+    /// Start the lattice. Ignored where the data directory belongs to one already.
+    pub bootstrap: bool,
+    /// Replaces the host part of every address that a manifest names for an HTTP listener.
+    pub listen_host: Option<IpAddr>,
+    /// Labels for placement.
+    pub labels: BTreeMap<String, String>,
+    /// Sandboxes alive at one time.
+    pub sandboxes_max: u32,
+    /// Linear memory of all sandboxes together, in bytes.
+    pub sandbox_memory_bytes: u64,
+    /// Whether WASI 0.3 is on.
+    pub wasi_p3: bool,
+    /// Registries (`host:port`) that are spoken to over plain HTTP, besides those on loopback.
+    pub oci_insecure: Vec<String>,
+    /// Only spreads that name an `edge` label come here.
+    pub edge: bool,
+    /// Further provider images: image -> `trellis://<tech>`.
+    pub image_aliases: BTreeMap<String, String>,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The address of the admin API.
+    #[error("the admin API cannot listen on {address}: {source}; choose another with --admin")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The admin API would be open to others.
+    #[error("--admin {0} is reachable from other machines and needs --admin-token")]
+    OpenAdmin(SocketAddr),
+    /// The sandboxes.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The log and state of the lattice.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+    /// The lattice.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+    /// The disk, the bus, a provider.
+    #[error("{0}")]
+    Part(String),
+}
+
+/// Why a running node stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The log of the lattice cannot be written any more.
+    #[error("the node stops: {0}")]
+    Storage(String),
+}
+
+/// The parts of a node that the admin API reaches.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) lattice: LatticeName,
+    pub(crate) admin_token: Option<String>,
+    pub(crate) nats_url: Option<String>,
+    pub(crate) oci_insecure: Vec<String>,
+    pub(crate) image_aliases: BTreeMap<String, String>,
+    pub(crate) bus: Bus,
+    pub(crate) raft: Raft,
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) providers: Providers,
+    pub(crate) board: Arc<Board>,
+    pub(crate) logs: Arc<Logs>,
+    pub(crate) started: Instant,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// A node that is bound and serves.
+pub struct Running {
+    node: Arc<Node>,
+    admin: SocketAddr,
+    tasks: JoinSet<()>,
+    /// The data directory is this process's until here.
+    _identity: Identity,
+}
+
+/// Starts a node: everything is bound when this returns.
+///
+/// # Errors
+/// What is wrong, where, and what to do.
+pub async fn start(options: Options) -> Result<Running, StartError> {
+    if !options.admin.ip().is_loopback() && options.admin_token.is_none() {
+        return Err(StartError::OpenAdmin(options.admin));
+    }
+    let identity = Identity::open(&options.data_dir)?;
+    let listener = TcpListener::bind(options.admin).await;
+    let listener = listener.map_err(|source| StartError::Admin { address: options.admin, source })?;
+    let admin = listener.local_addr().map_err(|source| StartError::Admin { address: options.admin, source })?;
+
+    let node = Arc::new(build(&options, identity.node).await?);
+    membership::enter(&node, &options).await?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(membership::serve(node.clone(), membership::facts(&options, identity.node)));
+    tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
+    tasks.spawn(reconcile(&node).run(node.shutdown.clone()));
+    tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
+    Ok(Running { node, admin, tasks, _identity: identity })
+}
+
+async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
+    let part = |what: &'static str| move |why: &dyn std::fmt::Display| StartError::Part(format!("{what}: {why}"));
+    let engine = Engine::new(trellis_sandbox::Options {
+        cache_dir: options.data_dir.join("compiled"),
+        sandboxes_max: options.sandboxes_max,
+        memory_bytes_max: options.sandbox_memory_bytes,
+        wasi_p3: options.wasi_p3,
+    })?;
+    let artifacts = Artifacts::open(&options.data_dir).map_err(|why| part("artifacts")(&why))?;
+    let bus = match &options.nats {
+        Some(nats) => Bus::nats(nats.clone()).await.map_err(|why| part("--nats")(&why))?,
+        None => Bus::memory(),
+    };
+    let raft = Raft::open(trellis_raft::Options::new(&options.data_dir, id, options.lattice.clone(), bus.clone())).await?;
+    let embedded = Embedded::open(&options.data_dir).map_err(|why| part("embedded store")(&why))?;
+    let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
+    let providers = Providers {
+        http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
+        nats: Arc::new(Nats::new(trellis_nats::Options { default: options.nats.clone() })),
+        embedded: Arc::new(embedded),
+    };
+    let logs = Arc::new(Logs::new());
+    let dispatch =
+        Dispatch::new(engine.clone(), options.sandboxes_max, Grants::default(), logs.clone(), id.to_string());
+    Ok(Node {
+        id,
+        lattice: options.lattice.clone(),
+        admin_token: options.admin_token.clone(),
+        nats_url,
+        oci_insecure: options.oci_insecure.clone(),
+        image_aliases: options.image_aliases.clone(),
+        bus,
+        raft,
+        engine,
+        artifacts,
+        dispatch,
+        providers,
+        board: Arc::default(),
+        logs,
+        started: Instant::now(),
+        shutdown: CancellationToken::new(),
+    })
+}
+
+fn reconcile(node: &Node) -> Reconcile {
+    Reconcile {
+        node: node.id,
+        state: node.raft.state(),
+        dispatch: node.dispatch.clone(),
+        providers: node.providers.clone(),
+        artifacts: node.artifacts.clone(),
+        engine: node.engine.clone(),
+        board: node.board.clone(),
+    }
+}
+
+impl Node {
+    /// Parses a manifest with this node's image aliases.
+    pub(crate) fn parse_manifest(&self, yaml: &str, origin: &str) -> Parsed {
+        trellis_manifest::parse_with(yaml, origin, &trellis_manifest::ParseOptions { image_aliases: self.image_aliases.clone() })
+    }
+}
+
+impl Running {
+    /// Where the admin API listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The node's id.
+    pub fn node(&self) -> NodeId {
+        self.node.id
+    }
+
+    /// Runs until `shutdown` or until the node can no longer go on, then drains: no new events, those under way end,
+    /// at most 30 s.
+    ///
+    /// # Errors
+    /// Why the node could not go on.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let ended = tokio::select! {
+            () = shutdown => Ok(()),
+            why = self.node.raft.failed() => Err(RunError::Storage(why.to_string())),
+        };
+        tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
+        if tokio::time::timeout(DRAIN_MAX, self.node.providers.drain()).await.is_err() {
+            tracing::warn!("events were still under way after {DRAIN_MAX:?} and are aborted");
+        }
+        self.node.shutdown.cancel();
+        let rest = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
+            tracing::warn!("some of the node's own work did not end within 5 s");
+        }
+        self.node.raft.shutdown().await;
+        ended
+    }
+}

@@ -1,0 +1,187 @@
+//! A pool of permits with two queues: whoever waits for an answer goes before the next pull. The pool can be resized
+//! while it is in use: shrinking takes effect as permits come back.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::oneshot;
+use trellis_provider::Want;
+use trellis_wire::Error;
+
+/// How many may wait for an answer at one time. The next one is told that the component is busy.
+pub(crate) const WAITING_MAX: usize = 1_024;
+
+/// The permits of one component on this node, or of the node as a whole.
+pub(crate) struct Pool {
+    what: String,
+    state: Mutex<State>,
+}
+
+struct State {
+    size: usize,
+    taken: usize,
+    answers: VecDeque<oneshot::Sender<Slot>>,
+    pulls: VecDeque<oneshot::Sender<Slot>>,
+}
+
+/// One permit of a [`Pool`]. It goes back when it is dropped.
+pub(crate) struct Slot(Option<Arc<Pool>>);
+
+impl Pool {
+    /// A pool of `size` permits; `what` names it in messages.
+    pub(crate) fn new(what: String, size: usize) -> Arc<Self> {
+        let state = State { size, taken: 0, answers: VecDeque::new(), pulls: VecDeque::new() };
+        Arc::new(Self { what, state: Mutex::new(state) })
+    }
+
+    /// Gives the pool another size. Permits beyond it end as they come back.
+    pub(crate) fn resize(self: &Arc<Self>, size: usize) {
+        self.lock().size = size;
+        self.hand_out();
+    }
+
+    /// Permits taken now.
+    pub(crate) fn taken(&self) -> usize {
+        self.lock().taken
+    }
+
+    /// Requests that wait for a permit now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().answers.len()
+    }
+
+    /// Waits for a permit: a request in a bounded queue and for a bounded time, a pull for as long as it takes.
+    pub(crate) async fn acquire(self: &Arc<Self>, want: Want) -> Result<Slot, Error> {
+        let turn = {
+            let mut state = self.lock();
+            if state.taken < state.size {
+                state.taken += 1;
+                return Ok(Slot(Some(self.clone())));
+            }
+            let (ready, turn) = oneshot::channel();
+            match want {
+                Want::Pull => state.pulls.push_back(ready),
+                Want::Answer { .. } => {
+                    if state.answers.len() >= WAITING_MAX {
+                        state.answers.retain(|waiting| !waiting.is_closed());
+                    }
+                    if state.answers.len() >= WAITING_MAX {
+                        return Err(Error::Busy(format!("{WAITING_MAX} requests wait for {} already", self.what)));
+                    }
+                    state.answers.push_back(ready);
+                }
+            }
+            turn
+        };
+        let closed = || Error::Internal(format!("the permits of {} are gone", self.what));
+        match want {
+            Want::Pull => turn.await.map_err(|_| closed()),
+            Want::Answer { at_most } => match tokio::time::timeout(at_most, turn).await {
+                Ok(slot) => slot.map_err(|_| closed()),
+                Err(_) => Err(Error::Busy(format!("no permit of {} came free within {at_most:?}", self.what))),
+            },
+        }
+    }
+
+    /// Gives free permits to those who wait.
+    fn hand_out(self: &Arc<Self>) {
+        loop {
+            let next = {
+                let mut state = self.lock();
+                if state.taken >= state.size {
+                    return;
+                }
+                let next = state.answers.pop_front().or_else(|| state.pulls.pop_front());
+                state.taken += usize::from(next.is_some());
+                next
+            };
+            let Some(next) = next else { return };
+            if let Err(mut unwanted) = next.send(Slot(Some(self.clone()))) {
+                // Whoever waited has left. Taking the slot apart here, instead of dropping it, keeps this a loop.
+                unwanted.0 = None;
+                self.lock().taken -= 1;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0.take() {
+            pool.lock().taken -= 1;
+            pool.hand_out();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SOON: Want = Want::Answer { at_most: Duration::from_secs(5) };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_goes_before_a_pull_that_waited_longer() {
+        let pool = Pool::new("test".into(), 1);
+        let first = pool.acquire(Want::Pull).await.unwrap();
+        let (done, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for (name, want) in [("pull", Want::Pull), ("request", SOON)] {
+            let (pool, done) = (pool.clone(), done.clone());
+            tokio::spawn(async move {
+                let slot = pool.acquire(want).await.unwrap();
+                done.send(name).unwrap();
+                drop(slot);
+            });
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        assert_eq!(order.recv().await, Some("request"));
+        assert_eq!(order.recv().await, Some("pull"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_in_busy_and_its_permit_is_not_lost() {
+        let pool = Pool::new("test".into(), 1);
+        let first = pool.acquire(SOON).await.unwrap();
+        assert!(matches!(pool.acquire(SOON).await, Err(Error::Busy(_))));
+        drop(first);
+        assert_eq!(pool.taken(), 0);
+        assert!(pool.acquire(SOON).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_queue_of_requests_is_bounded() {
+        let pool = Pool::new("test".into(), 0);
+        let waiting: Vec<_> = (0..WAITING_MAX)
+            .map(|_| {
+                let pool = pool.clone();
+                tokio::spawn(async move { pool.acquire(SOON).await.map(drop) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(pool.waiting(), WAITING_MAX);
+        let refused = pool.acquire(SOON).await.err().unwrap();
+        assert!(refused.to_string().contains("1024 requests wait for test"), "{refused}");
+        pool.resize(1);
+        for one in waiting {
+            assert_eq!(one.await.unwrap(), Ok(()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shrinking_takes_effect_as_permits_come_back() {
+        let pool = Pool::new("test".into(), 2);
+        let (a, b) = (pool.acquire(SOON).await.unwrap(), pool.acquire(SOON).await.unwrap());
+        pool.resize(1);
+        drop(a);
+        assert!(pool.acquire(SOON).await.is_err(), "one is still out and the pool holds one");
+        drop(b);
+        assert!(pool.acquire(SOON).await.is_ok());
+    }
+}

@@ -1,0 +1,33 @@
+//! The built-in providers of a node: one value for each technology, whatever the number of links.
+
+use std::sync::Arc;
+
+use trellis_embedded::Embedded;
+use trellis_http::Http;
+use trellis_manifest::Tech;
+use trellis_nats::Nats;
+use trellis_provider::Provider;
+
+/// Every built-in provider. Adding one is a field here, a variant of [`Tech`], and a crate under `providers/`.
+#[derive(Clone)]
+pub(crate) struct Providers {
+    pub(crate) http: Arc<Http>,
+    pub(crate) nats: Arc<Nats>,
+    pub(crate) embedded: Arc<Embedded>,
+}
+
+impl Providers {
+    /// The provider of a technology.
+    pub(crate) fn of(&self, tech: Tech) -> Arc<dyn Provider> {
+        match tech {
+            Tech::Http => self.http.clone(),
+            Tech::Nats => self.nats.clone(),
+            Tech::Embedded => self.embedded.clone(),
+        }
+    }
+
+    /// No new events; those under way end.
+    pub(crate) async fn drain(&self) {
+        tokio::join!(self.http.drain(), self.nats.drain(), self.embedded.drain());
+    }
+}

@@ -1,0 +1,258 @@
+//! Status: what was asked, what runs where, and why not. Made from the state, the board and the counts; changes
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use trellis_bus::Connection;
+use trellis_manifest::{App, AppLink, Scaler, Tech};
+use trellis_placement::{Release, State};
+use trellis_provider::Provider as _;
+use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
+
+use crate::api::types::{AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus};
+use crate::board::Health;
+use crate::node::Node;
+
+/// One line for each app.
+pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
+    let state = node.raft.state().borrow().clone();
+    let summary = |name: &AppName| {
+        let status = app(node, name)?;
+        let release = state.deployed(name).or_else(|| state.newest(name))?;
+        Some(AppSummary {
+            app: status.app,
+            version: status.version,
+            state: status.state,
+            components: release.app.components.len(),
+            providers: release.app.providers.len(),
+            description: release.app.description.clone(),
+        })
+    };
+    state.app_names().filter_map(summary).collect()
+}
+
+/// Everything about one app; `None` if there is none of that name.
+pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppStatus> {
+    let state = node.raft.state().borrow().clone();
+    let newest = state.newest(name)?;
+    let Some(release) = state.deployed(name) else {
+        return Some(empty(&state, name, newest, "undeployed", Vec::new()));
+    };
+    let missing = state.waiting(name);
+    if !missing.is_empty() {
+        let problems = missing
+            .iter()
+            .map(|config| format!("config `{config}` does not exist yet: `trellis config put {config} KEY=VALUE`"))
+            .collect();
+        return Some(empty(&state, name, release, "waiting", problems));
+    }
+    let mut status = empty(&state, name, release, "ready", Vec::new());
+    status.components = components(node, &state, release);
+    status.links = release.app.links.iter().map(|link| link_status(node, &release.app, link)).collect();
+    status.problems = problems(&status);
+    status.state = overall(&status).into();
+    Some(status)
+}
+
+fn empty(state: &State, name: &AppName, release: &Release, word: &str, problems: Vec<String>) -> AppStatus {
+    AppStatus {
+        app: name.to_string(),
+        version: release.version.clone(),
+        state: word.into(),
+        generation: state.generation().0,
+        problems,
+        components: Vec::new(),
+        links: Vec::new(),
+        versions: state.versions(name).map(ToOwned::to_owned).collect(),
+    }
+}
+
+fn components(node: &Node, state: &State, release: &Release) -> Vec<ComponentStatus> {
+    let mut holders: BTreeMap<ComponentName, Vec<Holder>> = BTreeMap::new();
+    for (key, holder, permits) in state.holdings_of(&release.app.name) {
+        holders.entry(key.name.clone()).or_default().push(holder_status(node, state, &key, holder, permits));
+    }
+    let unplaced: BTreeMap<_, _> =
+        state.unplaced(&release.app.name).into_iter().map(|missing| (missing.component.clone(), missing.to_string())).collect();
+    let status = |(name, component): (&ComponentName, &trellis_manifest::Component)| ComponentStatus {
+        name: name.to_string(),
+        digest: release.artifacts.get(name).map(ToString::to_string).unwrap_or_default(),
+        asked: asked(component.scaler.as_ref()),
+        holders: holders.remove(name).unwrap_or_default(),
+        problem: unplaced.get(name).cloned(),
+    };
+    release.app.components.iter().map(status).collect()
+}
+
+fn holder_status(node: &Node, state: &State, key: &ComponentKey, holder: NodeId, permits: Option<u32>) -> Holder {
+    let name = state.node(holder).map_or_else(|| holder.to_string(), |known| known.facts.name.clone());
+    let mut status = Holder {
+        node: holder.to_string(),
+        name,
+        permits,
+        state: "starting".into(),
+        running: 0,
+        events: 0,
+        faults: 0,
+        problem: None,
+    };
+    if holder == node.id {
+        let health = node.board.of_component(key);
+        status.state = health.word().into();
+        status.problem = health.problem();
+        if let Some(holding) = node.dispatch.holding(key) {
+            status.running = holding.running() as u64;
+            status.events = holding.counts().events.load(Ordering::Relaxed);
+            status.faults = holding.counts().faults.load(Ordering::Relaxed);
+        }
+    }
+    status
+}
+
+fn asked(scaler: Option<&Scaler>) -> String {
+    match scaler {
+        None => "one holder".into(),
+        Some(Scaler::Spread { instances: Some(instances), .. }) => format!("{instances} in the lattice"),
+        Some(Scaler::Spread { instances: None, .. }) => "as many as the nodes allow".into(),
+        Some(Scaler::Daemon { instances: Some(instances), .. }) => format!("{instances} on every matching node"),
+        Some(Scaler::Daemon { instances: None, .. }) => "every matching node".into(),
+    }
+}
+
+fn link_status(node: &Node, app: &App, link: &AppLink) -> LinkStatus {
+    let key = |name: &ComponentName| ComponentKey { app: app.name.clone(), name: name.clone() };
+    let id = LinkId::new(
+        &key(&link.source),
+        &key(&link.target),
+        &link.name,
+        &link.namespace,
+        &link.package,
+        &link.interfaces,
+    );
+    let provider = app.providers.get(&link.source).or_else(|| app.providers.get(&link.target));
+    let tech = provider.and_then(|provider| provider.tech());
+    let mut health = node.board.of_link(&id);
+    let (mut at, mut problem) = (None, health.problem());
+    if health == Health::Ready
+        && let Some(tech) = tech
+    {
+        at = address(node, tech, &id);
+        problem = node.providers.of(tech).health(&id).err();
+        if problem.is_some() {
+            health = Health::Starting;
+        }
+    }
+    LinkStatus {
+        source: link.source.to_string(),
+        target: link.target.to_string(),
+        name: link.name.to_string(),
+        interfaces: format!("{}:{}/{}", link.namespace, link.package, link.interfaces.join(",")),
+        state: health.word().into(),
+        at,
+        problem,
+    }
+}
+
+/// Where a link can be reached, if it listens.
+fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
+    match tech {
+        Tech::Http => node.providers.http.url(id),
+        Tech::Nats | Tech::Embedded => None,
+    }
+}
+
+fn problems(status: &AppStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    for component in &status.components {
+        problems.extend(component.problem.iter().map(|why| format!("{}: {why}", component.name)));
+        if component.holders.is_empty() && component.problem.is_none() {
+            problems.push(format!("{}: no node holds it yet", component.name));
+        }
+        for holder in component.holders.iter().filter(|holder| holder.state != "ready") {
+            let why = holder.problem.as_deref().unwrap_or("not ready yet");
+            problems.push(format!("{} on {}: {why}", component.name, holder.name));
+        }
+    }
+    for link in status.links.iter().filter(|link| link.state != "ready") {
+        let why = link.problem.as_deref().unwrap_or("not ready yet");
+        problems.push(format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces));
+    }
+    problems
+}
+
+fn overall(status: &AppStatus) -> &'static str {
+    let holders = status.components.iter().flat_map(|component| &component.holders).map(|holder| holder.state.as_str());
+    let mut states = holders.chain(status.links.iter().map(|link| link.state.as_str()));
+    if status.problems.is_empty() {
+        "ready"
+    } else if states.any(|state| state == "failed") {
+        "failed"
+    } else {
+        "deploying"
+    }
+}
+
+/// Every node of the lattice.
+pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
+    let state = node.raft.state().borrow().clone();
+    let leader = node.raft.leadership().borrow().leader;
+    let status = |known: &trellis_placement::NodeRecord| NodeStatus {
+        id: known.facts.id.to_string(),
+        name: known.facts.name.clone(),
+        role: "voter".into(),
+        leader: leader == Some(known.facts.id),
+        state: match (known.lost, known.drained) {
+            (true, _) => "lost",
+            (false, true) => "drained",
+            (false, false) => "ready",
+        }
+        .into(),
+        labels: known.labels(),
+        version: known.facts.version.clone(),
+        last_seen_ms: 0,
+        running: (known.facts.id == node.id).then(|| node.dispatch.running() as u64),
+    };
+    state.nodes().map(status).collect()
+}
+
+/// The lattice, and this node in it.
+pub(crate) fn lattice(node: &Node) -> LatticeStatus {
+    let state = node.raft.state().borrow().clone();
+    LatticeStatus {
+        name: node.lattice.to_string(),
+        id: state.lattice_id().map(|id| id.to_string()).unwrap_or_default(),
+        node: node.id.to_string(),
+        leader: node.raft.leadership().borrow().leader.map(|id| id.to_string()),
+        bus: bus(node),
+        version: env!("CARGO_PKG_VERSION").into(),
+        generation: state.generation().0,
+        problems: unready(node),
+    }
+}
+
+fn bus(node: &Node) -> String {
+    let connection = node.bus.connection().borrow().clone();
+    match (&node.nats_url, connection) {
+        (None, _) => "embedded".into(),
+        (Some(_), Connection::Connected { version }) => format!("connected to nats {version}"),
+        (Some(url), Connection::Disconnected { reason }) => format!("not connected to {url}: {reason}"),
+        (Some(url), Connection::Refused(why)) => format!("refused {url}: {why}"),
+    }
+}
+
+/// Why this node is not ready, one sentence each.
+pub(crate) fn unready(node: &Node) -> Vec<String> {
+    let mut problems = Vec::new();
+    if node.raft.leadership().borrow().leader.is_none() {
+        problems.push("the lattice has no leader: it serves what it holds and takes no changes".into());
+    }
+    let bus = bus(node);
+    if bus.starts_with("not connected") || bus.starts_with("refused") {
+        problems.push(format!("bus: {bus}"));
+    }
+    if node.raft.state().borrow().node(node.id).is_none() {
+        problems.push("this node is not recorded in the lattice yet".into());
+    }
+    problems
+}

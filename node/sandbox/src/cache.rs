@@ -1,0 +1,115 @@
+//! Compiled code on disk: one file per artifact and engine, which is mapped and run as it is.
+//!
+//! Whoever can write such a file can run native code in the node. So the directory is the node's own (0700), the files
+//! are its own (0600), they are written whole or not at all, and none is ever taken from a peer or a registry.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use trellis_wire::Digest;
+use wasmtime::Engine;
+use wasmtime::component::Component;
+
+use crate::component::ComponentError;
+
+/// The permission bits that let someone else in.
+const OTHERS: u32 = 0o077;
+
+/// The directory of compiled code.
+pub(crate) struct Cache {
+    dir: PathBuf,
+    /// Ends every file name. Another wasmtime, or the same with other settings, has another one.
+    suffix: String,
+}
+
+impl Cache {
+    /// Opens the directory, makes it private, and removes what other engines or interrupted writes left there.
+    pub(crate) fn open(dir: PathBuf, engine: &Engine) -> io::Result<Self> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        let mut hash = DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hash);
+        let cache = Self { dir, suffix: format!("-{:016x}.cwasm", hash.finish()) };
+        cache.remove_leftovers()?;
+        Ok(cache)
+    }
+
+    fn remove_leftovers(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.ends_with(".tmp") || (name.ends_with(".cwasm") && !name.ends_with(&self.suffix)) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.dir.join(format!("{}{}", digest.hex(), self.suffix))
+    }
+
+    /// Whether there is compiled code of the artifact.
+    pub(crate) fn contains(&self, digest: Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    /// Writes compiled code. It is on disk before it has its name: a crash leaves all of it or nothing.
+    pub(crate) fn put(&self, digest: Digest, code: &[u8]) -> Result<(), ComponentError> {
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let path = self.path(digest);
+        let write = WRITES.fetch_add(1, Ordering::Relaxed);
+        let unfinished = self.dir.join(format!("{}-{}-{write}.tmp", digest.hex(), std::process::id()));
+        let written = write_private(&unfinished, code).and_then(|()| fs::rename(&unfinished, &path));
+        written.map_err(|why| {
+            // What matters is why it could not be written; a left-over goes at the next start.
+            drop(fs::remove_file(&unfinished));
+            ComponentError::Cache { path, why }
+        })
+    }
+
+    /// Removes compiled code, if there is any.
+    pub(crate) fn remove(&self, digest: Digest) -> Result<(), ComponentError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => Err(ComponentError::Cache { path, why }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Maps compiled code. A file that is not whole, not of this engine, or that others could have written is removed
+    /// and counts as not compiled: the caller compiles the artifact again.
+    pub(crate) fn load(&self, engine: &Engine, digest: Digest) -> Result<Component, ComponentError> {
+        let path = self.path(digest);
+        let metadata = match fs::symlink_metadata(&path) {
+            Ok(metadata) => metadata,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Err(ComponentError::NotCompiled(digest)),
+            Err(why) => return Err(ComponentError::Cache { path, why }),
+        };
+        let private = metadata.is_file() && metadata.permissions().mode() & OTHERS == 0;
+        let loaded = if private { map(engine, &path) } else { Err(wasmtime::format_err!("others may write it")) };
+        loaded.or_else(|why| {
+            tracing::warn!(path = %path.display(), why = %format_args!("{why:#}"), "compiled code is not usable: removed");
+            self.remove(digest)?;
+            Err(ComponentError::NotCompiled(digest))
+        })
+    }
+}
+
+#[expect(unsafe_code, reason = "running ahead-of-time compiled code is what this cache is for")]
+fn map(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
+    // SAFETY: the file is private to this user, in a directory private to this user (checked by the caller), and was
+    // written there whole by `Cache::put` from what this very engine compiled. wasmtime checks the engine's version and
+    // settings again, and the ELF structure, whose section table is at the end, so a file cut short does not parse.
+    unsafe { Component::deserialize_file(engine, path) }
+}
+
+fn write_private(path: &Path, code: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(code)?;
+    file.sync_all()
+}

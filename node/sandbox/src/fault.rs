@@ -1,0 +1,46 @@
+//! Whose failure it was: turns what wasmtime says into a fault of the guest's or an error of ours.
+
+use trellis_wire::{Error, Failure, Fault};
+use wasmtime::PoolConcurrencyLimitError;
+use wasmtime_wasi::I32Exit;
+
+use crate::limits::Exhausted;
+use crate::state::State;
+
+/// The most that is kept of a trap's message, backtrace and standard error, in bytes.
+const TRAP_BYTES_MAX: usize = 8 * 1024;
+
+/// Says whose failure an error out of the sandbox is.
+pub(crate) fn failure(error: &wasmtime::Error, state: &State) -> Failure {
+    if let Some(exhausted) = error.downcast_ref::<Exhausted>() {
+        return Error::Busy(exhausted.to_string()).into();
+    }
+    if let Some(full) = error.downcast_ref::<PoolConcurrencyLimitError>() {
+        return Error::Busy(format!("no place for a sandbox: {full}")).into();
+    }
+    if let Some(limit_bytes) = state.memory.exceeded() {
+        return Fault::OutOfMemory { limit_bytes }.into();
+    }
+    Fault::Trap(trap_text(error, &state.stderr.tail())).into()
+}
+
+/// The message, the backtrace, and what the guest wrote last: a panic's message is there and nowhere else.
+fn trap_text(error: &wasmtime::Error, stderr: &str) -> String {
+    let mut text = match error.downcast_ref::<I32Exit>() {
+        Some(I32Exit(code)) => format!("it called wasi:cli/exit with code {code}"),
+        None => format!("{error:?}"),
+    };
+    if !stderr.is_empty() {
+        text = format!("{text}\nits standard error ends:\n{stderr}");
+    }
+    truncate(&mut text, TRAP_BYTES_MAX);
+    text
+}
+
+/// Cuts a text at a character's boundary.
+fn truncate(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max));
+        text.push_str(" [cut]");
+    }
+}

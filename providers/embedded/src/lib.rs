@@ -1,0 +1,173 @@
+//! `trellis://embedded`: what a node offers with nothing installed. Key-value stores live in one file, messages travel
+//! in memory.
+//!
+//! This crate is the one that knows redb, and the example of the provider contract: read it beside
+//! [`trellis_provider::Provider`].
+//!
+//! | link | config | what it does |
+//! | --- | --- | --- |
+//! | component -> provider, `wasi:keyvalue` | `store` (else the app's name) | answers key-value calls |
+//! | component -> provider, `wasmcloud:messaging` or `trellis:messaging` | `allowed_subjects` | publish, request |
+//! | provider -> component, `handler` of those | `subject` or `subscriptions` | wakes the component for each message |
+//!
+//! - `keyvalue`: what each operation means, on an open table;
+//! - `store`: the file under it, with one writer that commits for many;
+//! - `messaging`: who is woken by a message, and the buffer in front of each;
+//! - `subject`: subjects and their wildcards.
+
+mod keyvalue;
+mod messaging;
+mod store;
+mod subject;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+pub use keyvalue::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+pub use messaging::{BUFFER_BYTES_MAX, BUFFER_MESSAGES_MAX, INBOXES_MAX, MESSAGE_BYTES_MAX};
+pub use store::OpenError;
+use trellis_provider::{LinkError, Permits, Provider};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+
+use crate::messaging::Messaging;
+use crate::store::Store;
+use crate::subject::Filter;
+
+/// How to open the provider.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory that holds, or will hold, `embedded.redb`. It must exist.
+    pub data_dir: PathBuf,
+}
+
+/// The provider: one per node, for every link of `trellis://embedded`.
+pub struct Embedded {
+    store: Store,
+    messaging: Messaging,
+    grants: Mutex<BTreeMap<LinkId, Grant>>,
+}
+
+/// What a granted link may use.
+#[derive(Clone)]
+enum Grant {
+    /// The key-value store of this name.
+    Store(Arc<str>),
+    /// Publish and request: to the subjects that these filters match, or to any where there are none.
+    Messaging(Arc<[Filter]>),
+}
+
+impl Embedded {
+    /// Opens the file under `options.data_dir`, or makes it, readable by its owner only. Blocks; after a crash of the
+    /// machine it also repairs the file, which takes as long as reading it once.
+    ///
+    /// # Errors
+    /// Another process has the file open, or it cannot be opened or made.
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        let store = Store::open(options.data_dir.join("embedded.redb"))?;
+        Ok(Self { store, messaging: Messaging::default(), grants: Mutex::default() })
+    }
+
+    /// Publishes on behalf of a person or the node: `trellis publish SUBJECT BODY`. Subjects belong to no app: every
+    /// link that matches is woken. Returns how many took it; 0 is no error.
+    ///
+    /// # Errors
+    /// As for a guest's publish: the subject is malformed or reserved, the message too large, or a buffer full.
+    pub fn publish(&self, message: Message) -> Result<usize, CallError> {
+        self.messaging.publish(message)
+    }
+
+    fn grants(&self) -> MutexGuard<'_, BTreeMap<LinkId, Grant>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes or requests under a link that may name only `allowed` subjects.
+    async fn message(&self, allowed: &[Filter], call: Call) -> Result<Answer, CallError> {
+        match call {
+            Call::Publish(message) => {
+                self.check_allowed(allowed, &message.subject)?;
+                self.messaging.publish(message).map(|_| Answer::Published)
+            }
+            Call::Request { message, timeout } => {
+                self.check_allowed(allowed, &message.subject)?;
+                self.messaging.request(message, timeout).await.map(Answer::Message)
+            }
+            other => Err(no_such_capability(&other)),
+        }
+    }
+
+    /// An answer to whoever waits for one is always allowed: its inbox was given out by us, for this.
+    fn check_allowed(&self, allowed: &[Filter], subject: &str) -> Result<(), CallError> {
+        let may =
+            allowed.is_empty() || subject::is_inbox(subject) || allowed.iter().any(|filter| filter.matches(subject));
+        if may {
+            return Ok(());
+        }
+        Err(CallError::Denied(format!("the link's `allowed_subjects` does not name `{subject}`; add it there")))
+    }
+}
+
+#[async_trait]
+impl Provider for Embedded {
+    async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
+        if link.package != "messaging" {
+            return Err(LinkError::Unsupported(format!(
+                "trellis://embedded wakes components by messages (`wasmcloud:messaging`, `trellis:messaging`), not by \
+                 `{}:{}`",
+                link.namespace, link.package
+            )));
+        }
+        self.messaging.wake(link, permits)
+    }
+
+    async fn grant(&self, link: Link) -> Result<(), LinkError> {
+        let grant = match link.package.as_str() {
+            "keyvalue" => Grant::Store(link.config.get("store").unwrap_or(link.component.app.as_str()).into()),
+            "messaging" => Grant::Messaging(subject::filters(&link.config, "allowed_subjects")?.into()),
+            _ => {
+                return Err(LinkError::Unsupported(format!(
+                    "trellis://embedded offers `wasi:keyvalue`, `wasmcloud:messaging` and `trellis:messaging`, not \
+                     `{}:{}`",
+                    link.namespace, link.package
+                )));
+            }
+        };
+        self.grants().insert(link.id, grant);
+        Ok(())
+    }
+
+    async fn remove(&self, link: &LinkId) {
+        self.grants().remove(link);
+        self.messaging.remove(link).await;
+    }
+
+    async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
+        let grant = self.grants().get(link).cloned();
+        match (grant, call) {
+            (Some(Grant::Store(store)), Call::KeyValue(operation)) => {
+                self.store.call(&store, operation).await.map(Answer::KeyValue)
+            }
+            (Some(Grant::Messaging(allowed)), call) => self.message(&allowed, call).await,
+            (Some(Grant::Store(_)), call) => Err(no_such_capability(&call)),
+            (None, _) => Err(CallError::Unavailable(format!("trellis://embedded does not hold the link {link}"))),
+        }
+    }
+
+    fn health(&self, link: &LinkId) -> Result<(), String> {
+        let grant = self.grants().get(link).cloned();
+        match grant {
+            Some(Grant::Store(_)) => self.store.health(),
+            Some(Grant::Messaging(_)) => Ok(()),
+            None => self.messaging.health(link),
+        }
+    }
+
+    async fn drain(&self) {
+        self.messaging.drain().await;
+    }
+}
+
+fn no_such_capability(call: &Call) -> CallError {
+    CallError::Denied(format!("this link does not grant {:?}", call.capability()))
+}

@@ -1,0 +1,437 @@
+//! The file under the stores: reads run at once on a snapshot, writes go through one thread that commits for many.
+//!
+//! A commit waits for the disk, and costs nearly the same for one write as for a hundred. So while one commit is under
+//! way further writes gather, and the next commit takes them all: each caller is answered once its own write is on
+//! disk, and none waits for more than the commit under way and its own.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase as _, StorageError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
+
+use crate::keyvalue::{self, Operation, Read, TABLE, Write};
+
+/// Writes that may wait for the writer; further callers wait before it, for at most [`QUEUE_WAIT`].
+const WAITING_WRITES_MAX: usize = 1_024;
+/// What the waiting writes may hold together, in KiB: 64 MiB.
+const WAITING_KIB_MAX: u32 = 64 * 1_024;
+/// How long a write waits for its place in the queue.
+const QUEUE_WAIT: Duration = Duration::from_secs(10);
+/// Writes in one commit.
+const COMMIT_WRITES_MAX: usize = 256;
+/// redb's page cache: 64 MiB.
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why the store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "{} is in use by another process: stop the other `trellis up` with this data directory, or give this one its \
+         own with --data-dir",
+        path.display()
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be opened, made or read.
+    #[error("cannot open {}: {problem}", path.display())]
+    Failed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+}
+
+/// The store. Dropping it waits for the commit under way, then closes the file.
+pub(crate) struct Store {
+    file: Arc<File>,
+    queue: Option<mpsc::Sender<Work>>,
+    room: Arc<Semaphore>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What the writer is woken for.
+enum Work {
+    /// Commit this.
+    Write(Waiting),
+    /// A reader met a failure that lasts until the file is opened anew.
+    Reopen,
+}
+
+/// A write in the queue.
+struct Waiting {
+    store: Arc<str>,
+    write: Write,
+    answer: oneshot::Sender<Result<KeyValueAnswer, CallError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Store {
+    /// Opens or makes the file.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, OpenError> {
+        let at = path.clone();
+        Self::open_with(path, move || open_database(&at))
+    }
+
+    fn open_with(
+        path: PathBuf,
+        open: impl Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static,
+    ) -> Result<Self, OpenError> {
+        let database = open().map_err(|why| match why {
+            DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.clone() },
+            why => OpenError::Failed { path: path.clone(), problem: why.to_string() },
+        })?;
+        let file = Arc::new(File {
+            path,
+            open: Box::new(open),
+            database: RwLock::new(Some(database)),
+            problem: Mutex::new(None),
+        });
+        let (queue, work) = mpsc::channel(WAITING_WRITES_MAX);
+        let writer = std::thread::Builder::new()
+            .name("embedded-writer".into())
+            .spawn({
+                let file = file.clone();
+                move || file.write_all(work)
+            })
+            .map_err(|why| OpenError::Failed { path: file.path.clone(), problem: why.to_string() })?;
+        let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
+        Ok(Self { file, queue: Some(queue), room, writer: Some(writer) })
+    }
+
+    /// Carries out one operation on the store of this name.
+    pub(crate) async fn call(&self, store: &Arc<str>, operation: KeyValue) -> Result<KeyValueAnswer, CallError> {
+        match Operation::new(operation)? {
+            // A store is there as soon as it is named.
+            Operation::Open => Ok(KeyValueAnswer::Done),
+            Operation::Read(read) => self.read(store, read),
+            Operation::Write(write) => self.write(store.clone(), write).await,
+        }
+    }
+
+    /// Reads on the calling thread: the page cache or one page of the file is all it touches.
+    fn read(&self, store: &str, read: Read) -> Result<KeyValueAnswer, CallError> {
+        let answered = self.file.read(store, read);
+        if answered.is_err()
+            && let Some(queue) = &self.queue
+        {
+            // A full queue wakes the writer as well.
+            let _ = queue.try_send(Work::Reopen);
+        }
+        answered?
+    }
+
+    async fn write(&self, store: Arc<str>, write: Write) -> Result<KeyValueAnswer, CallError> {
+        let (answer, answered) = oneshot::channel();
+        let kib = u32::try_from(write.bytes() / 1_024 + 1).unwrap_or(WAITING_KIB_MAX).min(WAITING_KIB_MAX);
+        let queue = self.queue.as_ref().expect("the queue is there until the store is dropped");
+        let queued = async {
+            let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| self.file.closed())?;
+            let waiting = Waiting { store, write, answer, _room: room };
+            queue.send(Work::Write(waiting)).await.map_err(|_| self.file.closed())
+        };
+        match tokio::time::timeout(QUEUE_WAIT, queued).await {
+            Ok(queued) => queued?,
+            Err(_) => return Err(self.file.slow()),
+        }
+        // From here on the write may reach the disk, so it is not given up.
+        answered.await.map_err(|_| self.file.closed())?
+    }
+
+    /// What is wrong with the file now.
+    pub(crate) fn health(&self) -> Result<(), String> {
+        self.file.problem().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!(path = %self.file.path.display(), "the writer of the embedded store panicked");
+        }
+    }
+}
+
+/// The open file, shared by readers and the writer. After an I/O error redb refuses everything until it is opened
+/// anew, which the writer does; readers never wait for that.
+struct File {
+    path: PathBuf,
+    open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+    database: RwLock<Option<Database>>,
+    problem: Mutex<Option<String>>,
+}
+
+impl File {
+    /// The outer error is the storage's, the inner one the caller's.
+    fn read(&self, store: &str, read: Read) -> Result<Result<KeyValueAnswer, CallError>, CallError> {
+        let database = match self.database.try_read() {
+            Ok(database) => database,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Err(self.closed()),
+        };
+        let Some(database) = database.as_ref() else { return Err(self.closed()) };
+        read_from(database, store, read).map_err(|why| self.failed(&why))
+    }
+
+    /// The writer: until the store is dropped.
+    fn write_all(&self, mut work: mpsc::Receiver<Work>) {
+        while let Some(first) = work.blocking_recv() {
+            let mut batch = Vec::new();
+            let mut next = Some(first);
+            while let Some(work_item) = next {
+                match work_item {
+                    Work::Write(waiting) => batch.push(waiting),
+                    Work::Reopen => {}
+                }
+                next = if batch.len() < COMMIT_WRITES_MAX { work.try_recv().ok() } else { None };
+            }
+            self.reopen_if_failed();
+            if !batch.is_empty() {
+                self.commit(batch);
+            }
+        }
+    }
+
+    /// Commits a batch and answers each of its callers.
+    fn commit(&self, batch: Vec<Waiting>) {
+        let committed = {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            match database.as_ref() {
+                Some(database) => commit_to(database, &batch).map_err(|why| self.failed(&why)),
+                None => Err(self.closed()),
+            }
+        };
+        match committed {
+            Ok(answers) => {
+                for (waiting, answer) in batch.into_iter().zip(answers) {
+                    // The caller may be gone: a sandbox past its deadline.
+                    let _ = waiting.answer.send(answer);
+                }
+            }
+            Err(why) => {
+                for waiting in batch {
+                    let _ = waiting.answer.send(Err(why.clone()));
+                }
+            }
+        }
+    }
+
+    /// Opens the file anew after a failure.
+    fn reopen_if_failed(&self) {
+        if self.problem().is_none() {
+            return;
+        }
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: the file is locked while it is open.
+        *database = None;
+        match (self.open)() {
+            Ok(opened) => {
+                *database = Some(opened);
+                self.set_problem(None);
+                tracing::info!(path = %self.path.display(), "opened the embedded store anew");
+            }
+            Err(why) => self.set_problem(Some(self.text(&why.into()))),
+        }
+    }
+
+    /// Notes a storage failure and says it to the caller.
+    fn failed(&self, why: &redb::Error) -> CallError {
+        let text = self.text(why);
+        // What follows a failure only points back to it.
+        if !matches!(why, redb::Error::PreviousIo) || self.problem().is_none() {
+            tracing::error!("{text}");
+            self.set_problem(Some(text.clone()));
+        }
+        CallError::Unavailable(text)
+    }
+
+    fn text(&self, why: &redb::Error) -> String {
+        let path = self.path.display();
+        match why {
+            redb::Error::Io(io) if matches!(io.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                format!("the disk is full: nothing more can be written to {path}; free some space, then try again")
+            }
+            why => format!("{path}: {why}"),
+        }
+    }
+
+    /// The file is not open now.
+    fn closed(&self) -> CallError {
+        let path = self.path.display();
+        CallError::Unavailable(self.problem().unwrap_or_else(|| format!("{path} is being opened or closed")))
+    }
+
+    /// The queue did not move.
+    fn slow(&self) -> CallError {
+        let (path, seconds) = (self.path.display(), QUEUE_WAIT.as_secs());
+        CallError::Unavailable(format!("{path} is too slow: the write found no place in the queue within {seconds} s"))
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_problem(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// Opens or makes a database of which its owner alone may read.
+fn open_database(path: &PathBuf) -> Result<Database, DatabaseError> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
+}
+
+fn read_from(database: &Database, store: &str, read: Read) -> Result<Result<KeyValueAnswer, CallError>, redb::Error> {
+    let snapshot = database.begin_read()?;
+    match snapshot.open_table(TABLE) {
+        Ok(table) => Ok(keyvalue::read(&table, store, read)?),
+        // Nothing was ever written.
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(Ok(read_nothing(read))),
+        Err(why) => Err(why.into()),
+    }
+}
+
+/// What a read finds where there is no table yet.
+fn read_nothing(read: Read) -> KeyValueAnswer {
+    match read {
+        Read::Get(_) => KeyValueAnswer::Value(None),
+        Read::Exists(_) => KeyValueAnswer::Exists(false),
+        Read::Keys { .. } => KeyValueAnswer::Keys { keys: Vec::new(), cursor: None },
+        Read::GetMany(keys) => KeyValueAnswer::Values(keys.into_iter().map(|key| (key, None)).collect()),
+    }
+}
+
+/// One transaction for all: when it returns, every write in it is on disk, or none is.
+fn commit_to(database: &Database, batch: &[Waiting]) -> Result<Vec<Result<KeyValueAnswer, CallError>>, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    let answers = {
+        let mut table = transaction.open_table(TABLE)?;
+        let each = batch.iter().map(|waiting| keyvalue::write(&mut table, &waiting.store, &waiting.write));
+        each.collect::<Result<Vec<_>, StorageError>>()?
+    };
+    transaction.commit()?;
+    Ok(answers)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::{BackendError, StorageBackend};
+
+    use super::*;
+
+    /// A file on a disk that can be full.
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        fn room(&self) -> Result<(), BackendError> {
+            if self.full.load(Ordering::Relaxed) {
+                return Err(BackendError::Io(io::ErrorKind::StorageFull.into()));
+            }
+            Ok(())
+        }
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> Result<u64, BackendError> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BackendError> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> Result<(), BackendError> {
+            self.room().and_then(|()| self.file.set_len(len))
+        }
+
+        fn sync_data(&self) -> Result<(), BackendError> {
+            self.room().and_then(|()| self.file.sync_data())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), BackendError> {
+            self.room().and_then(|()| self.file.write(offset, data))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_named_and_the_store_goes_on_when_there_is_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("embedded.redb");
+        let full = Arc::new(AtomicBool::new(false));
+        let store = Store::open_with(path.clone(), {
+            let full = full.clone();
+            move || {
+                let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+                let file = FileBackend::new(file)?;
+                Builder::new().create_with_backend(Disk { file, full: full.clone() })
+            }
+        })
+        .unwrap();
+        let name: Arc<str> = "orders".into();
+        let set = |key: &str| store.call(&name, KeyValue::Set(key.into(), "1".into()));
+        set("before").await.unwrap();
+        assert_eq!(store.health(), Ok(()));
+
+        full.store(true, Ordering::Relaxed);
+        for _ in 0..3 {
+            let Err(CallError::Unavailable(why)) = set("during").await else { panic!("the disk is full") };
+            assert!(why.contains("the disk is full") && why.contains("embedded.redb"), "{why}");
+        }
+        assert!(store.health().unwrap_err().contains("the disk is full"));
+
+        full.store(false, Ordering::Relaxed);
+        set("after").await.unwrap();
+        assert_eq!(store.health(), Ok(()));
+        for (key, there) in [("before", true), ("during", false), ("after", true)] {
+            let answer = store.call(&name, KeyValue::Exists(key.into())).await;
+            assert_eq!(answer, Ok(KeyValueAnswer::Exists(there)), "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn writes_that_come_together_are_committed_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = open_database(&dir.path().join("x.redb")).unwrap();
+        let room = Arc::new(Semaphore::new(3));
+        let (batch, mut answers): (Vec<_>, Vec<_>) = [("n", "1"), ("x", "no number"), ("n", "2")]
+            .map(|(key, value)| {
+                let (answer, answered) = oneshot::channel();
+                let write = match value.parse() {
+                    Ok(delta) => Write::Increment(key.into(), delta),
+                    Err(_) => Write::Swap { key: key.into(), old: Some("other".into()), new: value.into() },
+                };
+                let _room = room.clone().try_acquire_owned().unwrap();
+                (Waiting { store: "s".into(), write, answer, _room }, answered)
+            })
+            .into_iter()
+            .unzip();
+        // One that cannot be carried out takes nothing from its neighbours.
+        let committed = commit_to(&database, &batch).unwrap();
+        assert_eq!(committed[0], Ok(KeyValueAnswer::Number(1)));
+        assert_eq!(committed[1], Ok(KeyValueAnswer::Swapped(Err(None))));
+        assert_eq!(committed[2], Ok(KeyValueAnswer::Number(3)));
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().is_err()), "answering is the writer's");
+    }
+}

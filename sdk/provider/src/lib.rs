@@ -1,0 +1,86 @@
+//! The contract between a node and its capability providers.
+//!
+//! A provider is long-running code outside every sandbox. It does one or both of two things:
+//!
+//! - it **wakes** components: a source (an HTTP server, a queue consumer) turns what happens outside into events. For
+//!   each event it acquires a permit, pulls, runs the event, and settles by the outcome:
+//!   `permits.acquire(want) -> Permit`, `permit.run(event) -> Outcome`. It never holds more than it has permits for;
+//! - it **answers** calls that components make of a capability (key-value, publish, outgoing HTTP).
+//!
+//! Both come to it as links. A link is applied whole: when its configuration changes, the node removes the old one and
+//! applies the new one. [`Provider`] is all a provider implements; `providers/embedded` is the shortest example.
+//!
+//! Everything that crosses this contract can be serialised but [`Body`](trellis_wire::Body), which streams: a provider
+//! may live in the node's process or, later, in one of its own.
+
+mod permit;
+
+use async_trait::async_trait;
+pub use permit::{Permit, PermitSource, Permits, Run, Want};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId};
+
+/// A capability provider. One value serves every link of its technology on a node.
+#[async_trait]
+pub trait Provider: Send + Sync + 'static {
+    /// Begins to wake `link.component`, as the link's source configuration says. Returns once it is bound: the
+    /// listener accepts, the subscription stands. What is only not reachable now (a broker that is down) is no error:
+    /// the provider goes on trying and reports it through [`Provider::health`].
+    ///
+    /// # Errors
+    /// The configuration is wrong or the address is taken; the text says which key and what to write.
+    async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError>;
+
+    /// Begins to answer calls of `link.component`, as the link's target configuration says.
+    ///
+    /// # Errors
+    /// As for [`Provider::wake`].
+    async fn grant(&self, link: Link) -> Result<(), LinkError>;
+
+    /// Ends a link of either kind. Takes no more events at once; returns when those under way are settled or given
+    /// back. Unknown ids are ignored.
+    async fn remove(&self, link: &LinkId);
+
+    /// Answers one call under a granted link. The node has checked that the link grants it.
+    ///
+    /// # Errors
+    /// The guest sees them as its interface's own errors.
+    async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError>;
+
+    /// How a link is now. `Ok(())` where all is well.
+    ///
+    /// # Errors
+    /// What is not well, for people: `not connected to nats://127.0.0.1:4222: connection refused`.
+    fn health(&self, link: &LinkId) -> Result<(), String>;
+
+    /// Takes no more events, and returns when those under way are done. The caller bounds the wait.
+    async fn drain(&self);
+}
+
+/// Why a link cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// A key of its configuration is missing or wrong.
+    #[error("config `{key}`: {problem}")]
+    Config {
+        /// The key.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// Something else has what it needs, such as an address.
+    #[error("{0}")]
+    Taken(String),
+    /// The provider has no such capability or source.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Anything else, such as a file that cannot be read.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl LinkError {
+    /// A wrong or missing key.
+    pub fn config(key: &str, problem: impl Into<String>) -> Self {
+        Self::Config { key: key.into(), problem: problem.into() }
+    }
+}
