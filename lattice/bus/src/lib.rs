@@ -12,7 +12,7 @@ mod faults;
 mod memory;
 mod nats;
 mod options;
-mod subject;
+mod rules;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod wire;
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use trellis_wire::pattern;
 
 pub use error::BusError;
 pub use faults::Faults;
@@ -134,8 +135,7 @@ impl Bus {
     /// # Errors
     /// [`BusError::Subject`] when the subject or the group is malformed.
     pub async fn subscribe(&self, subject: &str, queue_group: Option<&str>) -> Result<Subscription, BusError> {
-        subject::check_pattern(subject)?;
-        queue_group.map_or(Ok(()), subject::check_group)?;
+        rules::check_subscription(subject, queue_group)?;
         match self {
             Self::Nats(nats) => nats.subscribe(subject, queue_group).await.map(Subscription::nats),
             Self::Memory(memory) => Ok(Subscription(Source::Memory(memory.subscribe(subject, queue_group)))),
@@ -179,9 +179,9 @@ impl Bus {
     }
 
     fn check(&self, subject: &str, headers: &[(&str, &str)], payload: &Bytes) -> Result<(), BusError> {
-        subject::check_literal(subject)?;
-        subject::check_headers(headers)?;
-        let (bytes, max) = (headers_bytes(headers) + payload.len(), self.payload_bytes_max());
+        pattern::check_literal(subject)?;
+        rules::check_headers(headers)?;
+        let (bytes, max) = (rules::headers_bytes(headers) + payload.len(), self.payload_bytes_max());
         if bytes > max { Err(BusError::TooLarge { bytes, max }) } else { Ok(()) }
     }
 }
@@ -208,16 +208,6 @@ impl Subscription {
             Source::Memory(listener) => listener.next().await,
         }
     }
-}
-
-/// How many bytes the headers take on the wire of NATS: a version line, a line for each, an empty line.
-fn headers_bytes(headers: &[(&str, &str)]) -> usize {
-    const FRAME: usize = "NATS/1.0\r\n\r\n".len();
-    const LINE: usize = ": \r\n".len();
-    if headers.is_empty() {
-        return 0;
-    }
-    FRAME + headers.iter().map(|(name, value)| name.len() + value.len() + LINE).sum::<usize>()
 }
 
 /// Awaits `done`, but no longer than words travel: what waits for an answer learns at once that none can come.

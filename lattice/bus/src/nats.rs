@@ -113,12 +113,14 @@ impl Nats {
             request = request.headers(headers);
         }
         let answered = async {
-            self.0.client.send_request(subject.to_owned(), request).await.map(delivered).map_err(|why| match why.kind() {
-                RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.into() },
-                RequestErrorKind::TimedOut => BusError::TimedOut { subject: subject.into(), after: timeout },
-                RequestErrorKind::InvalidSubject => BusError::Subject(why.to_string()),
-                RequestErrorKind::MaxPayloadExceeded => self.too_large(size),
-                RequestErrorKind::Other => closed(),
+            self.0.client.send_request(subject.to_owned(), request).await.map(delivered).map_err(|why| {
+                match why.kind() {
+                    RequestErrorKind::NoResponders => BusError::NoResponders { subject: subject.into() },
+                    RequestErrorKind::TimedOut => BusError::TimedOut { subject: subject.into(), after: timeout },
+                    RequestErrorKind::InvalidSubject => BusError::Subject(why.to_string()),
+                    RequestErrorKind::MaxPayloadExceeded => self.too_large(size),
+                    RequestErrorKind::Other => closed(),
+                }
             })
         };
         while_connected(self.connection(), answered).await

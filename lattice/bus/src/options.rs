@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use async_nats::{AuthError, ConnectOptions, ServerAddr};
 use nkeys::KeyPair;
-
-use crate::subject;
+use trellis_wire::pattern::{self, Malformed};
 
 /// Where the NATS servers are and how to be let in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,7 +120,7 @@ pub enum OptionsError {
     Credentials(String),
     /// The inbox prefix is no subject.
     #[error("inbox prefix {0}")]
-    InboxPrefix(crate::BusError),
+    InboxPrefix(Malformed),
 }
 
 impl Options {
@@ -142,7 +141,7 @@ impl Options {
     pub(crate) async fn client(&self) -> Result<ConnectOptions, OptionsError> {
         let inbox = match &self.inbox_prefix {
             Some(prefix) => {
-                subject::check_literal(prefix).map_err(OptionsError::InboxPrefix)?;
+                pattern::check_literal(prefix).map_err(OptionsError::InboxPrefix)?;
                 prefix.clone()
             }
             None => format!("_INBOX.{:016x}", rand::random::<u64>()),
@@ -158,9 +157,9 @@ impl Auth {
             Self::None => client,
             Self::Credentials(path) => {
                 let text = read("the credentials file", path).await?;
-                client.credentials(&text).map_err(|_| {
-                    OptionsError::Credentials(format!("{} is no .creds file of NATS", path.display()))
-                })?
+                client
+                    .credentials(&text)
+                    .map_err(|_| OptionsError::Credentials(format!("{} is no .creds file of NATS", path.display())))?
             }
             Self::NkeySeed(path) => {
                 let seed = Secret::new(&read("the nkey seed file", path).await?);

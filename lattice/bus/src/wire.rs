@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use trellis_wire::pattern;
 
 use crate::faults::Dice;
-use crate::{Connection, Delivered, Faults, Memory, SUBSCRIPTION_MESSAGES_MAX, subject};
+use crate::{Connection, Delivered, Faults, Memory, SUBSCRIPTION_MESSAGES_MAX};
 
 /// The longest message, as on a NATS server with its default `max_payload`.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
@@ -206,7 +207,7 @@ impl State {
     /// Who gets a message: everyone who listens for himself, and one of each queue group.
     fn receivers(&mut self, from: usize, subject: &str) -> Vec<u64> {
         let literal = self.literal.get(subject).into_iter().flatten();
-        let wild = self.wild.iter().filter(|id| subject::matches(&self.listening[id].pattern, subject));
+        let wild = self.wild.iter().filter(|id| pattern::covers(&self.listening[id].pattern, subject));
         let mut receivers = Vec::new();
         let mut groups: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
         for id in literal.chain(wild) {
@@ -274,7 +275,7 @@ impl State {
     }
 
     fn index(&mut self, pattern: &str) -> &mut Vec<u64> {
-        if subject::is_wild(pattern) { &mut self.wild } else { self.literal.entry(pattern.into()).or_default() }
+        if pattern::is_wild(pattern) { &mut self.wild } else { self.literal.entry(pattern.into()).or_default() }
     }
 
     fn forget(&mut self, id: u64) {

@@ -75,7 +75,8 @@ pub(crate) fn text<'t>(node: &'t Node, what: &str, report: &mut Report<'_>) -> O
     match &node.value {
         Value::Text(text) | Value::Number(text) | Value::Bool(text) => Some(text),
         Value::Null | Value::List(_) | Value::Map(_) => {
-            report.error(node.at, format!("{what} must be text, not {}", node.kind()), "");
+            let help = "write one value, in quotes if it has `: ` or ` #` in it";
+            report.error(node.at, format!("{what} must be text, not {}", node.kind()), help);
             None
         }
     }

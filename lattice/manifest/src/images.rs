@@ -45,7 +45,11 @@ pub(crate) fn resolve(image: &str, aliases: &BTreeMap<String, String>) -> Result
     let image = alias.map_or(image, String::as_str);
     match image.split_once("://") {
         Some(("trellis", tech)) => ours(tech),
-        _ => Ok(known(&segment(image).to_lowercase().replace('_', "-")).unwrap_or_else(|| Served::NotBuilt(image.into()))),
+        Some(("file", _)) => Ok(Served::NotBuilt(image.into())),
+        _ => {
+            Ok(known(&segment(image).to_lowercase().replace('_', "-"))
+                .unwrap_or_else(|| Served::NotBuilt(image.into())))
+        }
     }
 }
 
@@ -121,7 +125,8 @@ mod tests {
 
     #[test]
     fn aliases_come_first() {
-        let aliases = BTreeMap::from([("own".into(), "trellis://nats".into()), ("reg:5000/x".into(), "http-server".into())]);
+        let aliases =
+            BTreeMap::from([("own".into(), "trellis://nats".into()), ("reg:5000/x".into(), "http-server".into())]);
         assert_eq!(resolve("ghcr.io/acme/own:1", &aliases), Ok(Served::Builtin(Tech::Nats)));
         assert_eq!(resolve("reg:5000/x:2", &aliases), Ok(Served::Builtin(Tech::Http)));
     }

@@ -26,7 +26,9 @@ pub(crate) fn doubt(namespace: &str, package: &str, interface: &str) -> Option<S
     let Some((_, _, interfaces)) = packages.iter().find(|(_, known, _)| *known == package) else {
         let meant = nearest(package, packages.iter().map(|(_, known, _)| *known));
         let known = packages.iter().map(|(_, known, _)| *known).collect::<Vec<_>>().join(", ");
-        return Some(meant.map_or(format!("known packages of `{namespace}`: {known}"), |meant| format!("did you mean package `{meant}`?")));
+        return Some(meant.map_or(format!("known packages of `{namespace}`: {known}"), |meant| {
+            format!("did you mean package `{meant}`?")
+        }));
     };
     if interfaces.contains(&interface) {
         return None;

@@ -8,15 +8,44 @@ use crate::{Tech, delivery};
 const ANY: &[&str] = &["max_in_flight"];
 /// wadm-era keys of http-server and http-client, and ours.
 const HTTP: &[&str] = &[
-    "address", "default_address", "routing_mode", "path", "host", "header", "timeout_ms", "readonly_mode",
-    "cache_control", "cors_allowed_origins", "cors_allowed_headers", "cors_allowed_methods", "cors_exposed_headers",
-    "cors_max_age_secs", "tls_cert_file", "tls_priv_key_file", "allowed_hosts", "streaming",
+    "address",
+    "default_address",
+    "routing_mode",
+    "path",
+    "host",
+    "header",
+    "timeout_ms",
+    "readonly_mode",
+    "cache_control",
+    "cors_allowed_origins",
+    "cors_allowed_headers",
+    "cors_allowed_methods",
+    "cors_exposed_headers",
+    "cors_max_age_secs",
+    "tls_cert_file",
+    "tls_priv_key_file",
+    "allowed_hosts",
+    "streaming",
 ];
 /// wadm-era keys of messaging-nats and keyvalue-nats, and ours.
 const NATS: &[&str] = &[
-    "subscriptions", "cluster_uris", "cluster_uri", "client_jwt", "client_seed", "tls_ca", "tls_ca_file",
-    "custom_inbox_prefix", "bucket", "js_domain", "enable_bucket_auto_create", "url", "stream", "subject", "consumer",
-    "create", "allowed_subjects",
+    "subscriptions",
+    "cluster_uris",
+    "cluster_uri",
+    "client_jwt",
+    "client_seed",
+    "tls_ca",
+    "tls_ca_file",
+    "custom_inbox_prefix",
+    "bucket",
+    "js_domain",
+    "enable_bucket_auto_create",
+    "url",
+    "stream",
+    "subject",
+    "consumer",
+    "create",
+    "allowed_subjects",
 ];
 const EMBEDDED: &[&str] = &["queue", "subject", "store", "create", "allowed_subjects"];
 

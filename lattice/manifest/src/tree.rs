@@ -48,6 +48,22 @@ pub(crate) struct Pair {
 }
 
 impl Node {
+    /// The pairs of a mapping; none for anything else.
+    pub(crate) fn pairs(&self) -> &[Pair] {
+        match &self.value {
+            Value::Map(pairs) => pairs,
+            _ => &[],
+        }
+    }
+
+    /// The items of a list; none for anything else.
+    pub(crate) fn items(&self) -> &[Node] {
+        match &self.value {
+            Value::List(items) => items,
+            _ => &[],
+        }
+    }
+
     /// What kind of value it is, for messages.
     pub(crate) fn kind(&self) -> &'static str {
         match self.value {
@@ -100,6 +116,10 @@ fn options() -> Options {
 
 fn refuse(error: &Error, report: &mut Report<'_>) {
     let at = error.location().map_or(At::WHOLE, place);
+    let error = match error {
+        Error::AliasError { error, .. } => error.without_snippet(),
+        error => error,
+    };
     match error {
         Error::MultipleDocuments { .. } => {
             report.error(at, "a second document begins here: a manifest is one", "put each app into a file of its own");
@@ -108,7 +128,8 @@ fn refuse(error: &Error, report: &mut Report<'_>) {
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. } => {
-            let message = format!("the manifest is too large or too deep once its aliases are replaced: {}", text(error));
+            let message =
+                format!("the manifest is too large or too deep once its aliases are replaced: {}", text(error));
             report.error(at, message, format!("a manifest has at most {NODES_MAX} values, {DEPTH_MAX} deep"));
         }
         _ => report.error(at, format!("this is not YAML: {}", text(error)), ""),
@@ -256,7 +277,8 @@ mod tests {
             yaml + &format!("a{i}: &a{i} [{alias}, {alias}, {alias}, {alias}]\n")
         });
         assert!(refused(&bomb).contains("too large or too deep"));
-        let tower = (1..900).fold("a0: &a0 x\n".to_owned(), |yaml, i| yaml + &format!("a{i}: &a{i} [[[*a{}]]]\n", i - 1));
+        let tower =
+            (1..900).fold("a0: &a0 x\n".to_owned(), |yaml, i| yaml + &format!("a{i}: &a{i} [[[*a{}]]]\n", i - 1));
         assert!(refused(&tower).contains("too large or too deep"));
         assert!(refused(&"[".repeat(10_000)).contains("too large or too deep"));
         assert!(refused(&"x".repeat(MANIFEST_BYTES_MAX + 1)).contains("more than 1048576"));

@@ -1,6 +1,7 @@
 //! Named config, as the lattice stores it: put by hand, or owned by the app whose manifest gives its properties.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, Config};
@@ -32,9 +33,16 @@ impl Configs {
         self.0.iter().map(|(name, config)| (name.as_str(), config))
     }
 
-    /// Writes a config. Gives back what it held.
-    pub(crate) fn put(&mut self, name: &str, config: StoredConfig) -> Option<StoredConfig> {
-        self.0.insert(name.into(), config)
+    /// Every config whose name begins so.
+    pub(crate) fn starting_with(&self, prefix: &str) -> impl Iterator<Item = (&str, &StoredConfig)> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let range = self.0.range::<str, _>(from).take_while(move |(name, _)| name.starts_with(prefix));
+        range.map(|(name, config)| (name.as_str(), config))
+    }
+
+    /// Writes a config.
+    pub(crate) fn put(&mut self, name: &str, config: StoredConfig) {
+        self.0.insert(name.into(), config);
     }
 
     /// Removes a config.

@@ -47,7 +47,8 @@ impl Listener {
         if tech != Some(Tech::Http) {
             return None;
         }
-        let address = config.get("address").or(config.get("default_address")).unwrap_or(DEFAULT_HTTP_ADDRESS).to_owned();
+        let address =
+            config.get("address").or(config.get("default_address")).unwrap_or(DEFAULT_HTTP_ADDRESS).to_owned();
         let route = match config.get("routing_mode").unwrap_or("address") {
             "address" => Route::Address,
             "path" => Route::Path(config.get("path")?.trim_end_matches('/').to_owned()),
@@ -67,7 +68,9 @@ impl Listener {
         }
         match (&self.route, &other.route) {
             _ if self.address != other.address => true,
-            (Route::Address, Route::Address) | (Route::Path(_), Route::Path(_)) | (Route::Host { .. }, Route::Host { .. }) => {
+            (Route::Address, Route::Address)
+            | (Route::Path(_), Route::Path(_))
+            | (Route::Host { .. }, Route::Host { .. }) => {
                 self.route == other.route && self.component != other.component
             }
             _ => true,
@@ -112,8 +115,12 @@ impl Conflict {
             }
             (Route::Path(_), Route::Path(_)) => "give the link another `path`".into(),
             (Route::Host { .. }, Route::Host { .. }) => "give the link another `host`".into(),
-            (_, Route::Path(_)) => "give the link another `address`, or `routing_mode: path` and a `path` of its own".into(),
-            (_, Route::Host { .. }) => "give the link another `address`, or `routing_mode: host` and a `host` of its own".into(),
+            (_, Route::Path(_)) => {
+                "give the link another `address`, or `routing_mode: path` and a `path` of its own".into()
+            }
+            (_, Route::Host { .. }) => {
+                "give the link another `address`, or `routing_mode: host` and a `host` of its own".into()
+            }
             (_, Route::Address) => "give the link another `address`".into(),
         }
     }

@@ -67,7 +67,12 @@ impl Node {
     pub fn label(&self, key: &str) -> Option<&str> {
         match self.overrides.get(key) {
             Some(set) => set.as_deref(),
-            None => self.facts.labels.get(key).map(String::as_str).or((self.facts.edge && key == EDGE_LABEL).then_some("true")),
+            None => self
+                .facts
+                .labels
+                .get(key)
+                .map(String::as_str)
+                .or((self.facts.edge && key == EDGE_LABEL).then_some("true")),
         }
     }
 

@@ -92,7 +92,9 @@ pub enum Refusal {
     #[error("config `{0}` is not known; `trellis config` lists those that are")]
     UnknownConfig(String),
     /// An app needs the config.
-    #[error("config `{name}` is used by app {user}; undeploy {user} first, or deploy a version of it without the config")]
+    #[error(
+        "config `{name}` is used by app {user}; undeploy {user} first, or deploy a version of it without the config"
+    )]
     ConfigInUse {
         /// The config.
         name: String,

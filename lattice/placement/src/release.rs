@@ -128,7 +128,8 @@ impl Versions {
             Some(kept) if !kept.release.is_same(release) && !release.replace => Put::Differs,
             Some(kept) if kept.release.is_same(release) => {
                 let wanted = self.next.as_ref().or(self.deployed.as_ref());
-                let is_wanted = wanted.is_some_and(|wanted| Arc::ptr_eq(wanted, &kept.release) || **wanted == *kept.release);
+                let is_wanted =
+                    wanted.is_some_and(|wanted| Arc::ptr_eq(wanted, &kept.release) || **wanted == *kept.release);
                 if is_wanted { Put::Unchanged } else { Put::Kept(Arc::clone(&kept.release)) }
             }
             _ => Put::Kept(Arc::new(Release { replace: false, ..release.clone() })),
@@ -144,7 +145,8 @@ impl Versions {
             None => self.kept.push(Version { release: Arc::clone(release), put_ms }),
         }
         while self.kept.len() > HISTORY_MAX {
-            let in_use = [&self.deployed, &self.next, &Some(Arc::clone(release))].map(|one| one.as_ref().map(|one| one.version.clone()));
+            let in_use = [&self.deployed, &self.next, &Some(Arc::clone(release))]
+                .map(|one| one.as_ref().map(|one| one.version.clone()));
             let oldest = self.kept.iter().position(|kept| !in_use.contains(&Some(kept.release.version.clone())));
             self.kept.remove(oldest.expect("at most three of more than ten are in use"));
         }

@@ -70,7 +70,7 @@ pub(crate) struct Network {
 impl Network {
     /// The lattice that this node belongs to, as far as it knows.
     pub(crate) fn lattice_id(&self) -> Option<LatticeId> {
-        lattice_id(&self.state.borrow()).or(self.expected)
+        self.state.borrow().lattice_id().or(self.expected)
     }
 
     /// Wraps a message as from this node.
@@ -93,11 +93,6 @@ impl Network {
             (answer, ..) => Ok(answer),
         }
     }
-}
-
-/// The id of the lattice that a state is of.
-pub(crate) fn lattice_id(state: &State) -> Option<LatticeId> {
-    state.lattice.as_ref().map(|lattice| lattice.id)
 }
 
 impl RaftNetworkFactory<Types> for Network {

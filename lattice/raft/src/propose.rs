@@ -8,14 +8,14 @@ use std::time::Duration;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError as PeerError};
 use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::BusError;
-use trellis_placement::{Applied, Entry};
-use trellis_wire::{CommandId, LatticeId, NodeId};
+use trellis_placement::{Applied, Entry, EntryTooLarge};
+use trellis_wire::{LatticeId, NodeId};
 
 use crate::message::{Answer, Ask, Refusal};
 use crate::network::AskError;
 use crate::node::Raft;
 use crate::types::{Types, node};
-use crate::{ENTRY_BYTES_MAX, PROPOSALS_WAITING_MAX, store};
+use crate::PROPOSALS_WAITING_MAX;
 
 /// How long one node may take to answer before the next is asked.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -26,15 +26,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// It can never be committed.
-    #[error("command {id} has {bytes} bytes; at most {max} fit into the log: store what is large as an artifact and name its digest")]
-    TooLarge {
-        /// The command.
-        id: CommandId,
-        /// Its length as it is written.
-        bytes: usize,
-        /// The longest command.
-        max: usize,
-    },
+    #[error(transparent)]
+    TooLarge(#[from] EntryTooLarge),
     /// This node has too many commands under way. Nothing was sent.
     #[error("{PROPOSALS_WAITING_MAX} commands wait already; try again later")]
     Busy,
@@ -43,7 +36,7 @@ pub enum ProposeError {
     NoLeader(Duration),
     /// Somebody was asked and did not answer. The command may yet be committed; proposing it again under the same id
     /// does no harm.
-    #[error("no answer from the leader for {0:?}; the command may or may not take effect")]
+    #[error("no answer from the leader for {0:?}; a command may or may not take effect")]
     Unanswered(Duration),
     /// The leader belongs to another lattice of the same name.
     #[error("node {node} belongs to another lattice of this name (id {theirs}); this node's data directory is foreign to it")]
@@ -79,10 +72,7 @@ impl Raft {
     /// # Errors
     /// After `Timing::propose_wait` at the latest.
     pub async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
-        let (id, bytes) = (entry.id, store::encode(&entry).len());
-        if bytes > ENTRY_BYTES_MAX {
-            return Err(ProposeError::TooLarge { id, bytes, max: ENTRY_BYTES_MAX });
-        }
+        entry.check_size()?;
         let deadline = Instant::now() + self.timing().propose_wait;
         match self.ask_leader(|| Ask::Propose(entry.clone()), deadline).await? {
             Answer::Proposed(applied) => Ok(applied),
@@ -156,7 +146,7 @@ impl Raft {
                 // It may have been committed before that node stopped or ran out of time.
                 Refusal::Busy | Refusal::Stopped(_) => Attempt::Unanswered,
             },
-            Err(AskError::Bus(BusError::NoResponders { .. } | BusError::Disconnected(_))) => Attempt::Nothing,
+            Err(AskError::Bus(BusError::NoResponders { .. })) => Attempt::Nothing,
             Err(AskError::Bus(_) | AskError::Frame { .. } | AskError::Beside { .. }) => Attempt::Unanswered,
         })
     }

@@ -19,10 +19,9 @@ use trellis_wire::{frame, subject};
 
 use crate::machine::decode_snapshot;
 use crate::message::{Answer, Ask, Envelope, Refusal};
-use crate::network::{Network, lattice_id};
+use crate::network::Network;
 use crate::propose::lead;
 use crate::types::{Snapshot, Types};
-use crate::{ENTRY_BYTES_MAX, store};
 
 /// How many questions for the leader are worked on at once; more are answered [`Refusal::Busy`].
 const FORWARDED_MAX: usize = 64;
@@ -145,10 +144,11 @@ impl Server {
             }
             Ask::Vote(request) => self.raft.vote(request).await.map(Answer::Vote).map_err(|why| stopped(&why)),
             Ask::Snapshot(request) => self.take_chunk(request).await,
-            Ask::Propose(entry) if store::encode(&entry).len() > ENTRY_BYTES_MAX => {
-                Err(Refusal::Malformed(format!("the command is larger than {ENTRY_BYTES_MAX} bytes")))
+            Ask::Propose(entry) => {
+                entry.check_size().map_err(|why| Refusal::Malformed(why.to_string()))?;
+                Ok(lead(&self.raft, Ask::Propose(entry)).await)
             }
-            ask @ (Ask::Propose(_) | Ask::Barrier) => Ok(lead(&self.raft, ask).await),
+            Ask::Barrier => Ok(lead(&self.raft, Ask::Barrier).await),
         }
     }
 
@@ -167,7 +167,7 @@ impl Server {
         }
         let Incoming { body, .. } = std::mem::take(&mut *incoming);
         let state = decode_snapshot(&body).map_err(Refusal::Malformed)?;
-        if let (Some(ours), Some(theirs)) = (self.network.lattice_id(), lattice_id(&state))
+        if let (Some(ours), Some(theirs)) = (self.network.lattice_id(), state.lattice_id())
             && ours != theirs
         {
             return Err(Refusal::OtherLattice(ours));

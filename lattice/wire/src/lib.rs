@@ -11,6 +11,7 @@ mod fault;
 pub mod frame;
 mod id;
 mod link;
+pub mod pattern;
 pub mod subject;
 
 pub use body::{Body, BodyError};

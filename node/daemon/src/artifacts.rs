@@ -18,7 +18,9 @@ pub(crate) struct Artifacts {
 /// Why an artifact cannot be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ArtifactError {
-    #[error("the artifact's digest is {found}, not {expected}: the file changed on its way or the digest is of another file")]
+    #[error(
+        "the artifact's digest is {found}, not {expected}: the file changed on its way or the digest is of another file"
+    )]
     Mismatch { expected: Digest, found: Digest },
     #[error("artifact {0} is not on this node")]
     Missing(Digest),

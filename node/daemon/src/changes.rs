@@ -37,7 +37,12 @@ fn links(app: &App) -> BTreeMap<String, &trellis_manifest::AppLink> {
     app.links.iter().map(|link| (named(link), link)).collect()
 }
 
-fn compare<K: Ord + Display, V: PartialEq>(what: &str, old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, lines: &mut Vec<String>) {
+fn compare<K: Ord + Display, V: PartialEq>(
+    what: &str,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    lines: &mut Vec<String>,
+) {
     for (name, entry) in new {
         match old.get(name) {
             None => lines.push(format!("+ {what} {name}")),
@@ -70,8 +75,10 @@ pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<Stri
 }
 
 fn permits(state: &State, app: &AppName) -> BTreeMap<(String, NodeId), Option<u32>> {
-    let of_app = state.holdings().filter(|(key, _, _)| key.app == *app);
-    of_app.map(|(key, node, permits)| ((key.name.to_string(), node), permits)).collect()
+    let of_app = state.plan().holdings().iter().filter(|(key, _)| key.app == *app);
+    of_app
+        .flat_map(|(key, holding)| holding.iter().map(|(node, permits)| ((key.name.to_string(), *node), *permits)))
+        .collect()
 }
 
 fn words(permits: Option<&Option<u32>>) -> String {

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use trellis_manifest::{App, Image, Parsed, Severity};
-use trellis_placement::{Applied, Command, Release};
-use trellis_sandbox::{Inspection, Need};
+use trellis_placement::{Applied, Command, Release, Versions};
+use trellis_sandbox::{Inspection, Need, Wake};
 use trellis_wire::{ComponentName, Digest};
 
 use crate::api::types::{DeployReply, DeployRequest, Finding};
@@ -49,7 +49,10 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
         app: release.app.name.to_string(),
         version: release.version.clone(),
         outcome: "dry_run".into(),
-        changes: changes::of_release(before.deployed(&release.app.name), &release),
+        changes: changes::of_release(
+            before.app(&release.app.name).and_then(Versions::deployed).map(|old| &**old),
+            &release,
+        ),
         moves: changes::moves(&before, after, &release.app.name),
         findings,
     };
@@ -75,8 +78,8 @@ pub(crate) fn findings(parsed: &Parsed) -> Vec<Finding> {
             Severity::Error => "error".into(),
             Severity::Warning => "warning".into(),
         },
-        line: found.line as u64,
-        column: found.column as u64,
+        line: found.line.into(),
+        column: found.column.into(),
         message: found.message.clone(),
         rendered: found.to_string(),
     };
@@ -92,7 +95,7 @@ fn parse(node: &Node, request: &DeployRequest) -> Result<(App, Vec<Finding>), De
     if not_built.is_empty() {
         return Ok((app, findings));
     }
-    Err(DeployError::Refused(not_built.iter().map(ToString::to_string).collect()))
+    Err(DeployError::Refused(not_built.iter().map(|what| format!("{what} is not built into this version")).collect()))
 }
 
 /// The artifact of each component: uploaded before, or pulled now.
@@ -106,10 +109,8 @@ async fn resolve(
         let found = match &component.image {
             Image::File { path, digest } => uploaded(node, name, path, *digest, request),
             Image::Oci(image) => pulled(node, image).await.map_err(|why| format!("{name}: {why}")),
-            Image::Shared { app, component } => Err(format!(
-                "{name}: a component shared from another app ({app}/{component}) is not built yet; \
-                 give it an `image` of its own"
-            )),
+            // It is the other app's: its artifact came with that app's deploy.
+            Image::Shared { .. } => continue,
         };
         match found {
             Ok(digest) => drop(artifacts.insert(name.clone(), digest)),
@@ -179,8 +180,8 @@ async fn inspect(node: &Node, digest: Digest) -> Result<Inspection, String> {
 fn missing_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Vec<String> {
     let granted = |need: &Need| {
         app.links.iter().filter(|link| link.source == *name).any(|link| {
-            let same_package = link.package == need.package
-                && (link.namespace == need.namespace || need.package == "messaging");
+            let same_package =
+                link.package == need.package && (link.namespace == need.namespace || need.package == "messaging");
             let known = matches!(need.package.as_str(), "keyvalue" | "messaging" | "blobstore");
             same_package && (known || need.interfaces.iter().all(|wanted| link.interfaces.contains(wanted)))
         })
@@ -201,10 +202,13 @@ fn missing_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Ve
 
 /// Links that are to wake a component with what it has no export for.
 fn deaf_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Vec<String> {
-    let from_providers = app.links.iter().filter(|link| link.target == *name && app.providers.contains_key(&link.source));
+    let from_providers =
+        app.links.iter().filter(|link| link.target == *name && app.providers.contains_key(&link.source));
     let deaf = from_providers.filter(|link| match link.package.as_str() {
-        "http" => !inspection.wakes.http,
-        "messaging" => !inspection.wakes.message,
+        "http" => !inspection.wakes.iter().any(|wake| matches!(wake, Wake::HttpP2 | Wake::HttpP3)),
+        "messaging" => {
+            !inspection.wakes.iter().any(|wake| matches!(wake, Wake::MessageWasmcloud | Wake::MessageTrellis))
+        }
         _ => false,
     });
     deaf.map(|link| {

@@ -61,7 +61,13 @@ pub(crate) struct Counts {
 
 impl Dispatch {
     /// Nothing is held yet.
-    pub(crate) fn new(engine: Arc<Engine>, permits_max: u32, grants: Grants, logs: Arc<Logs>, node: String) -> Arc<Self> {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        permits_max: u32,
+        grants: Grants,
+        logs: Arc<Logs>,
+        node: String,
+    ) -> Arc<Self> {
         let node_pool = Pool::new("this node".into(), permits_max as usize);
         Arc::new_cyclic(|this| Self {
             engine,
@@ -78,7 +84,8 @@ impl Dispatch {
     /// Holds a component, or the new form of one: events that began with the old form end with it.
     pub(crate) fn hold(&self, key: ComponentKey, held: HeldComponent) {
         let before = self.held.load().get(&key).cloned();
-        let permits = held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize;
+        let permits =
+            held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize;
         let pool = match &before {
             Some(before) => before.pool.clone(),
             None => Pool::new(key.to_string(), permits),
@@ -153,14 +160,27 @@ impl Dispatch {
     }
 }
 
-#[async_trait]
-impl PermitSource for Dispatch {
-    async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
+impl Dispatch {
+    /// Waits for a permit of `component`. `source` names the link that brings the event; the guest can read it.
+    pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Arc<str>) -> Result<Permit, Error> {
         let holding = self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()))?;
         let of_component = holding.pool.acquire(want).await?;
         let of_node = self.node_pool.acquire(want).await?;
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
-        Ok(Permit::new(Turn { dispatch, holding, slots: (of_component, of_node) }))
+        Ok(Permit::new(Turn { dispatch, holding, source, slots: (of_component, of_node) }))
+    }
+}
+
+/// The permits that one link's events are run with.
+pub(crate) struct OfLink {
+    pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) name: Arc<str>,
+}
+
+#[async_trait]
+impl PermitSource for OfLink {
+    async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
+        self.dispatch.permit(component, want, self.name.clone()).await
     }
 }
 
@@ -168,13 +188,14 @@ impl PermitSource for Dispatch {
 struct Turn {
     dispatch: Arc<Dispatch>,
     holding: Arc<Holding>,
+    source: Arc<str>,
     slots: (Slot, Slot),
 }
 
 #[async_trait]
 impl Run for Turn {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        let Self { dispatch, holding, slots } = *self;
+        let Self { dispatch, holding, source, slots } = *self;
         let id = EventId::new(uuid::Uuid::now_v7());
         holding.counts.events.fetch_add(1, Ordering::Relaxed);
         holding.counts.last_event_ms.store(clock::now_ms(), Ordering::Relaxed);
@@ -183,8 +204,9 @@ impl Run for Turn {
                 let setup = Setup {
                     event_id: id,
                     component: holding.key.clone(),
+                    source: source.to_string(),
                     config: holding.config.clone(),
-                    limits: holding.limits.clone(),
+                    limits: holding.limits,
                     outside: Arc::new(Outward::new(&dispatch, &holding.key, id)),
                     held: Box::new(slots),
                 };
@@ -219,7 +241,7 @@ impl Holding {
     }
 
     /// The code, loaded from the ahead-of-time cache if need be, which takes less than a millisecond.
-    fn component(&self, engine: &Engine) -> Result<Arc<Component>, Error> {
+    fn component(&self, engine: &Arc<Engine>) -> Result<Arc<Component>, Error> {
         if let Some(component) = &*self.loaded.load() {
             return Ok(component.clone());
         }

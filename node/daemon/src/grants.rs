@@ -6,9 +6,8 @@ use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use trellis_placement::{Far, HeldLink};
-use trellis_provider::{PermitSource, Provider, Want};
-use trellis_sandbox::{LogLevel, Outside};
+use trellis_provider::{Provider, Want};
+use trellis_sandbox::{Level, Outside};
 use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Reply};
 
 use crate::clock;
@@ -36,8 +35,7 @@ pub(crate) enum Answers {
 
 impl Grants {
     /// Adds what a link grants, in place of what a link of the same id granted.
-    pub(crate) fn add(&self, held: &HeldLink, answers: Answers) {
-        let link = held.link.clone();
+    pub(crate) fn add(&self, link: &Link, answers: Answers) {
         let grant = Arc::new(Grant { link: link.clone(), answers });
         self.by_component.rcu(|all| {
             let mut all = HashMap::clone(all);
@@ -64,7 +62,12 @@ impl Grants {
 
     /// The grant for a call: the link of that name, or else the component's own link for the capability: its only
     /// one, or the one named `default`.
-    fn find(&self, component: &ComponentKey, link_name: &str, capability: &Capability) -> Result<Arc<Grant>, CallError> {
+    fn find(
+        &self,
+        component: &ComponentKey,
+        link_name: &str,
+        capability: &Capability,
+    ) -> Result<Arc<Grant>, CallError> {
         let all = self.by_component.load();
         let mut of_capability =
             all.get(component).into_iter().flatten().filter(|grant| grants(&grant.link, capability)).peekable();
@@ -91,7 +94,9 @@ fn grants(link: &Link, capability: &Capability) -> bool {
     match capability {
         Capability::KeyValue => link.namespace == "wasi" && link.package == "keyvalue",
         Capability::Messaging => link.package == "messaging" && (names("consumer") || names("producer")),
-        Capability::Http => link.namespace == "wasi" && link.package == "http" && (names("outgoing-handler") || names("client")),
+        Capability::Http => {
+            link.namespace == "wasi" && link.package == "http" && (names("outgoing-handler") || names("client"))
+        }
         Capability::Custom(interface) => {
             interface.strip_prefix(&format!("{}:{}/", link.namespace, link.package)).is_some_and(names)
         }
@@ -153,12 +158,23 @@ impl Outside for Outward {
         }
     }
 
-    fn log(&self, level: LogLevel, context: &str, message: &str) {
+    fn log(&self, level: Level, context: &str, message: &str) {
         if let Some(dispatch) = self.dispatch.upgrade() {
             let line =
-                clock::log_line(dispatch.node(), &self.component, self.event, level.as_str(), context, message.into());
+                clock::log_line(dispatch.node(), &self.component, self.event, word(level), context, message.into());
             dispatch.logs().push(line);
         }
+    }
+}
+
+const fn word(level: Level) -> &'static str {
+    match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+        Level::Critical => "critical",
     }
 }
 
@@ -168,20 +184,11 @@ async fn wake(dispatch: &Dispatch, target: &ComponentKey, call: Call) -> Result<
         return Err(CallError::Other(format!("{target} is a component; only functions of its exports can be called")));
     };
     let unavailable = |error: trellis_wire::Error| CallError::Unavailable(error.to_string());
-    let permit = dispatch.acquire(target, Want::Answer { at_most: TIMEOUT_DEFAULT }).await.map_err(unavailable)?;
+    let permit =
+        dispatch.permit(target, Want::Answer { at_most: TIMEOUT_DEFAULT }, "".into()).await.map_err(unavailable)?;
     match permit.run(Event::Invoke { interface, function, params }).await {
         Ok(Reply::Values(results)) => Ok(Answer::Values(results)),
         Ok(other) => Err(CallError::Other(format!("{target} answered a call with {other:?}"))),
         Err(failure) => Err(CallError::Other(format!("{target}: {failure}"))),
-    }
-}
-
-impl Grant {
-    /// The far end of a held link as the one who answers its calls.
-    pub(crate) fn answers(held: &HeldLink, provider: impl FnOnce() -> Arc<dyn Provider>) -> Answers {
-        match &held.far {
-            Far::Component(target) => Answers::Component(target.clone()),
-            _ => Answers::Provider(provider()),
-        }
     }
 }

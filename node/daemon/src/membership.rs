@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use trellis_bus::{Bus, BusError};
 use trellis_placement::{Capacity, Command, NodeFacts};
-use trellis_raft::RaftError;
+use trellis_raft::{ProposeError, RaftError};
 use trellis_wire::{LatticeId, LatticeName, NodeId, frame, subject};
 
 use crate::node::{Node, Options};
@@ -23,7 +23,9 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum MembershipError {
     /// `--bootstrap`, but there is one.
-    #[error("a lattice named {name} answers already (id {id}): join it without --bootstrap, or choose another --lattice")]
+    #[error(
+        "a lattice named {name} answers already (id {id}): join it without --bootstrap, or choose another --lattice"
+    )]
     Exists {
         /// Its name.
         name: LatticeName,
@@ -39,6 +41,9 @@ pub enum MembershipError {
     /// The log.
     #[error(transparent)]
     Raft(#[from] RaftError),
+    /// The founding command.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
 }
 
 /// What a member answers on the join subject: which lattice is here.
@@ -127,10 +132,15 @@ async fn answer(node: &Node) {
     }
 }
 
+/// This machine's name, or `node` where it tells none.
+pub(crate) fn hostname() -> String {
+    let known = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+    known.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "node".into())
+}
+
 /// What the lattice is told of this node.
 pub(crate) fn facts(options: &Options, id: NodeId) -> NodeFacts {
-    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
-    let name = hostname.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "node".into());
+    let name = hostname();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let family = std::env::consts::FAMILY;
     let mut labels = BTreeMap::from([

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use trellis_bus::{Bus, NatsOptions};
+use trellis_bus::{Auth, Bus, Memory};
 use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Parsed;
 use trellis_nats::Nats;
-use trellis_raft::{Raft, RaftError};
+use trellis_raft::{Raft, RaftError, Timing};
 use trellis_sandbox::{Engine, EngineError};
 use trellis_wire::{LatticeName, NodeId};
 
@@ -46,7 +47,7 @@ pub struct Options {
     /// The lattice's name.
     pub lattice: LatticeName,
     /// The lattice's NATS. `None`: this node alone.
-    pub nats: Option<NatsOptions>,
+    pub nats: Option<trellis_bus::Options>,
     /// Start the lattice. Ignored where the data directory belongs to one already.
     pub bootstrap: bool,
     /// Replaces the host part of every address that a manifest names for an HTTP listener.
@@ -168,15 +169,29 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
     })?;
     let artifacts = Artifacts::open(&options.data_dir).map_err(|why| part("artifacts")(&why))?;
     let bus = match &options.nats {
-        Some(nats) => Bus::nats(nats.clone()).await.map_err(|why| part("--nats")(&why))?,
-        None => Bus::memory(),
+        Some(nats) => Bus::Nats(trellis_bus::Nats::connect(nats).await.map_err(|why| part("--nats")(&why))?),
+        None => Bus::Memory(Memory::alone()),
     };
-    let raft = Raft::open(trellis_raft::Options::new(&options.data_dir, id, options.lattice.clone(), bus.clone())).await?;
-    let embedded = Embedded::open(&options.data_dir).map_err(|why| part("embedded store")(&why))?;
+    let raft = trellis_raft::open(trellis_raft::Options {
+        data_dir: options.data_dir.clone(),
+        node: id,
+        host: membership::hostname(),
+        lattice: options.lattice.clone(),
+        lattice_id: None,
+        bus: bus.clone(),
+        timing: Timing::default(),
+    })
+    .await?;
+    let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
+    let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
+    let embedded = embedded.map_err(|why| part("embedded store")(&why))?.map_err(|why| part("embedded store")(&why))?;
     let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
     let providers = Providers {
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
-        nats: Arc::new(Nats::new(trellis_nats::Options { default: options.nats.clone() })),
+        nats: Arc::new(Nats::new(trellis_nats::Options {
+            default_url: nats_url.clone(),
+            default_credentials: nats_credentials(options),
+        })),
         embedded: Arc::new(embedded),
     };
     let logs = Arc::new(Logs::new());
@@ -202,10 +217,26 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
     })
 }
 
+/// The credentials that the NATS provider uses on the lattice's own server.
+fn nats_credentials(options: &Options) -> Option<PathBuf> {
+    match options.nats.as_ref().map(|nats| &nats.auth) {
+        Some(Auth::Credentials(path)) => Some(path.clone()),
+        _ => None,
+    }
+}
+
+/// Waits until Raft cannot go on.
+async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> String {
+    match watch.wait_for(Option::is_some).await {
+        Ok(why) => why.as_ref().map(ToString::to_string).unwrap_or_default(),
+        Err(_) => "Raft ended".into(),
+    }
+}
+
 fn reconcile(node: &Node) -> Reconcile {
     Reconcile {
         node: node.id,
-        state: node.raft.state(),
+        raft: node.raft.clone(),
         dispatch: node.dispatch.clone(),
         providers: node.providers.clone(),
         artifacts: node.artifacts.clone(),
@@ -217,7 +248,11 @@ fn reconcile(node: &Node) -> Reconcile {
 impl Node {
     /// Parses a manifest with this node's image aliases.
     pub(crate) fn parse_manifest(&self, yaml: &str, origin: &str) -> Parsed {
-        trellis_manifest::parse_with(yaml, origin, &trellis_manifest::ParseOptions { image_aliases: self.image_aliases.clone() })
+        trellis_manifest::parse_with(
+            yaml,
+            origin,
+            &trellis_manifest::Options { image_aliases: self.image_aliases.clone() },
+        )
     }
 }
 
@@ -240,7 +275,7 @@ impl Running {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let ended = tokio::select! {
             () = shutdown => Ok(()),
-            why = self.node.raft.failed() => Err(RunError::Storage(why.to_string())),
+            why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
         };
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
         if tokio::time::timeout(DRAIN_MAX, self.node.providers.drain()).await.is_err() {

@@ -149,8 +149,10 @@ fn from_docker_config(text: &[u8], registry: &str) -> Result<RegistryAuth, Strin
     }
     // `docker login` with a credential store leaves an entry without `auth`: the store is not asked.
     let Some(auth) = &found.auth else {
-        return Err(format!("the credentials of {registry} are in a credential store, which is not supported; \
-                            put `auth` (base64 of user:password) into this file"));
+        return Err(format!(
+            "the credentials of {registry} are in a credential store, which is not supported; \
+                            put `auth` (base64 of user:password) into this file"
+        ));
     };
     let decoded = STANDARD.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     match decoded.as_deref().and_then(|pair| pair.split_once(':')) {

@@ -20,7 +20,7 @@ pub(crate) async fn run(raft: Raft, shutdown: CancellationToken) {
         let leads = leaders.borrow_and_update().me;
         let state = states.borrow_and_update().clone();
         if leads && let Some(delta) = plan(&state) {
-            tracing::info!(generation = %delta.generation, "a new plan");
+            tracing::info!(generation = %delta.generation(), "a new plan");
             if let Err(why) = raft.propose(proposal::entry(Command::Plan(delta))).await {
                 tracing::warn!("the plan was not committed: {why}; trying again");
                 wait = Some(RETRY);

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use trellis_placement::{Assigned, Far, HeldComponent, HeldLink, State, Step, diff};
-use trellis_provider::{LinkError, PermitSource, Permits};
+use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff};
+use trellis_provider::{LinkError, Permits};
+use trellis_raft::Raft;
 use trellis_sandbox::Engine;
 use trellis_wire::{ComponentKey, LinkId, NodeId};
 
 use crate::artifacts::Artifacts;
 use crate::board::{Board, Health};
-use crate::dispatch::Dispatch;
-use crate::grants::Grant;
+use crate::dispatch::{Dispatch, OfLink};
+use crate::grants::Answers;
+use crate::proposal;
 use crate::providers::Providers;
 
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
@@ -28,7 +30,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// What it needs to carry out steps.
 pub(crate) struct Reconcile {
     pub(crate) node: NodeId,
-    pub(crate) state: watch::Receiver<Arc<State>>,
+    pub(crate) raft: Raft,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) providers: Providers,
     pub(crate) artifacts: Artifacts,
@@ -39,15 +41,17 @@ pub(crate) struct Reconcile {
 impl Reconcile {
     /// Runs until `shutdown`. Wakes when the state changes, when a failed step is due again, and when it is time to
     /// unload what is idle.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut states: watch::Receiver<Arc<State>> = self.raft.state();
         let mut running = Assigned::default();
         let mut retry = RETRY_FIRST;
         loop {
-            let assigned = self.state.borrow_and_update().assigned(self.node);
-            let all_done = self.carry_out(&mut running, assigned).await;
+            let state = states.borrow_and_update().clone();
+            let all_done = self.carry_out(&mut running, state.assigned(self.node)).await;
+            self.acknowledge(&state, &running).await;
             retry = if all_done { RETRY_FIRST } else { (retry * 2).min(RETRY_MAX) };
             let changed = async {
-                if self.state.changed().await.is_err() {
+                if states.changed().await.is_err() {
                     // Raft is gone, and with it any further change: only shutdown is left.
                     std::future::pending::<()>().await;
                 }
@@ -80,26 +84,36 @@ impl Reconcile {
                     self.dispatch.release(&key);
                     self.board.component(&key, None);
                 }
-                Step::HoldComponent(key, held) => {
+                Step::Hold(key, held) | Step::Adjust(key, held) => {
                     let done = self.hold(&key, &held).await;
-                    all_done &= self.note_component(&key, done);
-                    running.components.insert(key.clone(), held);
-                    if self.board.of_component(&key) != Health::Ready {
-                        running.components.remove(&key);
+                    if self.note_component(&key, done) {
+                        running.components.insert(key, *held);
+                    } else {
+                        all_done = false;
                     }
                 }
-                Step::AddLink(id, held) => {
+                Step::AddLink(held) => {
                     let done = self.add_link(&held).await;
-                    let succeeded = self.note_link(&id, done);
-                    all_done &= succeeded;
-                    if succeeded {
-                        running.links.insert(id, held);
+                    if self.note_link(&held.link.id, done) {
+                        running.links.insert(held.link.id.clone(), *held);
+                    } else {
+                        all_done = false;
                     }
                 }
             }
         }
         running.generation = assigned.generation;
         all_done
+    }
+
+    /// Tells the lattice that permits which this node gave up are free, where others wait for them.
+    async fn acknowledge(&self, state: &State, running: &Assigned) {
+        let Some(generation) = state.owes(self.node).filter(|owed| *owed <= running.generation) else { return };
+        let acked = Command::Acked { node: self.node, generation };
+        if let Err(why) = self.raft.propose(proposal::entry(acked)).await {
+            // Not lost: the state still says what is owed, and the next round says it again.
+            tracing::warn!(%generation, "the lattice was not told that permits are free: {why}");
+        }
     }
 
     /// Has the code compiled, then lets events in.
@@ -117,31 +131,35 @@ impl Reconcile {
     }
 
     async fn add_link(&self, held: &HeldLink) -> Result<(), LinkError> {
-        match &held.far {
-            Far::Wakes(tech) => {
-                let source: Arc<dyn PermitSource> = self.dispatch.clone();
-                let permits = Permits::new(held.link.component.clone(), source);
+        match &held.direction {
+            Direction::Wakes { tech, .. } => {
+                let source = OfLink { dispatch: self.dispatch.clone(), name: held.link.name.as_str().into() };
+                let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }
-            Far::Grants(tech) => {
+            Direction::Grants { tech, .. } => {
                 let provider = self.providers.of(*tech);
                 provider.grant(held.link.clone()).await?;
-                self.dispatch.grants().add(held, Grant::answers(held, || provider));
+                self.dispatch.grants().add(&held.link, Answers::Provider(provider));
                 Ok(())
             }
-            Far::Component(_) => {
-                self.dispatch.grants().add(held, Grant::answers(held, || unreachable!("a component answers")));
+            Direction::Between { target } => {
+                self.dispatch.grants().add(&held.link, Answers::Component(target.clone()));
                 Ok(())
             }
+            Direction::GrantsElsewhere { provider, .. } => Err(LinkError::Unsupported(format!(
+                "{provider} runs on other nodes, and calls across nodes are not built yet; take its scaler away, and \
+                 it runs beside the component"
+            ))),
         }
     }
 
     async fn remove_link(&self, id: &LinkId, held: HeldLink) {
         self.board.link(id, None);
         self.dispatch.grants().remove(&held.link.component, id);
-        let tech = match held.far {
-            Far::Wakes(tech) | Far::Grants(tech) => tech,
-            Far::Component(_) => return,
+        let tech = match held.direction {
+            Direction::Wakes { tech, .. } | Direction::Grants { tech, .. } => tech,
+            Direction::Between { .. } | Direction::GrantsElsewhere { .. } => return,
         };
         let (provider, gone) = (self.providers.of(tech), id.clone());
         let ending = tokio::spawn(async move { provider.remove(&gone).await });

@@ -1,13 +1,12 @@
 //! Status: what was asked, what runs where, and why not. Made from the state, the board and the counts; changes
 //! nothing.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use trellis_bus::Connection;
 use trellis_manifest::{App, AppLink, Scaler, Tech};
-use trellis_placement::{Release, State};
-use trellis_provider::Provider as _;
+use trellis_placement::{Release, State, Versions};
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
 
 use crate::api::types::{AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus};
@@ -19,7 +18,7 @@ pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
     let state = node.raft.state().borrow().clone();
     let summary = |name: &AppName| {
         let status = app(node, name)?;
-        let release = state.deployed(name).or_else(|| state.newest(name))?;
+        let release = release(state.app(name)?)?;
         Some(AppSummary {
             app: status.app,
             version: status.version,
@@ -29,58 +28,67 @@ pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
             description: release.app.description.clone(),
         })
     };
-    state.app_names().filter_map(summary).collect()
+    state.apps().filter_map(|(name, _)| summary(name)).collect()
 }
 
 /// Everything about one app; `None` if there is none of that name.
 pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppStatus> {
     let state = node.raft.state().borrow().clone();
-    let newest = state.newest(name)?;
-    let Some(release) = state.deployed(name) else {
-        return Some(empty(&state, name, newest, "undeployed", Vec::new()));
-    };
+    let versions = state.app(name)?;
     let missing = state.waiting(name);
-    if !missing.is_empty() {
-        let problems = missing
-            .iter()
-            .map(|config| format!("config `{config}` does not exist yet: `trellis config put {config} KEY=VALUE`"))
-            .collect();
-        return Some(empty(&state, name, release, "waiting", problems));
-    }
-    let mut status = empty(&state, name, release, "ready", Vec::new());
+    let Some(release) = versions.deployed() else {
+        let newest = release(versions)?;
+        let word = if missing.is_empty() { "undeployed" } else { "waiting" };
+        return Some(empty(&state, versions, newest, word, missing.iter().map(|name| waits_for(name)).collect()));
+    };
+    let mut status = empty(&state, versions, release, "ready", Vec::new());
     status.components = components(node, &state, release);
     status.links = release.app.links.iter().map(|link| link_status(node, &release.app, link)).collect();
     status.problems = problems(&status);
     status.state = overall(&status).into();
+    if let Some(next) = versions.next() {
+        status.state = "waiting".into();
+        status.problems.insert(0, format!("version {} waits; {} goes on running", next.version, release.version));
+        status.problems.extend(missing.iter().map(|name| waits_for(name)));
+    }
     Some(status)
 }
 
-fn empty(state: &State, name: &AppName, release: &Release, word: &str, problems: Vec<String>) -> AppStatus {
+/// The release that an app's status speaks of: what runs, else what waits, else the newest that is kept.
+pub(crate) fn release(versions: &Versions) -> Option<&Arc<Release>> {
+    let newest = || versions.kept().last().map(|version| &version.release);
+    versions.deployed().or_else(|| versions.next()).or_else(newest)
+}
+
+fn waits_for(config: &str) -> String {
+    format!("config `{config}` does not exist yet: `trellis config put {config} KEY=VALUE`")
+}
+
+fn empty(state: &State, versions: &Versions, release: &Release, word: &str, problems: Vec<String>) -> AppStatus {
     AppStatus {
-        app: name.to_string(),
+        app: release.app.name.to_string(),
         version: release.version.clone(),
         state: word.into(),
-        generation: state.generation().0,
+        generation: state.plan().generation().0,
         problems,
         components: Vec::new(),
         links: Vec::new(),
-        versions: state.versions(name).map(ToOwned::to_owned).collect(),
+        versions: versions.kept().iter().rev().map(|kept| kept.release.version.clone()).collect(),
     }
 }
 
 fn components(node: &Node, state: &State, release: &Release) -> Vec<ComponentStatus> {
-    let mut holders: BTreeMap<ComponentName, Vec<Holder>> = BTreeMap::new();
-    for (key, holder, permits) in state.holdings_of(&release.app.name) {
-        holders.entry(key.name.clone()).or_default().push(holder_status(node, state, &key, holder, permits));
-    }
-    let unplaced: BTreeMap<_, _> =
-        state.unplaced(&release.app.name).into_iter().map(|missing| (missing.component.clone(), missing.to_string())).collect();
+    let unplaced = state.unplaced(&release.app.name);
+    let holders = |key: &ComponentKey| {
+        let holding = state.holding(key).into_iter().flatten();
+        holding.map(|(holder, permits)| holder_status(node, state, key, *holder, *permits)).collect()
+    };
     let status = |(name, component): (&ComponentName, &trellis_manifest::Component)| ComponentStatus {
         name: name.to_string(),
         digest: release.artifacts.get(name).map(ToString::to_string).unwrap_or_default(),
         asked: asked(component.scaler.as_ref()),
-        holders: holders.remove(name).unwrap_or_default(),
-        problem: unplaced.get(name).cloned(),
+        holders: holders(&release.key(name)),
+        problem: unplaced.iter().find(|missing| missing.component.name == *name).map(ToString::to_string),
     };
     release.app.components.iter().map(status).collect()
 }
@@ -157,7 +165,7 @@ fn link_status(node: &Node, app: &App, link: &AppLink) -> LinkStatus {
 /// Where a link can be reached, if it listens.
 fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
     match tech {
-        Tech::Http => node.providers.http.url(id),
+        Tech::Http => node.providers.http.bound(id).map(|address| format!("http://{address}")),
         Tech::Nats | Tech::Embedded => None,
     }
 }
@@ -197,23 +205,23 @@ fn overall(status: &AppStatus) -> &'static str {
 pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
     let state = node.raft.state().borrow().clone();
     let leader = node.raft.leadership().borrow().leader;
-    let status = |known: &trellis_placement::NodeRecord| NodeStatus {
+    let status = |known: &trellis_placement::Node| NodeStatus {
         id: known.facts.id.to_string(),
         name: known.facts.name.clone(),
         role: "voter".into(),
         leader: leader == Some(known.facts.id),
-        state: match (known.lost, known.drained) {
+        state: match (known.is_lost(), known.drained) {
             (true, _) => "lost",
             (false, true) => "drained",
             (false, false) => "ready",
         }
         .into(),
-        labels: known.labels(),
+        labels: known.labels().into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
         version: known.facts.version.clone(),
         last_seen_ms: 0,
         running: (known.facts.id == node.id).then(|| node.dispatch.running() as u64),
     };
-    state.nodes().map(status).collect()
+    state.nodes().values().map(status).collect()
 }
 
 /// The lattice, and this node in it.
@@ -226,7 +234,7 @@ pub(crate) fn lattice(node: &Node) -> LatticeStatus {
         leader: node.raft.leadership().borrow().leader.map(|id| id.to_string()),
         bus: bus(node),
         version: env!("CARGO_PKG_VERSION").into(),
-        generation: state.generation().0,
+        generation: state.plan().generation().0,
         problems: unready(node),
     }
 }
@@ -235,7 +243,7 @@ fn bus(node: &Node) -> String {
     let connection = node.bus.connection().borrow().clone();
     match (&node.nats_url, connection) {
         (None, _) => "embedded".into(),
-        (Some(_), Connection::Connected { version }) => format!("connected to nats {version}"),
+        (Some(_), Connection::Connected { server }) => format!("connected to nats {server}"),
         (Some(url), Connection::Disconnected { reason }) => format!("not connected to {url}: {reason}"),
         (Some(url), Connection::Refused(why)) => format!("refused {url}: {why}"),
     }

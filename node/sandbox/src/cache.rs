@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use trellis_wire::Digest;
 use wasmtime::Engine;
@@ -18,6 +19,9 @@ use crate::component::ComponentError;
 
 /// The permission bits that let someone else in.
 const OTHERS: u32 = 0o077;
+
+/// Longer than any write takes: what is unfinished and older was interrupted.
+const WRITE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// The directory of compiled code.
 pub(crate) struct Cache {
@@ -40,10 +44,12 @@ impl Cache {
 
     fn remove_leftovers(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.ends_with(".tmp") || (name.ends_with(".cwasm") && !name.ends_with(&self.suffix)) {
-                fs::remove_file(&path)?;
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let other_engines = name.ends_with(".cwasm") && !name.ends_with(&self.suffix);
+            if other_engines || (name.ends_with(".tmp") && is_old(&entry)) {
+                fs::remove_file(entry.path())?;
             }
         }
         Ok(())
@@ -106,6 +112,12 @@ fn map(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     // written there whole by `Cache::put` from what this very engine compiled. wasmtime checks the engine's version and
     // settings again, and the ELF structure, whose section table is at the end, so a file cut short does not parse.
     unsafe { Component::deserialize_file(engine, path) }
+}
+
+/// Whether no write can be under way any more.
+fn is_old(entry: &fs::DirEntry) -> bool {
+    let written = entry.metadata().and_then(|metadata| metadata.modified());
+    written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > WRITE_MAX))
 }
 
 fn write_private(path: &Path, code: &[u8]) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::ResourceLimiter;
 
 /// The most elements that one table may have.
-const TABLE_ELEMENTS_MAX: usize = 100_000;
+pub(crate) const TABLE_ELEMENTS_MAX: usize = 100_000;
 
 /// The most core instances, tables and memories that one component may have.
 const PARTS_MAX: usize = 64;

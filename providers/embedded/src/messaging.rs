@@ -317,7 +317,9 @@ impl Trigger {
                         acquired = permits.acquire(Want::Pull) => acquired,
                     };
                     match acquired {
-                        Ok(permit) => return Some(permit),
+                        // While this waited, a run may have found the node short: then the permit goes back.
+                        Ok(permit) if matches!(self.next(), Next::Acquire) => return Some(permit),
+                        Ok(_unused) => {}
                         Err(Error::ShuttingDown) => return None,
                         Err(why) => self.pause(&why),
                     }

@@ -333,7 +333,7 @@ fn commit_to(database: &Database, batch: &[Waiting]) -> Result<Vec<Result<KeyVal
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use redb::{BackendError, StorageBackend};
+    use redb::StorageBackend;
 
     use super::*;
 
@@ -345,32 +345,32 @@ mod tests {
     }
 
     impl Disk {
-        fn room(&self) -> Result<(), BackendError> {
+        fn room(&self) -> io::Result<()> {
             if self.full.load(Ordering::Relaxed) {
-                return Err(BackendError::Io(io::ErrorKind::StorageFull.into()));
+                return Err(io::ErrorKind::StorageFull.into());
             }
             Ok(())
         }
     }
 
     impl StorageBackend for Disk {
-        fn len(&self) -> Result<u64, BackendError> {
+        fn len(&self) -> io::Result<u64> {
             self.file.len()
         }
 
-        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BackendError> {
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
             self.file.read(offset, out)
         }
 
-        fn set_len(&self, len: u64) -> Result<(), BackendError> {
+        fn set_len(&self, len: u64) -> io::Result<()> {
             self.room().and_then(|()| self.file.set_len(len))
         }
 
-        fn sync_data(&self) -> Result<(), BackendError> {
+        fn sync_data(&self) -> io::Result<()> {
             self.room().and_then(|()| self.file.sync_data())
         }
 
-        fn write(&self, offset: u64, data: &[u8]) -> Result<(), BackendError> {
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
             self.room().and_then(|()| self.file.write(offset, data))
         }
     }

@@ -24,7 +24,12 @@ pub(crate) struct AllowList(Vec<Pattern>);
 impl AllowList {
     /// Parses a comma list. An empty one allows nothing.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Pattern::parse).collect::<Result<_, _>>().map(Self)
+        text.split(',')
+            .map(str::trim)
+            .filter(|item| !item.is_empty())
+            .map(Pattern::parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Whether nothing at all is allowed.
@@ -72,7 +77,9 @@ enum Host {
 impl Pattern {
     fn parse(text: &str) -> Result<Self, String> {
         let wrong = |problem: &str| {
-            format!("`{text}` {problem}; write a comma list such as `api.example.com, *.example.org:443, localhost:8080`")
+            format!(
+                "`{text}` {problem}; write a comma list such as `api.example.com, *.example.org:443, localhost:8080`"
+            )
         };
         let (scheme, rest) = match text.split_once("://") {
             Some(("http", rest)) => (Some("http"), rest),
@@ -80,7 +87,8 @@ impl Pattern {
             Some(_) => return Err(wrong("has a scheme that is neither http nor https")),
             None => (None, text),
         };
-        let (host, port) = split_port(rest.strip_suffix('/').unwrap_or(rest)).ok_or_else(|| wrong("has no such port"))?;
+        let (host, port) =
+            split_port(rest.strip_suffix('/').unwrap_or(rest)).ok_or_else(|| wrong("has no such port"))?;
         if host.is_empty() || host.contains(['/', '@', ' ', '?', '#']) {
             return Err(wrong("is no host"));
         }
@@ -207,14 +215,33 @@ mod tests {
     #[test]
     fn private_addresses_are_not_public_in_any_disguise() {
         let private = [
-            "127.0.0.1", "127.1.2.3", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1",
-            "255.255.255.255", "224.0.0.1", "198.18.0.1", "::1", "::", "fe80::1", "fc00::1", "fd12::1", "ff02::1",
-            "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
+            "127.0.0.1",
+            "127.1.2.3",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "255.255.255.255",
+            "224.0.0.1",
+            "198.18.0.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fc00::1",
+            "fd12::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
         ];
         for address in private {
             assert!(!is_public(address.parse().unwrap()), "{address}");
         }
-        for address in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"] {
+        for address in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+        {
             assert!(is_public(address.parse().unwrap()), "{address}");
         }
     }

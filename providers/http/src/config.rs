@@ -17,6 +17,8 @@ use crate::cors::Cors;
 const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8000);
 /// How long a request may wait for its permit and then for the head of its answer, unless `timeout_ms` says otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest `timeout_ms`: a day.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// The largest request body, unless `max_body_bytes` says otherwise: 100 MiB.
 const DEFAULT_BODY_BYTES_MAX: u64 = 100 << 20;
 /// How many requests of one link may wait for a permit, unless `max_waiting` says otherwise. Each holds up to 64 KiB.
@@ -69,7 +71,10 @@ impl ServerConfig {
     pub(crate) fn parse(config: &Config, listen_host: Option<IpAddr>) -> Result<Self, LinkError> {
         for key in ["config_json", "config_b64", "config_file"] {
             if config.get(key).is_some() {
-                return Err(LinkError::config(key, "is not read; write its fields as keys of their own, `address: ...`"));
+                return Err(LinkError::config(
+                    key,
+                    "is not read; write its fields as keys of their own, `address: ...`",
+                ));
             }
         }
         let mut address = address(config)?;
@@ -79,7 +84,7 @@ impl ServerConfig {
         Ok(Self {
             address,
             at: at(config)?,
-            timeout: number(config, "timeout_ms", "30000")?.map_or(DEFAULT_TIMEOUT, Duration::from_millis),
+            timeout: timeout(config)?,
             read_only: flag(config, "readonly_mode")?,
             cache_control: cache_control(config)?,
             cors: Cors::parse(config)?,
@@ -110,7 +115,10 @@ fn address(config: &Config) -> Result<SocketAddr, LinkError> {
     for key in ["address", "default_address"] {
         if let Some(text) = config.get(key) {
             return parse_address(text).ok_or_else(|| {
-                LinkError::config(key, format!("`{text}` is no address; write an IP and a port, such as `0.0.0.0:8000`"))
+                LinkError::config(
+                    key,
+                    format!("`{text}` is no address; write an IP and a port, such as `0.0.0.0:8000`"),
+                )
             });
         }
     }
@@ -135,9 +143,9 @@ fn at(config: &Config) -> Result<At, LinkError> {
         (None, None) => "address",
         (Some(_), Some(_)) => {
             let problem = "is needed where both `path` and `host` are given; write `path` or `host`";
-            return config.get("routing_mode").map_or(Err(LinkError::config("routing_mode", problem)), |mode| {
-                at_in_mode(config, mode)
-            });
+            return config
+                .get("routing_mode")
+                .map_or(Err(LinkError::config("routing_mode", problem)), |mode| at_in_mode(config, mode));
         }
     };
     at_in_mode(config, config.get("routing_mode").unwrap_or(implied))
@@ -147,7 +155,7 @@ fn at_in_mode(config: &Config, mode: &str) -> Result<At, LinkError> {
     match mode {
         "address" => Ok(At::Address),
         "path" => match config.get("path") {
-            Some(path) if path.starts_with('/') => Ok(At::Path(path.into())),
+            Some(path) if path.starts_with('/') => path_or_pattern(path),
             Some(path) => Err(LinkError::config("path", format!("`{path}` does not begin with `/`; write `/{path}`"))),
             None => Err(LinkError::config("path", "is missing: `routing_mode` is `path`; write `path: /shop`")),
         },
@@ -164,6 +172,23 @@ fn at_in_mode(config: &Config, mode: &str) -> Result<At, LinkError> {
             Err(LinkError::config("routing_mode", problem))
         }
     }
+}
+
+/// A pattern is proved here, so that in the table only another pattern can be in its way.
+fn path_or_pattern(path: &str) -> Result<At, LinkError> {
+    if path.contains(['{', '}']) && matchit::Router::new().insert(path, ()).is_err() {
+        return Err(LinkError::config("path", format!("`{path}` is no pattern; write one such as `/shop/{{id}}`")));
+    }
+    Ok(At::Path(path.into()))
+}
+
+fn timeout(config: &Config) -> Result<Duration, LinkError> {
+    let timeout = number(config, "timeout_ms", "30000")?.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
+    if timeout.is_zero() || timeout > TIMEOUT_MAX {
+        let problem = format!("{} ms is not from 1 to {}; write `30000`", timeout.as_millis(), TIMEOUT_MAX.as_millis());
+        return Err(LinkError::config("timeout_ms", problem));
+    }
+    Ok(timeout)
 }
 
 fn cache_control(config: &Config) -> Result<Option<HeaderValue>, LinkError> {
@@ -247,9 +272,12 @@ mod tests {
             (parse([("routing_mode", "port")]), "config `routing_mode`: `port`", "`address`, `path` or `host`"),
             (parse([("routing_mode", "path")]), "config `path`: is missing", "`path: /shop`"),
             (parse([("path", "shop")]), "config `path`: `shop`", "`/shop`"),
+            (parse([("path", "/shop/{id")]), "config `path`: `/shop/{id` is no pattern", "`/shop/{id}`"),
             (parse([("routing_mode", "host")]), "config `host`: is missing", "`host: shop.example.com`"),
             (parse([("host", "a"), ("path", "/a")]), "config `routing_mode`", "`path` or `host`"),
             (parse([("timeout_ms", "30s")]), "config `timeout_ms`: `30s`", "`30000`"),
+            (parse([("timeout_ms", "0")]), "config `timeout_ms`: 0 ms", "`30000`"),
+            (parse([("timeout_ms", "18446744073709551615")]), "config `timeout_ms`", "`30000`"),
             (parse([("readonly_mode", "yes")]), "config `readonly_mode`: `yes`", "`true` or `false`"),
             (parse([("tls_cert_file", "/a")]), "config `tls_priv_key_file`: is missing", "path"),
             (parse([("tls_priv_key_file", "/a")]), "config `tls_cert_file`: is missing", "path"),

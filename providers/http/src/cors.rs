@@ -29,7 +29,8 @@ impl Cors {
         if !config.iter().any(|(key, _)| key.starts_with("cors_") && config.get(key).is_some()) {
             return Ok(None);
         }
-        let mut origins = list(config, "cors_allowed_origins", r#"["https://example.com"]"#, origin)?.unwrap_or_default();
+        let mut origins =
+            list(config, "cors_allowed_origins", r#"["https://example.com"]"#, origin)?.unwrap_or_default();
         if origins.iter().any(|origin| origin == "*") {
             origins.clear();
         }
@@ -95,7 +96,9 @@ fn list(
     let Some(text) = config.get(key) else { return Ok(None) };
     let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let items = inner.split(',').map(|item| item.trim().trim_matches('"')).filter(|item| !item.is_empty());
-    let wrong = |item: &str| LinkError::config(key, format!("`{item}` does not belong there; write a list such as `{example}`"));
+    let wrong = |item: &str| {
+        LinkError::config(key, format!("`{item}` does not belong there; write a list such as `{example}`"))
+    };
     items.map(|item| check(item).ok_or_else(|| wrong(item))).collect::<Result<Vec<_>, _>>().map(Some)
 }
 

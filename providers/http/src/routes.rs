@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     fn component(name: &str) -> ComponentKey {
-        ComponentKey { app: "app".parse().unwrap(), component: name.parse().unwrap() }
+        ComponentKey { app: "app".parse().unwrap(), name: name.parse().unwrap() }
     }
 
     fn id(name: &str) -> LinkId {
@@ -240,8 +240,15 @@ mod tests {
         let routes = paths(&["/shop", "/shop/cart/", "/shop/{id}/reviews", "/"]);
         let headers = HeaderMap::new();
         let cases = [
-            ("/shop", "a"), ("/shop/", "a"), ("/shop/1", "a"), ("/shop/cart", "b"), ("/shop/cart/2/x", "b"),
-            ("/shop/7/reviews", "c"), ("/shopping", "d"), ("/", "d"), ("/x/y", "d"),
+            ("/shop", "a"),
+            ("/shop/", "a"),
+            ("/shop/1", "a"),
+            ("/shop/cart", "b"),
+            ("/shop/cart/2/x", "b"),
+            ("/shop/7/reviews", "c"),
+            ("/shopping", "d"),
+            ("/", "d"),
+            ("/x/y", "d"),
         ];
         for (path, name) in cases {
             assert_eq!(routes.find("h", path, &headers), Some(&name), "{path}");
@@ -255,7 +262,9 @@ mod tests {
         let routes = add(&Routes::default(), "a", host("a.example")).unwrap();
         let routes = add(&routes, "b", host("a.example:81")).unwrap();
         let headers = HeaderMap::new();
-        for (authority, name) in [("a.example", Some(&"a")), ("A.Example:80", Some(&"a")), ("a.example:81", Some(&"b")), ("b", None)] {
+        for (authority, name) in
+            [("a.example", Some(&"a")), ("A.Example:80", Some(&"a")), ("a.example:81", Some(&"b")), ("b", None)]
+        {
             assert_eq!(routes.find(authority, "/", &headers), name, "{authority}");
         }
     }
@@ -274,7 +283,7 @@ mod tests {
     fn conflicts_name_who_is_in_the_way() {
         let taken = |routes: &Routes<_>, at| {
             let conflict = add(routes, "z", at).unwrap_err();
-            format!("{} {}", conflict.what, conflict.component.component)
+            format!("{} {}", conflict.what, conflict.component.name)
         };
         let address = add(&Routes::default(), "a", At::Address).unwrap();
         assert_eq!(taken(&address, At::Address), "the whole address a");

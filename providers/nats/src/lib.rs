@@ -1,1 +1,142 @@
-//! placeholder
+//! The NATS provider: what components get from a NATS system of their own or from the lattice's.
+//!
+//! | link | file |
+//! | --- | --- |
+//! | messages of a subject wake a component | `subscribe.rs` |
+//! | a component publishes and requests | `publish.rs` |
+//! | a component uses a JetStream key-value bucket | `keyvalue.rs` |
+//!
+//! Its connections are apart from the lattice's bus and have inboxes of their own. Links with equal settings share one.
+//! This crate is the only one that knows NATS as a provider.
+
+mod config;
+mod connection;
+mod keyvalue;
+mod publish;
+mod subscribe;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use async_trait::async_trait;
+use trellis_provider::{LinkError, Permits, Provider};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId};
+
+use crate::connection::Connections;
+use crate::keyvalue::Bucket;
+use crate::publish::Publisher;
+use crate::subscribe::Subscribed;
+
+/// What a link that names no server gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The server: the lattice's own NATS. `nats://127.0.0.1:4222` if there is none.
+    pub default_url: Option<String>,
+    /// The `.creds` file for that server. A link that names a server brings credentials of its own.
+    pub default_credentials: Option<PathBuf>,
+}
+
+/// The provider. One value serves every NATS link of a node.
+#[derive(Debug)]
+pub struct Nats {
+    connections: Connections,
+    links: Mutex<HashMap<LinkId, Bound>>,
+}
+
+/// What a link has become.
+#[derive(Debug, Clone)]
+enum Bound {
+    Subscribed(Arc<Subscribed>),
+    Publisher(Arc<Publisher>),
+    Bucket(Arc<Bucket>),
+}
+
+impl Nats {
+    /// A provider without links. It connects when the first link needs it.
+    pub fn new(options: Options) -> Self {
+        Self { connections: Connections::new(options), links: Mutex::default() }
+    }
+
+    /// Puts a link in place. The contract has one of that id removed before; if not, it ends here.
+    async fn bind(&self, id: LinkId, bound: Bound) {
+        let before = self.links().insert(id, bound);
+        if let Some(Bound::Subscribed(subscribed)) = before {
+            subscribed.end().await;
+        }
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Bound>> {
+        self.links.lock().expect("nothing panics while it holds the links")
+    }
+}
+
+#[async_trait]
+impl Provider for Nats {
+    async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
+        if link.package != "messaging" {
+            return Err(unsupported(&link, "wake a component by `messaging`"));
+        }
+        let id = link.id.clone();
+        self.remove(&id).await;
+        let subscribed = Subscribed::begin(&self.connections, link, permits).await?;
+        self.bind(id, Bound::Subscribed(Arc::new(subscribed))).await;
+        Ok(())
+    }
+
+    async fn grant(&self, link: Link) -> Result<(), LinkError> {
+        let bound = match link.package.as_str() {
+            "messaging" => Bound::Publisher(Arc::new(Publisher::open(&self.connections, &link).await?)),
+            "keyvalue" => Bound::Bucket(Arc::new(Bucket::open(&self.connections, &link).await?)),
+            _ => return Err(unsupported(&link, "grant `messaging` and `keyvalue`")),
+        };
+        self.bind(link.id, bound).await;
+        Ok(())
+    }
+
+    async fn remove(&self, link: &LinkId) {
+        let removed = self.links().remove(link);
+        if let Some(Bound::Subscribed(subscribed)) = removed {
+            subscribed.end().await;
+        }
+    }
+
+    async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
+        let bound = self.links().get(link).cloned();
+        match (bound, call) {
+            (Some(Bound::Publisher(publisher)), Call::Publish(message)) => publisher.publish(message).await,
+            (Some(Bound::Publisher(publisher)), Call::Request { message, timeout }) => {
+                publisher.request(message, timeout).await
+            }
+            (Some(Bound::Bucket(bucket)), Call::KeyValue(operation)) => {
+                bucket.call(operation).await.map(Answer::KeyValue)
+            }
+            (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
+            (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+        }
+    }
+
+    fn health(&self, link: &LinkId) -> Result<(), String> {
+        match self.links().get(link) {
+            Some(Bound::Subscribed(subscribed)) => subscribed.health(),
+            Some(Bound::Publisher(publisher)) => publisher.health(),
+            Some(Bound::Bucket(bucket)) => bucket.health(),
+            None => Err(format!("link {link} is not bound on this node")),
+        }
+    }
+
+    async fn drain(&self) {
+        let all: Vec<_> = self.links().values().cloned().collect();
+        let ending = all.iter().filter_map(|bound| match bound {
+            Bound::Subscribed(subscribed) => Some(subscribed.end()),
+            // Guests under way may still need what they were granted.
+            Bound::Publisher(_) | Bound::Bucket(_) => None,
+        });
+        futures::future::join_all(ending).await;
+    }
+}
+
+fn unsupported(link: &Link, can: &str) -> LinkError {
+    let (namespace, package) = (&link.namespace, &link.package);
+    LinkError::Unsupported(format!("trellis://nats can {can}, not `{namespace}:{package}`"))
+}

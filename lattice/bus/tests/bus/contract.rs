@@ -109,7 +109,7 @@ async fn requests(a: &Bus, b: &Bus) {
     let mut asked = b.subscribe("clock", Some("clocks")).await.unwrap();
     let answering = async {
         let request = next(&mut asked).await;
-        let reply = request.reply.expect("a request says where the answer goes");
+        let reply = request.reply.clone().expect("a request says where the answer goes");
         b.publish(&reply, &[("echo", request.header("ask").unwrap())], "noon".into()).await.unwrap();
     };
     let (answer, ()) = tokio::join!(a.request("clock", &[("ask", "time")], "?".into(), PATIENCE), answering);

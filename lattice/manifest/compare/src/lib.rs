@@ -1,1 +1,1 @@
-
+//! Nothing: the comparison is a test, `tests/wadm.rs`.

@@ -60,7 +60,12 @@ pub(super) fn page(node: &Node) -> String {
         for holding in &holdings {
             let key = holding.key();
             let value = (figure.read)(holding);
-            line(format_args!("{}{{app=\"{}\",component=\"{}\"}} {value}", figure.name, label(key.app.as_str()), label(key.name.as_str())));
+            line(format_args!(
+                "{}{{app=\"{}\",component=\"{}\"}} {value}",
+                figure.name,
+                label(key.app.as_str()),
+                label(key.name.as_str())
+            ));
         }
     }
     line(format_args!("# HELP trellis_sandboxes_running Permits of the node that are taken."));
@@ -68,7 +73,7 @@ pub(super) fn page(node: &Node) -> String {
     line(format_args!("trellis_sandboxes_running {}", node.dispatch.running()));
     line(format_args!("# HELP trellis_plan_generation Generation of the plan that this node knows."));
     line(format_args!("# TYPE trellis_plan_generation gauge"));
-    line(format_args!("trellis_plan_generation {}", node.raft.state().borrow().generation()));
+    line(format_args!("trellis_plan_generation {}", node.raft.state().borrow().plan().generation()));
     line(format_args!("# HELP trellis_uptime_seconds Seconds since the node started."));
     line(format_args!("# TYPE trellis_uptime_seconds gauge"));
     line(format_args!("trellis_uptime_seconds {}", node.started.elapsed().as_secs()));

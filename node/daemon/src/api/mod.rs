@@ -1,4 +1,4 @@
-//! The admin API: HTTP and JSON, for the CLI, the dashboard and scripts. [`ROUTES`](routes::ROUTES) is the one table
+//! The admin API: HTTP and JSON, for the CLI, the dashboard and scripts. `routes::routes` is the one table
 //! of what there is; the router and the OpenAPI document are both made from it.
 
 mod guard;
@@ -25,7 +25,8 @@ pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener, shutdown: Canc
 }
 
 fn router(node: Arc<Node>) -> Router {
-    let table = routes::ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.serve)()));
+    let table =
+        routes::routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, (route.serve)()));
     table
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)

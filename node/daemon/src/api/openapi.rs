@@ -9,7 +9,8 @@ use super::types::Problem;
 
 /// The document.
 pub(super) fn document(routes: &[Route]) -> Value {
-    let mut schemas = SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/components/schemas".into()).into_generator();
+    let mut schemas =
+        SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/components/schemas".into()).into_generator();
     let problem = schemas.subschema_for::<Problem>();
     let mut paths = Map::new();
     for route in routes {

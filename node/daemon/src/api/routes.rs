@@ -16,9 +16,11 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use tokio::sync::broadcast;
-use trellis_placement::{Applied, Command};
-use trellis_provider::{PermitSource as _, Want};
-use trellis_wire::{AppName, Config, ComponentKey, ComponentName, Digest, Event, IdError, Message, Reply};
+use trellis_placement::{Applied, Command, Refusal as Why};
+use trellis_provider::Want;
+use trellis_wire::{
+    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, Reply, subject,
+};
 
 use super::problem::Refusal;
 use super::types::{
@@ -63,34 +65,36 @@ macro_rules! route {
 }
 
 /// Everything that the admin API has.
-pub(super) const ROUTES: &[Route] = &[
-    route!("get" "/healthz" "Whether the process lives.", None, None, get(healthz)),
-    route!("get" "/readyz" "Whether the node can do its work; 503 says why not.", None, None, get(readyz)),
-    route!("get" "/metrics" "Prometheus text.", None, None, get(metrics_page)),
-    route!("get" "/openapi.json" "This document.", None, None, get(document)),
-    route!("get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
-    route!("get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
-    route!("get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
-    route!("post" "/v1/deploy" "Puts a version of an app and deploys it.",
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        route!("get" "/healthz" "Whether the process lives.", None, None, get(healthz)),
+        route!("get" "/readyz" "Whether the node can do its work; 503 says why not.", None, None, get(readyz)),
+        route!("get" "/metrics" "Prometheus text.", None, None, get(metrics_page)),
+        route!("get" "/openapi.json" "This document.", None, None, get(document)),
+        route!("get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
+        route!("get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
+        route!("get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
+        route!("post" "/v1/deploy" "Puts a version of an app and deploys it.",
         Some(shape::<DeployRequest>), Some(shape::<DeployReply>), post(put_deploy).layer(DefaultBodyLimit::max(JSON_BYTES_MAX))),
-    route!("get" "/v1/apps/{app}" "What was asked, what runs where, and why not.", None, Some(shape::<AppStatus>), get(app)),
-    route!("delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
-    route!("get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
-    route!("post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
-    route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
+        route!("get" "/v1/apps/{app}" "What was asked, what runs where, and why not.", None, Some(shape::<AppStatus>), get(app)),
+        route!("delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
+        route!("get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
+        route!("post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
+        route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
         Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
-    route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
-    route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
+        route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
+        route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
         None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
-    route!("get" "/v1/config" "The names of config.", None, Some(shape::<Vec<String>>), get(configs)),
-    route!("get" "/v1/config/{name}" "One config.", None, Some(shape::<ConfigBody>), get(config)),
-    route!("put" "/v1/config/{name}" "Puts a config in place of what it held.", Some(shape::<ConfigBody>), None, put(put_config)),
-    route!("delete" "/v1/config/{name}" "Deletes a config.", None, None, delete(delete_config)),
-    route!("post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
-    route!("get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
+        route!("get" "/v1/config" "The names of config.", None, Some(shape::<Vec<String>>), get(configs)),
+        route!("get" "/v1/config/{name}" "One config.", None, Some(shape::<ConfigBody>), get(config)),
+        route!("put" "/v1/config/{name}" "Puts a config in place of what it held.", Some(shape::<ConfigBody>), None, put(put_config)),
+        route!("delete" "/v1/config/{name}" "Deletes a config.", None, None, delete(delete_config)),
+        route!("post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
+        route!("get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
         None, Some(shape::<LogLine>), get(logs)),
-    route!("get" "/v1/schema/manifest" "The JSON Schema of the manifest.", None, None, get(schema)),
-];
+        route!("get" "/v1/schema/manifest" "The JSON Schema of the manifest.", None, None, get(schema)),
+    ]
+}
 
 /// JSON in, with our own problem where it does not fit.
 struct Take<T>(T);
@@ -120,7 +124,7 @@ async fn metrics_page(State(node): State<Arc<Node>>) -> Response {
 }
 
 async fn document() -> Json<serde_json::Value> {
-    Json(openapi::document(ROUTES))
+    Json(openapi::document(&routes()))
 }
 
 async fn schema() -> Json<serde_json::Value> {
@@ -151,7 +155,7 @@ async fn app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<J
 async fn manifest(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Response> {
     let name = app_name(&app)?;
     let state = node.raft.state().borrow().clone();
-    let release = state.deployed(&name).or_else(|| state.newest(&name)).ok_or_else(|| no_app(&name))?;
+    let release = state.app(&name).and_then(status::release).ok_or_else(|| no_app(&name))?;
     let text = node.artifacts.get(release.manifest).map_err(|why| Refusal::unavailable(why.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
 }
@@ -168,7 +172,9 @@ async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value
     let entry = proposal::entry(command);
     entry.check_size().map_err(|why| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", why.to_string()))?;
     match node.raft.propose(entry).await {
-        Ok(Applied::Refused(why)) if why.is_unknown() => Err(Refusal::not_found(why.to_string())),
+        Ok(Applied::Refused(why @ (Why::UnknownApp(_) | Why::UnknownConfig(_) | Why::UnknownNode(_)))) => {
+            Err(Refusal::not_found(why.to_string()))
+        }
         Ok(Applied::Refused(why)) => Err(Refusal::conflict(why.to_string())),
         Ok(_) => Ok(Json(serde_json::json!({}))),
         Err(why) => Err(Refusal::unavailable(why.to_string())),
@@ -182,7 +188,7 @@ async fn invoke(
 ) -> Answer<Json<InvokeReply>> {
     let name: ComponentName = component.parse().map_err(bad_name)?;
     let key = ComponentKey { app: app_name(&app)?, name };
-    let permit = node.dispatch.acquire(&key, Want::Answer { at_most: INVOKE_WAIT }).await;
+    let permit = node.dispatch.permit(&key, Want::Answer { at_most: INVOKE_WAIT }, "invoke".into()).await;
     let permit = permit.map_err(|why| match why {
         trellis_wire::Error::NotHeld(_) => Refusal::not_found(format!("{why}; `trellis apps` lists what is deployed")),
         why => Refusal::unavailable(why.to_string()),
@@ -226,13 +232,14 @@ async fn put_artifact(
 }
 
 async fn configs(State(node): State<Arc<Node>>) -> Json<Vec<String>> {
-    Json(node.raft.state().borrow().config_names().map(ToOwned::to_owned).collect())
+    Json(node.raft.state().borrow().configs().iter().map(|(name, _)| name.to_owned()).collect())
 }
 
 async fn config(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<ConfigBody>> {
     let state = node.raft.state().borrow().clone();
-    let config = state.config(&name).ok_or_else(|| Refusal::not_found(format!("there is no config `{name}`")))?;
-    let values: BTreeMap<_, _> = config.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let config =
+        state.configs().get(&name).ok_or_else(|| Refusal::not_found(format!("there is no config `{name}`")))?;
+    let values: BTreeMap<_, _> = config.values.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     Ok(Json(ConfigBody { values }))
 }
 
@@ -251,17 +258,23 @@ async fn delete_config(State(node): State<Arc<Node>>, Path(name): Path<String>) 
 async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishRequest>) -> Answer<Json<PublishReply>> {
     let body = STANDARD.decode(&request.body_base64);
     let body = body.map_err(|why| Refusal::bad_request(format!("body_base64 is no base64: {why}")))?;
-    let message = Message { subject: request.subject, body: body.into(), headers: request.headers, ..Message::default() };
-    let refused = |why: trellis_wire::CallError| match why {
-        trellis_wire::CallError::Invalid(_) | trellis_wire::CallError::Denied(_) => Refusal::bad_request(why.to_string()),
-        why => Refusal::unavailable(why.to_string()),
-    };
+    if !subject::is_free(&request.subject) {
+        let error = format!("`{}` is no subject to publish to: it is reserved or malformed", request.subject);
+        return Err(Refusal::bad_request(error));
+    }
     if node.nats_url.is_some() {
-        node.providers.nats.publish(message).await.map_err(refused)?;
+        let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let published = node.bus.publish(&request.subject, &headers, body.into()).await;
+        published.map_err(|why| Refusal::unavailable(why.to_string()))?;
         return Ok(Json(PublishReply { via: "nats".into(), receivers: None }));
     }
-    let receivers = node.providers.embedded.publish(message).await.map_err(refused)?;
-    Ok(Json(PublishReply { via: "embedded".into(), receivers: Some(receivers) }))
+    let message =
+        Message { subject: request.subject, body: body.into(), headers: request.headers, ..Message::default() };
+    match node.providers.embedded.publish(message) {
+        Ok(receivers) => Ok(Json(PublishReply { via: "embedded".into(), receivers: Some(receivers) })),
+        Err(why @ CallError::Invalid(_)) => Err(Refusal::bad_request(why.to_string())),
+        Err(why) => Err(Refusal::unavailable(why.to_string())),
+    }
 }
 
 /// The query of `/v1/logs`.

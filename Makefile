@@ -1,0 +1,34 @@
+# What people and CI do here. `make` or `make help` lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# Outside the checkout, so that every working copy shares one.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/trellis/target
+
+.PHONY: help setup demo test guests lint fmt bench
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what building and testing need beyond Rust (Debian; again changes nothing)
+	@deploy/setup/setup.sh
+
+demo: ## Start a node, deploy examples/orders and use it (DEMO_NATS=1: on NATS; DEMO_EXIT=1: stop at the end)
+	@deploy/demo.sh
+
+test: ## Everything that CI checks: format, lints, guests, all tests
+	@deploy/test.sh
+
+guests: ## Build the guests under examples/
+	@deploy/setup/setup.sh rust
+	@examples/build.sh
+
+lint: ## Check format and lints, and dependencies where cargo-deny is installed
+	@deploy/test.sh format lints dependencies
+
+fmt: ## Format all Rust
+	@cargo fmt --all
+	@cargo fmt --all --manifest-path examples/Cargo.toml
+
+bench: ## Measure the promised numbers (release build; takes long)
+	@cargo bench --workspace

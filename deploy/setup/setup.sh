@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Everything that building and testing Trellis needs beyond Rust: `setup.sh` for all, `setup.sh rust nats` for parts.
+# Doing it again changes nothing. Each part says plainly what is missing when it cannot be had.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./debian.sh
+
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(rust tools nats registry)
+
+for part in "${parts[@]}"; do
+    case "$part" in
+        rust)
+            need cc gcc libc6-dev
+            bash ./rust.sh
+            ;;
+        tools)
+            need make make
+            need curl curl
+            ;;
+        nats)
+            need python3 python3
+            python3 -m pip --version >/dev/null 2>&1 || need pip3 python3-pip
+            echo "setup: nats-server is $(sh ./nats-server.sh)"
+            ;;
+        registry) bash ./registry.sh ;;
+        *) fail "no part is called $part: rust, tools, nats and registry are" ;;
+    esac
+done

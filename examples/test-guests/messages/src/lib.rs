@@ -1,0 +1,58 @@
+//! Settles each message as its body says, through `trellis:messaging`, for the tests of the host. See [`act`] for the
+//! words. What came is written first: `seen/{body}` counts deliveries of a body, `last/{body}` holds subject, attempt
+//! and headers of the latest. In keys, `-` stands for whatever is no letter or digit: NATS takes few characters.
+
+use std::time::Duration;
+
+use trellis_component::keyvalue::Store;
+use trellis_component::messaging::{Message, OutMessage, Refusal, publish, request};
+
+trellis_component::messages!(on_message);
+
+fn on_message(message: Message) -> Result<(), Refusal> {
+    let store = Store::open_default()?;
+    let body = message.text();
+    store.increment(&key("seen", &body), 1)?;
+    let headers: Vec<String> = message.headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let seen = format!("{} attempt={} {}", message.subject, message.attempt, headers.join(" "));
+    store.set(&key("last", &body), seen.trim_end())?;
+    act(&store, &message, &body)
+}
+
+fn key(of: &str, text: &str) -> String {
+    format!("{of}/{}", text.replace(|c: char| !c.is_ascii_alphanumeric(), "-"))
+}
+
+/// The first word of the body: `retry-twice` refuses two attempts and takes the third; `publish S` publishes `from
+/// {subject}` on S; `publish-then-trap S` does so and traps; `request S` asks on S and stores the answer; `answer`
+/// answers whoever asked; `sleep N` takes N ms. Any other word is ok.
+fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
+    let (word, rest) = body.split_once(' ').unwrap_or((body, ""));
+    let out = || OutMessage::new(rest, format!("from {}", message.subject)).header("by", "messages");
+    match word {
+        "retry" => return Err(Refusal::retry("as asked")),
+        "retry-soon" => return Err(Refusal::retry_after(Duration::from_millis(50), "as asked")),
+        "retry-twice" if message.attempt <= 2 => {
+            return Err(Refusal::retry_after(Duration::from_millis(50), "not yet"));
+        }
+        "dead-letter" => return Err(Refusal::dead_letter("as asked")),
+        "drop" => return Err(Refusal::drop("as asked")),
+        "trap" => panic!("as asked"),
+        "loop" => loop {
+            std::hint::black_box(0);
+        },
+        "publish" => publish(out())?,
+        "publish-then-trap" => {
+            publish(out())?;
+            panic!("after the publish");
+        }
+        "request" => {
+            let answer = request(OutMessage::new(rest, "answer"), Duration::from_secs(5))?;
+            store.set(&key("answer", rest), answer.body)?;
+        }
+        "answer" => message.answer(format!("answer to {}", message.subject))?,
+        "sleep" => std::thread::sleep(Duration::from_millis(rest.parse().unwrap_or(100))),
+        _ => {}
+    }
+    Ok(())
+}

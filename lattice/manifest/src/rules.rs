@@ -1,0 +1,158 @@
+//! Rules between the entries of a manifest, once all of them are read.
+
+use std::collections::BTreeMap;
+
+use trellis_wire::ComponentName;
+
+use crate::finding::At;
+use crate::links::Linked;
+use crate::nearest::nearest;
+use crate::reading::{Kind, Reading};
+use crate::{Tech, delivery, keys};
+
+/// Applies all of them.
+pub(crate) fn check(reading: &mut Reading<'_, '_>) {
+    ids(reading);
+    targets(reading);
+    duplicate_links(reading);
+    directions(reading);
+    named_configs(reading);
+    config_keys(reading);
+}
+
+/// Two entries of one id would share a queue group.
+fn ids(reading: &mut Reading<'_, '_>) {
+    let mut first: BTreeMap<&str, At> = BTreeMap::new();
+    for (id, at) in reading.entries.iter().filter_map(|entry| entry.id.as_ref()) {
+        match first.get(id.as_str()) {
+            Some(other) => {
+                let help = format!("line {} has this id already: give one of them an `id` of its own", other.line);
+                reading.report.error(*at, format!("the id `{id}` comes twice"), help);
+            }
+            None => {
+                first.insert(id, *at);
+            }
+        }
+    }
+}
+
+/// wadm-types 0.8 has it twice, as a warning and as an error; the error counts.
+fn targets(reading: &mut Reading<'_, '_>) {
+    for linked in &reading.links {
+        let target = linked.link.target.as_str();
+        if reading.entries.iter().any(|entry| entry.name == target) {
+            continue;
+        }
+        let names = reading.entries.iter().map(|entry| entry.name.as_str());
+        let help = match nearest(target, names) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => {
+                "add it below `components`; one of another app is added with `application: {name, component}`".into()
+            }
+        };
+        reading.report.error(linked.target_at, format!("the link's target `{target}` is not in this manifest"), help);
+    }
+}
+
+/// A guest chooses a link by interface and name, so both together lead to one target only.
+fn duplicate_links(reading: &mut Reading<'_, '_>) {
+    let mut first: BTreeMap<(&ComponentName, &str, &str, &str, &str), At> = BTreeMap::new();
+    for Linked { link, interfaces_at, .. } in &reading.links {
+        for (interface, at) in link.interfaces.iter().zip(interfaces_at) {
+            let key =
+                (&link.source, link.name.as_str(), link.namespace.as_str(), link.package.as_str(), interface.as_str());
+            if let Some(other) = first.insert(key, *at) {
+                let message = format!(
+                    "`{}` has two links `{}` for `{}:{}/{interface}`",
+                    link.source, link.name, link.namespace, link.package
+                );
+                let help = format!("line {} has the other one: give one of them another `name`", other.line);
+                reading.report.error(*at, message, help);
+            }
+        }
+    }
+}
+
+/// Which end wakes which: most links that do nothing are the wrong way round.
+fn directions(reading: &mut Reading<'_, '_>) {
+    let kind_of = |name: &ComponentName| {
+        reading.entries.iter().find(|entry| entry.name == name.as_str()).and_then(|entry| entry.kind)
+    };
+    for Linked { link, target_at, interfaces_at, delivery } in &reading.links {
+        let ends = (kind_of(&link.source), kind_of(&link.target));
+        let (source, target) = (&link.source, &link.target);
+        if ends == (Some(Kind::Provider), Some(Kind::Provider)) {
+            let help = "a link has a component at one end at least";
+            reading.report.warn(
+                *target_at,
+                format!("`{source}` and `{target}` are both providers: nothing is linked"),
+                help,
+            );
+        }
+        let wakes = |interface: &String| match link.package.as_str() {
+            "http" => interface == "incoming-handler",
+            "messaging" => interface == "handler",
+            _ => false,
+        };
+        if let Some(at) = link.interfaces.iter().position(wakes).and_then(|index| interfaces_at.get(index))
+            && ends == (Some(Kind::Component), Some(Kind::Provider))
+        {
+            let message = format!("this link is the wrong way round: here `{target}` wakes `{source}`");
+            reading.report.warn(
+                *at,
+                message,
+                format!("give the trait to `{target}`, with `target: {{name: {source}}}`"),
+            );
+        }
+        let trigger =
+            ends.0 != Some(Kind::Component) && link.package == "messaging" && link.interfaces.iter().any(wakes);
+        if let Some((at, true)) = delivery
+            && !trigger
+        {
+            let message = "`delivery` means nothing here, `max_in_flight` and `rate_limit` aside";
+            reading.report.warn(*at, message, "it belongs to a link by which a provider hands messages to a component");
+        }
+    }
+}
+
+/// A name without properties is the lattice's, never the one that this manifest gives.
+fn named_configs(reading: &mut Reading<'_, '_>) {
+    for (name, at) in &reading.named {
+        let stored = format!("{}-{name}", reading.app.name);
+        if reading.given.contains_key(&stored) && !reading.given.contains_key(name) {
+            let message =
+                format!("`{name}` without properties is config of the lattice, not the one that this manifest gives");
+            reading.report.warn(*at, message, format!("write `name: {stored}` if that one is meant"));
+        }
+    }
+}
+
+/// Config that a built-in provider gets is checked for keys that it does not know.
+fn config_keys(reading: &mut Reading<'_, '_>) {
+    let mut of_tech: BTreeMap<&str, Tech> = BTreeMap::new();
+    let tech = |name: &ComponentName| reading.app.providers.get(name).and_then(|provider| provider.tech());
+    for provider in reading.app.providers.values() {
+        let tech = provider.tech();
+        of_tech.extend(provider.configs.iter().filter_map(|name| Some((name.as_str(), tech?))));
+    }
+    for Linked { link, .. } in &reading.links {
+        let (end, tech) = match tech(&link.source) {
+            Some(tech) => (&link.source_configs, Some(tech)),
+            None => (&link.target_configs, tech(&link.target)),
+        };
+        of_tech.extend(end.iter().filter_map(|name| Some((name.as_str(), tech?))));
+    }
+    for (name, tech) in of_tech {
+        let places = reading.given.get(name).map(|given| &given.keys);
+        for (key, at) in places.into_iter().flatten().filter(|(key, _)| !keys::is_known(tech, key)) {
+            let dotted = key.strip_prefix("delivery.");
+            let meant = match dotted {
+                Some(key) => nearest(key, delivery::KEYS.iter().copied()).map(|meant| format!("delivery.{meant}")),
+                None => nearest(key, keys::of(tech)).map(str::to_owned),
+            };
+            let known = || format!("known: {}", keys::of(tech).collect::<Vec<_>>().join(", "));
+            let help = meant.map_or_else(known, |meant| format!("did you mean `{meant}`?"));
+            reading.report.warn(*at, format!("the {tech} provider does not know the key `{key}`"), help);
+        }
+    }
+}

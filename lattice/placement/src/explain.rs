@@ -1,0 +1,154 @@
+//! Why something is or is not placed, from state alone.
+
+use std::fmt;
+
+use trellis_wire::{AppName, ComponentKey, NodeId};
+
+use crate::demand::{Demand, Portion};
+use crate::planner::Ground;
+use crate::{Holding, State, Unfit, Versions};
+
+/// How many nodes an explanation names one by one.
+const NODES_NAMED_MAX: usize = 3;
+
+/// Whether a node may hold a component, and why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It holds it, with so many permits; `None`: as many as it allows. A provider runs there.
+    Holds(Option<u32>),
+    /// It could, and nothing more is needed there now.
+    Fits,
+    /// It cannot: for each spread by name, why.
+    Unfit(Vec<(String, Unfit)>),
+    /// A provider without a scaler runs where the components are that it is linked with, and none is there.
+    NotLinked,
+}
+
+/// A spread that is not fully placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unplaced {
+    /// The component or provider.
+    pub component: ComponentKey,
+    /// The spread's name; `default` without a scaler.
+    pub spread: String,
+    /// What it asks for: permits, or nodes for a provider and without a scaler.
+    pub wanted: u64,
+    /// What is placed of it.
+    pub placed: u64,
+    /// Why not more, for people.
+    pub why: String,
+}
+
+impl State {
+    /// Why each node may or may not hold `key`. Empty when it does not run.
+    pub fn explain(&self, key: &ComponentKey) -> Vec<(NodeId, Verdict)> {
+        if let Some((demand, sandboxes)) = self.demand(key) {
+            let judge = |(&id, _)| (id, self.judge(&demand, sandboxes, key, id));
+            return self.nodes().iter().map(judge).collect();
+        }
+        if self.provider(key).is_none() {
+            return Vec::new();
+        }
+        let running = self.provider_nodes(key);
+        let judge = |&id| (id, if running.contains(&id) { Verdict::Holds(None) } else { Verdict::NotLinked });
+        self.nodes().keys().map(judge).collect()
+    }
+
+    /// The spreads of an app that are not fully placed.
+    pub fn unplaced(&self, app: &AppName) -> Vec<Unplaced> {
+        let Some(release) = self.app(app).and_then(Versions::deployed) else { return Vec::new() };
+        let mut ground = Ground::survey(self);
+        let nothing = Holding::new();
+        let mut unplaced = Vec::new();
+        for (key, demand, sandboxes) in Self::demands(release) {
+            let placed = ground.met(&demand, sandboxes, self.holding(&key).unwrap_or(&nothing));
+            for (portion, placed) in demand.portions().iter().zip(placed) {
+                let eligible = ground.eligible(portion, sandboxes).len() as u64;
+                let wanted = match demand {
+                    Demand::Every { .. } => u64::from(portion.wanted) * eligible.max(1),
+                    Demand::Permits(_) | Demand::Nodes(_) => u64::from(portion.wanted),
+                };
+                if placed < wanted {
+                    let why = self.why(&key, &demand, portion, sandboxes, eligible);
+                    unplaced.push(Unplaced {
+                        component: key.clone(),
+                        spread: portion.name.into(),
+                        wanted,
+                        placed,
+                        why,
+                    });
+                }
+            }
+        }
+        unplaced
+    }
+
+    fn judge(&self, demand: &Demand<'_>, sandboxes: bool, key: &ComponentKey, id: NodeId) -> Verdict {
+        if let Some(&permits) = self.holding(key).and_then(|holding| holding.get(&id)) {
+            return Verdict::Holds(permits);
+        }
+        let node = &self.nodes()[&id];
+        let unfit =
+            |portion: &Portion<'_>| Some((portion.name.to_owned(), node.fits(portion.requirements, sandboxes).err()?));
+        let reasons: Vec<_> = demand.portions().iter().filter_map(unfit).collect();
+        if reasons.len() < demand.portions().len() { Verdict::Fits } else { Verdict::Unfit(reasons) }
+    }
+
+    fn why(
+        &self,
+        key: &ComponentKey,
+        demand: &Demand<'_>,
+        portion: &Portion<'_>,
+        sandboxes: bool,
+        eligible: u64,
+    ) -> String {
+        if eligible == 0 {
+            return self.why_nowhere(portion, sandboxes);
+        }
+        let waits = self.plan().unacked(key).filter(|(id, _)| self.node(*id).is_some_and(|node| !node.is_lost()));
+        let waits: Vec<String> = waits.map(|(id, _)| self.nodes()[&id].facts.name.clone()).collect();
+        if !waits.is_empty() {
+            return format!("waits until {} gave permits up", waits.join(", "));
+        }
+        if matches!(demand, Demand::Nodes(_)) && eligible < u64::from(portion.wanted) {
+            return format!("only {eligible} nodes fit");
+        }
+        "the plan has not come to it yet".into()
+    }
+
+    fn why_nowhere(&self, portion: &Portion<'_>, sandboxes: bool) -> String {
+        if self.nodes().is_empty() {
+            return "the lattice has no nodes".into();
+        }
+        let unfit =
+            self.nodes().values().filter_map(|node| Some((node, node.fits(portion.requirements, sandboxes).err()?)));
+        let named: Vec<String> =
+            unfit.take(NODES_NAMED_MAX).map(|(node, unfit)| format!("{} {unfit}", node.facts.name)).collect();
+        let more = self.nodes().len() - named.len();
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        format!("no node fits: {}{more}", named.join("; "))
+    }
+}
+
+impl fmt::Display for Unplaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { component, spread, wanted, placed, why } = self;
+        write!(f, "{component}: {placed} of {wanted} placed for spread `{spread}`: {why}")
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Holds(Some(permits)) => write!(f, "holds it with {permits} permits"),
+            Self::Holds(None) => f.write_str("holds it"),
+            Self::Fits => f.write_str("could hold it; not needed"),
+            Self::NotLinked => f.write_str("holds no component that it is linked with"),
+            Self::Unfit(reasons) => {
+                let reasons: Vec<String> =
+                    reasons.iter().map(|(spread, unfit)| format!("{unfit} (spread `{spread}`)")).collect();
+                f.write_str(&reasons.join("; "))
+            }
+        }
+    }
+}

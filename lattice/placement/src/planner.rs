@@ -1,0 +1,327 @@
+//! The planner: state in, the next delta out.
+//!
+//! What is held and still right stays where it is, whatever a better place may have come up since; only what is missing
+//! is placed, by free capacity. So nothing moves when nothing changed. One thing is moved for its own sake: a spread of
+//! two permits or more that only one node holds, though others could, is divided anew.
+//!
+//! Moves shrink first: as long as a node has not said that it gave permits up, nobody else gets them.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use trellis_wire::{ComponentKey, NodeId};
+
+use crate::demand::{Demand, Portion};
+use crate::divide::{Share, divide};
+use crate::flow::Flow;
+use crate::plan::Draft;
+use crate::{Change, Delta, Holding, Node, State};
+
+/// The next delta, or `None` when everything is where it should be, or waits for a node to give permits up.
+pub fn plan(state: &State) -> Option<Delta> {
+    let mut ground = Ground::survey(state);
+    let mut draft = Draft::new(state.plan().generation());
+    for (key, holding) in state.plan().holdings() {
+        if state.demand(key).is_none() {
+            holding.keys().for_each(|&node| draft.add(key, node, Change::Release));
+        }
+    }
+    let nothing = Holding::new();
+    for release in state.releases() {
+        for (key, demand, sandboxes) in State::demands(release) {
+            if draft.is_full() {
+                return draft.finish();
+            }
+            let holding = state.plan().holding(&key).unwrap_or(&nothing);
+            if let Some(target) = ground.place(&demand, sandboxes, holding) {
+                change(state, &key, holding, &target, demand.pool(), &mut draft);
+            }
+        }
+    }
+    draft.finish()
+}
+
+/// Writes the changes from `holding` to `target`: what shrinks, then what grows as far as the pool has permits that no
+/// node may still use.
+fn change(
+    state: &State,
+    key: &ComponentKey,
+    holding: &Holding,
+    target: &Holding,
+    pool: Option<u64>,
+    draft: &mut Draft,
+) {
+    for (&node, &permits) in holding {
+        match target.get(&node) {
+            None => draft.add(key, node, Change::Release),
+            Some(&wanted) if is_less(wanted, permits) => draft.add(key, node, Change::Hold(wanted)),
+            Some(_) => {}
+        }
+    }
+    let ceilings = ceilings(state, key, holding);
+    let used = ceilings.values().map(|&permits| u64::from(permits)).sum();
+    let mut left = pool.map_or(u64::MAX, |pool| pool.saturating_sub(used));
+    for (&node, &wanted) in target {
+        let held = holding.get(&node).copied();
+        let grown = match (pool, wanted) {
+            (Some(_), Some(wanted)) => {
+                let ceiling = ceilings.get(&node).copied().unwrap_or(0);
+                let more = u64::from(wanted.saturating_sub(ceiling)).min(left);
+                left -= more;
+                Some(wanted.min(ceiling.saturating_add(u32::try_from(more).unwrap_or(u32::MAX))))
+            }
+            _ => wanted,
+        };
+        if grown != Some(0) && held.is_none_or(|held| is_less(held, grown)) {
+            draft.add(key, node, Change::Hold(grown));
+        }
+    }
+}
+
+/// What each node that is not lost may use at most until it says otherwise.
+fn ceilings(state: &State, key: &ComponentKey, holding: &Holding) -> BTreeMap<NodeId, u32> {
+    let held = holding.iter().map(|(&node, permits)| (node, permits.unwrap_or(0)));
+    let mut ceilings = BTreeMap::new();
+    for (node, permits) in held.chain(state.plan().unacked(key)) {
+        if state.node(node).is_some_and(|node| !node.is_lost()) {
+            let ceiling = ceilings.entry(node).or_insert(0);
+            *ceiling = permits.max(*ceiling);
+        }
+    }
+    ceilings
+}
+
+/// Whether `one` is fewer permits than `other`; `None` is as many as the node allows.
+fn is_less(one: Option<u32>, other: Option<u32>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one < other,
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
+}
+
+/// The nodes that may hold something, and what they hold by now.
+pub(crate) struct Ground<'a> {
+    nodes: Vec<(NodeId, &'a Node)>,
+    index: BTreeMap<NodeId, usize>,
+    /// Permits by node. One that has as many as it allows counts as 1.
+    loads: Vec<u64>,
+    /// Eligible nodes by requirements: many components ask for the same.
+    known: BTreeMap<(&'a BTreeMap<String, String>, bool), Rc<[usize]>>,
+}
+
+/// Nodes that are eligible for the same spreads.
+struct Class {
+    spreads: Vec<usize>,
+    nodes: Vec<usize>,
+}
+
+impl<'a> Ground<'a> {
+    pub(crate) fn survey(state: &'a State) -> Self {
+        let nodes: Vec<_> =
+            state.nodes().iter().filter(|(_, node)| node.is_open()).map(|(&id, node)| (id, node)).collect();
+        let index: BTreeMap<NodeId, usize> = nodes.iter().enumerate().map(|(i, &(id, _))| (id, i)).collect();
+        let mut loads = vec![0; nodes.len()];
+        for (node, permits) in state.plan().holdings().values().flatten() {
+            if let Some(&i) = index.get(node) {
+                loads[i] += load(*permits);
+            }
+        }
+        Self { nodes, index, loads, known: BTreeMap::new() }
+    }
+
+    /// The nodes that a spread may use, in order.
+    pub(crate) fn eligible(&mut self, portion: &Portion<'a>, sandboxes: bool) -> Rc<[usize]> {
+        let nodes = &self.nodes;
+        let find = || {
+            let fits = |(i, (_, node)): (usize, &(NodeId, &Node))| {
+                node.fits(portion.requirements, sandboxes).is_ok().then_some(i)
+            };
+            nodes.iter().enumerate().filter_map(fits).collect()
+        };
+        Rc::clone(self.known.entry((portion.requirements, sandboxes)).or_insert_with(find))
+    }
+
+    /// Who should hold what is demanded, or `None` if that is who holds it.
+    fn place(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding) -> Option<Holding> {
+        let eligible: Vec<_> = demand.portions().iter().map(|portion| self.eligible(portion, sandboxes)).collect();
+        if let Demand::Permits(portions) = demand
+            && self.is_placed(portions, &eligible, holding)
+        {
+            return None;
+        }
+        self.unload(holding);
+        let target = match demand {
+            Demand::Permits(portions) => self.name(&self.place_permits(portions, &eligible, holding), Some),
+            Demand::Nodes(portions) => self.name(&self.place_nodes(portions, &eligible, holding), |_| None),
+            Demand::Every { permits: Some(0), .. } => Holding::new(),
+            Demand::Every { permits, .. } => {
+                eligible.iter().flat_map(|list| list.iter()).map(|&i| (self.nodes[i].0, *permits)).collect()
+            }
+        };
+        self.reload(&target);
+        (target != *holding).then_some(target)
+    }
+
+    /// The common case, in time that depends on the holders and not on the nodes.
+    fn is_placed(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], holding: &Holding) -> bool {
+        let ([portion], [list]) = (portions, eligible) else { return false };
+        let is_right = |(node, permits): (&NodeId, &Option<u32>)| {
+            permits.is_some() && self.index.get(node).is_some_and(|i| list.binary_search(i).is_ok())
+        };
+        let held: u64 = holding.values().flatten().map(|&permits| u64::from(permits)).sum();
+        let is_lonely = holding.len() == 1 && portion.wanted > 1 && list.len() > 1;
+        holding.iter().all(is_right) && held == u64::from(portion.wanted) && !is_lonely
+    }
+
+    fn place_permits(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], holding: &Holding) -> Vec<u32> {
+        let mut permits = vec![0; self.nodes.len()];
+        for (node, held) in holding {
+            if let (Some(&i), Some(held)) = (self.index.get(node), held) {
+                permits[i] = *held;
+            }
+        }
+        let missing = self.keep(portions, eligible, &mut permits);
+        for ((portion, list), missing) in portions.iter().zip(eligible).zip(missing) {
+            let held: u64 = list.iter().map(|&i| u64::from(permits[i])).sum();
+            self.share_out(held + missing, list, &mut permits, |held| (held, u32::MAX));
+            self.divide_lonely(portion, list, &mut permits);
+        }
+        permits
+    }
+
+    /// Takes away what counts for no spread, and says what each spread still wants.
+    fn keep(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], permits: &mut [u32]) -> Vec<u64> {
+        let classes = classes(eligible, self.nodes.len());
+        let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
+        let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
+        let held = |class: &Class| class.nodes.iter().map(|&i| u64::from(permits[i])).sum::<u64>();
+        for (c, class) in classes.iter().enumerate() {
+            flow.supply(c, held(class));
+        }
+        flow.run();
+        let mut kept = vec![0; permits.len()];
+        for (c, class) in classes.iter().enumerate() {
+            class.nodes.iter().for_each(|&i| kept[i] = permits[i]);
+            if flow.counted_of(c) < held(class) {
+                self.share_out(flow.counted_of(c), &class.nodes, &mut kept, |held| (0, held));
+            }
+        }
+        permits.copy_from_slice(&kept);
+        flow.missing().to_vec()
+    }
+
+    /// Divides a spread anew that one node holds alone though others could. The node keeps at least one permit.
+    fn divide_lonely(&self, portion: &Portion<'_>, list: &[usize], permits: &mut [u32]) {
+        let mut holders = list.iter().filter(|&&i| permits[i] > 0);
+        let (Some(&alone), None) = (holders.next(), holders.next()) else { return };
+        if portion.wanted < 2 || list.len() < 2 || permits[alone] < portion.wanted {
+            return;
+        }
+        let of_others = permits[alone] - portion.wanted;
+        permits[alone] = 1;
+        self.share_out(u64::from(portion.wanted), list, permits, |held| (held, u32::MAX));
+        permits[alone] += of_others;
+    }
+
+    /// Nodes for a spread that counts nodes: 1 for each that is to have it.
+    fn place_nodes(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], holding: &Holding) -> Vec<u32> {
+        let mut chosen = vec![0; self.nodes.len()];
+        holding.keys().filter_map(|node| self.index.get(node)).for_each(|&i| chosen[i] = 1);
+        let classes = classes(eligible, self.nodes.len());
+        let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
+        let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
+        let held: Vec<u64> =
+            classes.iter().map(|class| class.nodes.iter().map(|&i| u64::from(chosen[i])).sum()).collect();
+        // First what has it already, then what could have it as well.
+        held.iter().enumerate().for_each(|(c, &held)| flow.supply(c, held));
+        flow.run();
+        flow.drop_spare();
+        for (c, class) in classes.iter().enumerate() {
+            flow.supply(c, class.nodes.len() as u64 - held[c]);
+        }
+        flow.run();
+        let mut placed = vec![0; chosen.len()];
+        for (c, class) in classes.iter().enumerate() {
+            class.nodes.iter().for_each(|&i| placed[i] = chosen[i]);
+            let counted = flow.counted_of(c);
+            let is_fewer = counted < held[c];
+            self.share_out(counted, &class.nodes, &mut placed, |held| if is_fewer { (0, held) } else { (held, 1) });
+        }
+        placed
+    }
+
+    /// Divides `wanted` over the nodes of `list`; `bounds` makes the least and the most of a node from what it has.
+    fn share_out(&self, wanted: u64, list: &[usize], permits: &mut [u32], bounds: impl Fn(u32) -> (u32, u32)) {
+        if list.iter().map(|&i| u64::from(permits[i])).sum::<u64>() == wanted {
+            return;
+        }
+        let share = |&i: &usize| {
+            let (min, max) = bounds(permits[i]);
+            Share { min, max, capacity: self.nodes[i].1.facts.capacity.permits, load: self.loads[i] }
+        };
+        let shares: Vec<Share> = list.iter().map(share).collect();
+        for (&i, part) in list.iter().zip(divide(wanted, &shares)) {
+            permits[i] = part;
+        }
+    }
+
+    /// How much of each spread is held: permits, or nodes.
+    pub(crate) fn met(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding) -> Vec<u64> {
+        let eligible: Vec<_> = demand.portions().iter().map(|portion| self.eligible(portion, sandboxes)).collect();
+        let held = |i: usize| holding.get(&self.nodes[i].0).map_or(0, |permits| load(*permits));
+        if matches!(demand, Demand::Every { .. }) {
+            return eligible.iter().map(|list| list.iter().map(|&i| held(i)).sum()).collect();
+        }
+        let classes = classes(&eligible, self.nodes.len());
+        let wanted: Vec<u64> = demand.portions().iter().map(|portion| u64::from(portion.wanted)).collect();
+        let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
+        for (c, class) in classes.iter().enumerate() {
+            flow.supply(c, class.nodes.iter().map(|&i| held(i)).sum());
+        }
+        flow.run();
+        wanted.iter().zip(flow.missing()).map(|(wanted, missing)| wanted - missing).collect()
+    }
+
+    /// What is placed anew must not weigh against its own node.
+    fn unload(&mut self, holding: &Holding) {
+        for (node, permits) in holding {
+            if let Some(&i) = self.index.get(node) {
+                self.loads[i] -= load(*permits);
+            }
+        }
+    }
+
+    /// What is placed next sees what was placed before.
+    fn reload(&mut self, target: &Holding) {
+        for (node, permits) in target {
+            self.loads[self.index[node]] += load(*permits);
+        }
+    }
+
+    fn name(&self, permits: &[u32], held: impl Fn(u32) -> Option<u32>) -> Holding {
+        let nodes = self.nodes.iter().zip(permits).filter(|&(_, &permits)| permits > 0);
+        nodes.map(|(&(id, _), &permits)| (id, held(permits))).collect()
+    }
+}
+
+/// What a holding adds to a node's load.
+fn load(permits: Option<u32>) -> u64 {
+    permits.map_or(1, u64::from)
+}
+
+/// Groups nodes by the spreads they are eligible for. Those that are eligible for none are in no class.
+fn classes(eligible: &[Rc<[usize]>], nodes: usize) -> Vec<Class> {
+    if let [list] = eligible {
+        return vec![Class { spreads: vec![0], nodes: list.to_vec() }];
+    }
+    let mut spreads = vec![Vec::new(); nodes];
+    for (spread, list) in eligible.iter().enumerate() {
+        list.iter().for_each(|&i| spreads[i].push(spread));
+    }
+    let mut classes: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
+    for (i, spreads) in spreads.into_iter().enumerate().filter(|(_, spreads)| !spreads.is_empty()) {
+        classes.entry(spreads).or_default().push(i);
+    }
+    classes.into_iter().map(|(spreads, nodes)| Class { spreads, nodes }).collect()
+}

@@ -1,0 +1,273 @@
+//! The state: what the lattice agrees on. Every node makes it from the same log and has the same.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use trellis_manifest::{Component, Provider};
+use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId};
+
+use crate::demand::Demand;
+use crate::{
+    Applied, Command, Configs, Entry, Holding, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Versions,
+};
+
+/// How many command ids are remembered. A proposer gives up long before so many others were applied.
+pub const APPLIED_IDS_MAX: usize = 4096;
+
+/// What the lattice agrees on. A clone shares what is large.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub(crate) lattice: Option<(LatticeId, LatticeName)>,
+    pub(crate) nodes: Arc<BTreeMap<NodeId, Node>>,
+    pub(crate) apps: BTreeMap<AppName, Arc<Versions>>,
+    /// The apps with a version that waits: few, while apps may be many.
+    pub(crate) waiting: BTreeSet<AppName>,
+    pub(crate) configs: Arc<Configs>,
+    pub(crate) plan: Plan,
+    /// Commands that were applied and not refused, oldest first.
+    applied: VecDeque<CommandId>,
+}
+
+impl State {
+    /// Applies the next entry of the log.
+    pub fn apply(&mut self, entry: &Entry) -> Applied {
+        if self.applied.contains(&entry.id) {
+            return Applied::Repeated;
+        }
+        let applied = match self.change(entry) {
+            Ok(applied) => applied,
+            Err(refusal) => return Applied::Refused(refusal),
+        };
+        if self.applied.len() == APPLIED_IDS_MAX {
+            self.applied.pop_front();
+        }
+        self.applied.push_back(entry.id);
+        applied
+    }
+
+    /// One arm per command. An arm that refuses has changed nothing.
+    fn change(&mut self, entry: &Entry) -> Result<Applied, Refusal> {
+        match &entry.command {
+            Command::Found { lattice, name } => self.found(*lattice, name),
+            Command::Join(facts) => Ok(self.join(facts)),
+            Command::Lost(id) => {
+                self.set_node(*id, |node| node.lost_since_ms = Some(node.lost_since_ms.unwrap_or(entry.at_ms)))
+            }
+            Command::Back(id) => self.set_node(*id, |node| node.lost_since_ms = None),
+            Command::Forget(id) => self.forget(*id),
+            Command::Label { node, labels } => {
+                self.set_node(*node, |node| node.overrides.extend(labels.iter().map(|(k, v)| (k.clone(), v.clone()))))
+            }
+            Command::Drain { node, on } => self.set_node(*node, |node| node.drained = *on),
+            Command::Deploy(release) => self.deploy(release, entry.at_ms),
+            Command::Undeploy(app) => self.undeploy(app),
+            Command::Delete(app) => self.delete(app),
+            Command::PutConfig { name, values } => self.put_config(name, values),
+            Command::DeleteConfig(name) => self.delete_config(name),
+            Command::Plan(delta) => {
+                let nodes = &self.nodes;
+                self.plan.carry(delta, |id| nodes.get(&id).is_some_and(Node::is_open))?;
+                Ok(Applied::Done)
+            }
+            Command::Acked { node, generation } => Ok(done_if(self.plan.ack(*node, *generation))),
+        }
+    }
+
+    fn found(&mut self, id: LatticeId, name: &LatticeName) -> Result<Applied, Refusal> {
+        match &self.lattice {
+            Some((founded, _)) if *founded == id => Ok(Applied::Unchanged),
+            Some((_, founded)) => Err(Refusal::OtherLattice(founded.clone())),
+            None => {
+                self.lattice = Some((id, name.clone()));
+                Ok(Applied::Done)
+            }
+        }
+    }
+
+    /// A member that joins again keeps its drain and its labels. Being lost ends by [`Command::Back`] or by this.
+    fn join(&mut self, facts: &NodeFacts) -> Applied {
+        match self.nodes.get(&facts.id) {
+            None => {
+                Arc::make_mut(&mut self.nodes).insert(facts.id, Node::new(facts.clone()));
+                Applied::Done
+            }
+            Some(_) => self
+                .set_node(facts.id, |node| (node.facts, node.lost_since_ms) = (facts.clone(), None))
+                .expect("the node was just found"),
+        }
+    }
+
+    fn set_node(&mut self, id: NodeId, set: impl FnOnce(&mut Node)) -> Result<Applied, Refusal> {
+        let before = self.nodes.get(&id).ok_or(Refusal::UnknownNode(id))?;
+        let mut after = before.clone();
+        set(&mut after);
+        if after == *before {
+            return Ok(Applied::Unchanged);
+        }
+        Arc::make_mut(&mut self.nodes).insert(id, after);
+        Ok(Applied::Done)
+    }
+
+    fn forget(&mut self, id: NodeId) -> Result<Applied, Refusal> {
+        if !self.nodes.get(&id).ok_or(Refusal::UnknownNode(id))?.is_lost() {
+            return Err(Refusal::NotLost(id));
+        }
+        Arc::make_mut(&mut self.nodes).remove(&id);
+        self.plan.forget(id);
+        Ok(Applied::Done)
+    }
+
+    fn put_config(&mut self, name: &str, values: &Config) -> Result<Applied, Refusal> {
+        let before = self.configs.get(name).cloned();
+        if let Some(owner) = before.as_ref().and_then(|before| before.owner.clone()) {
+            return Err(Refusal::ConfigOwned { name: name.into(), owner });
+        }
+        if before.as_ref().is_some_and(|before| before.values == *values) {
+            return Ok(Applied::Unchanged);
+        }
+        Arc::make_mut(&mut self.configs).put(name, StoredConfig { values: values.clone(), owner: None });
+        if let Err(conflict) = self.listen_again(name) {
+            let configs = Arc::make_mut(&mut self.configs);
+            match before {
+                Some(before) => configs.put(name, before),
+                None => configs.remove(name),
+            }
+            return Err(conflict.into());
+        }
+        self.start_waiting();
+        Ok(Applied::Done)
+    }
+
+    fn delete_config(&mut self, name: &str) -> Result<Applied, Refusal> {
+        let config = self.configs.get(name).ok_or_else(|| Refusal::UnknownConfig(name.into()))?;
+        if let Some(owner) = &config.owner {
+            return Err(Refusal::ConfigOwned { name: name.into(), owner: owner.clone() });
+        }
+        if let Some(user) = self.config_users(name).next() {
+            return Err(Refusal::ConfigInUse { name: name.into(), user: user.app.name.clone() });
+        }
+        Arc::make_mut(&mut self.configs).remove(name);
+        Ok(Applied::Done)
+    }
+}
+
+/// What can be asked.
+impl State {
+    /// The lattice's id, once it is founded.
+    pub fn lattice_id(&self) -> Option<LatticeId> {
+        self.lattice.as_ref().map(|(id, _)| *id)
+    }
+
+    /// The lattice's name, once it is founded.
+    pub fn lattice_name(&self) -> Option<&LatticeName> {
+        self.lattice.as_ref().map(|(_, name)| name)
+    }
+
+    /// Every member, the lost ones included.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
+        &self.nodes
+    }
+
+    /// A member.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// Every app that has a version, whether it runs or not.
+    pub fn apps(&self) -> impl Iterator<Item = (&AppName, &Versions)> {
+        self.apps.iter().map(|(name, versions)| (name, &**versions))
+    }
+
+    /// An app.
+    pub fn app(&self, name: &AppName) -> Option<&Versions> {
+        self.apps.get(name).map(|versions| &**versions)
+    }
+
+    /// What runs.
+    pub fn releases(&self) -> impl Iterator<Item = &Arc<Release>> {
+        self.apps.values().filter_map(|versions| versions.deployed())
+    }
+
+    /// Every named config.
+    pub fn configs(&self) -> &Configs {
+        &self.configs
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Who holds a component, or runs a provider that has a scaler.
+    pub fn holding(&self, key: &ComponentKey) -> Option<&Holding> {
+        self.plan.holding(key)
+    }
+
+    /// The generation that `node` is to say it carries out, with [`Command::Acked`]: others wait for permits that it
+    /// gave up.
+    pub fn owes(&self, node: NodeId) -> Option<Generation> {
+        self.plan.owes(node)
+    }
+
+    /// A component that runs, with the release it belongs to.
+    pub fn component(&self, key: &ComponentKey) -> Option<(&Arc<Release>, &Component)> {
+        let release = self.app(&key.app)?.deployed()?;
+        let component = release.app.components.get(&key.name)?;
+        release.shared(&key.name).is_none().then_some((release, component))
+    }
+
+    /// A provider that runs, with the release it belongs to.
+    pub fn provider(&self, key: &ComponentKey) -> Option<(&Arc<Release>, &Provider)> {
+        let release = self.app(&key.app)?.deployed()?;
+        let provider = release.app.providers.get(&key.name)?;
+        provider.tech().is_some().then_some((release, provider))
+    }
+
+    /// The nodes on which a provider runs: where its scaler says, or where the components are that it is linked with.
+    pub fn provider_nodes(&self, key: &ComponentKey) -> BTreeSet<NodeId> {
+        match self.provider(key) {
+            None => BTreeSet::new(),
+            Some((_, provider)) if provider.scaler.is_some() => {
+                self.holding(key).into_iter().flatten().map(|(&node, _)| node).collect()
+            }
+            Some(_) => {
+                let links =
+                    self.releases().flat_map(|release| release.app.links.iter().map(move |link| (release, link)));
+                let ends = links.map(|(release, link)| (release.key(&link.source), release.key(&link.target)));
+                let others = ends.filter_map(|(source, target)| match () {
+                    () if source == *key => Some(target),
+                    () if target == *key => Some(source),
+                    () => None,
+                });
+                others.filter_map(|other| self.holding(&other)).flatten().map(|(&node, _)| node).collect()
+            }
+        }
+    }
+
+    /// What an entry's scaler asks for, and whether it needs sandboxes. `None`: it does not run, or is not planned.
+    pub(crate) fn demand(&self, key: &ComponentKey) -> Option<(Demand<'_>, bool)> {
+        match (self.component(key), self.provider(key)) {
+            (Some((_, component)), _) => Some((Demand::of_component(component), true)),
+            (None, Some((_, provider))) => Some((Demand::of_provider(provider)?, false)),
+            (None, None) => None,
+        }
+    }
+
+    /// Everything of a release that is planned, as [`State::demand`] says it.
+    pub(crate) fn demands(release: &Release) -> impl Iterator<Item = (ComponentKey, Demand<'_>, bool)> {
+        let own = |entry| ComponentKey { app: release.app.name.clone(), name: entry };
+        let components = release.app.components.iter().filter(|(entry, _)| release.shared(entry).is_none());
+        let components =
+            components.map(move |(entry, component)| (own(entry.clone()), Demand::of_component(component), true));
+        let providers = release.app.providers.iter().filter(|(_, provider)| provider.tech().is_some());
+        components.chain(
+            providers
+                .filter_map(move |(entry, provider)| Some((own(entry.clone()), Demand::of_provider(provider)?, false))),
+        )
+    }
+}
+
+pub(crate) const fn done_if(changed: bool) -> Applied {
+    if changed { Applied::Done } else { Applied::Unchanged }
+}

@@ -1,0 +1,5 @@
+//! Tests of what the lattice agrees on: transcripts that people can read, properties, and one of size.
+
+mod lattice;
+mod properties;
+mod transcripts;

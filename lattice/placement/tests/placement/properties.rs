@@ -1,0 +1,240 @@
+//! What holds for every lattice, whatever happens to it.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use trellis_manifest::{Scaler, Spread};
+use trellis_placement::{Applied, Command, Entry, Holding, Release, State, Verdict, plan};
+use trellis_wire::{ComponentKey, Config, NodeId};
+
+use crate::lattice::{Lattice, component, facts, node_id, release, scaler};
+
+const NODES: usize = 6;
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+enum Happens {
+    Join(usize, u32, u8, bool),
+    Lost(usize),
+    Back(usize),
+    Drain(usize, bool),
+    Deploy(usize, u32, Vec<(Option<u8>, u32)>),
+    Daemon(usize, u32, Option<u8>),
+    Unscaled(usize),
+    Undeploy(usize),
+    Ack(usize),
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let node = 0..NODES;
+    let zone = proptest::option::of(0..4_u8);
+    let spreads = proptest::collection::vec((zone.clone(), 0..5_u32), 1..4);
+    prop_oneof![
+        4 => (node.clone(), 0..60_u32, 0..3_u8, any::<bool>()).prop_map(|(n, permits, zone, edge)| Happens::Join(n, permits, zone, edge && n == 0)),
+        1 => node.clone().prop_map(Happens::Lost),
+        1 => node.clone().prop_map(Happens::Back),
+        2 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Happens::Drain(n, on)),
+        4 => (0..4_usize, 0..40_u32, spreads).prop_map(|(app, instances, spreads)| Happens::Deploy(app, instances, spreads)),
+        1 => (0..4_usize, 0..4_u32, zone).prop_map(|(app, each, zone)| Happens::Daemon(app, each, zone)),
+        1 => (0..4_usize).prop_map(Happens::Unscaled),
+        1 => (0..4_usize).prop_map(Happens::Undeploy),
+        3 => node.prop_map(Happens::Ack),
+    ]
+}
+
+/// Zone 3 is everywhere but in zone 0, and no zone is any node.
+fn spread(zone: Option<u8>, weight: u32) -> Spread {
+    let requirement = zone.map(|zone| ("zone".into(), if zone == 3 { "!z0".into() } else { format!("z{zone}") }));
+    Spread { name: format!("{zone:?}"), requirements: requirement.into_iter().collect(), weight }
+}
+
+fn app(app: usize, scaler: Option<Scaler>) -> Command {
+    let mut release = Release { replace: true, ..release(&format!("app{app}"), "1") };
+    component(&mut release, "api", 1, scaler);
+    Command::Deploy(Box::new(release))
+}
+
+fn command(state: &State, happens: &Happens) -> Command {
+    match happens {
+        Happens::Join(n, permits, zone, edge) => {
+            let labels = BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]);
+            Command::Join(facts(*n, "node", *permits, labels, *edge))
+        }
+        Happens::Lost(n) => Command::Lost(node_id(*n)),
+        Happens::Back(n) => Command::Back(node_id(*n)),
+        Happens::Drain(n, on) => Command::Drain { node: node_id(*n), on: *on },
+        Happens::Deploy(n, instances, spreads) => {
+            let spreads = spreads.iter().map(|&(zone, weight)| spread(zone, weight)).collect();
+            app(*n, Some(Scaler::Spread { instances: Some(*instances), spreads }))
+        }
+        Happens::Daemon(n, each, zone) => {
+            app(*n, Some(Scaler::Daemon { instances: Some(*each), spreads: vec![spread(*zone, 100)] }))
+        }
+        Happens::Unscaled(n) => app(*n, None),
+        Happens::Undeploy(n) => Command::Undeploy(format!("app{n}").parse().unwrap()),
+        Happens::Ack(n) => Command::Acked { node: node_id(*n), generation: state.plan().generation() },
+    }
+}
+
+fn key(app: usize) -> ComponentKey {
+    format!("app{app}/api").parse().unwrap()
+}
+
+/// Whatever holds something may.
+fn check_holders(state: &State) {
+    for (key, holding) in state.plan().holdings() {
+        assert!(
+            !holding.is_empty() && !holding.values().any(|permits| *permits == Some(0)),
+            "{key} holds nothing: {holding:?}"
+        );
+        for (id, verdict) in state.explain(key) {
+            let node = state.node(id).unwrap();
+            if !matches!(verdict, Verdict::Holds(_)) {
+                continue;
+            }
+            assert!(node.is_open(), "{key} is on a closed node");
+            assert!(node.facts.capacity.permits > 0, "{key} is on a node without sandboxes");
+            let (_, component) = state.component(key).expect("what is held runs");
+            let (Some(Scaler::Spread { spreads, .. } | Scaler::Daemon { spreads, .. })) = &component.scaler else {
+                continue;
+            };
+            let zone = node.label("zone").unwrap();
+            let fits = |spread: &Spread| {
+                spread.requirements.get("zone").is_none_or(
+                    |wanted| {
+                        if wanted == "!z0" { zone != "z0" } else { zone == wanted }
+                    },
+                )
+            };
+            assert!(spreads.iter().any(fits), "{key} is on a node that no spread matches");
+            assert!(!node.facts.edge, "{key} is on an edge node that no spread names");
+        }
+    }
+}
+
+/// When all has settled every spread that some node fits has what it wants, and no more.
+fn check_settled(state: &State) {
+    for (name, versions) in state.apps() {
+        for unplaced in state.unplaced(name) {
+            assert!(
+                unplaced.why.starts_with("no node fits") || unplaced.why.starts_with("the lattice has no nodes"),
+                "{unplaced}"
+            );
+        }
+        let Some(release) = versions.deployed() else { continue };
+        let Some(Scaler::Spread { instances: Some(instances), .. }) =
+            release.app.components.values().next().unwrap().scaler.clone()
+        else {
+            continue;
+        };
+        let placed: u64 = held(state.holding(&release.key(&"api".parse().unwrap())));
+        let missing: u64 = state.unplaced(name).iter().map(|unplaced| unplaced.wanted - unplaced.placed).sum();
+        assert_eq!(placed + missing, u64::from(instances));
+    }
+}
+
+fn held(holding: Option<&Holding>) -> u64 {
+    holding.into_iter().flatten().filter_map(|(_, permits)| *permits).map(u64::from).sum()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_is_stable_and_whatever_holds_something_may(story in proptest::collection::vec(happens(), 1..30)) {
+        let mut lattice = Lattice::default();
+        for happens in &story {
+            let command = command(&lattice.state, happens);
+            lattice.apply(command);
+            lattice.plan();
+            prop_assert_eq!(plan(&lattice.state), None, "a plan that is carried out needs no other");
+            check_holders(&lattice.state);
+        }
+        lattice.settle();
+        check_holders(&lattice.state);
+        check_settled(&lattice.state);
+    }
+
+    /// A node may use what it had at any generation since the last that it acknowledged.
+    #[test]
+    fn permits_never_sum_to_more_than_instances(
+        instances in 1..40_u32,
+        spreads in proptest::collection::vec((proptest::option::of(0..4_u8), 1..5_u32), 1..4),
+        story in proptest::collection::vec(happens(), 1..40),
+    ) {
+        let mut lattice = Lattice::default();
+        let mut usable: BTreeMap<NodeId, u32> = BTreeMap::new();
+        let deploy = command(&lattice.state, &Happens::Deploy(0, instances, spreads));
+        lattice.apply(deploy.clone());
+        for happens in &story {
+            // Only a node that comes back with what it had may exceed the sum, until it hears the newest plan.
+            if matches!(happens, Happens::Back(_) | Happens::Deploy(0, ..) | Happens::Daemon(0, ..) | Happens::Unscaled(0)) {
+                continue;
+            }
+            if let Happens::Join(n, ..) = happens && lattice.state.node(node_id(*n)).is_some_and(|node| node.is_lost()) {
+                continue;
+            }
+            let command = command(&lattice.state, happens);
+            lattice.apply(command);
+            if matches!(happens, Happens::Undeploy(0)) {
+                lattice.plan();
+                lattice.apply(deploy.clone());
+            }
+            lattice.plan();
+            let holding = lattice.state.holding(&key(0)).cloned().unwrap_or_default();
+            for (&node, permits) in &holding {
+                let most = usable.entry(node).or_default();
+                *most = permits.unwrap_or(0).max(*most);
+            }
+            if let Happens::Ack(n) = happens {
+                usable.insert(node_id(*n), holding.get(&node_id(*n)).copied().flatten().unwrap_or(0));
+            }
+            let live = usable.iter().filter(|(id, _)| !lattice.state.node(**id).is_some_and(|node| node.is_lost()));
+            let sum: u64 = live.map(|(_, &permits)| u64::from(permits)).sum();
+            prop_assert!(sum <= u64::from(instances), "{sum} of {instances} after {happens:?}");
+        }
+    }
+}
+
+#[test]
+fn a_large_lattice_is_placed_in_deltas_that_fit_the_log() {
+    let mut lattice = Lattice::default();
+    for n in 0..1_000 {
+        let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", n % 10))]);
+        lattice.apply(Command::Join(facts(n, "node", 1_000, labels, false)));
+    }
+    for n in 0..200 {
+        let mut release = release(&format!("app{n}"), "1");
+        for c in 0..10 {
+            let scaler = match c {
+                0 => None,
+                1 => scaler(&format!("20 on zone=z{}:30, any:70", n % 10)),
+                _ => scaler("10"),
+            };
+            component(&mut release, &format!("c{c}"), 1, scaler);
+        }
+        assert_eq!(lattice.apply(Command::Deploy(Box::new(release))), Applied::Done);
+    }
+    let mut deltas = 0;
+    while let Some(delta) = plan(&lattice.state) {
+        let id = format!("00000000-0000-0000-0001-{deltas:012x}").parse().unwrap();
+        let entry = Entry { id, at_ms: 0, command: Command::Plan(delta) };
+        entry.check_size().unwrap();
+        assert_eq!(lattice.state.apply(&entry), Applied::Done);
+        assert_eq!(lattice.state.apply(&entry), Applied::Repeated);
+        deltas += 1;
+    }
+    let placed: u64 = lattice.state.plan().holdings().values().map(|holding| held(Some(holding))).sum();
+    assert_eq!((lattice.state.plan().holdings().len(), placed), (2_000, 200 * (20 + 8 * 10)));
+    let most = (0..1_000).map(|n| lattice.state.assigned(node_id(n)).components.len()).max().unwrap();
+    assert!(most < 60, "20,000 permits over 1,000 nodes leave no node with {most}");
+}
+
+#[test]
+fn an_entry_that_does_not_fit_the_log_says_what_to_do() {
+    let values = Config::from_iter([("certificates", "x".repeat(61 * 1024))]);
+    let command = Command::PutConfig { name: "tls".into(), values };
+    let id = "00000000-0000-0000-0000-000000000001".parse().unwrap();
+    let refused = Entry { id, at_ms: 0, command }.check_size().unwrap_err();
+    assert!(refused.to_string().starts_with("config `tls` is too large for the lattice's log"), "{refused}");
+}

@@ -1,0 +1,84 @@
+//! Tests of the whole crate: the store by openraft's own suite, lattices over one wire.
+
+mod crash;
+mod file;
+mod lattice;
+mod peers;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use trellis_bus::Bus;
+use trellis_placement::{Command, Entry, State};
+use trellis_wire::{CommandId, Config, LatticeId, LatticeName, NodeId};
+use uuid::Uuid;
+
+use crate::{Options, Raft, Timing};
+
+/// How long anything may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn node(n: u128) -> NodeId {
+    NodeId::new(Uuid::from_u128(n))
+}
+
+fn lattice_name() -> LatticeName {
+    "home".parse().unwrap()
+}
+
+fn lattice_id(n: u128) -> LatticeId {
+    LatticeId::new(Uuid::from_u128(n))
+}
+
+/// Faster than in life, slower than a machine that is busy with other tests.
+fn timing() -> Timing {
+    Timing {
+        heartbeat: Duration::from_millis(100),
+        election_min: Duration::from_millis(500),
+        election_max: Duration::from_millis(1000),
+        propose_wait: PATIENCE,
+        ..Timing::default()
+    }
+}
+
+fn options(dir: &Path, n: u128, bus: Bus) -> Options {
+    Options {
+        data_dir: dir.into(),
+        node: node(n),
+        host: format!("host-{n}"),
+        lattice: lattice_name(),
+        lattice_id: None,
+        bus,
+        timing: timing(),
+    }
+}
+
+/// A command that leaves a mark of its own in the state.
+fn mark(n: u128) -> Entry {
+    marked(n, "x")
+}
+
+fn marked(n: u128, value: &str) -> Entry {
+    let values = Config::from_iter([("value", value)]);
+    Entry { id: CommandId::new(Uuid::from_u128(n)), at_ms: 0, command: Command::PutConfig { name: format!("mark-{n}"), values } }
+}
+
+fn has_mark(state: &State, n: u128) -> bool {
+    state.configs().get(&format!("mark-{n}")).is_some()
+}
+
+fn missing_marks(state: &State, marks: impl IntoIterator<Item = u128>) -> Vec<u128> {
+    marks.into_iter().filter(|n| !has_mark(state, *n)).collect()
+}
+
+/// Waits until the state is as asked.
+async fn state_where(raft: &Raft, what: &str, as_asked: impl FnMut(&Arc<State>) -> bool) -> Arc<State> {
+    watched(raft.state(), what, as_asked).await
+}
+
+async fn watched<T: Clone>(mut watch: watch::Receiver<T>, what: &str, as_asked: impl FnMut(&T) -> bool) -> T {
+    let found = tokio::time::timeout(PATIENCE, watch.wait_for(as_asked)).await;
+    found.unwrap_or_else(|_| panic!("waited in vain: {what}")).unwrap().clone()
+}

@@ -1,0 +1,228 @@
+//! An HTTP reply whose sandbox lives on while its body streams. WASI 0.2 and 0.3 share it.
+//!
+//! The guest is one future that owns its sandbox. It is polled in place until the head is there: most guests are done
+//! by then, and nothing is spawned for them. One that still streams becomes a task; the body holds the other end of it.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, stream};
+use http::{Response, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, BodyStream, StreamBody};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use trellis_wire::{Body, BodyError, Failure, Fault, Outcome, Reply};
+use wasmtime_wasi_http::WasiBody;
+
+use crate::host::http::CHUNKS_AHEAD_MAX;
+use crate::outside::{Level, Limits, Outside};
+use crate::run::late;
+
+/// How long a reply may take in all, from its head to its end.
+const REPLY_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// A guest at work, with its sandbox.
+pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// What a guest answers: the head with a body to come, or the text of its error code.
+pub(super) type Answer = Result<Response<WasiBody>, String>;
+
+/// Why a body breaks off. It is set before the sandbox is dropped, so that a body which ends because its sandbox is gone
+/// can be told from one that the guest finished.
+#[derive(Clone, Default)]
+pub(super) struct BrokenOff(Arc<OnceLock<String>>);
+
+impl BrokenOff {
+    pub(super) fn because(&self, why: String) {
+        // The first reason is the true one; what follows from it is no news.
+        drop(self.0.set(why));
+    }
+
+    fn why(&self) -> Option<BodyError> {
+        self.0.get().map(|why| BodyError::BrokenOff(why.as_str().into()))
+    }
+}
+
+/// Waits for the head, within the deadline, and lets the guest go on behind the body.
+pub(super) async fn reply(
+    mut guest: Guest,
+    mut answer: oneshot::Receiver<Answer>,
+    broken_off: BrokenOff,
+    limits: Limits,
+    outside: Arc<dyn Outside>,
+) -> Outcome {
+    let deadline = Instant::now() + limits.timeout;
+    let answered = tokio::select! {
+        biased;
+        ended = &mut guest => return reply_of_the_ended(ended, answer, broken_off, &*outside),
+        answered = &mut answer => answered,
+        () = sleep_until(deadline) => return Err(late(limits.timeout)),
+    };
+    match answered {
+        Ok(Ok(head)) => {
+            let (head, reader) = streaming(head, broken_off.clone());
+            tokio::spawn(go_on(guest, reader, broken_off, limits.timeout, outside));
+            Ok(Reply::Http(head.map(Body::new)))
+        }
+        Ok(Err(code)) => Err(Fault::Refused(code).into()),
+        // It let go of the answer without giving one. It may still trap, which says more.
+        Err(_) => match timeout_at(deadline, guest).await {
+            Ok(ended) => Err(ended.err().unwrap_or(Fault::NoReply.into())),
+            Err(_) => Err(late(limits.timeout)),
+        },
+    }
+}
+
+/// The reply of a guest that is done. What it wrote is all here.
+fn reply_of_the_ended(
+    ended: Result<(), Failure>,
+    mut answer: oneshot::Receiver<Answer>,
+    broken_off: BrokenOff,
+    outside: &dyn Outside,
+) -> Outcome {
+    let head = match (ended, answer.try_recv()) {
+        (Err(failure), Err(_)) => return Err(failure),
+        (Ok(()), Err(_)) => return Err(Fault::NoReply.into()),
+        (_, Ok(Err(code))) => return Err(Fault::Refused(code).into()),
+        (Err(failure), Ok(Ok(head))) => {
+            report(outside, &failure.to_string());
+            head
+        }
+        (Ok(()), Ok(Ok(head))) => head,
+    };
+    let (head, _) = streaming(head, broken_off);
+    Ok(Reply::Http(head.map(whole)))
+}
+
+/// A body that is all here becomes one piece, whose length is known. One that is not is left as it is.
+fn whole(body: GuestBody) -> Body {
+    let mut body = Body::new(body);
+    let mut ahead = Vec::new();
+    while ahead.len() < CHUNKS_AHEAD_MAX {
+        match body.frame().now_or_never() {
+            Some(Some(Ok(frame))) => ahead.push(Ok(frame)),
+            Some(Some(Err(why))) => {
+                ahead.push(Err(why));
+                break;
+            }
+            Some(None) if ahead.iter().flatten().all(Frame::is_data) => return joined(ahead),
+            Some(None) | None => break,
+        }
+    }
+    Body::new(StreamBody::new(stream::iter(ahead).chain(BodyStream::new(body))))
+}
+
+/// Joins data frames. One alone is not copied.
+fn joined(frames: Vec<Result<Frame<Bytes>, BodyError>>) -> Body {
+    let mut chunks: Vec<Bytes> = frames.into_iter().flatten().filter_map(|frame| frame.into_data().ok()).collect();
+    match chunks.len() {
+        0 => Body::empty(),
+        1 => Body::from(chunks.remove(0)),
+        _ => Body::from(chunks.concat()),
+    }
+}
+
+/// Lets the guest go on until it is done, its reader is gone, or it took too long. Then its sandbox is gone.
+async fn go_on(
+    mut guest: Guest,
+    reader: oneshot::Receiver<()>,
+    broken_off: BrokenOff,
+    after_body_max: Duration,
+    outside: Arc<dyn Outside>,
+) {
+    let in_all = Instant::now() + REPLY_MAX;
+    let ended = tokio::select! {
+        biased;
+        ended = &mut guest => Some(ended),
+        read_whole = reader => match read_whole {
+            Ok(()) => timeout(after_body_max, &mut guest).await.ok(),
+            Err(_) => return,
+        },
+        () = sleep_until(in_all) => None,
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(failure)) => report(&*outside, &failure.to_string()),
+        None => {
+            let why = "it was not done in time";
+            broken_off.because(why.into());
+            report(&*outside, why);
+        }
+    }
+}
+
+/// The outcome of this event was told already, as a reply; what came after is told as a log line.
+fn report(outside: &dyn Outside, why: &str) {
+    outside.log(Level::Error, "sandbox", &format!("failed after its response had begun: {why}"));
+}
+
+fn streaming(head: Response<WasiBody>, broken_off: BrokenOff) -> (Response<GuestBody>, oneshot::Receiver<()>) {
+    let (read_whole, reader) = oneshot::channel();
+    let length = head.headers().get(header::CONTENT_LENGTH);
+    let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    (head.map(|inner| GuestBody { inner, broken_off, left, read_whole: Some(read_whole) }), reader)
+}
+
+/// A body that a guest writes. Dropping it before its end aborts the guest.
+struct GuestBody {
+    inner: WasiBody,
+    broken_off: BrokenOff,
+    /// How much of the announced length is still to come. A reader that knows the length does not read up to the end.
+    left: Option<u64>,
+    /// Told when the body was read whole; closed when it was dropped before.
+    read_whole: Option<oneshot::Sender<()>>,
+}
+
+impl GuestBody {
+    fn note(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(left), Some(data)) = (&mut self.left, frame.data_ref()) {
+            *left = left.saturating_sub(data.len() as u64);
+            if *left == 0 {
+                self.end();
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(read_whole) = self.read_whole.take() {
+            // A guest that is done does not listen any more.
+            _ = read_whole.send(());
+        }
+    }
+}
+
+impl http_body::Body for GuestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let body = self.get_mut();
+        let frame = match ready!(Pin::new(&mut body.inner).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                body.note(&frame);
+                Some(Ok(frame))
+            }
+            Some(Err(why)) => Some(Err(body.broken_off.why().unwrap_or(BodyError::BrokenOff(Box::new(why))))),
+            None => match body.broken_off.why() {
+                Some(why) => Some(Err(why)),
+                None => {
+                    body.end();
+                    None
+                }
+            },
+        };
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream() && self.broken_off.why().is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

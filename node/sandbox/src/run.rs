@@ -1,0 +1,130 @@
+//! One event in one fresh sandbox.
+
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::error::Elapsed;
+use trellis_wire::{Error, Event, Failure, Fault, Outcome};
+use wasmtime::Store;
+
+use crate::component::Component;
+use crate::guest::{self, Command, Http, Message};
+use crate::host;
+use crate::outside::{Limits, Setup};
+use crate::{fault, state::State};
+
+/// The most that one host call may make the host allocate for what the guest passes to it, in bytes.
+const HOST_CALL_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// The most handles to the host's things that a guest may have at once.
+const HANDLES_MAX: usize = 10_000;
+
+impl Component {
+    /// Runs one event in a fresh sandbox. Dropping the future, or the body of an HTTP reply, aborts the sandbox.
+    ///
+    /// # Errors
+    /// A fault is the guest's, an error is ours.
+    pub async fn run(&self, event: Event, setup: Setup) -> Outcome {
+        match (event, &self.http, &self.message, &self.command) {
+            (Event::Http(request), Some(Http::P2(guest)), ..) => {
+                guest::http2::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
+            }
+            (Event::Http(request), Some(Http::P3(guest)), ..) => {
+                guest::http3::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
+            }
+            (Event::Message(message), _, Some(Message::Trellis(guest)), _) => {
+                guest::message::handle(guest, message, self.sandbox(setup, &[])?).await
+            }
+            (Event::Message(message), _, Some(Message::Wasmcloud(guest)), _) => {
+                guest::message::handle_wasmcloud(guest, message, self.sandbox(setup, &[])?).await
+            }
+            (Event::Run(arguments), .., Some(Command::P2(guest))) => {
+                guest::command::run(guest, self.command_sandbox(setup, &arguments)?).await
+            }
+            (Event::Run(arguments), .., Some(Command::P3(guest))) => {
+                guest::command::run_p3(guest, self.command_sandbox(setup, &arguments)?).await
+            }
+            (event, ..) => Err(self.cannot_be_woken_by(&event, &setup)),
+        }
+    }
+
+    fn cannot_be_woken_by(&self, event: &Event, setup: &Setup) -> Failure {
+        let needed = match event {
+            Event::Http(_) => "an HTTP request: it exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3",
+            Event::Message(_) => {
+                "a message: it exports neither trellis:messaging/handler@0.1.0 nor wasmcloud:messaging/handler@0.2.0"
+            }
+            Event::Run(_) => "a run: it does not export wasi:cli/run",
+            Event::Invoke { .. } => "a call: this build calls no interfaces of components' own",
+        };
+        Error::Unusable(format!("{} cannot be woken by {needed}", setup.component)).into()
+    }
+
+    /// A sandbox whose standard output and error go to the log, line by line.
+    fn sandbox(&self, setup: Setup, arguments: &[String]) -> Result<Sandbox, Failure> {
+        let (stdout, stderr) = host::stdio::logged(&setup.outside);
+        self.sandbox_with(setup, arguments, stdout, stderr)
+    }
+
+    /// A sandbox whose standard output and error are kept.
+    fn command_sandbox(&self, setup: Setup, arguments: &[String]) -> Result<Sandbox, Failure> {
+        let (stdout, stderr) = host::stdio::kept();
+        self.sandbox_with(setup, arguments, stdout, stderr)
+    }
+
+    fn sandbox_with(
+        &self,
+        setup: Setup,
+        arguments: &[String],
+        stdout: host::stdio::Sink,
+        stderr: host::stdio::Sink,
+    ) -> Result<Sandbox, Failure> {
+        let place = self.engine.sandbox()?;
+        let state = State {
+            table: host::wasi::table(),
+            wasi: host::wasi::denied(setup.component.name.as_str(), arguments, &stdout, &stderr),
+            http: host::http::limits(),
+            outgoing: host::http::Outgoing::new(setup.outside.clone()),
+            memory: self.engine.memory(setup.limits.memory_bytes),
+            outside: setup.outside,
+            config: setup.config,
+            links: Default::default(),
+            stdout,
+            stderr,
+        };
+        let mut store = Store::new(self.engine.wasmtime(), state);
+        store.limiter(|state| &mut state.memory);
+        store.set_hostcall_fuel(HOST_CALL_BYTES_MAX);
+        store.set_max_component_handles(HANDLES_MAX);
+        // At each tick of the engine's clock a guest that computes yields, so that it starves nobody and can be aborted.
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_async_yield_and_update(1);
+        Ok(Sandbox { store, limits: setup.limits, source: setup.source, _place: place, _held: setup.held })
+    }
+}
+
+/// A sandbox for one event. Fields are dropped in order: first the guest is gone, then its place is free.
+pub(crate) struct Sandbox {
+    pub(crate) store: Store<State>,
+    pub(crate) limits: Limits,
+    /// The link that brought the event.
+    pub(crate) source: String,
+    _place: OwnedSemaphorePermit,
+    _held: Box<dyn Send>,
+}
+
+impl Sandbox {
+    /// Says how a run ended that had the deadline around it.
+    pub(crate) fn verdict<R>(&self, ended: Result<wasmtime::Result<R>, Elapsed>) -> Result<R, Failure> {
+        match ended {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(error)) => Err(fault::failure(&error, self.store.data())),
+            Err(_) => Err(late(self.limits.timeout)),
+        }
+    }
+}
+
+/// The fault of a guest that was not done in time.
+pub(crate) fn late(timeout: Duration) -> Failure {
+    Fault::Deadline { limit_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }.into()
+}

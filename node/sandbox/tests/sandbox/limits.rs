@@ -1,0 +1,102 @@
+//! What a run may use, what all runs may use, and that nothing is left of a run.
+
+use std::time::Duration;
+
+use trellis_wire::{Error, Event, Failure, Fault, Reply};
+
+use crate::lab::{Lab, MEBIBYTE, get, response};
+
+/// Ends in `err` if it finds memory, a global or a table that an earlier run dirtied; then dirties them.
+const SCRIBBLER: &str = r#"(component
+    (core module $m
+        (memory 1)
+        (global $dirty (mut i32) (i32.const 0))
+        (table $t 10 funcref)
+        (elem declare func $run)
+        (func $run (export "run") (result i32)
+            (i32.or (i32.or
+                (i32.ne (global.get $dirty) (i32.const 0))
+                (i32.ne (i32.load (i32.const 65000)) (i32.const 0)))
+                (i32.or
+                (i32.ne (memory.size) (i32.const 1))
+                (i32.eqz (ref.is_null (table.get $t (i32.const 3))))))
+            (global.set $dirty (i32.const 1))
+            (i32.store (i32.const 65000) (i32.const -1))
+            (drop (memory.grow (i32.const 3)))
+            (memory.fill (i32.const 65536) (i32.const 255) (i32.const 196608))
+            (table.set $t (i32.const 3) (ref.func $run))))
+    (core instance $i (instantiate $m))
+    (func $run (result (result)) (canon lift (core func $i "run")))
+    (instance $export (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.0" (instance $export)))"#;
+
+#[tokio::test]
+async fn memory_globals_and_tables_are_fresh_for_each_run() {
+    let lab = Lab::new();
+    for _ in 0..50 {
+        let Ok(Reply::Run(output)) = lab.run(SCRIBBLER, Event::Run(vec![])).await else { panic!("it failed") };
+        assert!(output.ok, "an earlier run shows through");
+    }
+    lab.all_gone().await;
+}
+
+#[tokio::test]
+async fn a_guest_over_its_own_memory_is_at_fault() {
+    let mut lab = Lab::new();
+    lab.limits.memory_bytes = 16 * MEBIBYTE;
+    for guest in ["classic", "modern"] {
+        let fault = lab.get(guest, "/grow").await.unwrap_err();
+        assert_eq!(fault, Failure::Fault(Fault::OutOfMemory { limit_bytes: 16 * MEBIBYTE }), "{guest}");
+        lab.all_gone().await;
+    }
+    lab.limits.memory_bytes = 60_000;
+    let fault = lab.get("classic", "/hello").await.unwrap_err();
+    assert_eq!(fault, Failure::Fault(Fault::OutOfMemory { limit_bytes: 60_000 }), "too little even to begin");
+}
+
+#[tokio::test]
+async fn a_node_without_memory_is_busy() {
+    let lab = Lab::with(20, 24 * MEBIBYTE);
+    let Err(Failure::Error(busy)) = lab.get("classic", "/grow").await else { panic!("it is not the guest's fault") };
+    assert!(matches!(&busy, Error::Busy(why) if why.contains("--sandbox-memory")), "{busy}");
+    assert!(busy.is_retryable());
+    lab.all_gone().await;
+    assert_eq!(lab.text("classic", "/hello").await, "hello", "the memory is there again");
+}
+
+#[tokio::test]
+async fn a_node_without_a_free_sandbox_is_busy_at_once() {
+    let lab = Lab::with(1, 1024 * MEBIBYTE);
+    let component = lab.component("classic");
+    let streaming = response(component.run(get("/stream"), lab.setup()).await);
+    let begun = std::time::Instant::now();
+    let Err(Failure::Error(Error::Busy(why))) = component.run(get("/hello"), lab.setup()).await else { panic!("it ran") };
+    assert!(why.contains("--max-sandboxes") && begun.elapsed() < Duration::from_millis(50), "{why}");
+    drop(streaming);
+    lab.all_gone().await;
+    assert_eq!(lab.text("classic", "/hello").await, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_sandboxes_at_once_give_everything_back() {
+    let lab = Lab::with(50, 1024 * MEBIBYTE);
+    let (classic, modern) = (lab.component("classic"), lab.component("modern"));
+    let runs = (0..200).map(|i| {
+        let component = if i % 2 == 0 { classic.clone() } else { modern.clone() };
+        let path = ["/hello", "/panic", "/stream", "/break", "/outgoing"][i % 5];
+        let setup = lab.setup();
+        tokio::spawn(async move { component.run(get(path), setup).await.map(drop) })
+    });
+    let (mut good, mut bad, mut busy) = (0, 0, 0);
+    for run in runs.collect::<Vec<_>>() {
+        match run.await.unwrap() {
+            Ok(()) => good += 1,
+            Err(Failure::Fault(_)) => bad += 1,
+            Err(Failure::Error(Error::Busy(_))) => busy += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(good + bad + busy, 200);
+    assert!(good > 0 && bad > 0);
+    lab.all_gone().await;
+}

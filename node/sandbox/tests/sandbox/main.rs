@@ -1,0 +1,9 @@
+//! The sandbox from outside: real guests (`tests/guests`, and a few in the text format), a real engine, and a stand-in
+//! for the node behind them.
+
+mod artifacts;
+mod http;
+mod lab;
+mod limits;
+mod messages;
+mod runs;

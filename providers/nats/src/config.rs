@@ -1,0 +1,268 @@
+//! What a link's configuration says. The keys and their meaning are those of wasmCloud's NATS providers, so that
+//! manifests written for those go on working; ours are `url`, `allowed_subjects` and `create`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use trellis_provider::LinkError;
+use trellis_wire::{ComponentKey, Config, pattern, subject};
+
+use crate::Options;
+
+/// Where a link that names no server goes when the lattice has no NATS either.
+const URL_DEFAULT: &str = "nats://127.0.0.1:4222";
+
+/// All that makes a connection what it is: links with equal settings share one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Settings {
+    /// The servers of one NATS system, without credentials.
+    pub(crate) urls: Vec<String>,
+    /// The key that named them, for messages.
+    pub(crate) urls_key: &'static str,
+    pub(crate) auth: Auth,
+    pub(crate) ca: Option<Ca>,
+    pub(crate) inbox_prefix: Option<String>,
+}
+
+/// Who a connection is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Auth {
+    None,
+    Credentials(PathBuf),
+    Nkey(Secret),
+    Jwt { jwt: Secret, seed: Secret },
+}
+
+/// The CA to trust instead of the machine's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Ca {
+    Pem(String),
+    File(PathBuf),
+}
+
+/// A text that no log and no `Debug` shows.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+impl Settings {
+    pub(crate) fn read(config: &Config, options: &Options) -> Result<Self, LinkError> {
+        let named = ["url", "cluster_uris", "cluster_uri"].into_iter().find_map(|key| Some((key, config.get(key)?)));
+        let (urls_key, urls) = named.unwrap_or(("url", options.default_url.as_deref().unwrap_or(URL_DEFAULT)));
+        let mut auth = auth(config)?;
+        if let (None, Auth::None, Some(credentials)) = (named, &auth, &options.default_credentials) {
+            auth = Auth::Credentials(credentials.clone());
+        }
+        let urls = list(urls).map(Into::into).collect();
+        Ok(Self { urls, urls_key, auth, ca: ca(config), inbox_prefix: inbox_prefix(config)? })
+    }
+}
+
+fn auth(config: &Config) -> Result<Auth, LinkError> {
+    let secret = |key| config.get(key).map(|text| Secret(text.into()));
+    match (secret("client_jwt"), secret("client_seed")) {
+        (None, None) => Ok(Auth::None),
+        (Some(jwt), Some(seed)) => Ok(Auth::Jwt { jwt, seed }),
+        (None, Some(seed)) => Ok(Auth::Nkey(seed)),
+        (Some(_), None) => Err(LinkError::config("client_seed", "is needed beside `client_jwt`: the user's nkey seed")),
+    }
+}
+
+/// `tls_ca` holds the PEM text itself, as wasmCloud has it; a path is also taken.
+fn ca(config: &Config) -> Option<Ca> {
+    match (config.get("tls_ca"), config.get("tls_ca_file")) {
+        (Some(text), _) if text.contains("-----BEGIN") => Some(Ca::Pem(text.into())),
+        (Some(path), _) | (None, Some(path)) => Some(Ca::File(path.into())),
+        (None, None) => None,
+    }
+}
+
+/// An inbox is subscribed to, so its prefix must not reach into the lattice or the server.
+fn inbox_prefix(config: &Config) -> Result<Option<String>, LinkError> {
+    const KEY: &str = "custom_inbox_prefix";
+    let Some(prefix) = config.get(KEY).map(|prefix| prefix.trim_end_matches('.')) else { return Ok(None) };
+    pattern::check_literal(prefix).map_err(|why| LinkError::config(KEY, why.to_string()))?;
+    if !subject::is_free(prefix) && !is_inbox(prefix) {
+        return Err(not_free(KEY, prefix));
+    }
+    Ok(Some(prefix.into()))
+}
+
+/// One subject that a link listens to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) subject: String,
+    /// Never absent: without a group every node would get its own copy of each message.
+    pub(crate) group: String,
+}
+
+/// Reads `subscriptions`: a comma list of `subject` or `subject|queue`.
+pub(crate) fn subscriptions(config: &Config, component: &ComponentKey) -> Result<Vec<Wanted>, LinkError> {
+    const KEY: &str = "subscriptions";
+    if config.get("stream").is_some() {
+        let problem = "this build consumes core NATS subjects only, no JetStream streams: use `subscriptions`";
+        return Err(LinkError::Unsupported(format!("config `stream`: {problem}")));
+    }
+    let allowed = Allowed::read(config)?;
+    let text = config.get(KEY).unwrap_or_default();
+    let wanted = list(text).map(|entry| {
+        let (subject, group) = entry.split_once('|').unwrap_or((entry, ""));
+        let (subject, group) = (subject.trim(), group.trim());
+        pattern::check(subject).map_err(|why| LinkError::config(KEY, why.to_string()))?;
+        allowed.check(KEY, subject)?;
+        if group.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(LinkError::config(KEY, format!("queue group `{group}` of `{subject}` holds a space")));
+        }
+        let group = if group.is_empty() { group_of(component) } else { group.into() };
+        Ok(Wanted { subject: subject.into(), group })
+    });
+    let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
+    if wanted.is_empty() {
+        return Err(LinkError::config(KEY, "is missing: a comma list of subjects, such as `orders.>|workers`"));
+    }
+    Ok(wanted)
+}
+
+/// The queue group of a component: the same on every node. What a queue group cannot hold is escaped as `%XX`.
+fn group_of(component: &ComponentKey) -> String {
+    component.to_string().bytes().fold(String::new(), |mut group, byte| {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            group.push(byte.into());
+        } else {
+            group.push_str(&format!("%{byte:02X}"));
+        }
+        group
+    })
+}
+
+/// What `allowed_subjects` lets a link use; all that is free where it is absent.
+#[derive(Debug, Clone)]
+pub(crate) struct Allowed(Option<Vec<String>>);
+
+impl Allowed {
+    pub(crate) fn read(config: &Config) -> Result<Self, LinkError> {
+        const KEY: &str = "allowed_subjects";
+        let Some(text) = config.get(KEY) else { return Ok(Self(None)) };
+        let patterns: Vec<String> = list(text).map(Into::into).collect();
+        for allowed in &patterns {
+            pattern::check(allowed).map_err(|why| LinkError::config(KEY, why.to_string()))?;
+        }
+        Ok(Self(Some(patterns)))
+    }
+
+    /// Checks what a link's configuration names.
+    fn check(&self, key: &str, wanted: &str) -> Result<(), LinkError> {
+        if !subject::is_free(wanted) {
+            return Err(not_free(key, wanted));
+        }
+        if !self.covers(wanted) {
+            return Err(LinkError::config(key, format!("`{wanted}` is outside `allowed_subjects` of this link")));
+        }
+        Ok(())
+    }
+
+    /// Whether a guest may publish to a subject. An answer to an inbox always may: inboxes cannot be guessed, so who
+    /// knows one was asked.
+    pub(crate) fn may_publish(&self, wanted: &str) -> bool {
+        is_inbox(wanted) || (subject::is_free(wanted) && self.covers(wanted))
+    }
+
+    fn covers(&self, wanted: &str) -> bool {
+        self.0.as_ref().is_none_or(|allowed| allowed.iter().any(|allowed| pattern::covers(allowed, wanted)))
+    }
+}
+
+/// Whether `key` is set to yes.
+pub(crate) fn flag(config: &Config, key: &str) -> Result<bool, LinkError> {
+    match config.get(key).map(str::to_ascii_lowercase).as_deref() {
+        None | Some("false" | "no" | "0") => Ok(false),
+        Some("true" | "yes" | "1") => Ok(true),
+        Some(other) => Err(LinkError::config(key, format!("`{other}` is neither `true` nor `false`"))),
+    }
+}
+
+fn is_inbox(subject: &str) -> bool {
+    subject.split('.').next() == Some("_INBOX")
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty())
+}
+
+fn not_free(key: &str, subject: &str) -> LinkError {
+    let problem = format!(
+        "`{subject}` is not for components: subjects of the lattice (`trellis.`), of the server (`$`), of others' \
+         inboxes, and wildcards that match those are kept from links. Begin it with a token of your own"
+    );
+    LinkError::config(key, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn component() -> ComponentKey {
+        "shop/order worker".parse().unwrap()
+    }
+
+    #[test]
+    fn subscriptions_have_a_group_and_stay_off_the_lattice() {
+        let read = |text: &str| subscriptions(&Config::from_iter([("subscriptions", text)]), &component());
+        let wanted = |subject: &str, group: &str| Wanted { subject: subject.into(), group: group.into() };
+        let group = "shop/order%20worker";
+        assert_eq!(read("a.>|q, b"), Ok(vec![wanted("a.>", "q"), wanted("b", group)]));
+        for refused in ["", "a..b", ">", "trellis.v1.home.>", "$KV.x.>", "_INBOX.>", "*.v1.home.join", "a|b c"] {
+            let why = read(refused).unwrap_err().to_string();
+            assert!(why.starts_with("config `subscriptions`"), "{refused}: {why}");
+        }
+    }
+
+    #[test]
+    fn allowed_subjects_bound_what_a_link_names_and_a_guest_publishes() {
+        let config = Config::from_iter([("subscriptions", "shop.*"), ("allowed_subjects", "shop.>, mail")]);
+        assert!(subscriptions(&config, &component()).is_ok());
+        let wider = config.overlaid_with(&Config::from_iter([("subscriptions", "*.orders")]));
+        let why = subscriptions(&wider, &component()).unwrap_err().to_string();
+        assert!(why.contains("`*.orders` is outside `allowed_subjects`"), "{why}");
+        let allowed = Allowed::read(&wider).unwrap();
+        for (subject, may) in [
+            ("shop.new", true),
+            ("mail", true),
+            ("bank", false),
+            ("_INBOX.x.1", true),
+            ("trellis.v1.home.join", false),
+            ("$JS.API.STREAM.DELETE.x", false),
+        ] {
+            assert_eq!(allowed.may_publish(subject), may, "{subject}");
+        }
+    }
+
+    #[test]
+    fn settings_come_from_the_link_or_from_the_node() {
+        let node = Options { default_url: Some("nats://hub".into()), default_credentials: Some("/n.creds".into()) };
+        let own = Settings::read(&Config::default(), &node).unwrap();
+        assert_eq!((own.urls, own.auth), (vec!["nats://hub".into()], Auth::Credentials("/n.creds".into())));
+        let config = Config::from_iter([("cluster_uris", "nats://a, nats://b"), ("client_seed", "SUX")]);
+        let named = Settings::read(&config, &node).unwrap();
+        assert_eq!(named.urls, ["nats://a", "nats://b"]);
+        assert!(!format!("{named:?}").contains("SUX"), "{named:?}");
+        let elsewhere = Settings::read(&Config::from_iter([("url", "nats://a")]), &node).unwrap();
+        assert_eq!(elsewhere.auth, Auth::None, "the node's credentials go to the node's server alone");
+        let alone = Settings::read(&Config::default(), &Options::default()).unwrap();
+        assert_eq!(alone.urls, [URL_DEFAULT]);
+        for (key, value) in [("client_jwt", "eyJ"), ("custom_inbox_prefix", "trellis.v1.home")] {
+            assert!(Settings::read(&Config::from_iter([(key, value)]), &node).is_err(), "{key}");
+        }
+    }
+}

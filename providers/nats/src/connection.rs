@@ -1,0 +1,342 @@
+//! Connections to NATS systems, shared by links with equal settings and kept for ever: a server that is down is a state
+//! that `health` shows, not an error.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_nats::rustls::pki_types::CertificateDer;
+use async_nats::rustls::pki_types::pem::PemObject as _;
+use async_nats::rustls::{self, ClientConfig, RootCertStore};
+use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, RequestErrorKind, Server, ServerAddr};
+use nkeys::KeyPair;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+use trellis_provider::LinkError;
+use trellis_wire::{CallError, Config};
+
+use crate::Options;
+use crate::config::{Auth, Ca, Secret, Settings};
+
+/// The oldest server that keeps the promises this provider builds on (major, minor).
+const SERVER_MIN: (u64, u64) = (2, 10);
+/// How many messages wait in one subscription before the server's next ones are dropped and reported.
+pub(crate) const BUFFER_MESSAGES_MAX: usize = 4096;
+/// The longest pause between two attempts to connect.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
+/// How long one attempt to connect may take, TLS and log-in included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often an idle connection is checked; two missed answers break it.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a round trip may take before a new subscription counts as not known to stand.
+const ROUND_TRIP_MAX: Duration = Duration::from_secs(2);
+/// How many events of the client may wait to be looked at.
+const EVENTS_MAX: usize = 128;
+
+/// Every connection of this node's provider. One that no link uses any more is closed.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    options: Options,
+    open: Mutex<HashMap<Settings, Weak<Connection>>>,
+}
+
+impl Connections {
+    pub(crate) fn new(options: Options) -> Self {
+        Self { options, open: Mutex::default() }
+    }
+
+    /// The connection that a link's configuration asks for.
+    pub(crate) async fn get(&self, config: &Config) -> Result<Arc<Connection>, LinkError> {
+        let settings = Settings::read(config, &self.options)?;
+        let mut open = self.open.lock().await;
+        if let Some(connection) = open.get(&settings).and_then(Weak::upgrade) {
+            return Ok(connection);
+        }
+        open.retain(|_, connection| connection.strong_count() > 0);
+        let connection = Arc::new(Connection::open(&settings).await?);
+        open.insert(settings, Arc::downgrade(&connection));
+        Ok(connection)
+    }
+}
+
+/// `Err`: not connected, to what and why, for people.
+type State = Result<(), String>;
+
+/// A connection to one NATS system.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    state: watch::Receiver<State>,
+    _watcher: AbortOnDropHandle<()>,
+}
+
+impl Connection {
+    /// Begins to connect, and returns without waiting for it.
+    async fn open(settings: &Settings) -> Result<Self, LinkError> {
+        let servers = servers(settings)?;
+        let urls = servers.iter().map(shown).collect::<Vec<_>>().join(", ");
+        let (state, watched) = watch::channel(Err(format!("not connected to {urls}: connecting")));
+        let (events_in, events) = mpsc::channel(EVENTS_MAX);
+        let attempts = state.clone();
+        let client = connect_options(settings)
+            .await?
+            .name("trellis provider")
+            .retry_on_initial_connect()
+            .max_reconnects(None)
+            .reconnect_delay_callback(reconnect_delay)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
+            .subscription_capacity(BUFFER_MESSAGES_MAX)
+            .reconnect_to_server_callback(move |servers, _| {
+                note_failures(&attempts, &servers);
+                std::future::ready(None)
+            })
+            // A full queue may drop an event: the watcher reads the state afresh at each one that it gets.
+            .event_callback(move |event| std::future::ready(drop(events_in.try_send(event))))
+            .connect(servers)
+            .await
+            .map_err(|why| LinkError::config(settings.urls_key, why.to_string()))?;
+        let watcher = Watcher { client: client.clone(), urls, state, dropped: 0 };
+        let watcher = AbortOnDropHandle::new(tokio::spawn(watcher.run(events)));
+        Ok(Self { client, state: watched, _watcher: watcher })
+    }
+
+    /// `not connected to URL: reason`, unless it is.
+    pub(crate) fn health(&self) -> Result<(), String> {
+        self.state.borrow().clone()
+    }
+
+    /// Awaits `done`, but no longer than the connection stands: who waits for an answer learns that none can come.
+    pub(crate) async fn during<T>(&self, done: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+        let mut state = self.state.clone();
+        state.borrow_and_update().clone().map_err(CallError::Unavailable)?;
+        let broken = async {
+            let why = state.wait_for(Result::is_err).await.ok().and_then(|state| state.clone().err());
+            CallError::Unavailable(why.unwrap_or_else(|| "the connection to NATS is closed".into()))
+        };
+        tokio::select! {
+            biased;
+            outcome = done => outcome,
+            why = broken => Err(why),
+        }
+    }
+
+    /// Waits until the server has handled all that was sent before: a request to a subject of our own inbox, on which
+    /// nobody listens, comes back at once. What is not connected is not waited for.
+    pub(crate) async fn round_trip(&self) {
+        if self.health().is_err() {
+            return;
+        }
+        let request = async_nats::Request::new().timeout(Some(ROUND_TRIP_MAX));
+        match self.client.send_request(self.client.new_inbox(), request).await {
+            Ok(_) => {}
+            Err(why) if why.kind() == RequestErrorKind::NoResponders => {}
+            Err(why) => tracing::debug!(%why, "not known yet whether the subscription stands"),
+        }
+    }
+}
+
+async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkError> {
+    // By default an inbox that nobody can guess, apart from the bus's and from other connections'.
+    let inbox = settings.inbox_prefix.clone().unwrap_or_else(|| format!("_INBOX.{:016x}", rand::random::<u64>()));
+    let mut options = ConnectOptions::new().custom_inbox_prefix(inbox);
+    options = match &settings.auth {
+        Auth::None => options,
+        Auth::Credentials(path) => options
+            .credentials_file(path)
+            .await
+            .map_err(|why| LinkError::Failed(format!("the credentials file {}: {why}", path.display())))?,
+        Auth::Nkey(seed) => {
+            key_pair(seed)?;
+            options.nkey(seed.expose().into())
+        }
+        Auth::Jwt { jwt, seed } => {
+            let key = Arc::new(key_pair(seed)?);
+            options.jwt(jwt.expose().into(), move |nonce| {
+                let key = key.clone();
+                async move { key.sign(&nonce).map_err(AuthError::new) }
+            })
+        }
+    };
+    Ok(match &settings.ca {
+        None => options,
+        Some(Ca::Pem(pem)) => options.tls_client_config(trusting(pem)?).require_tls(true),
+        Some(Ca::File(path)) => {
+            let pem = tokio::fs::read_to_string(path).await;
+            let pem = pem.map_err(|why| LinkError::config("tls_ca", format!("{}: {why}", path.display())))?;
+            options.tls_client_config(trusting(&pem)?).require_tls(true)
+        }
+    })
+}
+
+/// TLS that trusts these CAs alone.
+fn trusting(pem: &str) -> Result<ClientConfig, LinkError> {
+    let refused = |why: String| LinkError::config("tls_ca", format!("no CA certificate in PEM: {why}"));
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        roots.add(certificate.map_err(|why| refused(why.to_string()))?).map_err(|why| refused(why.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(refused("it holds none".into()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let versions = versions.map_err(|why| LinkError::Failed(format!("TLS: {why}")))?;
+    Ok(versions.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn key_pair(seed: &Secret) -> Result<KeyPair, LinkError> {
+    KeyPair::from_seed(seed.expose())
+        .map_err(|why| LinkError::config("client_seed", format!("is no nkey seed (SU...): {why}")))
+}
+
+fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, LinkError> {
+    let key = settings.urls_key;
+    let mut servers = Vec::new();
+    for url in &settings.urls {
+        // A user without a password is a token: secret, too. It is looked for first, so that no other message shows it.
+        if url.contains('@') {
+            let problem = "holds a user, password or token, which `status` and logs would show: take it out and use \
+                           `client_jwt` and `client_seed`, or `client_seed` alone";
+            return Err(LinkError::config(key, problem));
+        }
+        let server = url.parse().map_err(|why| LinkError::config(key, format!("`{url}`: {why}")))?;
+        servers.push(server);
+    }
+    if servers.is_empty() {
+        return Err(LinkError::config(key, "names no server: give a URL such as nats://127.0.0.1:4222"));
+    }
+    Ok(servers)
+}
+
+/// A server as people see it. Its URL holds no credentials: those were refused.
+fn shown(server: &ServerAddr) -> String {
+    format!("{}://{}:{}", server.scheme(), server.host(), server.port())
+}
+
+/// Turns what the client library tells into one [`State`].
+struct Watcher {
+    client: Client,
+    urls: String,
+    state: watch::Sender<State>,
+    dropped: u64,
+}
+
+impl Watcher {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        while let Some(event) = events.recv().await {
+            self.on(event).await;
+        }
+    }
+
+    async fn on(&mut self, event: Event) {
+        match event {
+            Event::Connected => self.greet().await,
+            Event::Disconnected => self.disconnected("the connection broke"),
+            Event::Closed => self.disconnected("the connection is closed"),
+            Event::SlowConsumer(_) => {
+                self.dropped += 1;
+                if self.dropped.is_power_of_two() {
+                    let (server, dropped) = (&self.urls, self.dropped);
+                    tracing::warn!(server, dropped, "a subscription's buffer is full: messages are lost");
+                }
+            }
+            Event::ServerError(why) => {
+                let server = &self.urls;
+                tracing::warn!(server, %why, "the NATS server reports an error");
+            }
+            // What the library calls an I/O or time-out error is told better by `note_failures`.
+            Event::ClientError(ClientError::Other(why)) if !matches!(why.as_str(), "IO error" | "timed out") => {
+                self.disconnected(&why);
+            }
+            Event::ClientError(_) | Event::LameDuckMode | Event::Draining => {}
+        }
+    }
+
+    /// A server answered: whether it can be used, its version says.
+    async fn greet(&self) {
+        // The client works off its queue only when it knows the new server, so after this the version is the new one.
+        if !matches!(tokio::time::timeout(ROUND_TRIP_MAX, self.client.flush()).await, Ok(Ok(()))) {
+            return;
+        }
+        let Some(server) = self.client.try_server_info() else { return };
+        if is_recent(&server.version) {
+            let (server, version) = (&self.urls, server.version);
+            tracing::info!(server, version, "connected to NATS");
+            self.state.send_modify(|state| *state = Ok(()));
+        } else {
+            let (major, minor) = SERVER_MIN;
+            self.disconnected(&format!("its version is {}; {major}.{minor} or later is needed", server.version));
+        }
+    }
+
+    fn disconnected(&self, why: &str) {
+        if self.state.send_replace(Err(format!("not connected to {}: {why}", self.urls))).is_ok() {
+            let server = &self.urls;
+            tracing::warn!(server, why, "not connected to NATS");
+        }
+    }
+}
+
+/// Before each attempt the library shows how the last ones failed, which no event of it says.
+fn note_failures(state: &watch::Sender<State>, servers: &[Server]) {
+    let failed: Vec<_> = servers.iter().filter(|server| server.last_error.is_some()).collect();
+    let Some(why) = failed.first().and_then(|server| server.last_error.as_deref()) else { return };
+    let urls = failed.iter().map(|server| shown(&server.addr)).collect::<Vec<_>>().join(", ");
+    let why = format!("not connected to {urls}: {}", why.trim_start_matches("IO error: "));
+    state.send_modify(|state| *state = Err(why));
+}
+
+/// 0, then from 100 ms doubling to [`RECONNECT_DELAY_MAX`].
+fn reconnect_delay(attempts: usize) -> Duration {
+    match u32::try_from(attempts).unwrap_or(u32::MAX) {
+        0 | 1 => Duration::ZERO,
+        attempts => Duration::from_millis(100).saturating_mul(1 << (attempts - 2).min(8)).min(RECONNECT_DELAY_MAX),
+    }
+}
+
+/// Whether a version such as `2.10.25` is at least [`SERVER_MIN`].
+fn is_recent(version: &str) -> bool {
+    let mut numbers = version.trim_start_matches('v').split('.').map(str::parse::<u64>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= SERVER_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn links_with_equal_settings_share_a_connection() {
+        let connections = Connections::new(Options::default());
+        let config = |url: &str, more: &str| Config::from_iter([("url", url), ("subscriptions", more)]);
+        let (a, b, c) = tokio::join!(
+            connections.get(&config("nats://127.0.0.1:1", "a")),
+            connections.get(&config("nats://127.0.0.1:1", "b")),
+            connections.get(&config("nats://127.0.0.1:2", "a")),
+        );
+        let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
+        assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &c));
+        drop((a, b, c));
+        drop(connections.get(&config("nats://127.0.0.1:3", "a")).await.unwrap());
+        assert_eq!(connections.open.lock().await.len(), 1, "what no link uses is forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_secret_in_a_url_is_refused_and_never_shown() {
+        for url in ["nats://user:hunter2@host:4222", "nats://hunter2@host", "http://x:hunter2@host"] {
+            let config = Config::from_iter([("cluster_uris", url)]);
+            let refused = Connections::new(Options::default()).get(&config).await.unwrap_err().to_string();
+            assert!(refused.starts_with("config `cluster_uris`: ") && refused.contains("client_seed"), "{refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_ca_or_seed_is_named_by_its_key() {
+        for (key, value) in [("tls_ca", "-----BEGIN nothing"), ("tls_ca", "/nowhere/ca.pem"), ("client_seed", "SUX")] {
+            let config = Config::from_iter([("url", "nats://127.0.0.1:1"), (key, value)]);
+            let refused = Connections::new(Options::default()).get(&config).await.unwrap_err();
+            assert!(matches!(&refused, LinkError::Config { key: named, .. } if named == key), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! A component publishes and requests.
+//!
+//! A publish is answered once it is handed to a standing connection. Core NATS confirms nothing beyond that.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue, PublishErrorKind, Request, RequestErrorKind};
+use trellis_provider::LinkError;
+use trellis_wire::{Answer, CallError, Link, Message, pattern};
+
+use crate::config::Allowed;
+use crate::connection::{Connection, Connections};
+
+/// The header by which JetStream tells a message that it has already stored.
+const ID_HEADER: &str = "Nats-Msg-Id";
+
+/// A link that lets a component publish.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    connection: Arc<Connection>,
+    allowed: Allowed,
+}
+
+impl Publisher {
+    pub(crate) async fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
+        let allowed = Allowed::read(&link.config)?;
+        Ok(Self { connection: connections.get(&link.config).await?, allowed })
+    }
+
+    pub(crate) fn health(&self) -> Result<(), String> {
+        self.connection.health()
+    }
+
+    pub(crate) async fn publish(&self, message: Message) -> Result<Answer, CallError> {
+        self.check(&message.subject)?;
+        if let Some(reply_to) = &message.reply_to {
+            self.check(reply_to)?;
+        }
+        let headers = written_headers(&message)?;
+        let bytes = message.body.len();
+        let Message { subject, body, reply_to, .. } = message;
+        let client = &self.connection.client;
+        let published = async {
+            match reply_to {
+                Some(reply_to) => client.publish_with_reply_and_headers(subject, reply_to, headers, body).await,
+                None if headers.is_empty() => client.publish(subject, body).await,
+                None => client.publish_with_headers(subject, headers, body).await,
+            }
+            .map_err(|why| match why.kind() {
+                PublishErrorKind::MaxPayloadExceeded => self.too_large(bytes),
+                PublishErrorKind::InvalidSubject => CallError::Invalid(why.to_string()),
+                PublishErrorKind::Send => CallError::Unavailable(why.to_string()),
+            })
+        };
+        self.connection.during(published).await.map(|()| Answer::Published)
+    }
+
+    /// The message's own `reply_to` is not used: the answer comes here.
+    pub(crate) async fn request(&self, message: Message, timeout: Duration) -> Result<Answer, CallError> {
+        self.check(&message.subject)?;
+        let headers = written_headers(&message)?;
+        let bytes = message.body.len();
+        let Message { subject, body, .. } = message;
+        let mut request = Request::new().payload(body).timeout(Some(timeout));
+        if !headers.is_empty() {
+            request = request.headers(headers);
+        }
+        let answered = async {
+            self.connection.client.send_request(subject.clone(), request).await.map_err(|why| match why.kind() {
+                RequestErrorKind::NoResponders => CallError::Unavailable(format!("nobody listens to `{subject}`")),
+                RequestErrorKind::TimedOut => {
+                    CallError::TimedOut(format!("no answer from `{subject}` within {timeout:?}"))
+                }
+                RequestErrorKind::InvalidSubject => CallError::Invalid(why.to_string()),
+                RequestErrorKind::MaxPayloadExceeded => self.too_large(bytes),
+                RequestErrorKind::Other => CallError::Unavailable(why.to_string()),
+            })
+        };
+        let answer = self.connection.during(answered).await?;
+        Ok(Answer::Message(Message {
+            subject: answer.subject.to_string(),
+            headers: read_headers(answer.headers.as_ref()),
+            body: answer.payload,
+            reply_to: answer.reply.map(async_nats::Subject::into_string),
+            attempt: 1,
+            ..Message::default()
+        }))
+    }
+
+    fn check(&self, subject: &str) -> Result<(), CallError> {
+        pattern::check_literal(subject).map_err(|why| CallError::Invalid(why.to_string()))?;
+        if self.allowed.may_publish(subject) {
+            return Ok(());
+        }
+        let which = "subjects of the lattice and of the server are kept from components, and `allowed_subjects` of \
+                     the link may say what is not";
+        Err(CallError::Denied(format!("publishing to `{subject}`: {which}")))
+    }
+
+    fn too_large(&self, bytes: usize) -> CallError {
+        let max = self.connection.client.max_payload();
+        CallError::Invalid(format!("the message has {bytes} bytes and its headers; the server takes at most {max}"))
+    }
+}
+
+/// Sorted by name; the values of one name in the order in which they were written.
+pub(crate) fn read_headers(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
+    let mut read: Vec<(String, String)> = Vec::new();
+    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
+        read.extend(values.iter().map(|value| (name.to_string(), value.to_string())));
+    }
+    read.sort_by(|(a, _), (b, _)| a.cmp(b));
+    read
+}
+
+/// The headers of a message, and its id where it has one, so that a stream that hears it twice stores it once.
+fn written_headers(message: &Message) -> Result<HeaderMap, CallError> {
+    let mut written = HeaderMap::new();
+    for (name, value) in &message.headers {
+        let refused = |why: String| CallError::Invalid(format!("header `{name}`: {why}"));
+        let key = HeaderName::try_from(name.as_str()).map_err(|why| refused(why.to_string()))?;
+        let value: HeaderValue = value.parse().map_err(|_| refused("its value holds a line break".into()))?;
+        written.append(key, value);
+    }
+    if !message.id.is_empty() && written.get(ID_HEADER).is_none() {
+        let id = message.id.parse::<HeaderValue>();
+        written.insert(ID_HEADER, id.map_err(|_| CallError::Invalid("the message's id holds a line break".into()))?);
+    }
+    Ok(written)
+}
