@@ -125,17 +125,21 @@ request() {
     curl --silent --show-error --fail-with-body --max-time 10 "$@"
     echo
 }
-request -X POST "$api/orders" -H 'content-type: application/json' -d '{"item": "tea", "quantity": 2}'
-request -X POST "$api/orders" -H 'content-type: application/json' -d '{"item": "cups", "quantity": 6}'
+order() { request -H 'content-type: application/json' -d "$1" "$api/orders"; }
+order '{"customer": "Ada", "lines": [{"article": "tea", "quantity": 2, "price_cents": 450}]}'
+order '{"customer": "Grace", "lines": [{"article": "cup", "quantity": 6, "price_cents": 800}]}'
 request "$api/orders"
 
-step 'each order placed was a message; it woke the invoice component'
-invoiced() { "$trellis" logs orders/invoice | grep -q .; }
-await 15 invoiced || fail 'orders/invoice said nothing within 15 s'
+step 'each order published orders.placed, which woke the invoice component'
+invoiced() { curl --silent --max-time 5 "$api/orders/2" | grep -q '"invoice": *{'; }
+await 15 invoiced || fail 'order 2 had no invoice within 15 s'
+request "$api/orders/2"
+
+step 'what the components logged'
 show "$trellis" logs orders
 
 step 'run the report'
-show "$trellis" invoke orders/report
+show "$trellis" invoke orders/report --top 3
 
 step 'what runs where'
 show "$trellis" status orders

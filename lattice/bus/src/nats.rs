@@ -69,7 +69,10 @@ impl Nats {
                 std::future::ready(None)
             })
             // A full queue may drop an event: the watcher reads the state afresh at each one that it gets.
-            .event_callback(move |event| std::future::ready(drop(events_in.try_send(event))))
+            .event_callback(move |event| {
+                drop(events_in.try_send(event));
+                std::future::ready(())
+            })
             .connect(servers)
             .await
             .map_err(|why| OptionsError::Url { url: urls.clone(), problem: why.to_string() })?;
@@ -139,10 +142,9 @@ impl Nats {
             async_nats::client::SubscribeErrorKind::Other => closed(),
             _ => BusError::Subject(why.to_string()),
         })?;
-        if self.0.connection.borrow().is_connected() {
-            if let Err(why) = self.flush().await {
-                tracing::debug!(subject, %why, "not known yet whether the subscription stands");
-            }
+        let connected = self.0.connection.borrow().is_connected();
+        if connected && let Err(why) = self.flush().await {
+            tracing::debug!(subject, %why, "not known yet whether the subscription stands");
         }
         Ok(subscriber)
     }

@@ -70,7 +70,10 @@ pub(crate) fn read(node: &Node, reading: &mut Reading<'_, '_>) {
 }
 
 fn name(text: &str, at: At, report: &mut Report<'_>) -> Option<ComponentName> {
-    ComponentName::new(text).map_err(|error| report.error(at, error.to_string(), "write `name: my-component`")).ok()
+    let allowed: String = text.chars().filter(|c| !c.is_control()).take(63).collect::<String>().replace('/', "-");
+    let help =
+        || if allowed.is_empty() { "write `name: my-component`".into() } else { format!("write `name: {allowed}`") };
+    ComponentName::new(text).map_err(|error| report.error(at, error.to_string(), help())).ok()
 }
 
 fn kind(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<Kind> {
@@ -168,7 +171,8 @@ fn code<'t>(properties: &Fields<'t>, at: At, report: &mut Report<'_>) -> Option<
             Some(Code::Shared { app: app?, component: name(component, at, report)? })
         }
         (None, None) => {
-            if properties.get("image").is_none() {
+            // One that is no text or mistyped has been reported where it stands.
+            if properties.get("image").is_none() && !properties.has_mistyped("image") {
                 let help = "write `image: ghcr.io/owner/name:0.1.0`, `image: file://./build/name.wasm` or `application: {name: \
                             .., component: ..}`";
                 report.error(at, "a component needs `image` or `application`", help);

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::finding::{At, Report};
 use crate::level::{Level, Unknown};
-use crate::nearest::did_you_mean;
+use crate::nearest::{did_you_mean, nearest};
 use crate::tree::{Node, Pair, Value};
+
+/// So many unknown keys of a mapping are compared with one that is missing.
+const UNKNOWN_MAX: usize = 10;
 
 /// A mapping whose keys have been checked.
 pub(crate) struct Fields<'t> {
@@ -20,7 +23,8 @@ impl<'t> Fields<'t> {
         let pairs = mapping(node, level.what, report)?;
         for pair in pairs.iter().filter(|pair| !level.keys.contains(&pair.key.as_str())) {
             let known = format!("known here: {}", level.keys.join(", "));
-            let help = did_you_mean(&pair.key, level.keys.iter().copied(), &known);
+            let candidates = if report.is_full() { &[] } else { level.keys };
+            let help = did_you_mean(&pair.key, candidates.iter().copied(), &known);
             let message = format!("unknown key `{}` in {}", pair.key, level.what);
             match level.unknown {
                 Unknown::Denied => report.error(pair.key_at, message, help),
@@ -44,11 +48,18 @@ impl<'t> Fields<'t> {
     /// The value of `key`; it is an error that it is absent. `example` is the line to write.
     pub(crate) fn need(&self, key: &str, example: &str, report: &mut Report<'_>) -> Option<&'t Node> {
         let node = self.get(key);
-        if node.is_none() {
+        if node.is_none() && !self.has_mistyped(key) {
             let at = self.pairs.iter().find(|pair| pair.key == key).map_or(self.at, |pair| pair.key_at);
             report.error(at, format!("`{key}` is missing in {}", self.level.what), format!("write `{example}`"));
         }
         node
+    }
+
+    /// Whether an unknown key here was refused with `key` as what was meant: it need not be missed too.
+    pub(crate) fn has_mistyped(&self, key: &str) -> bool {
+        let unknown = |pair: &&Pair| !self.level.keys.contains(&pair.key.as_str());
+        let meant = |pair: &Pair| nearest(&pair.key, self.level.keys.iter().copied()) == Some(key);
+        self.level.unknown == Unknown::Denied && self.pairs.iter().filter(unknown).take(UNKNOWN_MAX).any(meant)
     }
 
     /// The text of `key`, where it is there.

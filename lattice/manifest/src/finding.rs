@@ -9,6 +9,9 @@ const FINDINGS_MAX: usize = 1_000;
 /// A source line is shown up to here.
 const LINE_CHARS_MAX: usize = 160;
 
+/// Messages quote the manifest; they are cut here.
+const MESSAGE_CHARS_MAX: usize = 500;
+
 /// How grave a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +123,11 @@ impl<'a> Report<'a> {
         self.add(Severity::Warning, at, message.into(), help.into());
     }
 
+    /// Whether further findings are only counted: then nobody needs to look for what was meant.
+    pub(crate) fn is_full(&self) -> bool {
+        self.findings.len() >= FINDINGS_MAX
+    }
+
     pub(crate) fn has_errors(&self) -> bool {
         self.errors > 0
     }
@@ -136,10 +144,10 @@ impl<'a> Report<'a> {
     }
 
     fn add(&mut self, severity: Severity, at: At, message: String, help: String) {
-        if self.findings.len() < FINDINGS_MAX {
-            self.findings.push(self.finding(severity, at, message, help));
-        } else {
+        if self.is_full() {
             self.left_out += 1;
+        } else {
+            self.findings.push(self.finding(severity, at, message, help));
         }
     }
 
@@ -152,8 +160,8 @@ impl<'a> Report<'a> {
             line: at.line,
             column: at.column,
             length: at.length.max(1),
-            message: message.chars().map(shown).collect(),
-            help: (!help.is_empty()).then(|| help.chars().map(shown).collect()),
+            message: message.chars().take(MESSAGE_CHARS_MAX).map(shown).collect(),
+            help: (!help.is_empty()).then(|| help.chars().take(MESSAGE_CHARS_MAX).map(shown).collect()),
             origin: self.origin.into(),
             source: line.map_or_else(String::new, |line| line.chars().take(LINE_CHARS_MAX).map(shown).collect()),
         }

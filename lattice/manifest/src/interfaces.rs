@@ -14,7 +14,7 @@ const KNOWN: &[(&str, &str, &[&str])] = &[
     ("wasmcloud", "bus", &["lattice"]),
     ("wasmcloud", "secrets", &["store", "reveal"]),
     ("wasmcloud", "postgres", &["query", "prepared"]),
-    ("trellis", "messaging", &["consumer", "handler"]),
+    ("trellis", "messaging", &["producer", "handler"]),
 ];
 
 /// Why an interface is doubtful and what was probably meant; `None` where it is known or none of our business.

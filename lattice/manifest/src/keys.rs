@@ -47,7 +47,7 @@ const NATS: &[&str] = &[
     "create",
     "allowed_subjects",
 ];
-const EMBEDDED: &[&str] = &["queue", "subject", "store", "create", "allowed_subjects"];
+const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 
 /// Every key of a provider that is not of the form `delivery.*`.
 pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {

@@ -6,6 +6,7 @@ pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a s
     let near = (text.len() / 3).max(1);
     candidates
         .into_iter()
+        .take(CANDIDATES_MAX)
         .map(|candidate| (distance(&text, candidate), candidate))
         .filter(|(distance, _)| *distance <= near)
         .min_by_key(|(distance, _)| *distance)
@@ -21,7 +22,9 @@ pub(crate) fn did_you_mean<'a>(text: &str, candidates: impl IntoIterator<Item = 
 }
 
 /// Nobody means a key by a text that is longer; the distance is quadratic.
-const LENGTH_MAX: usize = 64;
+const LENGTH_MAX: usize = 32;
+/// Names of a manifest may be candidates, and a manifest may have very many.
+const CANDIDATES_MAX: usize = 100;
 
 /// The number of insertions, removals, replacements and swaps of neighbours between two texts (optimal string
 /// alignment), letter case aside.

@@ -103,7 +103,8 @@ fn metadata(top: &Fields<'_>, report: &mut Report<'_>) -> App {
 fn name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<AppName> {
     let (text, at) = fields.need_text("name", "name: my-app", report)?;
     let refused = |error: trellis_wire::IdError| {
-        let allowed: String = text.chars().map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
+        let allowed: String =
+            text.chars().take(63).map(|c| if c.is_alphanumeric() || c == '_' { c } else { '-' }).collect();
         let allowed = allowed.trim_matches('-');
         let help = if allowed.is_empty() { "write `name: my-app`".into() } else { format!("write `name: {allowed}`") };
         report.error(at, error.to_string(), help);

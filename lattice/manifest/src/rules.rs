@@ -44,7 +44,8 @@ fn targets(reading: &mut Reading<'_, '_>) {
             continue;
         }
         let names = reading.entries.iter().map(|entry| entry.name.as_str());
-        let help = match nearest(target, names) {
+        let candidates = if reading.report.is_full() { 0 } else { reading.entries.len() };
+        let help = match nearest(target, names.take(candidates)) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => {
                 "add it below `components`; one of another app is added with `application: {name, component}`".into()

@@ -76,44 +76,9 @@ impl<'a> Demand<'a> {
     }
 }
 
-/// Divides `instances` by weight as wadm does: each spread gets the floor of its share, and what remains goes one each
-/// to the heaviest.
+/// Divides `instances` over spreads by weight.
 fn portions(spreads: &[Spread], instances: u32) -> Vec<Portion<'_>> {
-    let weights: Vec<u32> = spreads.iter().map(|spread| spread.weight).collect();
-    let wanted = by_weight(instances, &weights);
+    let wanted = trellis_manifest::spread(instances, spreads);
     let named = spreads.iter().zip(wanted);
     named.map(|(Spread { name, requirements, .. }, wanted)| Portion { name, requirements, wanted }).collect()
-}
-
-fn by_weight(instances: u32, weights: &[u32]) -> Vec<u32> {
-    let total: u64 = weights.iter().map(|&weight| u64::from(weight)).sum();
-    let share = |&weight: &u32| {
-        let share = u64::from(instances) * u64::from(weight) / total.max(1);
-        u32::try_from(share).expect("a share is no more than the instances")
-    };
-    let mut shares: Vec<u32> = weights.iter().map(share).collect();
-    let left = u64::from(instances) - shares.iter().map(|&share| u64::from(share)).sum::<u64>();
-    let mut heaviest_first: Vec<usize> = (0..weights.len()).collect();
-    heaviest_first.sort_by_key(|&spread| std::cmp::Reverse(weights[spread]));
-    // Less than one per spread remains, unless every weight is 0: then all share alike.
-    let each = left.checked_div(weights.len() as u64).unwrap_or(0);
-    let rest = left.checked_rem(weights.len() as u64).unwrap_or(0);
-    for (turn, &spread) in heaviest_first.iter().enumerate() {
-        let more = each + u64::from((turn as u64) < rest);
-        shares[spread] += u32::try_from(more).expect("what remains is no more than the instances");
-    }
-    shares
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn instances_are_divided_as_wadm_divides_them() {
-        assert_eq!(by_weight(7, &[30, 40]), [3, 4]);
-        assert_eq!(by_weight(103, &[42, 3, 37, 384]), [10, 0, 8, 85]);
-        assert_eq!(by_weight(5, &[0, 0]), [3, 2]);
-        assert_eq!(by_weight(u32::MAX, &[u32::MAX]), [u32::MAX]);
-    }
 }

@@ -16,6 +16,7 @@ impl State {
         let Some(release) = self.app(app).and_then(Versions::next) else { return Vec::new() };
         let mut blockers = self.blockers(release);
         if blockers.is_empty() {
+            blockers.extend(self.check(release).err().map(|refusal| refusal.to_string()));
             blockers.extend(self.conflict(app, &self.listeners(release)).map(|conflict| conflict.to_string()));
         }
         blockers

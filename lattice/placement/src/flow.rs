@@ -35,9 +35,12 @@ impl<'a> Flow<'a> {
 
     /// Counts as much as can be counted. What a class has counted never falls, only which spread it is for changes.
     pub(crate) fn run(&mut self) {
-        for spread in 0..self.missing.len() {
-            while self.missing[spread] > 0 && self.augment(spread) {}
-        }
+        (0..self.missing.len()).for_each(|spread| self.run_for(spread));
+    }
+
+    /// Counts as much as can be counted for one spread.
+    pub(crate) fn run_for(&mut self, spread: usize) {
+        while self.missing[spread] > 0 && self.augment(spread) {}
     }
 
     /// How much of a class is counted.

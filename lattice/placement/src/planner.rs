@@ -6,7 +6,7 @@
 //!
 //! Moves shrink first: as long as a node has not said that it gave permits up, nobody else gets them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use trellis_wire::{ComponentKey, NodeId};
@@ -33,7 +33,8 @@ pub fn plan(state: &State) -> Option<Delta> {
                 return draft.finish();
             }
             let holding = state.plan().holding(&key).unwrap_or(&nothing);
-            if let Some(target) = ground.place(&demand, sandboxes, holding) {
+            let owing: Vec<NodeId> = state.plan().unacked(&key).map(|(node, _)| node).collect();
+            if let Some(target) = ground.place(&demand, sandboxes, holding, &owing) {
                 change(state, &key, holding, &target, demand.pool(), &mut draft);
             }
         }
@@ -143,7 +144,7 @@ impl<'a> Ground<'a> {
     }
 
     /// Who should hold what is demanded, or `None` if that is who holds it.
-    fn place(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding) -> Option<Holding> {
+    fn place(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding, owing: &[NodeId]) -> Option<Holding> {
         let eligible: Vec<_> = demand.portions().iter().map(|portion| self.eligible(portion, sandboxes)).collect();
         if let Demand::Permits(portions) = demand
             && self.is_placed(portions, &eligible, holding)
@@ -152,7 +153,7 @@ impl<'a> Ground<'a> {
         }
         self.unload(holding);
         let target = match demand {
-            Demand::Permits(portions) => self.name(&self.place_permits(portions, &eligible, holding), Some),
+            Demand::Permits(portions) => self.name(&self.place_permits(portions, &eligible, holding, owing), Some),
             Demand::Nodes(portions) => self.name(&self.place_nodes(portions, &eligible, holding), |_| None),
             Demand::Every { permits: Some(0), .. } => Holding::new(),
             Demand::Every { permits, .. } => {
@@ -174,45 +175,76 @@ impl<'a> Ground<'a> {
         holding.iter().all(is_right) && held == u64::from(portion.wanted) && !is_lonely
     }
 
-    fn place_permits(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], holding: &Holding) -> Vec<u32> {
+    fn place_permits(
+        &self,
+        portions: &[Portion<'_>],
+        eligible: &[Rc<[usize]>],
+        holding: &Holding,
+        owing: &[NodeId],
+    ) -> Vec<u32> {
         let mut permits = vec![0; self.nodes.len()];
         for (node, held) in holding {
             if let (Some(&i), Some(held)) = (self.index.get(node), held) {
                 permits[i] = *held;
             }
         }
-        let missing = self.keep(portions, eligible, &mut permits);
+        // What a node was just told to give up is not given back to it before it did: that would be two moves for none.
+        let owing: BTreeSet<usize> = owing.iter().filter_map(|node| self.index.get(node).copied()).collect();
+        let grown = |i: usize, held: u32| if owing.contains(&i) { (held, held) } else { (held, u32::MAX) };
+        let missing = self.keep(portions, eligible, &mut permits, &grown);
         for ((portion, list), missing) in portions.iter().zip(eligible).zip(missing) {
             let held: u64 = list.iter().map(|&i| u64::from(permits[i])).sum();
-            self.share_out(held + missing, list, &mut permits, |held| (held, u32::MAX));
-            self.divide_lonely(portion, list, &mut permits);
+            self.share_out(held + missing, list, &mut permits, &grown);
+        }
+        // Only now: what one spread was missing may be what keeps another from standing alone.
+        for (portion, list) in portions.iter().zip(eligible) {
+            self.divide_lonely(portion, list, &mut permits, &grown);
         }
         permits
     }
 
-    /// Takes away what counts for no spread, and says what each spread still wants.
-    fn keep(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], permits: &mut [u32]) -> Vec<u64> {
+    /// Takes away what counts for no spread, and says what each spread still wants. `grown` says how far a node may grow.
+    fn keep(
+        &self,
+        portions: &[Portion<'_>],
+        eligible: &[Rc<[usize]>],
+        permits: &mut [u32],
+        grown: &impl Fn(usize, u32) -> (u32, u32),
+    ) -> Vec<u64> {
         let classes = classes(eligible, self.nodes.len());
         let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
         let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
-        let held = |class: &Class| class.nodes.iter().map(|&i| u64::from(permits[i])).sum::<u64>();
-        for (c, class) in classes.iter().enumerate() {
-            flow.supply(c, held(class));
-        }
+        let held: Vec<u64> =
+            classes.iter().map(|class| class.nodes.iter().map(|&i| u64::from(permits[i])).sum()).collect();
+        held.iter().enumerate().for_each(|(c, &held)| flow.supply(c, held));
         flow.run();
+        // A spread none of whose nodes may grow takes what counted for another one, if that can grow elsewhere instead.
+        let can_grow = |&i: &usize| grown(i, 0).1 > 0;
+        let stuck = |spread: &usize| !eligible[*spread].iter().any(can_grow);
+        flow.drop_spare();
+        for (c, _) in classes.iter().enumerate().filter(|(_, class)| class.nodes.iter().any(can_grow)) {
+            flow.supply(c, u64::from(u32::MAX));
+        }
+        (0..portions.len()).filter(stuck).for_each(|spread| flow.run_for(spread));
         let mut kept = vec![0; permits.len()];
-        for (c, class) in classes.iter().enumerate() {
+        for ((c, class), held) in classes.iter().enumerate().zip(held) {
             class.nodes.iter().for_each(|&i| kept[i] = permits[i]);
-            if flow.counted_of(c) < held(class) {
-                self.share_out(flow.counted_of(c), &class.nodes, &mut kept, |held| (0, held));
-            }
+            let counted = flow.counted_of(c);
+            let bounds = |i, permits| if counted < held { (0, permits) } else { grown(i, permits) };
+            self.share_out(counted, &class.nodes, &mut kept, bounds);
         }
         permits.copy_from_slice(&kept);
         flow.missing().to_vec()
     }
 
     /// Divides a spread anew that one node holds alone though others could. The node keeps at least one permit.
-    fn divide_lonely(&self, portion: &Portion<'_>, list: &[usize], permits: &mut [u32]) {
+    fn divide_lonely(
+        &self,
+        portion: &Portion<'_>,
+        list: &[usize],
+        permits: &mut [u32],
+        grown: &impl Fn(usize, u32) -> (u32, u32),
+    ) {
         let mut holders = list.iter().filter(|&&i| permits[i] > 0);
         let (Some(&alone), None) = (holders.next(), holders.next()) else { return };
         if portion.wanted < 2 || list.len() < 2 || permits[alone] < portion.wanted {
@@ -220,7 +252,8 @@ impl<'a> Ground<'a> {
         }
         let of_others = permits[alone] - portion.wanted;
         permits[alone] = 1;
-        self.share_out(u64::from(portion.wanted), list, permits, |held| (held, u32::MAX));
+        let bounds = |i, held| if i == alone { (held, u32::MAX) } else { grown(i, held) };
+        self.share_out(u64::from(portion.wanted), list, permits, bounds);
         permits[alone] += of_others;
     }
 
@@ -246,18 +279,18 @@ impl<'a> Ground<'a> {
             class.nodes.iter().for_each(|&i| placed[i] = chosen[i]);
             let counted = flow.counted_of(c);
             let is_fewer = counted < held[c];
-            self.share_out(counted, &class.nodes, &mut placed, |held| if is_fewer { (0, held) } else { (held, 1) });
+            self.share_out(counted, &class.nodes, &mut placed, |_, held| if is_fewer { (0, held) } else { (held, 1) });
         }
         placed
     }
 
     /// Divides `wanted` over the nodes of `list`; `bounds` makes the least and the most of a node from what it has.
-    fn share_out(&self, wanted: u64, list: &[usize], permits: &mut [u32], bounds: impl Fn(u32) -> (u32, u32)) {
+    fn share_out(&self, wanted: u64, list: &[usize], permits: &mut [u32], bounds: impl Fn(usize, u32) -> (u32, u32)) {
         if list.iter().map(|&i| u64::from(permits[i])).sum::<u64>() == wanted {
             return;
         }
         let share = |&i: &usize| {
-            let (min, max) = bounds(permits[i]);
+            let (min, max) = bounds(i, permits[i]);
             Share { min, max, capacity: self.nodes[i].1.facts.capacity.permits, load: self.loads[i] }
         };
         let shares: Vec<Share> = list.iter().map(share).collect();

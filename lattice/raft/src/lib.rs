@@ -27,7 +27,7 @@ mod types;
 mod tests;
 
 pub use error::RaftError;
-pub use node::{Leadership, MembershipError, Members, Options, Raft, Timing, open};
+pub use node::{Leadership, Members, MembershipError, Options, Raft, Timing, open};
 pub use propose::ProposeError;
 pub use types::Member;
 

@@ -133,12 +133,16 @@ impl RaftNetwork<Types> for Peer {
         let (entries, last) = (request.entries.len() as u64, request.entries.last().map(|entry| entry.log_id));
         match self.network.ask(node(self.target), Ask::Append(request), option.soft_ttl()).await {
             // openraft takes for granted that these hold.
-            Ok(Answer::Append(answer)) if match &answer {
-                AppendEntriesResponse::Success => true,
-                AppendEntriesResponse::PartialSuccess(upto) => prev <= *upto && *upto <= last.max(prev),
-                AppendEntriesResponse::Conflict => prev.is_some(),
-                AppendEntriesResponse::HigherVote(higher) => *higher > vote,
-            } => Ok(answer),
+            Ok(Answer::Append(answer))
+                if match &answer {
+                    AppendEntriesResponse::Success => true,
+                    AppendEntriesResponse::PartialSuccess(upto) => prev <= *upto && *upto <= last.max(prev),
+                    AppendEntriesResponse::Conflict => prev.is_some(),
+                    AppendEntriesResponse::HigherVote(higher) => *higher > vote,
+                } =>
+            {
+                Ok(answer)
+            }
             Ok(_) => Err(self.beside()),
             // A bus that takes less than it did when the node started. One entry cannot be split: that one waits.
             Err(AskError::Bus(BusError::TooLarge { .. })) if entries > 1 => {

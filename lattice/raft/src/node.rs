@@ -172,8 +172,21 @@ pub async fn open(options: Options) -> Result<Raft, RaftError> {
     run(options, store, closed).await
 }
 
-/// Runs Raft on an open file.
+/// Runs Raft on an open file. When it cannot, the file is closed again.
 pub(crate) async fn run(options: Options, store: Store, closed: Closed) -> Result<Raft, RaftError> {
+    match begin(options, store).await {
+        Ok(raft) => {
+            *raft.0.closed.lock().unwrap_or_else(PoisonError::into_inner) = Some(closed);
+            Ok(raft)
+        }
+        Err(why) => {
+            close(closed).await;
+            Err(why)
+        }
+    }
+}
+
+async fn begin(options: Options, store: Store) -> Result<Raft, RaftError> {
     let config = options.timing.config(&options.lattice)?;
     let carried = options.bus.payload_bytes_max();
     if carried < BUS_BYTES_MIN {
@@ -193,7 +206,7 @@ pub(crate) async fn run(options: Options, store: Store, closed: Closed) -> Resul
     let raft = openraft::Raft::new(me, Arc::new(config), network.clone(), Log::new(store.clone()), machine)
         .await
         .map_err(|why| fatal(&store, &why))?;
-    let started = start(options, raft.clone(), network, store, closed).await;
+    let started = start(options, raft.clone(), network, store).await;
     if started.is_err() {
         stop(&raft).await;
     }
@@ -206,7 +219,6 @@ async fn start(
     raft: openraft::Raft<Types>,
     network: Network,
     store: Store,
-    closed: Closed,
 ) -> Result<Raft, RaftError> {
     let state = network.state.borrow().clone();
     if let (Some(found), Some(wanted)) = (state.lattice_id(), options.lattice_id)
@@ -227,8 +239,7 @@ async fn start(
     let (told_leadership, leadership) = watch::channel(Leadership::default());
     let (told_acknowledged, acknowledged) = watch::channel(None);
     let (told_failed, failed) = watch::channel(None);
-    let watcher =
-        Watcher { leadership: told_leadership, acknowledged: told_acknowledged, failed: told_failed, store };
+    let watcher = Watcher { leadership: told_leadership, acknowledged: told_acknowledged, failed: told_failed, store };
     tasks.spawn(watcher.run(raft.metrics()));
     tasks.close();
     Ok(Raft(Arc::new(Inner {
@@ -240,7 +251,7 @@ async fn start(
         failed,
         proposals: Semaphore::new(PROPOSALS_WAITING_MAX),
         tasks,
-        closed: Mutex::new(Some(closed)),
+        closed: Mutex::default(),
         stop: stop.clone(),
         _stops: stop.drop_guard(),
     })))
@@ -378,10 +389,8 @@ impl Raft {
         stop(&self.0.raft).await;
         self.0.tasks.wait().await;
         let closed = self.0.closed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(closed) = closed
-            && tokio::time::timeout(CLOSE_WAIT, closed.wait()).await.is_err()
-        {
-            tracing::warn!(data_dir = %self.0.options.data_dir.display(), "the Raft file was not closed in {CLOSE_WAIT:?}");
+        if let Some(closed) = closed {
+            close(closed).await;
         }
     }
 
@@ -421,10 +430,10 @@ struct Watcher {
 impl Watcher {
     async fn run(self, mut metrics: watch::Receiver<openraft::RaftMetrics<u128, Member>>) {
         loop {
-            let running = self.look(&metrics.borrow_and_update());
-            let ended = match running {
-                Ok(()) => metrics.changed().await.is_err().then_some(Fatal::Panicked),
-                Err(why) => Some(why),
+            let ended = self.look(&metrics.borrow_and_update());
+            let ended = match ended {
+                None => metrics.changed().await.is_err().then_some(Fatal::Panicked),
+                ended => ended,
             };
             if let Some(why) = ended {
                 return self.end(&why);
@@ -432,7 +441,8 @@ impl Watcher {
         }
     }
 
-    fn look(&self, metrics: &openraft::RaftMetrics<u128, Member>) -> Result<(), Fatal<u128>> {
+    /// Passes on what the metrics tell, and says why openraft has ended if it has.
+    fn look(&self, metrics: &openraft::RaftMetrics<u128, Member>) -> Option<Fatal<u128>> {
         let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
         self.acknowledged.send_replace(acknowledged.and_then(|ago| Instant::now().checked_sub(ago)));
         self.lead(Leadership {
@@ -440,13 +450,14 @@ impl Watcher {
             term: metrics.current_term,
             me: metrics.state == ServerState::Leader,
         });
-        metrics.running_state.clone()
+        metrics.running_state.clone().err()
     }
 
     /// Openraft has ended: nobody leads from here, and if it was no shutdown, the node has to know.
     fn end(&self, why: &Fatal<u128>) {
         self.acknowledged.send_replace(None);
-        self.lead(Leadership { leader: None, me: false, ..*self.leadership.borrow() });
+        let term = self.leadership.borrow().term;
+        self.lead(Leadership { leader: None, term, me: false });
         if !matches!(why, Fatal::Stopped) {
             let why = fatal(&self.store, why);
             tracing::error!(%why, "Raft has stopped");
@@ -466,9 +477,9 @@ impl Watcher {
 /// What stopped openraft, in our words: the disk's own if it was the disk.
 fn fatal(store: &Store, why: &Fatal<u128>) -> RaftError {
     match why {
-        Fatal::StorageError(why) => store
-            .failure()
-            .unwrap_or_else(|| RaftError::Storage { path: store.path().into(), why: why.to_string() }),
+        Fatal::StorageError(why) => {
+            store.failure().unwrap_or_else(|| RaftError::Storage { path: store.path().into(), why: why.to_string() })
+        }
         Fatal::Panicked | Fatal::Stopped => RaftError::Stopped(why.to_string()),
     }
 }
@@ -476,5 +487,12 @@ fn fatal(store: &Store, why: &Fatal<u128>) -> RaftError {
 async fn stop(raft: &openraft::Raft<Types>) {
     if let Err(why) = raft.shutdown().await {
         tracing::warn!(%why, "stopping Raft");
+    }
+}
+
+/// Waits until the file is closed, so that the data directory is free for whoever comes next.
+async fn close(closed: Closed) {
+    if tokio::time::timeout(CLOSE_WAIT, closed.wait()).await.is_err() {
+        tracing::warn!("the Raft file was not closed within {CLOSE_WAIT:?}; something still uses it");
     }
 }

@@ -11,11 +11,11 @@ use trellis_bus::BusError;
 use trellis_placement::{Applied, Entry, EntryTooLarge};
 use trellis_wire::{LatticeId, NodeId};
 
+use crate::PROPOSALS_WAITING_MAX;
 use crate::message::{Answer, Ask, Refusal};
 use crate::network::AskError;
 use crate::node::Raft;
 use crate::types::{Types, node};
-use crate::PROPOSALS_WAITING_MAX;
 
 /// How long one node may take to answer before the next is asked.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -39,7 +39,9 @@ pub enum ProposeError {
     #[error("no answer from the leader for {0:?}; a command may or may not take effect")]
     Unanswered(Duration),
     /// The leader belongs to another lattice of the same name.
-    #[error("node {node} belongs to another lattice of this name (id {theirs}); this node's data directory is foreign to it")]
+    #[error(
+        "node {node} belongs to another lattice of this name (id {theirs}); this node's data directory is foreign to it"
+    )]
     OtherLattice {
         /// Who was asked.
         node: NodeId,

@@ -123,11 +123,7 @@ impl Store {
     ///
     /// # Errors
     /// It is in use, damaged, of another node or lattice, or the directory cannot be written.
-    pub(crate) async fn open(
-        dir: PathBuf,
-        node: NodeId,
-        lattice: LatticeName,
-    ) -> Result<(Self, Closed), RaftError> {
+    pub(crate) async fn open(dir: PathBuf, node: NodeId, lattice: LatticeName) -> Result<(Self, Closed), RaftError> {
         let path = dir.join(FILE);
         let opening = {
             let path = path.clone();
@@ -166,7 +162,10 @@ impl Store {
                 // Nobody may be waiting for the end.
                 closing.send(()).unwrap_or_default();
             })
-            .map_err(|why| RaftError::Storage { path: path.to_path_buf(), why: format!("starting its thread: {why}") })?;
+            .map_err(|why| RaftError::Storage {
+                path: path.to_path_buf(),
+                why: format!("starting its thread: {why}"),
+            })?;
         Ok((Self(Arc::new(Shared { db, jobs, path, failure })), Closed(closed)))
     }
 

@@ -62,7 +62,9 @@ fn mark(n: u128) -> Entry {
 
 fn marked(n: u128, value: &str) -> Entry {
     let values = Config::from_iter([("value", value)]);
-    Entry { id: CommandId::new(Uuid::from_u128(n)), at_ms: 0, command: Command::PutConfig { name: format!("mark-{n}"), values } }
+    // Apart from the ids of lattices, which their founding commands have too.
+    let id = CommandId::new(Uuid::from_u128(n | 1 << 100));
+    Entry { id, at_ms: 0, command: Command::PutConfig { name: format!("mark-{n}"), values } }
 }
 
 fn has_mark(state: &State, n: u128) -> bool {

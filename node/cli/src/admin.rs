@@ -18,8 +18,8 @@ use trellis_wire::{AppName, ComponentKey, Digest};
 
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::encoded;
-use self::exchange::{Upload, exchange, read};
 pub(crate) use self::exchange::Lines;
+use self::exchange::{Upload, exchange, read};
 
 /// How long a node may take to answer what it can answer at once.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);

@@ -39,8 +39,9 @@ pub(crate) fn digests(artifacts: &[Artifact]) -> BTreeMap<String, String> {
 
 fn digested(path: &Path, expected: Option<Digest>) -> Result<(PathBuf, Digest), String> {
     let shown = path.display();
-    let digest = digest_of(path)
-        .map_err(|error| format!("cannot read its image {shown}: {}; build it first, or correct `image`", error.kind()))?;
+    let digest = digest_of(path).map_err(|error| {
+        format!("cannot read its image {shown}: {}; build it first, or correct `image`", error.kind())
+    })?;
     match expected {
         Some(expected) if expected != digest => {
             Err(format!("its image {shown} is {digest}, but the manifest asks for {expected}"))

@@ -42,6 +42,7 @@ enum Command {
     Status(status::Status),
     Nodes(nodes::Nodes),
     Publish(publish::Publish),
+    #[command(visible_alias = "run")]
     Invoke(invoke::Invoke),
     Logs(logs::Logs),
     Config(config::ConfigCommand),

@@ -11,7 +11,8 @@ const MEMORY_BYTES_DEFAULT: u64 = 4 << 30;
 pub(crate) fn data_dir(lattice: &LatticeName) -> Result<PathBuf, String> {
     let absolute = |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_DATA_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
-    let base = base.ok_or("neither XDG_DATA_HOME nor HOME is set: say with --data-dir where the node keeps its data")?;
+    let base =
+        base.ok_or("neither XDG_DATA_HOME nor HOME is set: say with --data-dir where the node keeps its data")?;
     Ok(base.join("trellis").join(lattice.as_str()))
 }
 

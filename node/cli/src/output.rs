@@ -57,7 +57,7 @@ pub(crate) fn json<T: Serialize>(data: &T) -> String {
 /// A table without lines: a heading and columns, two spaces apart, each row on one line whatever its width.
 pub(crate) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Disabled);
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(comfy_table::ContentArrangement::Disabled);
     table.set_header(heading.map(str::to_owned));
     for row in rows {
         table.add_row(row);
@@ -74,8 +74,8 @@ pub(crate) fn size(bytes: u64) -> String {
     STEPS.iter().find(|(step, _)| bytes >= *step).map_or_else(
         || format!("{bytes} B"),
         |(step, unit)| {
-            let tenths = bytes.saturating_mul(10) / step;
-            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+            // The rest is below 2^30, so ten times it still fits.
+            format!("{}.{} {unit}", bytes / step, bytes % step * 10 / step)
         },
     )
 }
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(size(12), "12 B");
         assert_eq!(size(1024), "1.0 KiB");
         assert_eq!(size(1_300_000), "1.2 MiB");
-        assert_eq!(size(u64::MAX), "1717986918.4 GiB");
+        assert_eq!(size(u64::MAX), "17179869183.9 GiB");
     }
 
     #[test]

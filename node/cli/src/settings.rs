@@ -208,7 +208,9 @@ impl Settings {
 
     fn nats_auth(&self) -> Result<Auth, Failure> {
         let password = match (&self.nats_user, &self.nats_password) {
-            (Some(user), Some(password)) => Some(Auth::Password { user: user.clone(), password: Secret::new(password) }),
+            (Some(user), Some(password)) => {
+                Some(Auth::Password { user: user.clone(), password: Secret::new(password) })
+            }
             (None, None) => None,
             (Some(_), None) => return Err(Failure::Usage("--nats-user needs TRELLIS_NATS_PASSWORD".into())),
             (None, Some(_)) => return Err(Failure::Usage("TRELLIS_NATS_PASSWORD needs --nats-user".into())),

@@ -7,7 +7,9 @@ use trellis_wire::Digest;
 use wasmtime::component::InstancePre;
 
 use crate::engine::Engine;
+use crate::guest::invoke::Functions;
 use crate::guest::{Command, Http, Message};
+use crate::host;
 use crate::inspect::{InterfaceName, Wake};
 use crate::state::State;
 
@@ -49,6 +51,7 @@ pub struct Component {
     pub(crate) http: Option<Http>,
     pub(crate) message: Option<Message>,
     pub(crate) command: Option<Command>,
+    pub(crate) functions: Functions,
     digest: Digest,
     wakes: Vec<Wake>,
 }
@@ -61,9 +64,12 @@ impl Component {
         code: &wasmtime::component::Component,
     ) -> Result<Self, ComponentError> {
         let unsupported = |why: wasmtime::Error| ComponentError::Unsupported(format!("{why:#}"));
-        let pre = engine.linker().instantiate_pre(code).map_err(unsupported)?;
+        let extended = host::custom::link(engine.linker(), code)?;
+        let linker = extended.as_ref().unwrap_or(engine.linker());
+        let pre = linker.instantiate_pre(code).map_err(unsupported)?;
         let wakes = wakes(&engine, code);
-        let mut component = Self { engine, http: None, message: None, command: None, digest, wakes };
+        let functions = Functions::of(code, pre.clone());
+        let mut component = Self { engine, http: None, message: None, command: None, functions, digest, wakes };
         component.find_exports(&pre).map_err(unsupported)?;
         Ok(component)
     }

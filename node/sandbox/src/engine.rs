@@ -13,7 +13,7 @@ use crate::cache::Cache;
 use crate::component::{Component, ComponentError};
 use crate::host;
 use crate::inspect::{self, Inspection};
-use crate::limits::{Budget, Memory, TABLE_ELEMENTS_MAX};
+use crate::limits::{Budget, Memory, PARTS_MAX, TABLE_ELEMENTS_MAX};
 use crate::state::State;
 
 /// How often a guest that computes lets others go on. Also how late a deadline may strike such a guest.
@@ -125,14 +125,11 @@ impl Engine {
             Err(ComponentError::NotCompiled(_)) => {}
             loaded => return loaded.map(drop),
         }
-        let code = self.wasmtime.precompile_component(wasm).map_err(|why| ComponentError::Invalid(format!("{why:#}")))?;
-        self.cache.put(digest, &code)?;
-        // Only loading finds what does not fit the pool or the linker; code that can never run is not kept.
-        self.load(digest).map(drop).inspect_err(|_| {
-            if let Err(why) = self.cache.remove(digest) {
-                tracing::warn!(%why, "cannot remove compiled code of a component that does not load");
-            }
-        })
+        let invalid = |why: wasmtime::Error| ComponentError::Invalid(format!("{why:#}"));
+        let code = wasmtime::component::Component::from_binary(&self.wasmtime, wasm).map_err(invalid)?;
+        // Code that does not link can never run and is not kept.
+        Component::new(self.clone(), digest, &code)?;
+        self.cache.put(digest, &code.serialize().map_err(invalid)?)
     }
 
     /// Whether [`Engine::load`] will find code of this artifact.
@@ -229,7 +226,8 @@ fn config() -> Config {
 /// full a little earlier, which is busy and not wrong.
 fn pool(sandboxes_max: u32) -> PoolingAllocationConfig {
     let scan = pagemap_scan();
-    let times = |n: u32| sandboxes_max.saturating_mul(n).max(n);
+    // A node of few sandboxes has room for the largest component all the same.
+    let times = |n: u32| sandboxes_max.saturating_mul(n).max(PARTS_MAX as u32);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(times(1))
         .total_core_instances(times(4))
@@ -238,6 +236,9 @@ fn pool(sandboxes_max: u32) -> PoolingAllocationConfig {
         .total_stacks(times(2))
         .total_gc_heaps(times(1))
         .table_elements(TABLE_ELEMENTS_MAX)
+        .max_core_instances_per_component(PARTS_MAX as u32)
+        .max_memories_per_component(PARTS_MAX as u32)
+        .max_tables_per_component(PARTS_MAX as u32)
         .max_memories_per_module(2)
         .max_tables_per_module(4)
         .max_component_instance_size(INSTANCE_BYTES_MAX)

@@ -24,14 +24,20 @@ pub(crate) fn failure(error: &wasmtime::Error, state: &State) -> Failure {
     Fault::Trap(trap_text(error, &state.stderr.tail())).into()
 }
 
-/// The message, the backtrace, and what the guest wrote last: a panic's message is there and nowhere else.
+/// The message, what the guest wrote last (a panic's message is there and nowhere else), and the guest's backtrace, in
+/// this order: the end may be cut.
 fn trap_text(error: &wasmtime::Error, stderr: &str) -> String {
-    let mut text = match error.downcast_ref::<I32Exit>() {
-        Some(I32Exit(code)) => format!("it called wasi:cli/exit with code {code}"),
-        None => format!("{error:?}"),
-    };
+    if let Some(I32Exit(code)) = error.downcast_ref::<I32Exit>() {
+        return format!("it called wasi:cli/exit with code {code}");
+    }
+    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let mut text = causes.pop().unwrap_or_default();
     if !stderr.is_empty() {
         text = format!("{text}\nits standard error ends:\n{stderr}");
+    }
+    for context in causes.iter().rev() {
+        text.push('\n');
+        text.push_str(context);
     }
     truncate(&mut text, TRAP_BYTES_MAX);
     text

@@ -3,6 +3,7 @@
 pub(crate) mod command;
 pub(crate) mod http2;
 pub(crate) mod http3;
+pub(crate) mod invoke;
 pub(crate) mod message;
 mod reply;
 

@@ -3,6 +3,7 @@
 
 mod bus;
 mod config;
+pub(crate) mod custom;
 pub(crate) mod http;
 mod keyvalue;
 mod logging;

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use wasmparser::{
-    ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payload,
-};
+use wasmparser::{ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payload};
 
 use crate::component::ComponentError;
 
@@ -95,7 +93,9 @@ impl Wake {
             ("wasi:cli", "run", "0.2", Self::RunP2),
             ("wasi:cli", "run", "0.3", Self::RunP3),
         ];
-        if let Some((.., wake)) = known.into_iter().find(|(package, name, version, _)| export.is(package, name, version)) {
+        if let Some((.., wake)) =
+            known.into_iter().find(|(package, name, version, _)| export.is(package, name, version))
+        {
             return Some(wake);
         }
         let ours = SERVED.iter().any(|served| export.is_of(served.package));
@@ -149,7 +149,12 @@ struct Served {
     link: Link,
 }
 
-const fn served(package: &'static str, version: &'static str, interfaces: &'static [&'static str], link: Link) -> Served {
+const fn served(
+    package: &'static str,
+    version: &'static str,
+    interfaces: &'static [&'static str],
+    link: Link,
+) -> Served {
     Served { package, version, interfaces, link }
 }
 
@@ -204,7 +209,13 @@ pub(crate) fn inspect(wasm: &[u8], wasi_p3: bool) -> Result<Inspection, Componen
         }
     }
     let wakes = exports.iter().filter_map(Wake::by).collect();
-    Ok(Inspection { imports, exports, wakes, needs: needs.into_values().collect(), warns: warns.into_values().collect() })
+    Ok(Inspection {
+        imports,
+        exports,
+        wakes,
+        needs: needs.into_values().collect(),
+        warns: warns.into_values().collect(),
+    })
 }
 
 fn note(links: &mut BTreeMap<(String, String), Need>, import: &InterfaceName) {

@@ -20,6 +20,7 @@ mod limits;
 mod outside;
 mod run;
 mod state;
+mod value;
 
 pub use component::{Component, ComponentError};
 pub use engine::{Allocator, Engine, EngineError, Options};

@@ -12,7 +12,7 @@ use wasmtime::ResourceLimiter;
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 100_000;
 
 /// The most core instances, tables and memories that one component may have.
-const PARTS_MAX: usize = 64;
+pub(crate) const PARTS_MAX: usize = 64;
 
 /// The memory of all sandboxes of a node together.
 #[derive(Debug)]

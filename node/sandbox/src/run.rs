@@ -8,6 +8,7 @@ use trellis_wire::{Error, Event, Failure, Fault, Outcome};
 use wasmtime::Store;
 
 use crate::component::Component;
+use crate::guest::invoke::Invocation;
 use crate::guest::{self, Command, Http, Message};
 use crate::host;
 use crate::outside::{Limits, Setup};
@@ -25,6 +26,7 @@ impl Component {
     /// # Errors
     /// A fault is the guest's, an error is ours.
     pub async fn run(&self, event: Event, setup: Setup) -> Outcome {
+        tracing::trace!(event = %setup.event_id, component = %setup.component, "an event in a fresh sandbox");
         match (event, &self.http, &self.message, &self.command) {
             (Event::Http(request), Some(Http::P2(guest)), ..) => {
                 guest::http2::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
@@ -44,18 +46,24 @@ impl Component {
             (Event::Run(arguments), .., Some(Command::P3(guest))) => {
                 guest::command::run_p3(guest, self.command_sandbox(setup, &arguments)?).await
             }
+            (Event::Invoke { interface, function, params }, ..) if !self.functions.is_empty() => {
+                let invocation = Invocation { interface, function, params };
+                guest::invoke::call(&self.functions, invocation, self.sandbox(setup, &[])?).await
+            }
             (event, ..) => Err(self.cannot_be_woken_by(&event, &setup)),
         }
     }
 
     fn cannot_be_woken_by(&self, event: &Event, setup: &Setup) -> Failure {
         let needed = match event {
-            Event::Http(_) => "an HTTP request: it exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3",
+            Event::Http(_) => {
+                "an HTTP request: it exports neither wasi:http/incoming-handler@0.2 nor wasi:http/handler@0.3"
+            }
             Event::Message(_) => {
                 "a message: it exports neither trellis:messaging/handler@0.1.0 nor wasmcloud:messaging/handler@0.2.0"
             }
             Event::Run(_) => "a run: it does not export wasi:cli/run",
-            Event::Invoke { .. } => "a call: this build calls no interfaces of components' own",
+            Event::Invoke { .. } => "a call: it exports no function on plain values in an interface of its own",
         };
         Error::Unusable(format!("{} cannot be woken by {needed}", setup.component)).into()
     }

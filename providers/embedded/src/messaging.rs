@@ -301,7 +301,7 @@ impl Trigger {
             std::mem::take(&mut buffer.messages).len()
         };
         if lost > 0 {
-            tracing::warn!(link = %self.link, lost, "messages that still waited are gone: embedded subjects live in memory");
+            tracing::warn!(link = %self.link, lost, "what still waited is gone: embedded subjects live in memory");
         }
     }
 

@@ -106,9 +106,7 @@ fn admit(allowed: &AllowList, request: &Request<Body>) -> Result<Reach, CallErro
 }
 
 fn not_public(host: &str, address: IpAddr) -> String {
-    format!(
-        "{host} leads to {address}, which is not public and so out of a wildcard's reach; add `{host}` to `allowed_hosts`"
-    )
+    format!("{host} leads to {address}, which is not public: no wildcard reaches it; add `{host}` to `allowed_hosts`")
 }
 
 /// The two waits of a call are told apart by when its connection is there.

@@ -92,7 +92,10 @@ impl Connection {
                 std::future::ready(None)
             })
             // A full queue may drop an event: the watcher reads the state afresh at each one that it gets.
-            .event_callback(move |event| std::future::ready(drop(events_in.try_send(event))))
+            .event_callback(move |event| {
+                drop(events_in.try_send(event));
+                std::future::ready(())
+            })
             .connect(servers)
             .await
             .map_err(|why| LinkError::config(settings.urls_key, why.to_string()))?;
@@ -308,16 +311,15 @@ mod tests {
     #[tokio::test]
     async fn links_with_equal_settings_share_a_connection() {
         let connections = Connections::new(Options::default());
-        let config = |url: &str, more: &str| Config::from_iter([("url", url), ("subscriptions", more)]);
-        let (a, b, c) = tokio::join!(
-            connections.get(&config("nats://127.0.0.1:1", "a")),
-            connections.get(&config("nats://127.0.0.1:1", "b")),
-            connections.get(&config("nats://127.0.0.1:2", "a")),
-        );
-        let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
+        let get = async |url: &str, subject: &str| {
+            let config = Config::from_iter([("url", url), ("subscriptions", subject)]);
+            connections.get(&config).await.unwrap()
+        };
+        let a = get("nats://127.0.0.1:1", "a").await;
+        let (b, c) = (get("nats://127.0.0.1:1", "b").await, get("nats://127.0.0.1:2", "a").await);
         assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &c));
         drop((a, b, c));
-        drop(connections.get(&config("nats://127.0.0.1:3", "a")).await.unwrap());
+        drop(get("nats://127.0.0.1:3", "a").await);
         assert_eq!(connections.open.lock().await.len(), 1, "what no link uses is forgotten");
     }
 

@@ -2,8 +2,8 @@
 //! its author calls into that module. The linker drops the functions that nobody calls, and with the last function of
 //! an interface its import goes.
 //!
-//! `sdk/wit` holds some packages in two versions, so the generated modules carry the version in their names; each module
-//! here gives them plain ones.
+//! `sdk/wit` holds some packages in two versions, so the generated modules carry the version in their names; each
+//! module here gives them plain ones.
 
 #![expect(missing_docs, reason = "wit-bindgen writes it; what has words in sdk/wit has them here")]
 

@@ -34,7 +34,8 @@ pub struct Message {
     pub headers: Vec<(String, String)>,
     /// Where an answer is awaited, if one is: [`Message::answer`] publishes there.
     pub reply_to: Option<String>,
-    /// The source's own id of it, such as a stream sequence. The same at every attempt; empty where the source has none.
+    /// The source's own id of it, such as a stream sequence. The same at every attempt; empty where the source has
+    /// none.
     pub id: String,
     /// 1 at the first delivery.
     pub attempt: u32,

@@ -63,7 +63,7 @@ fn handle(request: Request) -> Result<Response, Response> {
             Some(Err(_)) => Err(problem(400, "an order's number is a number, as in /orders/7")),
             None => Err(problem(404, "there is /orders, /orders/{number} and /health")),
         },
-        (_, "/orders" | "/health") => Err(problem(405, "that is not done here").header("allow", "GET, POST")),
+        (_, "/orders") => Err(problem(405, "orders are listed by GET and placed by POST").header("allow", "GET, POST")),
         _ => Err(problem(404, "there is /orders, /orders/{number} and /health")),
     }
 }

@@ -1,6 +1,6 @@
-//! A component as wasmCloud 1.x users have them: `wasmcloud:messaging@0.2.0` and `wasi:keyvalue`, built with wit-bindgen
-//! alone. `ok` and anything unknown is taken, `retry` is refused, `trap` traps, and a message that awaits an answer gets
-//! one. What came is counted under `seen/{body}`, the latest subject stands under `last/{body}`.
+//! A component as wasmCloud 1.x users have them: `wasmcloud:messaging@0.2.0` and `wasi:keyvalue`, built with
+//! wit-bindgen alone. `ok` and anything unknown is taken, `retry` is refused, `trap` traps, and a message that awaits
+//! an answer gets one. What came is counted under `seen/{body}`, the latest subject stands under `last/{body}`.
 
 #[expect(unsafe_code, reason = "exporting a function takes it; wit-bindgen writes it")]
 mod bindings {

@@ -20,8 +20,16 @@ const fn difference(file: &'static str, what: &'static str, why: &'static str) -
 
 /// What Trellis takes and wadm refuses.
 const TAKEN: &[Difference] = &[
-    difference("no-annotations", "`metadata.annotations` left out", "nothing in it is needed: a version is made at each deploy"),
-    difference("config-number", "numbers and truth values as config values: `port: 8080`", "they are taken as they are written"),
+    difference(
+        "no-annotations",
+        "`metadata.annotations` left out",
+        "nothing in it is needed: a version is made at each deploy",
+    ),
+    difference(
+        "config-number",
+        "numbers and truth values as config values: `port: 8080`",
+        "they are taken as they are written",
+    ),
     difference("no-instances", "`instances` left out in a scaler", "as many as the nodes allow"),
     difference("null-list", "an optional list without a value: `config:`", "nothing is an empty list"),
     difference("merge-key", "YAML merge keys, `<<: *anchor`", "they are expanded; to wadm `<<` is a key like others"),
@@ -31,15 +39,39 @@ const TAKEN: &[Difference] = &[
 const REFUSED: &[Difference] = &[
     difference("api-version", "another `apiVersion` or `kind`", "it is another schema; wadm's parser looks at neither"),
     difference("two-scalers", "two scalers on one component", "wadm runs both, and they undo each other"),
-    difference("name-with-slash", "component names with `/` or control characters, or of more than 253 bytes", "`APP/COMPONENT` must name one component"),
+    difference(
+        "name-with-slash",
+        "component names with `/` or control characters, or of more than 253 bytes",
+        "`APP/COMPONENT` must name one component",
+    ),
     difference("long-name", "app names of more than 253 bytes", "every name has a bound"),
-    difference("same-generated-ids", "two components whose generated ids are the same: `api-v1` and `api_v1`", "wadm compares only ids that are written out, and then runs both under one"),
-    difference("id-with-spaces", "an `id` that is empty, has spaces or more than 253 bytes", "it names a NATS queue group"),
+    difference(
+        "same-generated-ids",
+        "two components whose generated ids are the same: `api-v1` and `api_v1`",
+        "wadm compares only ids that are written out, and then runs both under one",
+    ),
+    difference(
+        "id-with-spaces",
+        "an `id` that is empty, has spaces or more than 253 bytes",
+        "it names a NATS queue group",
+    ),
     difference("image-scheme", "an image with a scheme other than `file://`", "no registry's reference has one"),
     difference("image-digest", "an image with `@sha` and no SHA-256 after it", "the digest is checked"),
-    difference("unknown-trellis-provider", "`trellis://<name>` that is no provider of ours", "a typing error; other images are never refused"),
-    difference("scaler-with-link-fields", "a scaler with the fields of a link", "wadm reads it as a link and then passes it over"),
-    difference("wrpc-beside-wasi", "two links that differ only in `wrpc` and `wasi`", "both names mean the same here, so it is a duplicate link"),
+    difference(
+        "unknown-trellis-provider",
+        "`trellis://<name>` that is no provider of ours",
+        "a typing error; other images are never refused",
+    ),
+    difference(
+        "scaler-with-link-fields",
+        "a scaler with the fields of a link",
+        "wadm reads it as a link and then passes it over",
+    ),
+    difference(
+        "wrpc-beside-wasi",
+        "two links that differ only in `wrpc` and `wasi`",
+        "both names mean the same here, so it is a duplicate link",
+    ),
     difference("limits", "`limits` beside a component's properties that do not fit", "wadm passes over the key"),
     difference("delivery", "`delivery` in a link's properties that does not fit", "wadm passes over the key"),
 ];

@@ -148,3 +148,17 @@ fn nothing_that_anybody_writes_makes_the_parser_panic() {
         }
     }
 }
+
+#[test]
+fn a_flood_of_mistakes_is_read_in_bounded_time_and_said_in_bounded_length() {
+    let head = "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata:\n  name: flood\nspec:\n  components:\n";
+    let link = "{type: link, properties: {target: nowhere, namespace: a, package: b, interfaces: [c]}}";
+    let entry = |i: usize| {
+        format!("    - {{name: component{i}, type: component, properties: {{imag: x}}, traits: [{link}]}}\n")
+    };
+    let yaml = head.to_owned() + &(0..1_500).map(entry).collect::<String>();
+    let begun = std::time::Instant::now();
+    let findings = parse(&yaml, "app.yaml").findings;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(findings.len(), 1_001, "a thousand, and how many more there are");
+}

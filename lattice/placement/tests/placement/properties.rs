@@ -138,7 +138,7 @@ fn held(holding: Option<&Holding>) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_plan_is_stable_and_whatever_holds_something_may(story in proptest::collection::vec(happens(), 1..30)) {

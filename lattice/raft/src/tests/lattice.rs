@@ -9,9 +9,7 @@ use tokio::time::Instant;
 use trellis_bus::{Bus, Faults, Wire};
 use trellis_placement::{Applied, State};
 
-use super::{
-    PATIENCE, has_mark, lattice_id, mark, marked, missing_marks, node, options, state_where, timing, watched,
-};
+use super::{PATIENCE, has_mark, lattice_id, mark, marked, missing_marks, node, options, state_where, timing, watched};
 use crate::{Member, MembershipError, Options, ProposeError, Raft, open};
 
 /// Nodes of one lattice, numbered from 1.

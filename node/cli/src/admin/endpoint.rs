@@ -33,7 +33,8 @@ impl Endpoint {
 
     /// The address to listen on.
     pub(crate) fn resolve(&self) -> Result<SocketAddr, String> {
-        let found = self.host_and_port().to_socket_addrs().map_err(|error| format!("cannot resolve {self}: {error}"))?;
+        let found =
+            self.host_and_port().to_socket_addrs().map_err(|error| format!("cannot resolve {self}: {error}"))?;
         found.into_iter().next().ok_or_else(|| format!("{self} resolves to no address"))
     }
 }

@@ -29,8 +29,9 @@ pub(super) async fn exchange(
     request: Request<Upload>,
     head_within: Duration,
 ) -> Result<Response<Incoming>, AdminError> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(connect(endpoint).await?)).await.map_err(broken(endpoint))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connect(endpoint).await?))
+        .await
+        .map_err(broken(endpoint))?;
     // It moves the bytes and ends with the exchange; an error of it reaches the exchange too.
     tokio::spawn(connection);
     let what = format!("{} {}", request.method(), request.uri().path());

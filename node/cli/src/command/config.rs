@@ -44,8 +44,11 @@ enum Action {
         output: Output,
     },
     /// Delete a config
-    #[command(visible_alias = "delete", after_help = "Example:
-  trellis config del redis-eu")]
+    #[command(
+        visible_alias = "delete",
+        after_help = "Example:
+  trellis config del redis-eu"
+    )]
     Del {
         /// Its name
         name: String,

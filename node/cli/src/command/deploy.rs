@@ -141,7 +141,11 @@ fn progress(title: String, bytes_total: usize) -> impl FnMut(usize) + Send + 'st
     move |bytes| {
         bytes_sent += bytes;
         if watched {
-            let what = if bytes_sent == bytes_total { "compiling".into() } else { format!("{} sent", size(bytes_sent as u64)) };
+            let what = if bytes_sent == bytes_total {
+                "compiling".into()
+            } else {
+                format!("{} sent", size(bytes_sent as u64))
+            };
             // A line that cannot be drawn is no reason to stop uploading.
             let _ = write!(std::io::stderr(), "\r{title}: {what}    ");
         }
@@ -164,7 +168,7 @@ fn told_of(reply: &DeployReply) -> String {
 /// Waits until the app is ready in the version that was deployed. Why it is not is told as it changes, and at the end.
 async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration) -> Result<AppStatus, Failure> {
     let deadline = Instant::now() + wait;
-    let mut told = Vec::new();
+    let mut told = Vec::<String>::new();
     loop {
         let missing = match admin.app(app).await {
             Ok(status) if status.version == reply.version && status.state == "ready" => return Ok(status),

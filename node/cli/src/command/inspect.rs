@@ -54,8 +54,7 @@ impl Inspect {
         let shown = self.file.display();
         let wasm = std::fs::read(&self.file)
             .map_err(|error| Failure::Usage(format!("cannot read {shown}: {}", error.kind())))?;
-        let inspection =
-            engine()?.0.inspect(&wasm).map_err(|error| Failure::Failed(format!("{shown}: {error}")))?;
+        let inspection = engine()?.0.inspect(&wasm).map_err(|error| Failure::Failed(format!("{shown}: {error}")))?;
         let inspected = Inspected {
             file: shown.to_string(),
             digest: Digest::new(Sha256::digest(&wasm).into()).to_string(),

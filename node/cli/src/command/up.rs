@@ -1,5 +1,6 @@
 //! `trellis up`: one node, in the foreground, until it is asked to end.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -78,9 +79,11 @@ fn banner(options: &Options, running: &Running) -> String {
 /// Logs go to standard error, so that standard output stays for what was asked for.
 fn log((format, filter): (LogFormat, Option<&str>)) -> Result<(), Failure> {
     let filter = filter.unwrap_or(LOG_DEFAULT);
-    let parsed = EnvFilter::try_new(filter)
-        .map_err(|error| Failure::Usage(format!("`{filter}` is no log filter: {error}; write info or trellis_raft=debug")))?;
+    let parsed = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::Usage(format!("`{filter}` is no log filter: {error}; write info or trellis_raft=debug"))
+    })?;
     let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),
@@ -94,9 +97,11 @@ fn shutdown() -> Result<impl Future<Output = ()>, Failure> {
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let (asked, shutdown) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        let mut next = async || tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        let mut next = async || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
         };
         next().await;
         eprintln!("shutting down: events under way are finished first; once more ends at once");

@@ -147,7 +147,8 @@ fn an_invalid_manifest_or_a_missing_image_is_not_sent() {
     let node = Scripted::start(obliging);
     let stderr = fed(&["deploy", "-", "--admin", &node.url], ORDERS.replace("v1\n", "latest\n").as_bytes()).failed(1);
     assert!(stderr.contains("<stdin> is not valid; nothing was sent"), "{stderr}");
-    let stderr = fed(&["deploy", "-", "--admin", &node.url], ORDERS.replace("api.wasm", "gone.wasm").as_bytes()).failed(1);
+    let stderr =
+        fed(&["deploy", "-", "--admin", &node.url], ORDERS.replace("api.wasm", "gone.wasm").as_bytes()).failed(1);
     assert!(stderr.contains("component `api`: cannot read its image ./gone.wasm"), "{stderr}");
     let pinned = ORDERS.replace("api.wasm", &format!("api.wasm@sha256:{}", "0".repeat(64)));
     let dir = tempfile::tempdir().unwrap();
@@ -222,7 +223,7 @@ fn config_is_put_got_listed_and_deleted() {
         "GET /v1/config/redis" => (200, r#"{"values":{"prefix":"shop","url":"redis://x"}}"#.into()),
         _ => (200, "{}".into()),
     });
-    let run = |args: &[&str]| trellis(&[&["config"], args, &["--admin", &node.url]].concat()).ok();
+    let run = |args: &[&str]| trellis(&[&["config"][..], args, &["--admin", &node.url]].concat()).ok();
     run(&["put", "redis", "url=redis://x", "prefix=shop"]);
     assert_eq!(run(&["get", "redis"]), "prefix=shop\nurl=redis://x\n");
     assert_eq!(run(&["list"]), "redis\nsmtp\n");

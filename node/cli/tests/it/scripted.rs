@@ -73,7 +73,8 @@ fn read(stream: &TcpStream) -> Asked {
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| format!("{}:{value}", name.to_lowercase()))
         .collect();
-    let length = headers.iter().find_map(|header| header.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let length =
+        headers.iter().find_map(|header| header.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     Asked { line: first.trim_end_matches(" HTTP/1.1").into(), headers, body }

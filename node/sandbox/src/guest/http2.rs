@@ -12,7 +12,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{self, ErrorCode};
 
 use super::reply::{Answer, BrokenOff, reply};
-use crate::host::http::{body_error, displayed};
+use crate::host::http::body_error;
 use crate::run::Sandbox;
 use crate::{fault, state::State};
 
@@ -62,7 +62,7 @@ async fn call(
     let request = store.data_mut().http().new_incoming_request(scheme, request)?;
     let answered = move |answer: Result<_, ErrorCode>| {
         // Nobody listens any more after the deadline.
-        drop(answered.send(answer.map_err(|code| displayed(&code))));
+        drop(answered.send(answer.map_err(|code| format!("{code:?}"))));
     };
     let answer = store.data_mut().http().new_response_outparam_from_callback(answered)?;
     let guest = guest.instantiate_async(&mut *store).await?;

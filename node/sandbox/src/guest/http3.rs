@@ -15,7 +15,7 @@ use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
 use super::reply::{Answer, BrokenOff, reply};
-use crate::host::http::{body_error, displayed};
+use crate::host::http::body_error;
 use crate::run::Sandbox;
 use crate::{fault, state::State};
 
@@ -66,7 +66,7 @@ async fn serve(
     let request = store.with(|mut store| p3::Request::from_http(store.data_mut().http().hooks, request).0);
     let answer = match guest.handle(store, request).await? {
         Ok(response) => Ok(store.with(|store| response.into_http(store, async { Ok(()) }))?),
-        Err(code) => Err(displayed(&code)),
+        Err(code) => Err(format!("{code:?}")),
     };
     // Nobody listens any more after the deadline.
     drop(answered.send(answer));

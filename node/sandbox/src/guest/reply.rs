@@ -3,6 +3,7 @@
 //! The guest is one future that owns its sandbox. It is polled in place until the head is there: most guests are done
 //! by then, and nothing is spawned for them. One that still streams becomes a task; the body holds the other end of it.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -14,6 +15,7 @@ use http::{Response, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use trellis_wire::{Body, BodyError, Failure, Fault, Outcome, Reply};
 use wasmtime_wasi_http::WasiBody;
@@ -24,6 +26,9 @@ use crate::run::late;
 
 /// How long a reply may take in all, from its head to its end.
 const REPLY_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// How many turns a guest that answered gets to end before a task is made for it.
+const TURNS_MAX: u32 = 4;
 
 /// A guest at work, with its sandbox.
 pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
@@ -58,10 +63,13 @@ pub(super) async fn reply(
     let deadline = Instant::now() + limits.timeout;
     let answered = tokio::select! {
         biased;
-        ended = &mut guest => return reply_of_the_ended(ended, answer, broken_off, &*outside),
+        ended = &mut guest => return reply_of_the_ended(ended, answer.try_recv().ok(), broken_off, &*outside),
         answered = &mut answer => answered,
         () = sleep_until(deadline) => return Err(late(limits.timeout)),
     };
+    if let Some(ended) = a_few_turns(&mut guest).await {
+        return reply_of_the_ended(ended, answered.ok(), broken_off, &*outside);
+    }
     match answered {
         Ok(Ok(head)) => {
             let (head, reader) = streaming(head, broken_off.clone());
@@ -77,22 +85,34 @@ pub(super) async fn reply(
     }
 }
 
+/// Lets a guest that answered end, if it is all but done: that costs less than a task for it.
+async fn a_few_turns(guest: &mut Guest) -> Option<Result<(), Failure>> {
+    for _ in 0..TURNS_MAX {
+        let turn = poll_fn(|cx| Poll::Ready(guest.as_mut().poll(cx))).await;
+        if let Poll::Ready(ended) = turn {
+            return Some(ended);
+        }
+        yield_now().await;
+    }
+    None
+}
+
 /// The reply of a guest that is done. What it wrote is all here.
 fn reply_of_the_ended(
     ended: Result<(), Failure>,
-    mut answer: oneshot::Receiver<Answer>,
+    answered: Option<Answer>,
     broken_off: BrokenOff,
     outside: &dyn Outside,
 ) -> Outcome {
-    let head = match (ended, answer.try_recv()) {
-        (Err(failure), Err(_)) => return Err(failure),
-        (Ok(()), Err(_)) => return Err(Fault::NoReply.into()),
-        (_, Ok(Err(code))) => return Err(Fault::Refused(code).into()),
-        (Err(failure), Ok(Ok(head))) => {
+    let head = match (ended, answered) {
+        (Err(failure), None) => return Err(failure),
+        (Ok(()), None) => return Err(Fault::NoReply.into()),
+        (_, Some(Err(code))) => return Err(Fault::Refused(code).into()),
+        (Err(failure), Some(Ok(head))) => {
             report(outside, &failure.to_string());
             head
         }
-        (Ok(()), Ok(Ok(head))) => head,
+        (Ok(()), Some(Ok(head))) => head,
     };
     let (head, _) = streaming(head, broken_off);
     Ok(Reply::Http(head.map(whole)))

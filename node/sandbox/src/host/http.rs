@@ -124,8 +124,3 @@ pub(crate) fn body_error(why: BodyError) -> Error {
         BodyError::BrokenOff(_) => Error::ConnectionTerminated,
     }
 }
-
-/// An error code that a guest answered with, in words.
-pub(crate) fn displayed(code: &(impl std::fmt::Debug + ?Sized)) -> String {
-    format!("{code:?}")
-}

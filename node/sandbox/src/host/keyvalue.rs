@@ -174,7 +174,8 @@ impl atomics::Host for State {
         let answer = self.on(&bucket, KeyValue::Increment(key, delta)).await?;
         let number: Result<i64, Error> = expect!(answer, KeyValueAnswer::Number(number) => number)?;
         Ok(number.and_then(|number| {
-            u64::try_from(number).map_err(|_| Error::Other(format!("it is {number}, and this draft has no negative numbers")))
+            u64::try_from(number)
+                .map_err(|_| Error::Other(format!("it is {number}, and this draft has no negative numbers")))
         }))
     }
 }

@@ -45,12 +45,7 @@ async fn publish(outside: &dyn Outside, link: &str, message: Message) -> Result<
     }
 }
 
-async fn request(
-    outside: &dyn Outside,
-    link: &str,
-    message: Message,
-    timeout_ms: u32,
-) -> Result<Message, CallError> {
+async fn request(outside: &dyn Outside, link: &str, message: Message, timeout_ms: u32) -> Result<Message, CallError> {
     let timeout = Duration::from_millis(timeout_ms.into());
     match outside.call(link, Call::Request { message, timeout }).await? {
         Answer::Message(answer) => Ok(answer),

@@ -70,7 +70,9 @@ async fn a_node_without_a_free_sandbox_is_busy_at_once() {
     let component = lab.component("classic");
     let streaming = response(component.run(get("/stream"), lab.setup()).await);
     let begun = std::time::Instant::now();
-    let Err(Failure::Error(Error::Busy(why))) = component.run(get("/hello"), lab.setup()).await else { panic!("it ran") };
+    let Err(Failure::Error(Error::Busy(why))) = component.run(get("/hello"), lab.setup()).await else {
+        panic!("it ran")
+    };
     assert!(why.contains("--max-sandboxes") && begun.elapsed() < Duration::from_millis(50), "{why}");
     drop(streaming);
     lab.all_gone().await;

@@ -31,7 +31,9 @@ async fn every_word_of_our_handler_is_heard() {
         assert_eq!(settled(lab.message("classic", subject, "why").await), settle);
     }
     let Settle::Drop(seen) = settled(lab.message("classic", "describe", "x").await) else { panic!("not described") };
-    for part in [r#"id: "7""#, "attempt: 2", "published-ms: Some(5)", r#"reply-to: Some("back")"#, r#"source: "default""#] {
+    for part in
+        [r#"id: "7""#, "attempt: 2", "published-ms: Some(5)", r#"reply-to: Some("back")"#, r#"source: "default""#]
+    {
         assert!(seen.contains(part), "{part} in {seen}");
     }
     lab.all_gone().await;

@@ -139,7 +139,7 @@ async fn a_client_that_goes_ends_the_sandbox() {
 }
 
 #[tokio::test]
-async fn head_204_and_trailers_pass() {
+async fn head_and_204_have_no_body() {
     let node = Node::new(|request| async move {
         let mut response = Response::new(Body::from("four"));
         if request.uri().path() == "/none" {

@@ -1,5 +1,7 @@
 //! The provider against a real nats-server, with permits that a test counts and events that a test handles.
 
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
+
 mod keyvalue;
 mod publish;
 mod subscribe;

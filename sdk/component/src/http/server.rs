@@ -187,7 +187,10 @@ impl Response {
 
     /// Sends it.
     fn send(mut self, to: ResponseOutparam) {
+        // RFC 9110, 8.6: these two have no body, and 204 may not say how long it is.
+        let bodiless = matches!(self.status, 204 | 304);
         if let Content::Whole(body) = &self.content
+            && !bodiless
             && self.headers.get_bytes("content-length").is_none()
         {
             self.headers.append("content-length", body.len().to_string());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use trellis_sandbox::{Inspection, Need, Wake};
 
-/// YAML to paste under `spec.components`.
+/// YAML to paste under `spec.components`, indented as it is there.
 pub(super) fn of(file: &Path, inspection: &Inspection) -> String {
     let name = name(file);
     let mut yaml = format!("- name: {name}\n  type: component\n  properties:\n    image: {}\n", quoted(file));
@@ -25,7 +25,7 @@ pub(super) fn of(file: &Path, inspection: &Inspection) -> String {
     for (wake, source) in sources(&inspection.wakes) {
         yaml += &source_entry(wake, source, &name);
     }
-    yaml
+    yaml.lines().map(|line| format!("    {line}\n")).collect()
 }
 
 /// The name of the entry at the other end of a link.
@@ -66,7 +66,9 @@ fn source_entry(wake: &Wake, source: &str, component: &str) -> String {
     let (image, namespace, package, interface, key, value) = match wake {
         Wake::HttpP2 => ("trellis://http", "wasi", "http", "incoming-handler", "address", "127.0.0.1:8000".to_owned()),
         Wake::HttpP3 => ("trellis://http", "wasi", "http", "handler", "address", "127.0.0.1:8000".to_owned()),
-        Wake::MessageTrellis => ("trellis://embedded", "trellis", "messaging", "handler", "subject", component.to_owned()),
+        Wake::MessageTrellis => {
+            ("trellis://embedded", "trellis", "messaging", "handler", "subject", component.to_owned())
+        }
         _ => ("trellis://embedded", "wasmcloud", "messaging", "handler", "subject", component.to_owned()),
     };
     let link = link(component, namespace, package, interface);

@@ -67,7 +67,8 @@ impl Incoming for Guest {
             "/silent" => {}
             "/refuse" => ResponseOutparam::set(out, Err(wasi::http0_2_12::types::ErrorCode::ConfigurationError)),
             "/break" => {
-                begin(out, None).1.blocking_write_and_flush(b"half").unwrap();
+                let (_body, stream) = begin(out, None);
+                stream.blocking_write_and_flush(b"half").unwrap();
                 panic!("broke after the head");
             }
             "/break-after-a-while" => {

@@ -1,8 +1,5 @@
 //! A guest of WASI 0.3 that does, by path or argument, whatever a test asks for.
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use exports::wasi::cli0_3_0::run::Guest as Run;
 use exports::wasi::http0_3_0::handler::Guest as Handler;
 use wasi::http0_3_0::client;
@@ -28,7 +25,7 @@ impl Handler for Guest {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
         let path = request.get_path_with_query().unwrap_or_default();
         match path.as_str() {
-            "/hello" => Ok(respond(vec![b"hello".to_vec()], After::Done)),
+            "/hello" => Ok(respond(b"hello".to_vec(), 1, After::Done)),
             "/echo" => {
                 let (_, done) = wit_future::new(|| Ok(()));
                 let (body, trailers) = Request::consume_body(request, done);
@@ -50,16 +47,16 @@ impl Handler for Guest {
             }
             "/panic" => panic!("the oven is cold"),
             "/refuse" => Err(ErrorCode::ConfigurationError),
-            "/break" => Ok(respond(vec![b"half".to_vec()], After::Panic)),
-            "/stream" => Ok(respond(vec![vec![b'x'; 1 << 20]; 64], After::Done)),
-            "/after" => Ok(respond(vec![b"answered".to_vec()], After::Work)),
-            "/outgoing" => Ok(respond(vec![outgoing().await.into_bytes()], After::Done)),
+            "/break" => Ok(respond(b"half".to_vec(), 1, After::Panic)),
+            "/stream" => Ok(respond(vec![b'x'; 1 << 20], 64, After::Done)),
+            "/after" => Ok(respond(b"answered".to_vec(), 1, After::Work)),
+            "/outgoing" => Ok(respond(outgoing().await.into_bytes(), 1, After::Done)),
             "/keyvalue" => {
                 let bucket = wasi::keyvalue::store::open("").unwrap();
                 let count = wasi::keyvalue::atomics::increment(&bucket, "n", 2);
-                Ok(respond(vec![format!("{count:?}").into_bytes()], After::Done))
+                Ok(respond(format!("{count:?}").into_bytes(), 1, After::Done))
             }
-            other => Ok(respond(vec![format!("no such path: {other}").into_bytes()], After::Done)),
+            other => Ok(respond(format!("no such path: {other}").into_bytes(), 1, After::Done)),
         }
     }
 }
@@ -75,14 +72,14 @@ fn log(message: &str) {
 }
 
 /// Answers at once and writes the body behind it.
-fn respond(chunks: Vec<Vec<u8>>, after: After) -> Response {
+fn respond(chunk: Vec<u8>, times: usize, after: After) -> Response {
     let (mut body, reader) = wit_stream::new();
     let (trailers, trailers_reader) = wit_future::new(|| Ok(None));
     let (response, _) = Response::new(Fields::new(), Some(reader), trailers_reader);
     wit_bindgen::spawn_local(async move {
-        for (i, chunk) in chunks.into_iter().enumerate() {
-            body.write_all(chunk).await;
-            log(&format!("wrote {} MiB", i + 1));
+        for i in 1..=times {
+            body.write_all(chunk.clone()).await;
+            log(&format!("wrote {i} MiB"));
         }
         if matches!(after, After::Panic) {
             panic!("broke after the head");
@@ -121,7 +118,10 @@ impl Run for Guest {
         println!("{}", arguments.join(" "));
         match arguments.get(1).map(String::as_str) {
             Some("fail") => Err(()),
-            Some("sleep") => poll_fn(|_| Poll::Pending).await,
+            Some("sleep") => {
+                wasi::clocks0_3_0::monotonic_clock::wait_for(3_600_000_000_000).await;
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -38,7 +38,9 @@ impl Handler for Guest {
             }
             "links" => {
                 let opened = |name: &str| match store::open(name) {
-                    Ok(bucket) => format!("{:?}", bucket.get("where").map(|v| v.map(|v| String::from_utf8(v).unwrap()))),
+                    Ok(bucket) => {
+                        format!("{:?}", bucket.get("where").map(|v| v.map(|v| String::from_utf8(v).unwrap())))
+                    }
                     Err(why) => format!("{why:?}"),
                 };
                 let before = opened("");
