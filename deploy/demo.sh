@@ -121,7 +121,12 @@ api="http://127.0.0.1:$http_port"
 
 step 'place two orders, and read them back'
 request() {
-    printf '$ curl %s\n' "$*"
+    local word shown=curl
+    for word in "$@"; do
+        [[ $word != *[\ \"]* ]] || word="'$word'"
+        shown+=" $word"
+    done
+    printf '$ %s\n' "$shown"
     curl --silent --show-error --fail-with-body --max-time 10 "$@"
     echo
 }

@@ -26,6 +26,9 @@ const HTTP: &[&str] = &[
     "tls_priv_key_file",
     "allowed_hosts",
     "streaming",
+    "max_body_bytes",
+    "max_waiting",
+    "port",
 ];
 /// wadm-era keys of messaging-nats and keyvalue-nats, and ours.
 const NATS: &[&str] = &[
@@ -45,6 +48,7 @@ const NATS: &[&str] = &[
     "subject",
     "consumer",
     "create",
+    "replicas",
     "allowed_subjects",
 ];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];

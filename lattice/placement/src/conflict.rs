@@ -90,10 +90,13 @@ fn overlap(one: &str, other: &str) -> bool {
 }
 
 /// Finds the first conflict of `wanted` among themselves and with `others`.
-pub(crate) fn find<'a>(wanted: &'a [Listener], others: impl Iterator<Item = &'a Listener> + Clone) -> Option<Conflict> {
+pub(crate) fn find<'a>(
+    wanted: &'a [Listener],
+    others: impl Iterator<Item = &'a Listener> + Clone,
+) -> Option<Box<Conflict>> {
     wanted.iter().enumerate().find_map(|(i, one)| {
         let taken = others.clone().chain(&wanted[..i]).find(|other| one.excludes(other))?;
-        Some(Conflict { wanted: one.clone(), taken: taken.clone() })
+        Some(Box::new(Conflict { wanted: one.clone(), taken: taken.clone() }))
     })
 }
 

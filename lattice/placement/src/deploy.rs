@@ -181,13 +181,13 @@ impl State {
         links.collect()
     }
 
-    fn conflict(&self, app: &AppName, listeners: &[Listener]) -> Option<Conflict> {
+    fn conflict(&self, app: &AppName, listeners: &[Listener]) -> Option<Box<Conflict>> {
         let others = self.apps.iter().filter(|(name, _)| *name != app).flat_map(|(_, versions)| versions.listeners());
         conflict::find(listeners, others)
     }
 
     /// Finds out anew where the users of a config listen. On a conflict nothing changes.
-    pub(crate) fn listen_again(&mut self, config: &str) -> Result<(), Conflict> {
+    pub(crate) fn listen_again(&mut self, config: &str) -> Result<(), Box<Conflict>> {
         let users = self.config_users(config);
         let anew: Vec<_> = users.map(|release| (release.app.name.clone(), self.listeners(release))).collect();
         let others = self.apps.iter().filter(|(name, _)| anew.iter().all(|(user, _)| user != *name));

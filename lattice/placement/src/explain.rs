@@ -62,8 +62,9 @@ impl State {
         let mut unplaced = Vec::new();
         for (key, demand, sandboxes) in Self::demands(release) {
             let placed = ground.met(&demand, sandboxes, self.holding(&key).unwrap_or(&nothing));
-            for (portion, placed) in demand.portions().iter().zip(placed) {
-                let eligible = ground.eligible(portion, sandboxes).len() as u64;
+            let reach = ground.reach(&demand, sandboxes);
+            for ((portion, list), placed) in demand.portions().iter().zip(&reach.lists).zip(placed) {
+                let eligible = list.len() as u64;
                 let wanted = match demand {
                     Demand::Every { .. } => u64::from(portion.wanted) * eligible.max(1),
                     Demand::Permits(_) | Demand::Nodes(_) => u64::from(portion.wanted),

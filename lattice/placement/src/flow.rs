@@ -69,9 +69,9 @@ impl<'a> Flow<'a> {
                     self.shift(spread, class, &class_by, &spread_by);
                     return true;
                 }
-                for from in 0..self.missing.len() {
-                    if from != spread && spread_by[from].is_none() && self.counted[class][from] > 0 {
-                        spread_by[from] = Some(class);
+                for (from, by) in spread_by.iter_mut().enumerate() {
+                    if from != spread && by.is_none() && self.counted[class][from] > 0 {
+                        *by = Some(class);
                         queue.push_back(from);
                     }
                 }

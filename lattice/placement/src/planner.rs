@@ -107,8 +107,19 @@ pub(crate) struct Ground<'a> {
     index: BTreeMap<NodeId, usize>,
     /// Permits by node. One that has as many as it allows counts as 1.
     loads: Vec<u64>,
-    /// Eligible nodes by requirements: many components ask for the same.
-    known: BTreeMap<(&'a BTreeMap<String, String>, bool), Rc<[usize]>>,
+    /// Where spreads reach, by their requirements and whether they need sandboxes: many components ask for the same.
+    known: BTreeMap<(Vec<Requirements<'a>>, bool), Rc<Reach>>,
+}
+
+/// The labels that one spread requires.
+type Requirements<'a> = &'a BTreeMap<String, String>;
+
+/// Where the spreads of one scaler may go.
+pub(crate) struct Reach {
+    /// For each spread the nodes that are eligible, in order.
+    pub(crate) lists: Vec<Vec<usize>>,
+    /// The same nodes, grouped. Those that are eligible for no spread are in no class.
+    classes: Vec<Class>,
 }
 
 /// Nodes that are eligible for the same spreads.
@@ -131,33 +142,36 @@ impl<'a> Ground<'a> {
         Self { nodes, index, loads, known: BTreeMap::new() }
     }
 
-    /// The nodes that a spread may use, in order.
-    pub(crate) fn eligible(&mut self, portion: &Portion<'a>, sandboxes: bool) -> Rc<[usize]> {
+    /// Where the spreads of `demand` may go.
+    pub(crate) fn reach(&mut self, demand: &Demand<'a>, sandboxes: bool) -> Rc<Reach> {
         let nodes = &self.nodes;
-        let find = || {
-            let fits = |(i, (_, node)): (usize, &(NodeId, &Node))| {
-                node.fits(portion.requirements, sandboxes).is_ok().then_some(i)
-            };
-            nodes.iter().enumerate().filter_map(fits).collect()
+        let list = |requirements: &Requirements<'_>| -> Vec<usize> {
+            let fits = |&i: &usize| nodes[i].1.fits(requirements, sandboxes).is_ok();
+            (0..nodes.len()).filter(fits).collect()
         };
-        Rc::clone(self.known.entry((portion.requirements, sandboxes)).or_insert_with(find))
+        let spreads: Vec<_> = demand.portions().iter().map(|portion| portion.requirements).collect();
+        let known = self.known.entry((spreads, sandboxes)).or_insert_with_key(|(spreads, _)| {
+            let lists: Vec<_> = spreads.iter().map(list).collect();
+            Rc::new(Reach { classes: classes(&lists, nodes.len()), lists })
+        });
+        Rc::clone(known)
     }
 
     /// Who should hold what is demanded, or `None` if that is who holds it.
     fn place(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding, owing: &[NodeId]) -> Option<Holding> {
-        let eligible: Vec<_> = demand.portions().iter().map(|portion| self.eligible(portion, sandboxes)).collect();
+        let reach = self.reach(demand, sandboxes);
         if let Demand::Permits(portions) = demand
-            && self.is_placed(portions, &eligible, holding)
+            && self.is_placed(portions, &reach, holding)
         {
             return None;
         }
         self.unload(holding);
         let target = match demand {
-            Demand::Permits(portions) => self.name(&self.place_permits(portions, &eligible, holding, owing), Some),
-            Demand::Nodes(portions) => self.name(&self.place_nodes(portions, &eligible, holding), |_| None),
+            Demand::Permits(portions) => self.name(&self.place_permits(portions, &reach, holding, owing), Some),
+            Demand::Nodes(portions) => self.name(&self.place_nodes(portions, &reach, holding), |_| None),
             Demand::Every { permits: Some(0), .. } => Holding::new(),
             Demand::Every { permits, .. } => {
-                eligible.iter().flat_map(|list| list.iter()).map(|&i| (self.nodes[i].0, *permits)).collect()
+                reach.lists.iter().flatten().map(|&i| (self.nodes[i].0, *permits)).collect()
             }
         };
         self.reload(&target);
@@ -165,8 +179,8 @@ impl<'a> Ground<'a> {
     }
 
     /// The common case, in time that depends on the holders and not on the nodes.
-    fn is_placed(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], holding: &Holding) -> bool {
-        let ([portion], [list]) = (portions, eligible) else { return false };
+    fn is_placed(&self, portions: &[Portion<'_>], reach: &Reach, holding: &Holding) -> bool {
+        let ([portion], [list]) = (portions, &reach.lists[..]) else { return false };
         let is_right = |(node, permits): (&NodeId, &Option<u32>)| {
             permits.is_some() && self.index.get(node).is_some_and(|i| list.binary_search(i).is_ok())
         };
@@ -175,13 +189,7 @@ impl<'a> Ground<'a> {
         holding.iter().all(is_right) && held == u64::from(portion.wanted) && !is_lonely
     }
 
-    fn place_permits(
-        &self,
-        portions: &[Portion<'_>],
-        eligible: &[Rc<[usize]>],
-        holding: &Holding,
-        owing: &[NodeId],
-    ) -> Vec<u32> {
+    fn place_permits(&self, portions: &[Portion<'_>], reach: &Reach, holding: &Holding, owing: &[NodeId]) -> Vec<u32> {
         let mut permits = vec![0; self.nodes.len()];
         for (node, held) in holding {
             if let (Some(&i), Some(held)) = (self.index.get(node), held) {
@@ -191,14 +199,17 @@ impl<'a> Ground<'a> {
         // What a node was just told to give up is not given back to it before it did: that would be two moves for none.
         let owing: BTreeSet<usize> = owing.iter().filter_map(|node| self.index.get(node).copied()).collect();
         let grown = |i: usize, held: u32| if owing.contains(&i) { (held, held) } else { (held, u32::MAX) };
-        let missing = self.keep(portions, eligible, &mut permits, &grown);
-        for ((portion, list), missing) in portions.iter().zip(eligible).zip(missing) {
+        let missing = self.keep(portions, reach, &mut permits, &grown);
+        for (list, missing) in reach.lists.iter().zip(missing) {
             let held: u64 = list.iter().map(|&i| u64::from(permits[i])).sum();
-            self.share_out(held + missing, list, &mut permits, &grown);
+            self.share_out(held + missing, list, &mut permits, grown);
         }
-        // Only now: what one spread was missing may be what keeps another from standing alone.
-        for (portion, list) in portions.iter().zip(eligible) {
-            self.divide_lonely(portion, list, &mut permits, &grown);
+        // Only now: what one spread was missing may be what keeps another from standing alone. And only when nobody waits:
+        // the one move for its own sake is not begun in the middle of another.
+        if owing.is_empty() {
+            for (portion, list) in portions.iter().zip(&reach.lists) {
+                self.divide_lonely(portion, list, &mut permits);
+            }
         }
         permits
     }
@@ -207,11 +218,11 @@ impl<'a> Ground<'a> {
     fn keep(
         &self,
         portions: &[Portion<'_>],
-        eligible: &[Rc<[usize]>],
+        reach: &Reach,
         permits: &mut [u32],
         grown: &impl Fn(usize, u32) -> (u32, u32),
     ) -> Vec<u64> {
-        let classes = classes(eligible, self.nodes.len());
+        let classes = &reach.classes;
         let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
         let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
         let held: Vec<u64> =
@@ -220,7 +231,7 @@ impl<'a> Ground<'a> {
         flow.run();
         // A spread none of whose nodes may grow takes what counted for another one, if that can grow elsewhere instead.
         let can_grow = |&i: &usize| grown(i, 0).1 > 0;
-        let stuck = |spread: &usize| !eligible[*spread].iter().any(can_grow);
+        let stuck = |spread: &usize| !reach.lists[*spread].iter().any(can_grow);
         flow.drop_spare();
         for (c, _) in classes.iter().enumerate().filter(|(_, class)| class.nodes.iter().any(can_grow)) {
             flow.supply(c, u64::from(u32::MAX));
@@ -238,13 +249,7 @@ impl<'a> Ground<'a> {
     }
 
     /// Divides a spread anew that one node holds alone though others could. The node keeps at least one permit.
-    fn divide_lonely(
-        &self,
-        portion: &Portion<'_>,
-        list: &[usize],
-        permits: &mut [u32],
-        grown: &impl Fn(usize, u32) -> (u32, u32),
-    ) {
+    fn divide_lonely(&self, portion: &Portion<'_>, list: &[usize], permits: &mut [u32]) {
         let mut holders = list.iter().filter(|&&i| permits[i] > 0);
         let (Some(&alone), None) = (holders.next(), holders.next()) else { return };
         if portion.wanted < 2 || list.len() < 2 || permits[alone] < portion.wanted {
@@ -252,16 +257,15 @@ impl<'a> Ground<'a> {
         }
         let of_others = permits[alone] - portion.wanted;
         permits[alone] = 1;
-        let bounds = |i, held| if i == alone { (held, u32::MAX) } else { grown(i, held) };
-        self.share_out(u64::from(portion.wanted), list, permits, bounds);
+        self.share_out(u64::from(portion.wanted), list, permits, |_, held| (held, u32::MAX));
         permits[alone] += of_others;
     }
 
     /// Nodes for a spread that counts nodes: 1 for each that is to have it.
-    fn place_nodes(&self, portions: &[Portion<'_>], eligible: &[Rc<[usize]>], holding: &Holding) -> Vec<u32> {
+    fn place_nodes(&self, portions: &[Portion<'_>], reach: &Reach, holding: &Holding) -> Vec<u32> {
         let mut chosen = vec![0; self.nodes.len()];
         holding.keys().filter_map(|node| self.index.get(node)).for_each(|&i| chosen[i] = 1);
-        let classes = classes(eligible, self.nodes.len());
+        let classes = &reach.classes;
         let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
         let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
         let held: Vec<u64> =
@@ -301,12 +305,12 @@ impl<'a> Ground<'a> {
 
     /// How much of each spread is held: permits, or nodes.
     pub(crate) fn met(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding) -> Vec<u64> {
-        let eligible: Vec<_> = demand.portions().iter().map(|portion| self.eligible(portion, sandboxes)).collect();
+        let reach = self.reach(demand, sandboxes);
         let held = |i: usize| holding.get(&self.nodes[i].0).map_or(0, |permits| load(*permits));
         if matches!(demand, Demand::Every { .. }) {
-            return eligible.iter().map(|list| list.iter().map(|&i| held(i)).sum()).collect();
+            return reach.lists.iter().map(|list| list.iter().map(|&i| held(i)).sum()).collect();
         }
-        let classes = classes(&eligible, self.nodes.len());
+        let classes = &reach.classes;
         let wanted: Vec<u64> = demand.portions().iter().map(|portion| u64::from(portion.wanted)).collect();
         let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
         for (c, class) in classes.iter().enumerate() {
@@ -343,13 +347,10 @@ fn load(permits: Option<u32>) -> u64 {
     permits.map_or(1, u64::from)
 }
 
-/// Groups nodes by the spreads they are eligible for. Those that are eligible for none are in no class.
-fn classes(eligible: &[Rc<[usize]>], nodes: usize) -> Vec<Class> {
-    if let [list] = eligible {
-        return vec![Class { spreads: vec![0], nodes: list.to_vec() }];
-    }
+/// Groups nodes by the spreads they are eligible for.
+fn classes(lists: &[Vec<usize>], nodes: usize) -> Vec<Class> {
     let mut spreads = vec![Vec::new(); nodes];
-    for (spread, list) in eligible.iter().enumerate() {
+    for (spread, list) in lists.iter().enumerate() {
         list.iter().for_each(|&i| spreads[i].push(spread));
     }
     let mut classes: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();

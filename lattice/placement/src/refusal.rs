@@ -103,7 +103,7 @@ pub enum Refusal {
     },
     /// Two components would listen at one place.
     #[error(transparent)]
-    Conflict(#[from] Conflict),
+    Conflict(#[from] Box<Conflict>),
     /// The delta was made from a plan that is no longer the newest.
     #[error("the plan is at generation {current}, the delta was made from {parent}; plan again")]
     StalePlan {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use trellis_manifest::{App, Image, Parsed, Severity};
+use trellis_manifest::{App, Image, Parsed, Severity, Tech};
 use trellis_placement::{Applied, Command, Release, Versions};
 use trellis_sandbox::{Inspection, Need, Wake};
 use trellis_wire::{ComponentName, Digest};
@@ -194,10 +194,23 @@ fn missing_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Ve
                 "{name} imports {}:{}/{{{interfaces}}}, which no link grants; {}",
                 need.namespace,
                 need.package,
-                trait_to_add(&need.namespace, &need.package, &interfaces)
+                trait_to_add(&need.namespace, &need.package, &interfaces, offering(app, &need.package))
             )
         })
         .collect()
+}
+
+/// The app's only provider that can offer the package, to name it.
+fn offering<'a>(app: &'a App, package: &str) -> Option<&'a str> {
+    let offers = |tech: Option<Tech>| match tech {
+        Some(Tech::Embedded | Tech::Nats) => matches!(package, "keyvalue" | "messaging"),
+        Some(Tech::Http) | None => false,
+    };
+    let mut found = app.providers.iter().filter(|(_, provider)| offers(provider.tech()));
+    match (found.next(), found.next()) {
+        (Some((name, _)), None) => Some(name.as_str()),
+        _ => None,
+    }
 }
 
 /// Links that are to wake a component with what it has no export for.

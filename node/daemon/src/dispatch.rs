@@ -195,7 +195,17 @@ struct Turn {
 #[async_trait]
 impl Run for Turn {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        let Self { dispatch, holding, source, slots } = *self;
+        self.go(event, Duration::MAX).await
+    }
+
+    async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
+        self.go(event, at_most).await
+    }
+}
+
+impl Turn {
+    async fn go(self, event: Event, at_most: Duration) -> Outcome {
+        let Self { dispatch, holding, source, slots } = self;
         let id = EventId::new(uuid::Uuid::now_v7());
         holding.counts.events.fetch_add(1, Ordering::Relaxed);
         holding.counts.last_event_ms.store(clock::now_ms(), Ordering::Relaxed);
@@ -206,7 +216,7 @@ impl Run for Turn {
                     component: holding.key.clone(),
                     source: source.to_string(),
                     config: holding.config.clone(),
-                    limits: holding.limits,
+                    limits: Limits { timeout: holding.limits.timeout.min(at_most), ..holding.limits },
                     outside: Arc::new(Outward::new(&dispatch, &holding.key, id)),
                     held: Box::new(slots),
                 };

@@ -2,16 +2,24 @@
 //! denial shows the link to add. The stop of the hot path between a host interface and the provider that answers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use trellis_provider::{Provider, Want};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use trellis_provider::{LinkError, Provider, Want};
 use trellis_sandbox::{Level, Outside};
 use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Reply};
 
 use crate::clock;
 use crate::dispatch::{Dispatch, TIMEOUT_DEFAULT};
+
+/// Calls that may wait at one `max_in_flight`.
+const GATE_WAITING_MAX: usize = 1_024;
+/// How long a call may wait there.
+const GATE_WAIT: Duration = Duration::from_secs(30);
 
 /// The grants of every component on this node: an in-memory copy of what the links say.
 #[derive(Default)]
@@ -23,6 +31,15 @@ pub(crate) struct Grants {
 pub(crate) struct Grant {
     link: Link,
     answers: Answers,
+    /// `max_in_flight`: calls under way at one time, so that functions which scale out cannot flood what is behind.
+    gate: Option<Arc<Gate>>,
+}
+
+/// A bound on calls, and on those who wait for one.
+struct Gate {
+    calls: Semaphore,
+    calls_max: usize,
+    waiting: AtomicUsize,
 }
 
 /// Who answers the calls of a grant.
@@ -35,8 +52,11 @@ pub(crate) enum Answers {
 
 impl Grants {
     /// Adds what a link grants, in place of what a link of the same id granted.
-    pub(crate) fn add(&self, link: &Link, answers: Answers) {
-        let grant = Arc::new(Grant { link: link.clone(), answers });
+    ///
+    /// # Errors
+    /// `max_in_flight` is no number.
+    pub(crate) fn add(&self, link: &Link, answers: Answers) -> Result<(), LinkError> {
+        let grant = Arc::new(Grant { link: link.clone(), answers, gate: Gate::of(link)? });
         self.by_component.rcu(|all| {
             let mut all = HashMap::clone(all);
             let grants = all.entry(link.component.clone()).or_default();
@@ -44,6 +64,7 @@ impl Grants {
             grants.push(grant.clone());
             all
         });
+        Ok(())
     }
 
     /// Takes back what a link granted.
@@ -88,6 +109,52 @@ impl Grants {
     }
 }
 
+impl Gate {
+    fn of(link: &Link) -> Result<Option<Arc<Self>>, LinkError> {
+        let Some(text) = link.config.get("max_in_flight") else { return Ok(None) };
+        match text.parse() {
+            Ok(calls_max @ 1..=65_536) => {
+                Ok(Some(Arc::new(Self { calls: Semaphore::new(calls_max), calls_max, waiting: AtomicUsize::new(0) })))
+            }
+            _ => Err(LinkError::config("max_in_flight", format!("`{text}` is no number from 1 to 65536"))),
+        }
+    }
+
+    async fn pass(&self, link: &Link) -> Result<SemaphorePermit<'_>, CallError> {
+        if let Ok(place) = self.calls.try_acquire() {
+            return Ok(place);
+        }
+        let busy = |what: String| CallError::Unavailable(format!("link {}: {what}", link.id));
+        let place = Waiting::begin(&self.waiting);
+        if place.before >= GATE_WAITING_MAX {
+            return Err(busy(format!("{GATE_WAITING_MAX} calls wait already")));
+        }
+        match tokio::time::timeout(GATE_WAIT, self.calls.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) => Err(busy("it was removed".into())),
+            Err(_) => Err(busy(format!("{} calls were under way for {GATE_WAIT:?}", self.calls_max))),
+        }
+    }
+}
+
+/// One who waits, counted until dropped: also where the wait is given up.
+struct Waiting<'a> {
+    count: &'a AtomicUsize,
+    before: usize,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        Self { count, before: count.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Whether a link's interfaces cover the capability.
 fn grants(link: &Link, capability: &Capability) -> bool {
     let names = |interface: &str| link.interfaces.iter().any(|named| named == interface);
@@ -115,18 +182,19 @@ fn denial(component: &ComponentKey, capability: &Capability) -> String {
             (namespace, package, interface)
         }
     };
-    let add = trait_to_add(namespace, package, interfaces);
+    let add = trait_to_add(namespace, package, interfaces, None);
     format!("no link of {component} grants {namespace}:{package}; {add}")
 }
 
-/// The trait that grants an interface, ready to paste below the component's `traits:`.
-pub(crate) fn trait_to_add(namespace: &str, package: &str, interfaces: &str) -> String {
-    let target = match package {
+/// The trait that grants an interface, ready to paste below the component's `traits:`. Where no `target` is known, a
+/// word in capitals stands for it.
+pub(crate) fn trait_to_add(namespace: &str, package: &str, interfaces: &str, target: Option<&str>) -> String {
+    let target = target.unwrap_or(match package {
         "keyvalue" => "KEYVALUE_PROVIDER",
         "messaging" => "MESSAGING_PROVIDER",
         "http" => "HTTP_CLIENT_PROVIDER",
         _ => "COMPONENT_OR_PROVIDER_THAT_EXPORTS_IT",
-    };
+    });
     format!(
         "add to its traits: {{type: link, properties: {{target: {{name: {target}}}, namespace: {namespace}, \
          package: {package}, interfaces: [{interfaces}]}}}}"
@@ -152,6 +220,10 @@ impl Outside for Outward {
         let gone = || CallError::Unavailable("the node is shutting down".into());
         let dispatch = self.dispatch.upgrade().ok_or_else(gone)?;
         let grant = dispatch.grants().find(&self.component, link_name, &call.capability())?;
+        let _place = match &grant.gate {
+            Some(gate) => Some(gate.pass(&grant.link).await?),
+            None => None,
+        };
         match &grant.answers {
             Answers::Provider(provider) => provider.call(&grant.link.id, call).await,
             Answers::Component(target) => wake(&dispatch, target, call).await,
@@ -190,5 +262,68 @@ async fn wake(dispatch: &Dispatch, target: &ComponentKey, call: Call) -> Result<
         Ok(Reply::Values(results)) => Ok(Answer::Values(results)),
         Ok(other) => Err(CallError::Other(format!("{target} answered a call with {other:?}"))),
         Err(failure) => Err(CallError::Other(format!("{target}: {failure}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_wire::{Config, LinkName};
+
+    use super::*;
+
+    fn link(name: &str, package: &str, interfaces: &[&str], config: Config) -> Link {
+        let (component, provider) = ("shop/api".parse().unwrap(), "shop/store".parse().unwrap());
+        let name: LinkName = name.parse().unwrap();
+        let interfaces: Vec<String> = interfaces.iter().map(ToString::to_string).collect();
+        let id = LinkId::new(&component, &provider, &name, "wasi", package, &interfaces);
+        Link { id, component, name, namespace: "wasi".into(), package: package.into(), interfaces, config }
+    }
+
+    fn found(grants: &Grants, name: &str) -> Result<String, CallError> {
+        let component = "shop/api".parse().unwrap();
+        grants.find(&component, name, &Capability::KeyValue).map(|grant| grant.link.name.to_string())
+    }
+
+    #[test]
+    fn a_call_finds_the_link_it_names_or_the_only_one_or_default() {
+        let grants = Grants::default();
+        let far = || Answers::Component("shop/other".parse().unwrap());
+        let denied = found(&grants, "").unwrap_err().to_string();
+        assert!(denied.contains("namespace: wasi, package: keyvalue"), "{denied}");
+        let cart = link("cart", "keyvalue", &["store"], Config::default());
+        grants.add(&cart, far()).unwrap();
+        assert_eq!(found(&grants, "anything").unwrap(), "cart");
+        grants.add(&link("stock", "keyvalue", &["store"], Config::default()), far()).unwrap();
+        assert_eq!(found(&grants, "stock").unwrap(), "stock");
+        let unclear = found(&grants, "anything").unwrap_err().to_string();
+        assert!(unclear.contains("cart, stock"), "{unclear}");
+        grants.add(&link("default", "keyvalue", &["store"], Config::default()), far()).unwrap();
+        assert_eq!(found(&grants, "anything").unwrap(), "default");
+        grants.remove(&cart.component, &cart.id);
+        assert_eq!(found(&grants, "cart").unwrap(), "default");
+    }
+
+    #[test]
+    fn a_link_grants_what_it_names_and_nothing_else() {
+        let messaging = link("default", "http", &["incoming-handler"], Config::default());
+        assert!(!grants(&messaging, &Capability::Http), "to be woken is no right to call");
+        let custom = link("default", "shipping", &["rates"], Config::default());
+        assert!(grants(&custom, &Capability::Custom("wasi:shipping/rates".into())));
+        assert!(!grants(&custom, &Capability::Custom("wasi:shipping/labels".into())));
+        assert!(!grants(&custom, &Capability::KeyValue));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn max_in_flight_bounds_the_calls_under_way() {
+        let config = Config::from_iter([("max_in_flight", "1")]);
+        let one = link("default", "keyvalue", &["store"], config);
+        let gate = Gate::of(&one).unwrap().unwrap();
+        let first = gate.pass(&one).await.unwrap();
+        let second = gate.pass(&one).await.err().unwrap();
+        assert!(second.to_string().contains("1 calls were under way for 30s"), "{second}");
+        drop(first);
+        assert!(gate.pass(&one).await.is_ok());
+        let wrong = link("default", "keyvalue", &["store"], Config::from_iter([("max_in_flight", "many")]));
+        assert!(Gate::of(&wrong).err().unwrap().to_string().contains("max_in_flight"));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use trellis_manifest::Tech;
 use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff};
 use trellis_provider::{LinkError, Permits};
 use trellis_raft::Raft;
@@ -66,44 +67,75 @@ impl Reconcile {
     }
 
     /// Takes every step from `running` to `assigned` and notes in `running` those that succeeded. Whether all did.
+    ///
+    /// What ends goes on until what takes its place is there, so that a new version finds no request without an answer.
+    /// A link that could not begin is tried once more afterwards: what ended may have been in its way.
     async fn carry_out(&self, running: &mut Assigned, assigned: Assigned) -> bool {
         if assigned.generation < running.generation {
             tracing::warn!(older = %assigned.generation, newer = %running.generation, "an older plan is refused");
             return true;
         }
-        let mut all_done = true;
-        for step in diff(running, &assigned) {
-            match step {
-                Step::RemoveLink(id) => {
-                    if let Some(held) = running.links.remove(&id) {
-                        self.remove_link(&id, held).await;
-                    }
-                }
-                Step::RemoveComponent(key) => {
-                    running.components.remove(&key);
-                    self.dispatch.release(&key);
-                    self.board.component(&key, None);
-                }
-                Step::Hold(key, held) | Step::Adjust(key, held) => {
-                    let done = self.hold(&key, &held).await;
-                    if self.note_component(&key, done) {
-                        running.components.insert(key, *held);
-                    } else {
-                        all_done = false;
-                    }
-                }
-                Step::AddLink(held) => {
-                    let done = self.add_link(&held).await;
-                    if self.note_link(&held.link.id, done) {
-                        running.links.insert(held.link.id.clone(), *held);
-                    } else {
-                        all_done = false;
-                    }
-                }
+        let steps = diff(running, &assigned);
+        let (late, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| is_late(step, running, &assigned));
+        for step in &late {
+            if let Step::RemoveLink(id) = step {
+                self.providers.http.leave(id);
             }
+        }
+        let (mut all_done, mut behind) = (true, Vec::new());
+        for step in steps {
+            let again = step.clone();
+            match self.take(step, running).await {
+                true => {}
+                false if matches!(again, Step::AddLink(_)) && !late.is_empty() => behind.push(again),
+                false => all_done = false,
+            }
+        }
+        for step in late {
+            let began_anew = matches!(&step, Step::RemoveLink(id) if running.links.get(id) == assigned.links.get(id));
+            if !began_anew {
+                self.take(step, running).await;
+            }
+        }
+        for step in behind {
+            all_done &= self.take(step, running).await;
         }
         running.generation = assigned.generation;
         all_done
+    }
+
+    /// Takes one step and notes it in `running` if it succeeded. Whether it did.
+    async fn take(&self, step: Step, running: &mut Assigned) -> bool {
+        match step {
+            Step::RemoveLink(id) => {
+                if let Some(held) = running.links.remove(&id) {
+                    self.remove_link(&id, held).await;
+                }
+                true
+            }
+            Step::RemoveComponent(key) => {
+                running.components.remove(&key);
+                self.dispatch.release(&key);
+                self.board.component(&key, None);
+                true
+            }
+            Step::Hold(key, held) | Step::Adjust(key, held) => {
+                let done = self.hold(&key, &held).await;
+                let succeeded = self.note_component(&key, done);
+                if succeeded {
+                    running.components.insert(key, *held);
+                }
+                succeeded
+            }
+            Step::AddLink(held) => {
+                let done = self.add_link(&held).await;
+                let succeeded = self.note_link(&held.link.id, done);
+                if succeeded {
+                    running.links.insert(held.link.id.clone(), *held);
+                }
+                succeeded
+            }
+        }
     }
 
     /// Tells the lattice that permits which this node gave up are free, where others wait for them.
@@ -140,13 +172,9 @@ impl Reconcile {
             Direction::Grants { tech, .. } => {
                 let provider = self.providers.of(*tech);
                 provider.grant(held.link.clone()).await?;
-                self.dispatch.grants().add(&held.link, Answers::Provider(provider));
-                Ok(())
+                self.dispatch.grants().add(&held.link, Answers::Provider(provider))
             }
-            Direction::Between { target } => {
-                self.dispatch.grants().add(&held.link, Answers::Component(target.clone()));
-                Ok(())
-            }
+            Direction::Between { target } => self.dispatch.grants().add(&held.link, Answers::Component(target.clone())),
             Direction::GrantsElsewhere { provider, .. } => Err(LinkError::Unsupported(format!(
                 "{provider} runs on other nodes, and calls across nodes are not built yet; take its scaler away, and \
                  it runs beside the component"
@@ -185,5 +213,25 @@ impl Reconcile {
         let health = done.map_or_else(|why| Health::Failed(why.to_string()), |()| Health::Ready);
         self.board.link(id, Some(health));
         succeeded
+    }
+}
+
+/// Whether a step waits until what takes its place is there. Subscriptions do not: a message that both the former and
+/// the new one take would be handled twice.
+fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
+    match step {
+        Step::RemoveLink(id) => running.links.get(id).is_some_and(|held| {
+            let next = assigned.links.get(id).map(|next| &next.direction);
+            match (&held.direction, next) {
+                (Direction::Wakes { tech, .. }, None) => *tech == Tech::Http,
+                (Direction::Wakes { tech: Tech::Http, .. }, Some(Direction::Wakes { tech: Tech::Http, .. })) => true,
+                (Direction::Grants { .. } | Direction::Between { .. }, None) => true,
+                (Direction::Grants { tech: old, .. }, Some(Direction::Grants { tech: new, .. })) => old == new,
+                (Direction::Between { .. }, Some(Direction::Between { .. })) => true,
+                _ => false,
+            }
+        }),
+        Step::RemoveComponent(_) => true,
+        Step::Hold(..) | Step::Adjust(..) | Step::AddLink(_) => false,
     }
 }

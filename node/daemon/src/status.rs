@@ -60,8 +60,13 @@ pub(crate) fn release(versions: &Versions) -> Option<&Arc<Release>> {
     versions.deployed().or_else(|| versions.next()).or_else(newest)
 }
 
-fn waits_for(config: &str) -> String {
-    format!("config `{config}` does not exist yet: `trellis config put {config} KEY=VALUE`")
+/// What an app waits for, with what to do where that is known.
+fn waits_for(missing: &str) -> String {
+    match missing.strip_prefix("config `").and_then(|rest| rest.strip_suffix('`')) {
+        Some(config) => format!("{missing} does not exist yet: `trellis config put {config} KEY=VALUE`"),
+        None if missing.starts_with("component ") => format!("{missing} does not run yet"),
+        None => missing.into(),
+    }
 }
 
 fn empty(state: &State, versions: &Versions, release: &Release, word: &str, problems: Vec<String>) -> AppStatus {

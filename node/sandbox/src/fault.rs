@@ -4,6 +4,7 @@ use trellis_wire::{Error, Failure, Fault};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi::I32Exit;
 
+use crate::host::stdio::cut;
 use crate::limits::Exhausted;
 use crate::state::State;
 
@@ -39,14 +40,5 @@ fn trap_text(error: &wasmtime::Error, stderr: &str) -> String {
         text.push('\n');
         text.push_str(context);
     }
-    truncate(&mut text, TRAP_BYTES_MAX);
-    text
-}
-
-/// Cuts a text at a character's boundary.
-fn truncate(text: &mut String, bytes_max: usize) {
-    if text.len() > bytes_max {
-        text.truncate(text.floor_char_boundary(bytes_max));
-        text.push_str(" [cut]");
-    }
+    cut(text, TRAP_BYTES_MAX)
 }

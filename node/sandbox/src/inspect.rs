@@ -191,8 +191,11 @@ pub(crate) fn is_served(import: &InterfaceName) -> bool {
     SERVED.iter().any(|served| import.is_of(served.package))
 }
 
-/// Looks at an artifact.
-pub(crate) fn inspect(wasm: &[u8], wasi_p3: bool) -> Result<Inspection, ComponentError> {
+/// Looks at an artifact. Needs no engine, so a command line can do it too.
+///
+/// # Errors
+/// It is no component, or it imports what is not served; `wasi_p3` says whether WASI 0.3 is.
+pub fn inspect(wasm: &[u8], wasi_p3: bool) -> Result<Inspection, ComponentError> {
     let (imports, exports) = names(wasm)?;
     let mut needs = BTreeMap::new();
     let mut warns = BTreeMap::new();

@@ -24,5 +24,5 @@ mod value;
 
 pub use component::{Component, ComponentError};
 pub use engine::{Allocator, Engine, EngineError, Options};
-pub use inspect::{Inspection, InterfaceName, Need, Wake};
+pub use inspect::{Inspection, InterfaceName, Need, Wake, inspect};
 pub use outside::{Level, Limits, Outside, Setup};

@@ -57,14 +57,12 @@ pub(crate) struct Memory {
     budget: Arc<Budget>,
     limit_bytes: u64,
     taken_bytes: u64,
-    /// What the growth under way took, to be given back if the allocator then fails.
-    growing_bytes: u64,
     refused: bool,
 }
 
 impl Memory {
     pub(crate) fn new(budget: Arc<Budget>, limit_bytes: u64) -> Self {
-        Self { budget, limit_bytes, taken_bytes: 0, growing_bytes: 0, refused: false }
+        Self { budget, limit_bytes, taken_bytes: 0, refused: false }
     }
 
     /// The limit, if the guest was ever refused memory because of it.
@@ -74,7 +72,12 @@ impl Memory {
 }
 
 impl ResourceLimiter for Memory {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+    /// What is taken here stays taken until the run ends, even if the system then has no page: a failure is not told
+    /// apart from one of a growth that was never asked for here, and a guest must not get memory back by failing.
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
         let more = desired.saturating_sub(current) as u64;
         if self.taken_bytes.saturating_add(more) > self.limit_bytes {
             self.refused = true;
@@ -82,15 +85,7 @@ impl ResourceLimiter for Memory {
         }
         self.budget.take(more)?;
         self.taken_bytes += more;
-        self.growing_bytes = more;
         Ok(true)
-    }
-
-    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        let unused = std::mem::take(&mut self.growing_bytes);
-        self.taken_bytes -= unused;
-        self.budget.give_back(unused);
-        Ok(())
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
@@ -130,9 +125,11 @@ mod tests {
         assert_eq!((one.exceeded(), other.exceeded()), (Some(80), None));
         assert!(other.memory_growing(0, 41, None).unwrap_err().is::<Exhausted>(), "over the node's: the run ends");
         assert!(other.memory_growing(0, 40, None).unwrap());
-        other.memory_grow_failed(wasmtime::format_err!("no page")).unwrap();
-        assert_eq!(budget.used_bytes(), 60);
+        assert!(!other.memory_growing(40, 50, Some(45)).unwrap(), "over what its memory declares");
+        assert_eq!((other.exceeded(), budget.used_bytes()), (None, 100));
         drop(one);
+        assert_eq!(budget.used_bytes(), 40);
+        drop(other);
         assert_eq!(budget.used_bytes(), 0);
     }
 }

@@ -68,6 +68,12 @@ impl fmt::Debug for Permits {
 pub trait Run: Send {
     /// Runs one event in one fresh sandbox.
     async fn run(self: Box<Self>, event: Event) -> Outcome;
+
+    /// The same, with a limit of the source's own beside the component's: when it is over, the run ends as the guest's
+    /// fault. What cannot end by itself is left to the source, which drops the future.
+    async fn run_within(self: Box<Self>, event: Event, _at_most: Duration) -> Outcome {
+        self.run(event).await
+    }
 }
 
 /// The right to run one sandbox now. Dropping it unused gives it back.
@@ -86,6 +92,16 @@ impl Permit {
     /// A fault is the guest's, an error is ours.
     pub async fn run(self, event: Event) -> Outcome {
         self.0.run(event).await
+    }
+
+    /// Runs `event` as [`Permit::run`] does, for a source that waits at most this long for the reply: for HTTP, for its
+    /// head. A guest that is not done by then has faulted, and is counted and logged as such, which it would not be if
+    /// the source just dropped the future.
+    ///
+    /// # Errors
+    /// As for [`Permit::run`].
+    pub async fn run_within(self, event: Event, at_most: Duration) -> Outcome {
+        self.0.run_within(event, at_most).await
     }
 }
 

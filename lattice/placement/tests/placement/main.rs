@@ -1,5 +1,7 @@
 //! Tests of what the lattice agrees on: transcripts that people can read, properties, and one of size.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
+
 mod lattice;
 mod properties;
 mod transcripts;

@@ -95,7 +95,7 @@ fn check_holders(state: &State) {
             assert!(node.is_open(), "{key} is on a closed node");
             assert!(node.facts.capacity.permits > 0, "{key} is on a node without sandboxes");
             let (_, component) = state.component(key).expect("what is held runs");
-            let (Some(Scaler::Spread { spreads, .. } | Scaler::Daemon { spreads, .. })) = &component.scaler else {
+            let Some(Scaler::Spread { spreads, .. } | Scaler::Daemon { spreads, .. }) = &component.scaler else {
                 continue;
             };
             let zone = node.label("zone").unwrap();
@@ -138,7 +138,7 @@ fn held(holding: Option<&Holding>) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_plan_is_stable_and_whatever_holds_something_may(story in proptest::collection::vec(happens(), 1..30)) {
@@ -226,7 +226,12 @@ fn a_large_lattice_is_placed_in_deltas_that_fit_the_log() {
     }
     let placed: u64 = lattice.state.plan().holdings().values().map(|holding| held(Some(holding))).sum();
     assert_eq!((lattice.state.plan().holdings().len(), placed), (2_000, 200 * (20 + 8 * 10)));
-    let most = (0..1_000).map(|n| lattice.state.assigned(node_id(n)).components.len()).max().unwrap();
+    let mut held_by: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for node in lattice.state.plan().holdings().values().flat_map(|holding| holding.keys()) {
+        *held_by.entry(*node).or_default() += 1;
+    }
+    let most = held_by.values().copied().max().unwrap();
+    assert_eq!(lattice.state.assigned(node_id(7)).components.len(), held_by[&node_id(7)]);
     assert!(most < 60, "20,000 permits over 1,000 nodes leave no node with {most}");
 }
 

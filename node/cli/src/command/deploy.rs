@@ -19,6 +19,8 @@ use crate::output::{self, Output, print, size};
 use crate::quantity::duration;
 use crate::source::{Source, told};
 
+/// A deploy that is ready sooner says nothing of what it waited for.
+const TELL_AFTER: Duration = Duration::from_secs(2);
 /// How often the status is asked for while it is waited for.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 
@@ -167,7 +169,7 @@ fn told_of(reply: &DeployReply) -> String {
 
 /// Waits until the app is ready in the version that was deployed. Why it is not is told as it changes, and at the end.
 async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration) -> Result<AppStatus, Failure> {
-    let deadline = Instant::now() + wait;
+    let began = Instant::now();
     let mut told = Vec::<String>::new();
     loop {
         let missing = match admin.app(app).await {
@@ -176,17 +178,18 @@ async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration
                 return Err(not_ready(&format!("{app} {} failed", reply.version), &status::missing(&status)));
             }
             Ok(status) if status.version != reply.version => {
-                vec![format!("version {} is deployed now, not {}", status.version, reply.version)]
+                let runs = format!("version {} is deployed now, not {}", status.version, reply.version);
+                [vec![runs], status::missing(&status)].concat()
             }
             Ok(status) => status::missing(&status),
             Err(error) if error.is_retryable() => vec![error.to_string()],
             Err(error) => return Err(error.into()),
         };
-        if Instant::now() >= deadline {
+        if began.elapsed() >= wait {
             let what = format!("{app} {} is deployed but not ready after {wait:?}", reply.version);
             return Err(not_ready(&what, &missing));
         }
-        if missing != told {
+        if began.elapsed() >= TELL_AFTER && missing != told {
             missing.iter().filter(|line| !told.contains(line)).for_each(|line| eprintln!("waiting: {line}"));
             told = missing;
         }

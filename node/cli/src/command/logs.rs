@@ -70,5 +70,5 @@ fn render(line: &LogLine) -> String {
     let (at, level) = (time(line.at_ms), line.level.to_uppercase());
     let context = if line.context.is_empty() { String::new() } else { format!(" [{}]", line.context) };
     let message = line.message.trim_end().replace('\n', "\n    ");
-    format!("{at} {level:<8} {}/{}{context} {message}", line.app, line.component)
+    format!("{at} {level:<8} {}/{} {}{context} {message}", line.app, line.component, line.event)
 }

@@ -48,21 +48,34 @@ pub(super) fn render(status: &AppStatus) -> String {
     text
 }
 
-/// One sentence for each thing that stands between an app and `ready`; none where nothing does.
+/// One sentence for each thing that stands between an app and `ready`; none where nothing does. What the node sums up
+/// already is not said again.
 pub(super) fn missing(status: &AppStatus) -> Vec<String> {
-    let components = status.components.iter().flat_map(|component| {
-        let own = component.problem.iter().map(move |problem| format!("component {}: {problem}", component.name));
-        let holders = component.holders.iter().filter(|holder| holder.state != "ready").map(move |holder| {
-            let why = holder.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
-            format!("component {} on {} is {}{why}", component.name, holder.name, holder.state)
-        });
-        own.chain(holders)
-    });
-    let links = status.links.iter().filter(|link| link.state != "ready" || link.problem.is_some()).map(|link| {
-        let why = link.problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
-        format!("link {} ({}) is {}{why}", between(link), link.interfaces, link.state)
-    });
-    status.problems.iter().cloned().chain(components).chain(links).collect()
+    let is_new = |why: &Option<String>| {
+        why.as_ref().is_none_or(|why| !status.problems.iter().any(|told| told.ends_with(why.as_str())))
+    };
+    let because = |why: &Option<String>| why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let mut missing = status.problems.clone();
+    for component in &status.components {
+        let name = &component.name;
+        if component.problem.is_some() && is_new(&component.problem) {
+            missing.push(format!("component {name}{}", because(&component.problem)));
+        }
+        for holder in component.holders.iter().filter(|holder| holder.state != "ready" && is_new(&holder.problem)) {
+            missing.push(format!(
+                "component {name} on {} is {}{}",
+                holder.name,
+                holder.state,
+                because(&holder.problem)
+            ));
+        }
+    }
+    let is_well = |link: &LinkStatus| link.state == "ready" && link.problem.is_none();
+    for link in status.links.iter().filter(|link| !is_well(link) && is_new(&link.problem)) {
+        let what = format!("link {} ({})", between(link), link.interfaces);
+        missing.push(format!("{what} is {}{}", link.state, because(&link.problem)));
+    }
+    missing
 }
 
 /// One row for each holder; one for a component that nobody holds.

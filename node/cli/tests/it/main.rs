@@ -1,14 +1,22 @@
 //! The `trellis` binary from outside: what people type, what they get, and how it exits.
 //!
 //! `command_line`, `validate` and `inspect` need no node; `asking` talks to a scripted one; `up` starts a real one.
+//! `guests`, `http_clients`, `messages` and `old_manifests` run real guests on a real node, end to end; they need what
+//! `examples/build.sh` builds.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
 
+mod apps;
 mod asking;
+mod client;
 mod command_line;
+mod guests;
+mod http_clients;
 mod inspect;
+mod messages;
 mod node;
+mod old_manifests;
 mod scripted;
 mod tidy;
 mod trellis;

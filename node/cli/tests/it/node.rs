@@ -87,6 +87,13 @@ impl Node {
         log
     }
 
+    /// The most memory that the process ever had in use, in bytes.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Runs a command of the CLI that asks this node.
     pub(crate) fn trellis(&self, args: &[&str]) -> Ran {
         let (command, rest) = args.split_at(1);

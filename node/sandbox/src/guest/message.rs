@@ -8,11 +8,15 @@ use wasmtime::Store;
 
 use self::trellis::exports::trellis::messaging::handler as ours;
 use self::wasmcloud::exports::wasmcloud::messaging::handler as theirs;
+use crate::host::stdio::cut;
 use crate::run::Sandbox;
 use crate::state::State;
 
 pub(crate) use self::trellis::GuestPre as TrellisPre;
 pub(crate) use self::wasmcloud::GuestPre as WasmcloudPre;
+
+/// The longest reason that is kept with a message.
+const REASON_BYTES_MAX: usize = 4 * 1024;
 
 mod trellis {
     wasmtime::component::bindgen!({
@@ -47,11 +51,12 @@ pub(crate) async fn handle(guest: &TrellisPre<State>, message: Message, mut sand
     let ended = timeout(sandbox.limits.timeout, call(guest, message, &mut sandbox.store)).await;
     let settle = match sandbox.verdict(ended)? {
         Ok(()) => Settle::Ack,
-        Err(ours::Refusal::Retry(retry)) => {
-            Settle::Retry { after: retry.after_ms.map(Duration::from_millis), reason: retry.reason }
-        }
-        Err(ours::Refusal::DeadLetter(reason)) => Settle::DeadLetter(reason),
-        Err(ours::Refusal::Drop(reason)) => Settle::Drop(reason),
+        Err(ours::Refusal::Retry(retry)) => Settle::Retry {
+            after: retry.after_ms.map(Duration::from_millis),
+            reason: cut(retry.reason, REASON_BYTES_MAX),
+        },
+        Err(ours::Refusal::DeadLetter(reason)) => Settle::DeadLetter(cut(reason, REASON_BYTES_MAX)),
+        Err(ours::Refusal::Drop(reason)) => Settle::Drop(cut(reason, REASON_BYTES_MAX)),
     };
     Ok(Reply::Settle(settle))
 }
@@ -72,7 +77,7 @@ pub(crate) async fn handle_wasmcloud(guest: &WasmcloudPre<State>, message: Messa
     let ended = timeout(sandbox.limits.timeout, call_wasmcloud(guest, message, &mut sandbox.store)).await;
     let settle = match sandbox.verdict(ended)? {
         Ok(()) => Settle::Ack,
-        Err(reason) => Settle::Retry { after: None, reason },
+        Err(reason) => Settle::Retry { after: None, reason: cut(reason, REASON_BYTES_MAX) },
     };
     Ok(Reply::Settle(settle))
 }

@@ -4,7 +4,7 @@
 //! by then, and nothing is spawned for them. One that still streams becomes a task; the body holds the other end of it.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use trellis_wire::{Body, BodyError, Failure, Fault, Outcome, Reply};
 use wasmtime_wasi_http::WasiBody;
 
@@ -29,6 +29,9 @@ const REPLY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// How many turns a guest that answered gets to end before a task is made for it.
 const TURNS_MAX: u32 = 4;
+
+/// How long all but the last of those turns may take.
+const TURNS_TIME_MAX: Duration = Duration::from_millis(1);
 
 /// A guest at work, with its sandbox.
 pub(super) type Guest = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
@@ -60,12 +63,12 @@ pub(super) async fn reply(
     limits: Limits,
     outside: Arc<dyn Outside>,
 ) -> Outcome {
-    let deadline = Instant::now() + limits.timeout;
+    let mut deadline = pin!(sleep(limits.timeout));
     let answered = tokio::select! {
         biased;
         ended = &mut guest => return reply_of_the_ended(ended, answer.try_recv().ok(), broken_off, &*outside),
         answered = &mut answer => answered,
-        () = sleep_until(deadline) => return Err(late(limits.timeout)),
+        () = &mut deadline => return Err(late(limits.timeout)),
     };
     if let Some(ended) = a_few_turns(&mut guest).await {
         return reply_of_the_ended(ended, answered.ok(), broken_off, &*outside);
@@ -78,16 +81,22 @@ pub(super) async fn reply(
         }
         Ok(Err(code)) => Err(Fault::Refused(code).into()),
         // It let go of the answer without giving one. It may still trap, which says more.
-        Err(_) => match timeout_at(deadline, guest).await {
-            Ok(ended) => Err(ended.err().unwrap_or(Fault::NoReply.into())),
-            Err(_) => Err(late(limits.timeout)),
+        Err(_) => tokio::select! {
+            biased;
+            ended = guest => Err(ended.err().unwrap_or(Fault::NoReply.into())),
+            () = deadline => Err(late(limits.timeout)),
         },
     }
 }
 
-/// Lets a guest that answered end, if it is all but done: that costs less than a task for it.
+/// Lets a guest that answered end, if it is all but done: that costs less than a task for it. The answer waits meanwhile,
+/// so a guest that goes on computing gets no more than one turn.
 async fn a_few_turns(guest: &mut Guest) -> Option<Result<(), Failure>> {
+    let begun = Instant::now();
     for _ in 0..TURNS_MAX {
+        if begun.elapsed() > TURNS_TIME_MAX {
+            break;
+        }
         let turn = poll_fn(|cx| Poll::Ready(guest.as_mut().poll(cx))).await;
         if let Poll::Ready(ended) = turn {
             return Some(ended);
@@ -154,7 +163,6 @@ async fn go_on(
     after_body_max: Duration,
     outside: Arc<dyn Outside>,
 ) {
-    let in_all = Instant::now() + REPLY_MAX;
     let ended = tokio::select! {
         biased;
         ended = &mut guest => Some(ended),
@@ -162,7 +170,7 @@ async fn go_on(
             Ok(()) => timeout(after_body_max, &mut guest).await.ok(),
             Err(_) => return,
         },
-        () = sleep_until(in_all) => None,
+        () = sleep(REPLY_MAX) => None,
     };
     match ended {
         Some(Ok(())) => {}
@@ -184,7 +192,12 @@ fn streaming(head: Response<WasiBody>, broken_off: BrokenOff) -> (Response<Guest
     let (read_whole, reader) = oneshot::channel();
     let length = head.headers().get(header::CONTENT_LENGTH);
     let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    (head.map(|inner| GuestBody { inner, broken_off, left, read_whole: Some(read_whole) }), reader)
+    let mut head = head.map(|inner| GuestBody { inner, broken_off, left, read_whole: Some(read_whole) });
+    if left == Some(0) {
+        // Nobody reads a body that is announced as empty.
+        head.body_mut().end();
+    }
+    (head, reader)
 }
 
 /// A body that a guest writes. Dropping it before its end aborts the guest.

@@ -3,6 +3,7 @@
 use wasmtime::component::{HasSelf, Linker};
 
 use self::wit::wasi::logging::logging;
+use super::stdio::{LINE_BYTES_MAX, cut};
 use crate::outside::Level;
 use crate::state::State;
 
@@ -14,6 +15,9 @@ mod wit {
         imports: { default: trappable },
     });
 }
+
+/// The longest word for the part of a guest that speaks.
+const CONTEXT_BYTES_MAX: usize = 256;
 
 pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     logging::add_to_linker::<_, HasSelf<State>>(linker, |state| state)
@@ -29,7 +33,7 @@ impl logging::Host for State {
             logging::Level::Error => Level::Error,
             logging::Level::Critical => Level::Critical,
         };
-        self.outside.log(level, &context, &message);
+        self.outside.log(level, &cut(context, CONTEXT_BYTES_MAX), &cut(message, LINE_BYTES_MAX));
         Ok(())
     }
 }

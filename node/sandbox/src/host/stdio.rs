@@ -13,7 +13,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 use crate::outside::{Level, Outside};
 
 /// The longest line that is logged; the rest of a longer one is cut.
-const LINE_BYTES_MAX: usize = 8 * 1024;
+pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;
 
 /// The most that is kept of each stream of a run; the rest is cut.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
@@ -23,6 +23,15 @@ const TAIL_BYTES: usize = 2 * 1024;
 
 /// How much a guest may write at once.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+/// Bounds a text of the guest's that the host keeps, at a character's boundary.
+pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max));
+        text.push_str(" [cut]");
+    }
+    text
+}
 
 /// Where one of the two streams goes. Every clone is the same stream.
 #[derive(Clone)]

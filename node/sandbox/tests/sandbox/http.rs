@@ -60,7 +60,7 @@ async fn nothing_of_one_run_is_seen_by_the_next() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_guest_that_spins_ends_at_its_deadline_and_starves_nobody() {
     let lab = Lab::new();
-    let limited = Lab::new().timeout(Duration::from_millis(300));
+    let limited = Lab::new().timeout(Duration::from_secs(1));
     for guest in BOTH {
         let spins = limited.get(guest, "/loop");
         let others = async {
@@ -74,8 +74,8 @@ async fn a_guest_that_spins_ends_at_its_deadline_and_starves_nobody() {
         lab.component("classic");
         let begun = tokio::time::Instant::now();
         let (outcome, others_done) = tokio::join!(spins, others);
-        assert_eq!(outcome.unwrap_err(), Failure::Fault(Fault::Deadline { limit_ms: 300 }));
-        assert!(others_done - begun < Duration::from_millis(300), "others waited for the one that spins");
+        assert_eq!(outcome.unwrap_err(), Failure::Fault(Fault::Deadline { limit_ms: 1000 }));
+        assert!(others_done - begun < Duration::from_millis(900), "others waited for the one that spins");
         limited.all_gone().await;
     }
 }

@@ -36,6 +36,10 @@ async fn every_word_of_our_handler_is_heard() {
     {
         assert!(seen.contains(part), "{part} in {seen}");
     }
+    let Settle::DeadLetter(long) = settled(lab.message("classic", "dead-letter", &"é".repeat(9_000)).await) else {
+        panic!("no dead letter")
+    };
+    assert!(long.len() < 5_000 && long.ends_with("é [cut]"), "a reason is bounded");
     lab.all_gone().await;
 }
 
