@@ -11,11 +11,12 @@ use async_trait::async_trait;
 use trellis_placement::HeldComponent;
 use trellis_provider::{Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, Engine, Limits, Setup};
-use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome};
+use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome, Reply, Settle};
 
 use crate::clock;
 use crate::grants::{Grants, Outward};
 use crate::logs::Logs;
+use crate::outbox::Outbox;
 use crate::pool::{Pool, Slot};
 
 /// How long one event may take where the manifest says nothing.
@@ -209,7 +210,10 @@ impl Turn {
         let id = EventId::new(uuid::Uuid::now_v7());
         holding.counts.events.fetch_add(1, Ordering::Relaxed);
         holding.counts.last_event_ms.store(clock::now_ms(), Ordering::Relaxed);
-        let outcome = match holding.component(&dispatch.engine) {
+        let outbox = matches!(event, Event::Message(_)).then(|| Arc::new(Outbox::default()));
+        // The permit goes back when the sandbox is gone and what it published is sent.
+        let slots = Arc::new(slots);
+        let mut outcome = match holding.component(&dispatch.engine) {
             Ok(component) => {
                 let setup = Setup {
                     event_id: id,
@@ -217,13 +221,16 @@ impl Turn {
                     source: source.to_string(),
                     config: holding.config.clone(),
                     limits: Limits { timeout: holding.limits.timeout.min(at_most), ..holding.limits },
-                    outside: Arc::new(Outward::new(&dispatch, &holding.key, id)),
-                    held: Box::new(slots),
+                    outside: Arc::new(Outward::new(&dispatch, &holding.key, id, outbox.clone())),
+                    held: Box::new(slots.clone()),
                 };
                 component.run(event, setup).await
             }
             Err(error) => Err(error.into()),
         };
+        if let (Ok(Reply::Settle(settle @ Settle::Ack)), Some(outbox)) = (&mut outcome, outbox) {
+            *settle = outbox.send(&dispatch).await;
+        }
         dispatch.run_done(&holding, id, &outcome);
         outcome
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
-use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff};
+use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff, plan};
 use trellis_provider::{LinkError, Permits};
 use trellis_raft::Raft;
 use trellis_sandbox::Engine;
@@ -23,6 +23,8 @@ use crate::providers::Providers;
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How long a plan may take that belongs to a change. Without a leader there will be none.
+const PLAN_WAIT: Duration = Duration::from_secs(1);
 /// How long a link that goes may hold up the steps after it. It goes on ending in the background.
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// Components without an event for so long leave memory.
@@ -47,7 +49,7 @@ impl Reconcile {
         let mut running = Assigned::default();
         let mut retry = RETRY_FIRST;
         loop {
-            let state = states.borrow_and_update().clone();
+            let state = self.planned(&mut states, &running).await;
             let all_done = self.carry_out(&mut running, state.assigned(self.node)).await;
             self.acknowledge(&state, &running).await;
             retry = if all_done { RETRY_FIRST } else { (retry * 2).min(RETRY_MAX) };
@@ -62,6 +64,26 @@ impl Reconcile {
                 () = changed => {}
                 () = tokio::time::sleep(retry), if !all_done => {}
                 () = tokio::time::sleep(IDLE) => self.dispatch.unload_idle(IDLE),
+            }
+        }
+    }
+
+    /// The state as it is now. Where something ends by it and a plan is still to come, the plan is waited for a moment:
+    /// it says what takes the place of what ends.
+    async fn planned(&self, states: &mut watch::Receiver<Arc<State>>, running: &Assigned) -> Arc<State> {
+        let deadline = tokio::time::Instant::now() + PLAN_WAIT;
+        loop {
+            let state = states.borrow_and_update().clone();
+            let ends = diff(running, &state.assigned(self.node))
+                .iter()
+                .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_)));
+            if !ends || plan(&state).is_none() {
+                return state;
+            }
+            match tokio::time::timeout_at(deadline, states.changed()).await {
+                Ok(Ok(())) => {}
+                // No plan in time, or Raft is gone: what ends, ends.
+                Ok(Err(_)) | Err(_) => return state,
             }
         }
     }

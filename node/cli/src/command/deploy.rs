@@ -49,17 +49,15 @@ pub(crate) struct Deploy {
     #[arg(long)]
     replace: bool,
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Deploy {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let source = Source::read(&self.file)?;
         let (app, local) = check(&source)?;
         let artifacts = artifact::collect(&app, &source)?;
-        let admin = self.connection.open();
+        let admin = connection.open();
         if !self.dry_run {
             upload(&admin, &artifacts).await?;
         }

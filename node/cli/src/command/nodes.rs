@@ -13,14 +13,12 @@ use crate::output::{Output, table};
   trellis nodes -o json")]
 pub(crate) struct Nodes {
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Nodes {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        let nodes = self.connection.open().nodes().await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let nodes = connection.open().nodes().await?;
         Ok(self.output.print(&nodes, |nodes| render(nodes))?)
     }
 }

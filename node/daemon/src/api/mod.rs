@@ -87,7 +87,7 @@ mod tests {
         let mut served = 0;
         for (path, operations) in document["paths"].as_object().unwrap() {
             for method in operations.as_object().unwrap().keys() {
-                let url = format!("{base}{}", path.replace('{', "").replace('}', ""));
+                let url = format!("{base}{}", path.replace(['{', '}'], ""));
                 let (status, body) = ask(&method.to_uppercase(), url).await;
                 assert!(status != 405 && !body.contains("the admin API has no"), "{method} {path}: {status} {body}");
                 if status >= 400 && method != "head" {
