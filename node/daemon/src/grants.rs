@@ -251,7 +251,9 @@ impl Outside for Outward {
         let dispatch = self.dispatch.upgrade().ok_or_else(gone)?;
         let grant = dispatch.grants().find(&self.component, link_name, &call.capability())?;
         match (call, &self.outbox) {
-            (Call::Publish(message), Some(outbox)) => outbox.hold(grant, message).map(|()| Answer::Published),
+            (Call::Publish(message), Some(outbox)) if outbox.holds(&message) => {
+                outbox.hold(grant, message).map(|()| Answer::Published)
+            }
             (call, _) => grant.call(&dispatch, call).await,
         }
     }
@@ -262,6 +264,13 @@ impl Outside for Outward {
                 clock::log_line(dispatch.node(), &self.component, self.event, word(level), context, message.into());
             dispatch.logs().push(line);
         }
+    }
+
+    fn failed_late(&self, why: &str) {
+        if let Some(holding) = self.dispatch.upgrade().and_then(|dispatch| dispatch.holding(&self.component)) {
+            holding.counts().faults.fetch_add(1, Ordering::Relaxed);
+        }
+        self.log(Level::Error, "fault", why);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use trellis_wire::{Call, CallError, Message, Settle};
+use trellis_wire::{Call, CallError, Event, Message, Settle};
 
 use crate::dispatch::Dispatch;
 use crate::grants::Grant;
@@ -13,9 +13,12 @@ const MESSAGES_MAX: usize = 1_000;
 /// How much they may hold in all: 32 MiB.
 const BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// What one run has published so far.
-#[derive(Default)]
-pub(crate) struct Outbox(Mutex<Held>);
+/// What one run of a message handler has published so far.
+pub(crate) struct Outbox {
+    /// Where an answer to its message is awaited. An answer is not held: whoever asked waits for it.
+    reply_to: Option<String>,
+    held: Mutex<Held>,
+}
 
 #[derive(Default)]
 struct Held {
@@ -24,11 +27,22 @@ struct Held {
 }
 
 impl Outbox {
+    /// The outbox of a run, if it has one: what other events lead to is sent at once.
+    pub(crate) fn of(event: &Event) -> Option<Arc<Self>> {
+        let Event::Message(message) = event else { return None };
+        Some(Arc::new(Self { reply_to: message.reply_to.clone(), held: Mutex::default() }))
+    }
+
+    /// Whether this waits for the handler to say ok.
+    pub(crate) fn holds(&self, message: &Message) -> bool {
+        self.reply_to.as_ref() != Some(&message.subject)
+    }
+
     /// Holds a message that the grant's provider would take.
     pub(crate) fn hold(&self, grant: Arc<Grant>, message: Message) -> Result<(), CallError> {
         grant.check_publish(&message)?;
         // Nothing panics while it holds this lock but an allocation, after which what is held is as it was.
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = held.bytes + message.body.len();
         if held.messages.len() >= MESSAGES_MAX || bytes > BYTES_MAX {
             let why = format!("one message may lead to at most {MESSAGES_MAX} others with {BYTES_MAX} bytes in all");
@@ -41,7 +55,7 @@ impl Outbox {
 
     /// Sends what is held, in order. What cannot be sent decides what becomes of the message that led to it.
     pub(crate) async fn send(&self, dispatch: &Dispatch) -> Settle {
-        let held = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
         for (grant, message) in held.messages {
             let subject = message.subject.clone();
             let Err(why) = grant.call(dispatch, Call::Publish(message)).await else { continue };

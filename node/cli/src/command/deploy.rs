@@ -158,6 +158,7 @@ fn told_of(reply: &DeployReply) -> String {
     let outcome = match reply.outcome.as_str() {
         "deployed" => format!("{app} {version} deployed"),
         "unchanged" => format!("{app} {version} is deployed already; nothing changed"),
+        "waiting" => format!("{app} {version} is accepted and waits for {}", reply.waits_for.join(", ")),
         "dry_run" => format!("{app} {version} would be deployed; nothing was changed"),
         other => format!("{app} {version}: {other}"),
     };

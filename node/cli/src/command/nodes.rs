@@ -32,7 +32,7 @@ fn render(nodes: &[NodeStatus]) -> String {
             if node.leader { format!("{} (leads)", node.role) } else { node.role.clone() },
             node.state.clone(),
             node.running.map_or("?".into(), |running| running.to_string()),
-            format!("{:.1} s ago", node.last_seen_ms as f64 / 1000.0),
+            node.last_seen_ms.map_or("?".into(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
             node.version.clone(),
             labels.join(","),
         ]
