@@ -22,6 +22,7 @@ use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use trellis_wire::NodeId;
 
 use self::collector::Collector;
+pub(crate) use self::attributes::{call, system};
 pub(crate) use self::trace::{Trace, Waking};
 
 /// How long the last spans may take to reach the collector when the node ends.
