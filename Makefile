@@ -20,7 +20,7 @@ test: ## Everything that CI checks: format, lints, guests, all tests
 	@deploy/test.sh
 
 guests: ## Build the guests under examples/
-	@deploy/setup/setup.sh rust
+	@deploy/setup/setup.sh rust js python
 	@examples/build.sh
 
 lint: ## Check format and lints, and dependencies where cargo-deny is installed

@@ -84,7 +84,7 @@ deploy/setup/setup.sh rust tools ${DEMO_NATS:+nats}
 
 step 'build trellis and the guests'
 cargo build --locked -p trellis-cli
-examples/build.sh
+examples/build.sh rust
 
 if [ -n "${DEMO_NATS:-}" ]; then
     step 'start nats-server'

@@ -200,11 +200,13 @@ pub(crate) struct Source {
     pub(crate) system: &'static str,
     /// The call that leads to it, if one does.
     pub(crate) because_of: Trace,
+    /// Whether replies may go on for as long as they like.
+    pub(crate) streams: bool,
 }
 
 impl From<&str> for Source {
     fn from(link: &str) -> Self {
-        Self { link: link.into(), system: "trellis", because_of: Trace::default() }
+        Self { link: link.into(), system: "trellis", because_of: Trace::default(), streams: false }
     }
 }
 
@@ -214,12 +216,15 @@ pub(crate) struct OfLink {
     pub(crate) name: Arc<str>,
     /// What the provider speaks to, such as `nats`.
     pub(crate) system: &'static str,
+    /// Whether the link says `streaming`.
+    pub(crate) streams: bool,
 }
 
 #[async_trait]
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
-        let source = Source { link: self.name.clone(), system: self.system, because_of: Trace::default() };
+        let (link, because_of) = (self.name.clone(), Trace::default());
+        let source = Source { link, system: self.system, because_of, streams: self.streams };
         self.dispatch.permit(component, want, source).await
     }
 }
@@ -262,7 +267,11 @@ impl Turn {
                     component: holding.key.clone(),
                     source: source.link.to_string(),
                     config: holding.config.clone(),
-                    limits: Limits { timeout: holding.limits.timeout.min(at_most), ..holding.limits },
+                    limits: Limits {
+                        timeout: holding.limits.timeout.min(at_most),
+                        reply: holding.limits.reply.filter(|_| !source.streams),
+                        ..holding.limits
+                    },
                     outside: Arc::new(Outward::new(&dispatch, &holding, id, outbox.clone(), trace.clone(), begun)),
                     held: Box::new(slots.clone()),
                 };
@@ -330,7 +339,10 @@ impl Holding {
             }
             loaded => loaded,
         };
-        let component = component.map_err(|why| self.unusable(why))?;
+        let component = component.map_err(|why| match why.is_retryable() {
+            true => Error::Busy(format!("{}: {why}", self.key)),
+            false => self.unusable(why),
+        })?;
         self.counts.cold_starts.fetch_add(1, Ordering::Relaxed);
         self.loaded.store(Some(component.clone()));
         Ok(component)

@@ -114,12 +114,7 @@ impl Grants {
 
 impl Grant {
     /// Makes a call, for an event that stands there in its trace.
-    pub(crate) async fn call(
-        &self,
-        dispatch: &Dispatch,
-        within: &Trace,
-        mut call: Call,
-    ) -> Result<Answer, CallError> {
+    pub(crate) async fn call(&self, dispatch: &Dispatch, within: &Trace, mut call: Call) -> Result<Answer, CallError> {
         let system = match &self.answers {
             Answers::Provider(_, system) => system,
             Answers::Component(_) => "trellis",

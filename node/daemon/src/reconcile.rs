@@ -242,7 +242,8 @@ impl Reconcile {
         match &held.direction {
             Direction::Wakes { tech, .. } => {
                 let (dispatch, name) = (self.dispatch.clone(), held.link.name.as_str().into());
-                let source = OfLink { dispatch, name, system: telemetry::system(*tech) };
+                let streams = *tech == Tech::Http && held.link.config.get("streaming") == Some("true");
+                let source = OfLink { dispatch, name, system: telemetry::system(*tech), streams };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }

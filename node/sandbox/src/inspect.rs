@@ -289,7 +289,7 @@ fn names(wasm: &[u8]) -> Result<Names, ComponentError> {
                     let import = import.map_err(truncated)?;
                     let is_instance = matches!(import.ty, ComponentTypeRef::Instance(_));
                     if !matches!(import.ty, ComponentTypeRef::Type(_)) {
-                        imports.push(interface("imports", import.name.name, is_instance)?);
+                        imports.push(interface(import.name.name, is_instance)?);
                     }
                 }
             }
@@ -297,7 +297,9 @@ fn names(wasm: &[u8]) -> Result<Names, ComponentError> {
                 for export in section {
                     let export = export.map_err(truncated)?;
                     if export.kind == ComponentExternalKind::Instance {
-                        exports.push(interface("exports", export.name.name, true)?);
+                        // What is of no package nothing can wake, and it does no harm: all that componentize-py makes
+                        // exports such an instance for itself, named `exports`.
+                        exports.extend(export.name.name.parse::<InterfaceName>());
                     }
                 }
             }
@@ -315,11 +317,11 @@ fn core_module() -> ComponentError {
     )
 }
 
-fn interface(does: &str, name: &str, is_instance: bool) -> Result<InterfaceName, ComponentError> {
+fn interface(name: &str, is_instance: bool) -> Result<InterfaceName, ComponentError> {
     match name.parse() {
         Ok(interface) if is_instance => Ok(interface),
         _ => Err(ComponentError::Unsupported(format!(
-            "it {does} `{name}`, which is no interface of a package; put it into an interface of a named package"
+            "it imports `{name}`, which is no interface of a package; put it into an interface of a named package"
         ))),
     }
 }

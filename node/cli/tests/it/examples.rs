@@ -57,7 +57,6 @@ fn javascript_greets() {
 }
 
 #[test]
-#[ignore = "a node refuses what componentize-py makes: it exports `exports`, which is no interface of a package"]
 fn python_greets() {
     greets(&Node::start(&[]), "py-hello", "py_hello", ", from Python");
 }
@@ -103,7 +102,9 @@ fn echo_answers_another_app() {
     let node = Node::start(&[]);
     node.deploy(&manifest("echo", "app.yaml", "echo"));
     node.trellis(&["publish", "wasmcloud.echo", "hello"]).ok();
-    let told = || node.logs("echo").iter().any(|line| line["message"] == "wasmcloud.echo: 5 bytes, and nobody awaits an answer");
+    let told = || {
+        node.logs("echo").iter().any(|line| line["message"] == "wasmcloud.echo: 5 bytes, and nobody awaits an answer")
+    };
     eventually("the message that nobody awaits an answer to is told", || told().then_some(()));
 
     // An app that asks, and stores what it was answered.

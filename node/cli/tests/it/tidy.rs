@@ -30,6 +30,7 @@ const KNOWN_BY: &[(&str, &[&str])] = &[
     ("redb", &["lattice/raft", "node/daemon", "providers/embedded"]),
     ("axum", &["node/daemon"]),
     ("oci-client", &["node/daemon"]),
+    ("opentelemetry", &["node/daemon"]),
     ("clap", &["node/cli"]),
 ];
 

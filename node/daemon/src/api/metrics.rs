@@ -12,21 +12,20 @@ use crate::counts::{Counts, Histogram};
 use crate::dispatch::Holding;
 use crate::node::Node;
 
+/// One count of a component.
+type Count = fn(&Counts) -> u64;
+
 /// What is read of each component.
 enum Read {
-    Counter(fn(&Counts) -> u64),
+    Counter(Count),
     /// By the value of `error_type`.
-    Errors([(&'static str, fn(&Counts) -> u64); 2]),
+    Errors([(&'static str, Count); 2]),
     Gauge(fn(&Holding) -> usize),
     Histogram(fn(&Counts) -> &Histogram),
 }
 
 const FIGURES: [(&str, &str, Read); 10] = [
-    (
-        "faas_invocations_total",
-        "Events that ended in a reply.",
-        Read::Counter(|counts| counts.successes.load(Relaxed)),
-    ),
+    ("faas_invocations_total", "Events that ended in a reply.", Read::Counter(|counts| counts.successes.load(Relaxed))),
     (
         "faas_errors_total",
         "Events that ended otherwise: in a fault of the component (trap, out of memory, deadline, no reply) or in an \

@@ -117,7 +117,9 @@ async fn handles_and_headers_are_bounded() {
     let lab = Lab::new();
     let Err(Failure::Fault(Fault::Trap(why))) = lab.get("classic", "/hoard").await else { panic!("it hoards") };
     assert!(why.contains("handle limit exceeded"), "{why}");
-    assert_eq!(lab.text("classic", "/headers").await, "16 KiB true 64 KiB false");
+    assert_eq!(lab.text("classic", "/headers-16").await, "Ok(())");
+    let Err(Failure::Fault(Fault::Trap(why))) = lab.get("classic", "/headers-64").await else { panic!("they fit") };
+    assert!(why.contains("size of fields exceeds limit"), "{why}");
     lab.all_gone().await;
 }
 

@@ -109,9 +109,10 @@ impl Incoming for Guest {
                 let hoard: Vec<Fields> = (0..1_000_000).map(|_| Fields::new()).collect();
                 respond(out, &format!("it has {}", hoard.len()));
             }
-            "/headers" => {
-                let fits = |bytes| Fields::new().set("x", &[vec![b'x'; bytes]]).is_ok();
-                respond(out, &format!("16 KiB {} 64 KiB {}", fits(16 << 10), fits(64 << 10)));
+            "/headers-16" | "/headers-64" => {
+                let bytes = if path == "/headers-16" { 16 << 10 } else { 64 << 10 };
+                let set = Fields::new().set("x", &[vec![b'x'; bytes]]);
+                respond(out, &format!("{set:?}"));
             }
             "/publish" => {
                 let message = OutMessage {
