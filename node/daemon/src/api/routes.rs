@@ -270,7 +270,7 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
     }
     let message =
         Message { subject: request.subject, body: body.into(), headers: request.headers, ..Message::default() };
-    match node.providers.embedded.publish(message) {
+    match node.providers.embedded.publish(message).await {
         Ok(receivers) => Ok(Json(PublishReply { via: "embedded".into(), receivers: Some(receivers) })),
         Err(why @ CallError::Invalid(_)) => Err(Refusal::bad_request(why.to_string())),
         Err(why) => Err(Refusal::unavailable(why.to_string())),
