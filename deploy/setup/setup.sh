@@ -17,6 +17,8 @@ for part in "${parts[@]}"; do
         tools)
             need make make
             need curl curl
+            need python3 python3
+            need openssl openssl
             ;;
         nats)
             need python3 python3

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, HeaderMap, PublishErrorKind, RequestErrorKind, ServerError};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::options::shown;
@@ -27,8 +29,10 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(2);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many commands to the client, such as a publish, may wait for the socket.
 const COMMANDS_MAX: usize = 2048;
-/// How many events of the client may wait to be looked at.
+/// How many events of the client may wait to be looked at. One that finds no room is dropped, and so may the library.
 const EVENTS_MAX: usize = 128;
+/// How often the client is asked how it is connected, whatever its events said.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A connection to NATS. Clones share it; the last one closes it.
 #[derive(Debug, Clone)]
@@ -54,6 +58,8 @@ impl Nats {
         let (connection, watched) = watch::channel(Connection::Disconnected { reason });
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let attempts = connection.clone();
+        let overflowed = Arc::<AtomicU64>::default();
+        let counted = overflowed.clone();
         let client = options
             .client()
             .await?
@@ -68,16 +74,18 @@ impl Nats {
                 note_failures(&attempts, &servers);
                 std::future::ready(None)
             })
-            // A full queue may drop an event: the watcher reads the state afresh at each one that it gets.
             .event_callback(move |event| {
-                drop(events_in.try_send(event));
+                match event {
+                    Event::SlowConsumer(_) => note_overflow(&counted),
+                    // Where the queue is full the watcher will find out by itself.
+                    event => drop(events_in.try_send(event)),
+                }
                 std::future::ready(())
             })
             .connect(servers)
             .await
             .map_err(|why| OptionsError::Url { url: urls.clone(), problem: why.to_string() })?;
-        let overflowed = Arc::<AtomicU64>::default();
-        let watcher = Watcher { client: client.clone(), urls, connection, overflowed: overflowed.clone() };
+        let watcher = Watcher { client: client.clone(), urls, connection };
         let watcher = AbortOnDropHandle::new(tokio::spawn(watcher.run(events)));
         Ok(Self(Arc::new(Inner { client, connection: watched, overflowed, _watcher: watcher })))
     }
@@ -194,43 +202,68 @@ pub(crate) fn delivered(message: async_nats::Message) -> Delivered {
     }
 }
 
-/// Turns what the client library tells into one [`Connection`].
+/// Counts a message that found its subscription full.
+fn note_overflow(overflowed: &AtomicU64) {
+    let overflowed = overflowed.fetch_add(1, Ordering::Relaxed) + 1;
+    if overflowed.is_power_of_two() {
+        tracing::warn!(overflowed, "a subscription is full: its newest messages are dropped");
+    }
+}
+
+/// Turns what the client library tells into one [`Connection`]. Its events say why; as they may be dropped, whether the
+/// connection stands is read from the client itself, at each event and every [`LOOK_INTERVAL`].
 struct Watcher {
     client: Client,
     urls: String,
     connection: watch::Sender<Connection>,
-    overflowed: Arc<AtomicU64>,
 }
 
 impl Watcher {
     async fn run(self, mut events: mpsc::Receiver<Event>) {
-        while let Some(event) = events.recv().await {
-            self.on(event).await;
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.on(event).await,
+                    None => return,
+                },
+                _ = look.tick() => {}
+            }
+            self.look().await;
+        }
+    }
+
+    /// What is not known to stand though the client is connected is greeted, again and again until it answers.
+    async fn look(&self) {
+        let stands = self.client.connection_state() == State::Connected;
+        let known = self.connection.borrow().is_connected();
+        match (stands, known) {
+            (true, false) => self.greet().await,
+            (false, true) => self.disconnected("the connection broke"),
+            (true, true) | (false, false) => {}
         }
     }
 
     async fn on(&self, event: Event) {
         match event {
+            // It may be another server than before, and of another version.
             Event::Connected => self.greet().await,
             Event::Disconnected => self.disconnected("the connection broke"),
             Event::Closed => self.disconnected("the connection is closed"),
-            Event::SlowConsumer(_) => {
-                let overflowed = self.overflowed.fetch_add(1, Ordering::Relaxed) + 1;
-                if overflowed.is_power_of_two() {
-                    tracing::warn!(overflowed, "a subscription is full: its newest messages are dropped");
-                }
-            }
             Event::ServerError(ServerError::AuthorizationViolation) => self.refused("the server does not let us in"),
             Event::ServerError(why) => tracing::warn!(server = self.urls, %why, "the NATS server reports an error"),
             Event::ClientError(ClientError::Other(why)) => self.failed(&why),
-            Event::ClientError(_) | Event::LameDuckMode | Event::Draining => {}
+            Event::SlowConsumer(_) | Event::ClientError(_) | Event::LameDuckMode | Event::Draining => {}
         }
     }
 
     /// A server answered: whether it can be used, its version says.
     async fn greet(&self) {
         // The client works off its queue only when it knows the new server, so after this the version is the new one.
-        if !matches!(tokio::time::timeout(FLUSH_TIMEOUT, self.client.flush()).await, Ok(Ok(()))) {
+        let answered = matches!(tokio::time::timeout(FLUSH_TIMEOUT, self.client.flush()).await, Ok(Ok(())));
+        // It may have gone meanwhile.
+        if !answered || self.client.connection_state() != State::Connected {
             return;
         }
         let Some(server) = self.client.try_server_info() else { return };
@@ -317,6 +350,25 @@ fn closed() -> BusError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_state_is_right_though_every_event_was_dropped() {
+        let mut server = crate::testing::NatsServer::start(false);
+        let client = async_nats::ConnectOptions::new().max_reconnects(None).connect(&server.url).await.unwrap();
+        let (connection, mut watched) = watch::channel(Connection::Disconnected { reason: String::new() });
+        let (_no_events, events) = mpsc::channel(EVENTS_MAX);
+        let watcher = Watcher { client, urls: server.url.clone(), connection };
+        let _watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(events)));
+        let mut until = async |connected: bool| {
+            let so = watched.wait_for(|now| now.is_connected() == connected);
+            tokio::time::timeout(Duration::from_secs(10), so).await.expect("the state is seen").unwrap();
+        };
+        until(true).await;
+        server.kill();
+        until(false).await;
+        server.restart();
+        until(true).await;
+    }
 
     #[test]
     fn old_servers_are_told_from_recent_ones() {

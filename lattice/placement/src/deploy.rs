@@ -89,10 +89,11 @@ impl State {
             }
         }
         for name in release.app.configs.keys() {
-            if let Some(owner) = self.configs.get(name).and_then(|config| config.owner.as_ref())
-                && owner != app
-            {
-                return Err(Refusal::ConfigOwned { name: name.clone(), owner: owner.clone() });
+            match self.configs.get(name).map(|config| config.owner.as_ref()) {
+                None => {}
+                Some(Some(owner)) if owner == app => {}
+                Some(Some(owner)) => return Err(Refusal::ConfigOwned { name: name.clone(), owner: owner.clone() }),
+                Some(None) => return Err(Refusal::ConfigPut { name: name.clone() }),
             }
         }
         if let Some(shared) =

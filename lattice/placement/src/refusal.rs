@@ -88,6 +88,12 @@ pub enum Refusal {
         /// The app.
         owner: AppName,
     },
+    /// The config was put by hand, and the app's manifest would take it over.
+    #[error("config `{name}` was put by hand; delete it with `trellis config del {name}`, or name the app's otherwise")]
+    ConfigPut {
+        /// The config.
+        name: String,
+    },
     /// There is no such config.
     #[error("config `{0}` is not known; `trellis config` lists those that are")]
     UnknownConfig(String),

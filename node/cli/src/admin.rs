@@ -21,6 +21,8 @@ use self::endpoint::encoded;
 pub(crate) use self::exchange::Lines;
 use self::exchange::{Upload, exchange, read};
 
+/// Where a node's admin API is, where nothing else is said.
+pub(crate) const ADMIN_DEFAULT: &str = "127.0.0.1:7878";
 /// How long a node may take to answer what it can answer at once.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// How long it may take to agree with the others, or to pull and check images, before it answers.
@@ -28,21 +30,30 @@ const AGREE_WITHIN: Duration = Duration::from_secs(120);
 /// How long it may take to receive and compile an artifact, or to run a component once.
 const WORK_WITHIN: Duration = Duration::from_secs(600);
 
-/// Which node to ask. Flattened into every command that asks one.
-#[derive(Debug, clap::Args)]
+/// The admin API that is meant, before or after the command's name: the one to ask, and for `up` the one to serve.
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Connection {
-    /// The node to ask, as URL or host:port
-    #[arg(long, env = "TRELLIS_ADMIN", value_name = "URL", default_value = "127.0.0.1:7878")]
-    admin: Endpoint,
-    /// The bearer token of its admin API
-    #[arg(long, env = "TRELLIS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = token)]
-    admin_token: Option<String>,
+    /// The node to ask, as URL or host:port; for `up`, where it listens [default: 127.0.0.1:7878]
+    #[arg(long, env = "TRELLIS_ADMIN", value_name = "URL", global = true, help_heading = "Admin API")]
+    pub(crate) admin: Option<Endpoint>,
+    /// The bearer token of its admin API; better set as TRELLIS_ADMIN_TOKEN
+    #[arg(
+        long,
+        env = "TRELLIS_ADMIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        value_parser = token,
+        global = true,
+        help_heading = "Admin API"
+    )]
+    pub(crate) admin_token: Option<String>,
 }
 
 impl Connection {
     /// A client for that node. Nothing is sent yet.
     pub(crate) fn open(&self) -> Admin {
-        Admin { endpoint: self.admin.clone(), token: self.admin_token.clone() }
+        let here = || ADMIN_DEFAULT.parse().expect("it is a valid address");
+        Admin { endpoint: self.admin.clone().unwrap_or_else(here), token: self.admin_token.clone() }
     }
 }
 

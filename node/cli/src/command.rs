@@ -17,6 +17,7 @@ mod validate;
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::Connection;
 use crate::failure::Failure;
 
 /// Runs WebAssembly components on events, on one machine or on many
@@ -27,6 +28,8 @@ use crate::failure::Failure;
   trellis deploy app.yaml                 deploy what a manifest declares, and wait until it runs
   trellis status orders                   say what runs where, and why not")]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    connection: Connection,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,19 +56,20 @@ enum Command {
 impl Cli {
     /// Does the one command that was parsed.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let connection = &self.connection;
         match self.command {
-            Command::Up(command) => on_all_cores(command.run()),
-            Command::Deploy(command) => on_one_thread(command.run()),
-            Command::Undeploy(command) => on_one_thread(command.run()),
-            Command::Delete(command) => on_one_thread(command.run()),
+            Command::Up(command) => on_all_cores(command.run(connection)),
+            Command::Deploy(command) => on_one_thread(command.run(connection)),
+            Command::Undeploy(command) => on_one_thread(command.run(connection)),
+            Command::Delete(command) => on_one_thread(command.run(connection)),
             Command::Validate(command) => command.run(),
-            Command::Apps(command) => on_one_thread(command.run()),
-            Command::Status(command) => on_one_thread(command.run()),
-            Command::Nodes(command) => on_one_thread(command.run()),
-            Command::Publish(command) => on_one_thread(command.run()),
-            Command::Invoke(command) => on_one_thread(command.run()),
-            Command::Logs(command) => on_one_thread(command.run()),
-            Command::Config(command) => on_one_thread(command.run()),
+            Command::Apps(command) => on_one_thread(command.run(connection)),
+            Command::Status(command) => on_one_thread(command.run(connection)),
+            Command::Nodes(command) => on_one_thread(command.run(connection)),
+            Command::Publish(command) => on_one_thread(command.run(connection)),
+            Command::Invoke(command) => on_one_thread(command.run(connection)),
+            Command::Logs(command) => on_one_thread(command.run(connection)),
+            Command::Config(command) => on_one_thread(command.run(connection)),
             Command::Inspect(command) => command.run(),
             Command::Completions(command) => command.run(),
         }

@@ -13,15 +13,13 @@ use trellis_bus::{Auth, Options as NatsOptions, Secret, Tls};
 use trellis_daemon::Options;
 use trellis_wire::LatticeName;
 
-use crate::admin::Endpoint;
+use crate::admin::{ADMIN_DEFAULT, Connection, Endpoint};
 use crate::failure::Failure;
 use crate::machine;
 use crate::quantity::{MemoryBytes, Pair};
 
 /// Sandboxes alive at one time, where nothing else is said.
 const SANDBOXES_MAX_DEFAULT: u32 = 1_000;
-/// Where the admin API listens, where nothing else is said.
-const ADMIN_DEFAULT: &str = "127.0.0.1:7878";
 
 /// Every setting; what is not set is `None` until [`Settings::options`] fills in the defaults.
 #[derive(Debug, Default, Clone, PartialEq, clap::Args, Deserialize)]
@@ -30,11 +28,11 @@ pub(crate) struct Settings {
     /// Where the node keeps everything [default: trellis/LATTICE under $XDG_DATA_HOME or ~/.local/share]
     #[arg(long, env = "TRELLIS_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where the admin API listens; port 0 takes a free one [default: 127.0.0.1:7878]
-    #[arg(long, env = "TRELLIS_ADMIN", value_name = "ADDR")]
+    /// Where the admin API listens; port 0 takes a free one. As a flag it is every command's `--admin`.
+    #[arg(skip)]
     admin: Option<Endpoint>,
-    /// The bearer token of the admin API; needed beyond loopback. Better set as TRELLIS_ADMIN_TOKEN
-    #[arg(long, env = "TRELLIS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    /// The bearer token of the admin API; needed beyond loopback.
+    #[arg(skip)]
     admin_token: Option<String>,
     /// The lattice to start or join [default: default]
     #[arg(long, env = "TRELLIS_LATTICE", value_name = "NAME")]
@@ -131,6 +129,12 @@ impl Settings {
             return Ok(Self::default());
         }
         serde_saphyr::from_str(&text).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))
+    }
+
+    /// Takes what every command's `--admin` and `--admin-token` say.
+    pub(crate) fn listening_at(self, connection: &Connection) -> Self {
+        let Connection { admin, admin_token } = connection;
+        Self { admin: admin.clone().or(self.admin), admin_token: admin_token.clone().or(self.admin_token), ..self }
     }
 
     /// Lays these over `below`: what is set here wins, whole.

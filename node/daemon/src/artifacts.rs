@@ -2,8 +2,11 @@
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
+use trellis_sandbox::Engine;
 use trellis_wire::Digest;
 
 /// The largest artifact taken, in bytes.
@@ -79,6 +82,32 @@ impl Artifacts {
         }
     }
 
+    /// Has the node's compiler make an artifact runnable, off the async threads.
+    pub(crate) async fn compile(&self, engine: &Arc<Engine>, digest: Digest) -> Result<(), String> {
+        let (artifacts, engine) = (self.clone(), engine.clone());
+        let compiled = tokio::task::spawn_blocking(move || {
+            let bytes = artifacts.get(digest).map_err(|why| why.to_string())?;
+            engine.compile(digest, &bytes).map_err(|why| why.to_string())
+        });
+        compiled.await.map_err(|why| format!("compiling broke off: {why}"))?
+    }
+
+    /// Removes what `wanted` does not take and nobody touched for `age`: an upload comes before its deploy.
+    pub(crate) fn sweep(&self, age: Duration, wanted: impl Fn(Digest) -> bool) -> Result<Vec<Digest>, ArtifactError> {
+        let failed = |source| ArtifactError::Disk { path: self.folder.clone(), source };
+        let mut removed = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(digest) = entry.file_name().to_string_lossy().parse::<Digest>() else { continue };
+            let touched = entry.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
+            if !wanted(digest) && touched.elapsed().is_ok_and(|since| since > age) {
+                std::fs::remove_file(entry.path()).map_err(failed)?;
+                removed.push(digest);
+            }
+        }
+        Ok(removed)
+    }
+
     fn path(&self, digest: Digest) -> PathBuf {
         self.folder.join(digest.hex())
     }
@@ -113,6 +142,9 @@ mod tests {
         assert_eq!(artifacts.put(b"wasm", Some(digest)).unwrap(), digest);
         assert_eq!(artifacts.get(digest).unwrap(), b"wasm");
         assert!(matches!(artifacts.put(b"other", Some(digest)), Err(ArtifactError::Mismatch { .. })));
+        let unwanted = artifacts.put(b"unwanted", None).unwrap();
+        assert_eq!(artifacts.sweep(Duration::from_secs(3600), |_| false).unwrap(), [], "too young");
+        assert_eq!(artifacts.sweep(Duration::ZERO, |wanted| wanted == digest).unwrap(), [unwanted]);
         std::fs::write(artifacts.path(digest), b"scribbled").unwrap();
         assert!(matches!(artifacts.get(digest), Err(ArtifactError::Mismatch { .. })));
     }

@@ -1,12 +1,16 @@
-//! The board: how each component and link of this node is now, for `status` and `/readyz`. Written by reconcile, read
-//! by the admin API; no decision is taken by it.
+//! The board: what this node has carried out, and what it could not. Written by reconcile, read by the admin API and
+//! `/readyz`; no decision is taken by it.
+//!
+//! It keeps what was carried out, not only that something was: a component whose new version is still compiling is
+//! starting, however well the former one runs.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
-use trellis_wire::{ComponentKey, LinkId};
+use trellis_placement::{Assigned, HeldComponent, HeldLink};
+use trellis_wire::{ComponentKey, Generation, LinkId};
 
-/// How something that was assigned to this node is now.
+/// How something that is assigned to this node is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Health {
     /// Not there yet.
@@ -42,40 +46,72 @@ pub(crate) struct Board(Mutex<Sheet>);
 
 #[derive(Default)]
 struct Sheet {
-    components: BTreeMap<ComponentKey, Health>,
-    links: BTreeMap<LinkId, Health>,
+    components: BTreeMap<ComponentKey, (HeldComponent, Health)>,
+    links: BTreeMap<LinkId, (HeldLink, Health)>,
+    /// The last generation that reconcile went through, whether all of it succeeded or not.
+    passed: Option<Generation>,
 }
 
 impl Board {
-    /// Notes how a component is; `None` when it is no longer assigned.
-    pub(crate) fn component(&self, key: &ComponentKey, health: Option<Health>) {
+    /// Notes what came of holding a component.
+    pub(crate) fn component(&self, key: ComponentKey, held: HeldComponent, done: Result<(), String>) {
+        self.lock().components.insert(key, (held, health(done)));
+    }
+
+    /// Notes that a component is no longer held.
+    pub(crate) fn component_gone(&self, key: &ComponentKey) {
+        self.lock().components.remove(key);
+    }
+
+    /// Notes what came of applying a link.
+    pub(crate) fn link(&self, held: HeldLink, done: Result<(), String>) {
+        self.lock().links.insert(held.link.id.clone(), (held, health(done)));
+    }
+
+    /// Notes that a link is no longer applied.
+    pub(crate) fn link_gone(&self, id: &LinkId) {
+        self.lock().links.remove(id);
+    }
+
+    /// Forgets what failed and is no longer asked for.
+    pub(crate) fn keep(&self, assigned: &Assigned) {
         let mut sheet = self.lock();
-        match health {
-            Some(health) => sheet.components.insert(key.clone(), health),
-            None => sheet.components.remove(key),
-        };
+        let failed = |health: &Health| matches!(health, Health::Failed(_));
+        sheet.components.retain(|key, (_, health)| !failed(health) || assigned.components.contains_key(key));
+        sheet.links.retain(|id, (_, health)| !failed(health) || assigned.links.contains_key(id));
     }
 
-    /// Notes how a link is; `None` when it is no longer assigned.
-    pub(crate) fn link(&self, id: &LinkId, health: Option<Health>) {
-        let mut sheet = self.lock();
-        match health {
-            Some(health) => sheet.links.insert(id.clone(), health),
-            None => sheet.links.remove(id),
-        };
+    /// Notes that reconcile went through a generation.
+    pub(crate) fn passed(&self, generation: Generation) {
+        self.lock().passed = Some(generation);
     }
 
-    /// How a component is. What was never noted is starting.
-    pub(crate) fn of_component(&self, key: &ComponentKey) -> Health {
-        self.lock().components.get(key).cloned().unwrap_or(Health::Starting)
+    /// Whether reconcile has gone through the assignments once since the node started.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.lock().passed.is_some()
     }
 
-    /// How a link is. What was never noted is starting.
-    pub(crate) fn of_link(&self, id: &LinkId) -> Health {
-        self.lock().links.get(id).cloned().unwrap_or(Health::Starting)
+    /// How a component is that is to be held like this.
+    pub(crate) fn of_component(&self, key: &ComponentKey, held: &HeldComponent) -> Health {
+        match self.lock().components.get(key) {
+            Some((noted, health)) if noted == held => health.clone(),
+            _ => Health::Starting,
+        }
+    }
+
+    /// How a link is that is to be applied like this.
+    pub(crate) fn of_link(&self, held: &HeldLink) -> Health {
+        match self.lock().links.get(&held.link.id) {
+            Some((noted, health)) if noted == held => health.clone(),
+            _ => Health::Starting,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Sheet> {
         self.0.lock().expect("no code panics while it holds this lock")
     }
+}
+
+fn health(done: Result<(), String>) -> Health {
+    done.map_or_else(Health::Failed, |()| Health::Ready)
 }

@@ -34,10 +34,15 @@ pub(crate) enum DeployError {
 
 /// Deploys, or says what would change.
 pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<DeployReply, DeployError> {
-    let (app, findings) = parse(node, &request)?;
+    let (app, mut findings) = parse(node, &request)?;
     let artifacts = resolve(node, &app, &request).await?;
-    check_components(node, &app, &artifacts).await?;
-    let manifest = store_manifest(node, &request.manifest)?;
+    let (here, absent) = artifacts.iter().partition(|(_, digest)| node.artifacts.has(**digest));
+    check_components(node, &app, here).await?;
+    findings.extend(absent.into_iter().map(|(name, _)| unchecked(name)));
+    let manifest = match request.dry_run {
+        true => Artifacts::digest(request.manifest.as_bytes()),
+        false => store_manifest(node, &request.manifest)?,
+    };
     let release = Release { version: version(&app, &artifacts), app, artifacts, manifest, replace: request.replace };
     let entry = proposal::entry(Command::Deploy(Box::new(release.clone())));
     entry.check_size().map_err(|why| DeployError::Refused(vec![why.to_string()]))?;
@@ -49,6 +54,7 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
         app: release.app.name.to_string(),
         version: release.version.clone(),
         outcome: "dry_run".into(),
+        waits_for: Vec::new(),
         changes: changes::of_release(
             before.app(&release.app.name).and_then(Versions::deployed).map(|old| &**old),
             &release,
@@ -66,7 +72,11 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
     reply.outcome = match applied {
         Applied::Refused(why) => return Err(DeployError::Conflict(why.to_string())),
         Applied::Unchanged => "unchanged".into(),
-        _ => "deployed".into(),
+        Applied::Done | Applied::Repeated => "deployed".into(),
+        Applied::Waiting(what) => {
+            reply.waits_for = what;
+            "waiting".into()
+        }
     };
     Ok(reply)
 }
@@ -137,7 +147,12 @@ fn uploaded(
     if let Some(expected) = expected.filter(|expected| *expected != digest) {
         return Err(format!("{name}: {path} has digest {digest}; the manifest asks for {expected}"));
     }
-    if node.artifacts.has(digest) { Ok(digest) } else { Err(format!("{name}: {}", ArtifactError::Missing(digest))) }
+    // A dry run uploads nothing: what it would upload is known by its digest.
+    if request.dry_run || node.artifacts.has(digest) {
+        Ok(digest)
+    } else {
+        Err(format!("{name}: {}", ArtifactError::Missing(digest)))
+    }
 }
 
 async fn pulled(node: &Node, image: &str) -> Result<Digest, String> {
@@ -151,7 +166,7 @@ async fn pulled(node: &Node, image: &str) -> Result<Digest, String> {
 async fn check_components(
     node: &Node,
     app: &App,
-    artifacts: &BTreeMap<ComponentName, Digest>,
+    artifacts: Vec<(&ComponentName, &Digest)>,
 ) -> Result<(), DeployError> {
     let mut problems = Vec::new();
     for (name, digest) in artifacts {
@@ -164,6 +179,12 @@ async fn check_components(
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(DeployError::Refused(problems)) }
+}
+
+/// A dry run cannot look into what is not uploaded yet.
+fn unchecked(component: &ComponentName) -> Finding {
+    let message = format!("{component} is not on the node yet; its imports are checked when it is deployed");
+    Finding { severity: "warning".into(), line: 0, column: 0, rendered: format!("warning: {message}"), message }
 }
 
 async fn inspect(node: &Node, digest: Digest) -> Result<Inspection, String> {

@@ -3,20 +3,22 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use trellis_placement::HeldComponent;
 use trellis_provider::{Permit, PermitSource, Run, Want};
-use trellis_sandbox::{Component, Engine, Limits, Setup};
-use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome};
+use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
+use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome, Reply, Settle};
 
+use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::grants::{Grants, Outward};
 use crate::logs::Logs;
-use crate::pool::{Pool, Slot};
+use crate::outbox::Outbox;
+use crate::pool::{self, Pool, Slot};
 
 /// How long one event may take where the manifest says nothing.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -26,9 +28,12 @@ pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
 /// The components that this node holds, and the permits to run them.
 pub(crate) struct Dispatch {
     engine: Arc<Engine>,
+    artifacts: Artifacts,
     /// Permits of the node as a whole, under those of each component.
     node_pool: Arc<Pool>,
     permits_max: u32,
+    /// The pool of each component that is held, or has a permit out.
+    pools: Mutex<HashMap<ComponentKey, Weak<Pool>>>,
     held: ArcSwap<HashMap<ComponentKey, Arc<Holding>>>,
     grants: Grants,
     logs: Arc<Logs>,
@@ -63,6 +68,7 @@ impl Dispatch {
     /// Nothing is held yet.
     pub(crate) fn new(
         engine: Arc<Engine>,
+        artifacts: Artifacts,
         permits_max: u32,
         grants: Grants,
         logs: Arc<Logs>,
@@ -71,8 +77,10 @@ impl Dispatch {
         let node_pool = Pool::new("this node".into(), permits_max as usize);
         Arc::new_cyclic(|this| Self {
             engine,
+            artifacts,
             node_pool,
             permits_max,
+            pools: Mutex::default(),
             held: ArcSwap::default(),
             grants,
             logs,
@@ -86,11 +94,7 @@ impl Dispatch {
         let before = self.held.load().get(&key).cloned();
         let permits =
             held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize;
-        let pool = match &before {
-            Some(before) => before.pool.clone(),
-            None => Pool::new(key.to_string(), permits),
-        };
-        pool.resize(permits);
+        let pool = self.pool(&key, permits);
         let same_code = before.as_ref().filter(|before| before.held.digest == held.digest);
         let holding = Arc::new(Holding {
             config: Arc::new(held.config.clone()),
@@ -107,9 +111,24 @@ impl Dispatch {
         self.change(|all| all.insert(key.clone(), holding.clone()));
     }
 
+    /// The component's pool, with so many permits. It outlives its holding for as long as a permit is out, so that a
+    /// component which goes and comes back never has more sandboxes than permits.
+    fn pool(&self, key: &ComponentKey, permits: usize) -> Arc<Pool> {
+        let mut pools = self.pools.lock().expect("no code panics while it holds this lock");
+        pools.retain(|_, pool| pool.strong_count() > 0);
+        let pool = pools.get(key).and_then(Weak::upgrade).unwrap_or_else(|| Pool::new(key.to_string(), permits));
+        pool.open(permits);
+        pools.insert(key.clone(), Arc::downgrade(&pool));
+        pool
+    }
+
     /// Lets go of a component: no new event gets a permit, those under way end on their own.
     pub(crate) fn release(&self, key: &ComponentKey) {
+        let holding = self.holding(key);
         self.change(|all| all.remove(key));
+        if let Some(holding) = holding {
+            holding.pool.close();
+        }
     }
 
     /// The holding of a component, if this node holds it.
@@ -125,6 +144,11 @@ impl Dispatch {
     /// Sandboxes that may run now are taken from these permits.
     pub(crate) fn running(&self) -> usize {
         self.node_pool.taken()
+    }
+
+    /// Whether no component has more permits out than it has.
+    pub(crate) fn is_within_permits(&self) -> bool {
+        self.held.load().values().all(|holding| holding.pool.is_within())
     }
 
     /// Drops the code of components that had no event since `idle`: they cost disk, not memory.
@@ -163,11 +187,11 @@ impl Dispatch {
 impl Dispatch {
     /// Waits for a permit of `component`. `source` names the link that brings the event; the guest can read it.
     pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Arc<str>) -> Result<Permit, Error> {
-        let holding = self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()))?;
-        let of_component = holding.pool.acquire(want).await?;
-        let of_node = self.node_pool.acquire(want).await?;
+        let held = || self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()));
+        let slots = pool::acquire_both(&held()?.pool, &self.node_pool, want).await?;
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
-        Ok(Permit::new(Turn { dispatch, holding, source, slots: (of_component, of_node) }))
+        // Looked up anew: a new version may have come during the wait.
+        Ok(Permit::new(Turn { dispatch, holding: held()?, source, slots }))
     }
 }
 
@@ -209,7 +233,10 @@ impl Turn {
         let id = EventId::new(uuid::Uuid::now_v7());
         holding.counts.events.fetch_add(1, Ordering::Relaxed);
         holding.counts.last_event_ms.store(clock::now_ms(), Ordering::Relaxed);
-        let outcome = match holding.component(&dispatch.engine) {
+        let outbox = Outbox::of(&event);
+        // The permit goes back when the sandbox is gone and what it published is sent.
+        let slots = Arc::new(slots);
+        let mut outcome = match holding.component(&dispatch).await {
             Ok(component) => {
                 let setup = Setup {
                     event_id: id,
@@ -217,13 +244,16 @@ impl Turn {
                     source: source.to_string(),
                     config: holding.config.clone(),
                     limits: Limits { timeout: holding.limits.timeout.min(at_most), ..holding.limits },
-                    outside: Arc::new(Outward::new(&dispatch, &holding.key, id)),
-                    held: Box::new(slots),
+                    outside: Arc::new(Outward::new(&dispatch, &holding.key, id, outbox.clone())),
+                    held: Box::new(slots.clone()),
                 };
                 component.run(event, setup).await
             }
             Err(error) => Err(error.into()),
         };
+        if let (Ok(Reply::Settle(settle @ Settle::Ack)), Some(outbox)) = (&mut outcome, outbox) {
+            *settle = outbox.send(&dispatch).await;
+        }
         dispatch.run_done(&holding, id, &outcome);
         outcome
     }
@@ -250,14 +280,28 @@ impl Holding {
         &self.counts
     }
 
-    /// The code, loaded from the ahead-of-time cache if need be, which takes less than a millisecond.
-    fn component(&self, engine: &Arc<Engine>) -> Result<Arc<Component>, Error> {
+    /// The code, loaded from the ahead-of-time cache if need be, which takes less than a millisecond; compiled anew
+    /// where the cache has lost it.
+    async fn component(&self, dispatch: &Dispatch) -> Result<Arc<Component>, Error> {
         if let Some(component) = &*self.loaded.load() {
             return Ok(component.clone());
         }
-        let component = engine.load(self.held.digest).map_err(|why| Error::Unusable(format!("{}: {why}", self.key)))?;
+        let digest = self.held.digest;
+        let component = match dispatch.engine.load(digest) {
+            Err(ComponentError::NotCompiled(_)) => {
+                tracing::warn!(component = %self.key, "its compiled code is gone and is made anew");
+                dispatch.artifacts.compile(&dispatch.engine, digest).await.map_err(|why| self.unusable(why))?;
+                dispatch.engine.load(digest)
+            }
+            loaded => loaded,
+        };
+        let component = component.map_err(|why| self.unusable(why))?;
         self.loaded.store(Some(component.clone()));
         Ok(component)
+    }
+
+    fn unusable(&self, why: impl std::fmt::Display) -> Error {
+        Error::Unusable(format!("{}: {why}", self.key))
     }
 }
 

@@ -11,10 +11,11 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use trellis_provider::{LinkError, Provider, Want};
 use trellis_sandbox::{Level, Outside};
-use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Reply};
+use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Message, Reply};
 
 use crate::clock;
 use crate::dispatch::{Dispatch, TIMEOUT_DEFAULT};
+use crate::outbox::Outbox;
 
 /// Calls that may wait at one `max_in_flight`.
 const GATE_WAITING_MAX: usize = 1_024;
@@ -106,6 +107,28 @@ impl Grants {
             let names: Vec<_> = candidates.iter().map(|grant| grant.link.name.as_str()).collect();
             CallError::Denied(format!("no link of {component} is named `{link_name}`; there are {}", names.join(", ")))
         })
+    }
+}
+
+impl Grant {
+    /// Makes a call.
+    pub(crate) async fn call(&self, dispatch: &Dispatch, call: Call) -> Result<Answer, CallError> {
+        let _place = match &self.gate {
+            Some(gate) => Some(gate.pass(&self.link).await?),
+            None => None,
+        };
+        match &self.answers {
+            Answers::Provider(provider) => provider.call(&self.link.id, call).await,
+            Answers::Component(target) => wake(dispatch, target, call).await,
+        }
+    }
+
+    /// Says now what a publish would be refused for later.
+    pub(crate) fn check_publish(&self, message: &Message) -> Result<(), CallError> {
+        match &self.answers {
+            Answers::Provider(provider) => provider.check_publish(&self.link.id, message),
+            Answers::Component(_) => Ok(()),
+        }
     }
 }
 
@@ -206,11 +229,18 @@ pub(crate) struct Outward {
     dispatch: Weak<Dispatch>,
     component: ComponentKey,
     event: EventId,
+    /// Where a message handler's publishes wait; others are sent at once.
+    outbox: Option<Arc<Outbox>>,
 }
 
 impl Outward {
-    pub(crate) fn new(dispatch: &Arc<Dispatch>, component: &ComponentKey, event: EventId) -> Self {
-        Self { dispatch: Arc::downgrade(dispatch), component: component.clone(), event }
+    pub(crate) fn new(
+        dispatch: &Arc<Dispatch>,
+        component: &ComponentKey,
+        event: EventId,
+        outbox: Option<Arc<Outbox>>,
+    ) -> Self {
+        Self { dispatch: Arc::downgrade(dispatch), component: component.clone(), event, outbox }
     }
 }
 
@@ -220,13 +250,11 @@ impl Outside for Outward {
         let gone = || CallError::Unavailable("the node is shutting down".into());
         let dispatch = self.dispatch.upgrade().ok_or_else(gone)?;
         let grant = dispatch.grants().find(&self.component, link_name, &call.capability())?;
-        let _place = match &grant.gate {
-            Some(gate) => Some(gate.pass(&grant.link).await?),
-            None => None,
-        };
-        match &grant.answers {
-            Answers::Provider(provider) => provider.call(&grant.link.id, call).await,
-            Answers::Component(target) => wake(&dispatch, target, call).await,
+        match (call, &self.outbox) {
+            (Call::Publish(message), Some(outbox)) if outbox.holds(&message) => {
+                outbox.hold(grant, message).map(|()| Answer::Published)
+            }
+            (call, _) => grant.call(&dispatch, call).await,
         }
     }
 
@@ -236,6 +264,13 @@ impl Outside for Outward {
                 clock::log_line(dispatch.node(), &self.component, self.event, word(level), context, message.into());
             dispatch.logs().push(line);
         }
+    }
+
+    fn failed_late(&self, why: &str) {
+        if let Some(holding) = self.dispatch.upgrade().and_then(|dispatch| dispatch.holding(&self.component)) {
+            holding.counts().faults.fetch_add(1, Ordering::Relaxed);
+        }
+        self.log(Level::Error, "fault", why);
     }
 }
 

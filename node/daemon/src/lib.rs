@@ -16,6 +16,7 @@ mod logs;
 mod membership;
 mod node;
 mod oci;
+mod outbox;
 mod planner;
 mod pool;
 mod proposal;

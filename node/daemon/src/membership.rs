@@ -55,6 +55,11 @@ enum Here {
 /// Starts the lattice where there is none in the data directory.
 pub(crate) async fn enter(node: &Node, options: &Options) -> Result<(), MembershipError> {
     if node.raft.is_initialized().await? {
+        // A founder that was stopped in between goes on with founding; one that is founded is told its id.
+        if node.raft.state().borrow().lattice_id().is_none() && options.nats.as_ref().is_none_or(|_| options.bootstrap)
+        {
+            node.raft.bootstrap(LatticeId::new(uuid::Uuid::now_v7())).await?;
+        }
         return Ok(());
     }
     if options.nats.is_some() {

@@ -34,6 +34,8 @@ use crate::reconcile::Reconcile;
 
 /// How long events under way may take to end after a shutdown was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How long the node's own work may take to end after that.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -105,6 +107,9 @@ pub enum RunError {
     /// The log of the lattice cannot be written any more.
     #[error("the node stops: {0}")]
     Storage(String),
+    /// A part that runs for as long as the node does has ended: a defect of ours.
+    #[error("the node stops, because a part of it ended by itself: {0}")]
+    Ended(String),
 }
 
 /// The parts of a node that the admin API reaches.
@@ -195,8 +200,14 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         embedded: Arc::new(embedded),
     };
     let logs = Arc::new(Logs::new());
-    let dispatch =
-        Dispatch::new(engine.clone(), options.sandboxes_max, Grants::default(), logs.clone(), id.to_string());
+    let dispatch = Dispatch::new(
+        engine.clone(),
+        artifacts.clone(),
+        options.sandboxes_max,
+        Grants::default(),
+        logs.clone(),
+        id.to_string(),
+    );
     Ok(Node {
         id,
         lattice: options.lattice.clone(),
@@ -276,15 +287,17 @@ impl Running {
         let ended = tokio::select! {
             () = shutdown => Ok(()),
             why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
+            why = self.tasks.join_next() => Err(RunError::Ended(format!("{why:?}"))),
         };
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
+        // First the node's own work, so that nothing is held or linked anew; then the providers.
+        self.node.shutdown.cancel();
         if tokio::time::timeout(DRAIN_MAX, self.node.providers.drain()).await.is_err() {
             tracing::warn!("events were still under way after {DRAIN_MAX:?} and are aborted");
         }
-        self.node.shutdown.cancel();
         let rest = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
-            tracing::warn!("some of the node's own work did not end within 5 s");
+        if tokio::time::timeout(REST_MAX, rest).await.is_err() {
+            tracing::warn!("some of the node's own work did not end within {REST_MAX:?}");
         }
         self.node.raft.shutdown().await;
         ended

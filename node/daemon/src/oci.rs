@@ -140,7 +140,8 @@ fn credentials(registry: &str) -> Result<RegistryAuth, OciError> {
 
 fn from_docker_config(text: &[u8], registry: &str) -> Result<RegistryAuth, String> {
     let config: DockerConfig = serde_json::from_slice(text).map_err(|why| format!("is no Docker config: {why}"))?;
-    let hub = registry.ends_with("docker.io").then_some("https://index.docker.io/v1/");
+    let is_hub = ["docker.io", "index.docker.io", "registry-1.docker.io"].contains(&registry);
+    let hub = is_hub.then_some("https://index.docker.io/v1/");
     let names = [registry.to_owned(), format!("https://{registry}"), format!("http://{registry}")];
     let found = names.iter().map(String::as_str).chain(hub).find_map(|name| config.auths.get(name));
     let Some(found) = found else { return Ok(RegistryAuth::Anonymous) };
@@ -187,7 +188,9 @@ mod tests {
         let basic = |user: &str, password: &str| Ok(RegistryAuth::Basic(user.into(), password.into()));
         assert_eq!(from_docker_config(config, "127.0.0.1:5000"), basic("alice", "secret"));
         assert_eq!(from_docker_config(config, "index.docker.io"), basic("bob", "pw"));
-        assert_eq!(from_docker_config(config, "ghcr.io"), Ok(RegistryAuth::Anonymous));
+        for stranger in ["ghcr.io", "notdocker.io", "docker.io.example"] {
+            assert_eq!(from_docker_config(config, stranger), Ok(RegistryAuth::Anonymous), "{stranger}");
+        }
         assert!(from_docker_config(config, "stored.example").unwrap_err().contains("credential store"));
         assert!(from_docker_config(b"{", "ghcr.io").unwrap_err().contains("no Docker config"));
     }

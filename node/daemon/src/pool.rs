@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use trellis_provider::Want;
 use trellis_wire::Error;
 
@@ -19,6 +20,8 @@ pub(crate) struct Pool {
 
 struct State {
     size: usize,
+    /// Nobody gets a permit: the component is no longer held.
+    closed: bool,
     taken: usize,
     answers: VecDeque<oneshot::Sender<Slot>>,
     pulls: VecDeque<oneshot::Sender<Slot>>,
@@ -30,19 +33,44 @@ pub(crate) struct Slot(Option<Arc<Pool>>);
 impl Pool {
     /// A pool of `size` permits; `what` names it in messages.
     pub(crate) fn new(what: String, size: usize) -> Arc<Self> {
-        let state = State { size, taken: 0, answers: VecDeque::new(), pulls: VecDeque::new() };
+        let state = State { size, closed: false, taken: 0, answers: VecDeque::new(), pulls: VecDeque::new() };
         Arc::new(Self { what, state: Mutex::new(state) })
     }
 
-    /// Gives the pool another size. Permits beyond it end as they come back.
-    pub(crate) fn resize(self: &Arc<Self>, size: usize) {
-        self.lock().size = size;
+    /// Opens the pool, or gives it another size. Permits beyond it end as they come back.
+    pub(crate) fn open(self: &Arc<Self>, size: usize) {
+        {
+            let mut state = self.lock();
+            (state.size, state.closed) = (size, false);
+        }
         self.hand_out();
+    }
+
+    /// Hands out no more: whoever waits is told that the component is not held. Permits that are out stay out.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.answers.clear();
+        state.pulls.clear();
+    }
+
+    /// A permit if one is free now and nobody waits for it.
+    fn try_acquire(self: &Arc<Self>) -> Option<Slot> {
+        let mut state = self.lock();
+        let free = !state.closed && state.taken < state.size;
+        state.taken += usize::from(free);
+        free.then(|| Slot(Some(self.clone())))
     }
 
     /// Permits taken now.
     pub(crate) fn taken(&self) -> usize {
         self.lock().taken
+    }
+
+    /// Whether no more permits are out than there are.
+    pub(crate) fn is_within(&self) -> bool {
+        let state = self.lock();
+        state.taken <= state.size
     }
 
     /// Requests that wait for a permit now.
@@ -54,6 +82,9 @@ impl Pool {
     pub(crate) async fn acquire(self: &Arc<Self>, want: Want) -> Result<Slot, Error> {
         let turn = {
             let mut state = self.lock();
+            if state.closed {
+                return Err(Error::NotHeld(self.what.clone()));
+            }
             if state.taken < state.size {
                 state.taken += 1;
                 return Ok(Slot(Some(self.clone())));
@@ -73,7 +104,7 @@ impl Pool {
             }
             turn
         };
-        let closed = || Error::Internal(format!("the permits of {} are gone", self.what));
+        let closed = || Error::NotHeld(self.what.clone());
         match want {
             Want::Pull => turn.await.map_err(|_| closed()),
             Want::Answer { at_most } => match tokio::time::timeout(at_most, turn).await {
@@ -88,7 +119,7 @@ impl Pool {
         loop {
             let next = {
                 let mut state = self.lock();
-                if state.taken >= state.size {
+                if state.closed || state.taken >= state.size {
                     return;
                 }
                 let next = state.answers.pop_front().or_else(|| state.pulls.pop_front());
@@ -106,6 +137,28 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// A permit of the component and one of the node. A request waits for both in turn, within one deadline. A pull keeps
+/// neither while it waits for the other: requests of the same component go before it.
+pub(crate) async fn acquire_both(component: &Arc<Pool>, node: &Arc<Pool>, want: Want) -> Result<(Slot, Slot), Error> {
+    if let Want::Answer { at_most } = want {
+        let deadline = Instant::now() + at_most;
+        let of_component = component.acquire(want).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        return Ok((of_component, node.acquire(Want::Answer { at_most: left }).await?));
+    }
+    loop {
+        let of_component = component.acquire(want).await?;
+        if let Some(of_node) = node.try_acquire() {
+            return Ok((of_component, of_node));
+        }
+        drop(of_component);
+        let of_node = node.acquire(want).await?;
+        if let Some(of_component) = component.try_acquire() {
+            return Ok((of_component, of_node));
+        }
     }
 }
 
@@ -168,17 +221,56 @@ mod tests {
         assert_eq!(pool.waiting(), WAITING_MAX);
         let refused = pool.acquire(SOON).await.err().unwrap();
         assert!(refused.to_string().contains("1024 requests wait for test"), "{refused}");
-        pool.resize(1);
+        pool.open(1);
         for one in waiting {
             assert_eq!(one.await.unwrap(), Ok(()));
         }
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_pull_that_waits_for_the_node_keeps_no_request_of_its_component_waiting() {
+        let (component, node) = (Pool::new("test".into(), 1), Pool::new("node".into(), 1));
+        let busy = node.acquire(SOON).await.unwrap();
+        let pull = tokio::spawn({
+            let (component, node) = (component.clone(), node.clone());
+            async move { acquire_both(&component, &node, Want::Pull).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(component.taken(), 0, "the pull waits for the node alone");
+        let request = tokio::spawn({
+            let (component, node) = (component.clone(), node.clone());
+            async move { acquire_both(&component, &node, SOON).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        drop(busy);
+        assert_eq!(request.await.unwrap(), Ok(()));
+        assert_eq!(pull.await.unwrap(), Ok(()));
+        assert_eq!((component.taken(), node.taken()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_pool_tells_those_who_wait_and_keeps_count_of_what_is_out() {
+        let pool = Pool::new("test".into(), 1);
+        let out = pool.acquire(SOON).await.unwrap();
+        let waits = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.acquire(Want::Pull).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        pool.close();
+        assert_eq!(waits.await.unwrap(), Err(Error::NotHeld("test".into())));
+        assert!(matches!(pool.acquire(SOON).await, Err(Error::NotHeld(_))));
+        pool.open(1);
+        assert!(matches!(pool.acquire(SOON).await, Err(Error::Busy(_))), "the permit that is out counts");
+        drop(out);
+        assert!(pool.acquire(SOON).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn shrinking_takes_effect_as_permits_come_back() {
         let pool = Pool::new("test".into(), 2);
         let (a, b) = (pool.acquire(SOON).await.unwrap(), pool.acquire(SOON).await.unwrap());
-        pool.resize(1);
+        pool.open(1);
         drop(a);
         assert!(pool.acquire(SOON).await.is_err(), "one is still out and the pool holds one");
         drop(b);

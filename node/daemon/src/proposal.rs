@@ -1,4 +1,4 @@
-//! Proposals: a command gets its id and its time here, and a refusal becomes an error.
+//! Proposals: a command gets its id and its time here.
 
 use trellis_placement::{Command, Entry};
 use trellis_wire::CommandId;

@@ -1,20 +1,21 @@
 //! Reconcile: carries out this node's share of the plan. What to do is decided by `placement::diff`; nothing is
 //! decided here but when to try again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
-use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff};
+use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff, plan};
 use trellis_provider::{LinkError, Permits};
 use trellis_raft::Raft;
 use trellis_sandbox::Engine;
-use trellis_wire::{ComponentKey, LinkId, NodeId};
+use trellis_wire::{ComponentKey, Digest, LinkId, NodeId};
 
 use crate::artifacts::Artifacts;
-use crate::board::{Board, Health};
+use crate::board::Board;
 use crate::dispatch::{Dispatch, OfLink};
 use crate::grants::Answers;
 use crate::proposal;
@@ -23,10 +24,14 @@ use crate::providers::Providers;
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How long a plan may take that belongs to a change. Without a leader there will be none.
+const PLAN_WAIT: Duration = Duration::from_secs(1);
 /// How long a link that goes may hold up the steps after it. It goes on ending in the background.
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
 /// Components without an event for so long leave memory.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long an artifact that no version names is kept: an upload comes before its deploy.
+const UNWANTED_AGE: Duration = Duration::from_secs(3600);
 
 /// What it needs to carry out steps.
 pub(crate) struct Reconcile {
@@ -46,10 +51,13 @@ impl Reconcile {
         let mut states: watch::Receiver<Arc<State>> = self.raft.state();
         let mut running = Assigned::default();
         let mut retry = RETRY_FIRST;
+        let mut idle = tokio::time::interval(IDLE);
         loop {
-            let state = states.borrow_and_update().clone();
-            let all_done = self.carry_out(&mut running, state.assigned(self.node)).await;
-            self.acknowledge(&state, &running).await;
+            let state = self.planned(&mut states, &running).await;
+            let mut all_done = self.carry_out(&mut running, state.assigned(self.node)).await;
+            all_done &= self.acknowledge(&state, &running, all_done).await;
+            self.board.passed(running.generation);
+            let wait = retry;
             retry = if all_done { RETRY_FIRST } else { (retry * 2).min(RETRY_MAX) };
             let changed = async {
                 if states.changed().await.is_err() {
@@ -60,8 +68,31 @@ impl Reconcile {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = changed => {}
-                () = tokio::time::sleep(retry), if !all_done => {}
-                () = tokio::time::sleep(IDLE) => self.dispatch.unload_idle(IDLE),
+                () = tokio::time::sleep(wait), if !all_done => {}
+                _ = idle.tick() => {
+                    self.dispatch.unload_idle(IDLE);
+                    self.sweep(&state).await;
+                }
+            }
+        }
+    }
+
+    /// The state as it is now. Where something ends by it and a plan is still to come, the plan is waited for a moment:
+    /// it says what takes the place of what ends.
+    async fn planned(&self, states: &mut watch::Receiver<Arc<State>>, running: &Assigned) -> Arc<State> {
+        let deadline = tokio::time::Instant::now() + PLAN_WAIT;
+        loop {
+            let state = states.borrow_and_update().clone();
+            let ends = diff(running, &state.assigned(self.node))
+                .iter()
+                .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_)));
+            if !ends || plan(&state).is_none() {
+                return state;
+            }
+            match tokio::time::timeout_at(deadline, states.changed()).await {
+                Ok(Ok(())) => {}
+                // No plan in time, or Raft is gone: what ends, ends.
+                Ok(Err(_)) | Err(_) => return state,
             }
         }
     }
@@ -75,88 +106,132 @@ impl Reconcile {
             tracing::warn!(older = %assigned.generation, newer = %running.generation, "an older plan is refused");
             return true;
         }
-        let steps = diff(running, &assigned);
-        let (late, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| is_late(step, running, &assigned));
+        self.board.keep(&assigned);
+        let (mut late, mut steps): (Vec<_>, Vec<_>) =
+            diff(running, &assigned).into_iter().partition(|step| is_late(step, running, &assigned));
+        steps.sort_by_key(|step| rank(step, running));
+        late.sort_by_key(|step| rank(step, running));
         for step in &late {
             if let Step::RemoveLink(id) = step {
                 self.providers.http.leave(id);
             }
         }
-        let (mut all_done, mut behind) = (true, Vec::new());
+        let (mut all_done, mut behind, mut kept) = (true, Vec::new(), BTreeSet::new());
         for step in steps {
-            let again = step.clone();
-            match self.take(step, running).await {
-                true => {}
-                false if matches!(again, Step::AddLink(_)) && !late.is_empty() => behind.push(again),
-                false => all_done = false,
+            match (self.take(step.clone(), running).await, step) {
+                (Taken::Done, _) => {}
+                (Taken::InTheWay, step) if !late.is_empty() => behind.push(step),
+                (_, Step::AddLink(held)) => {
+                    all_done = false;
+                    kept.insert(held.link.id);
+                }
+                _ => all_done = false,
             }
         }
         for step in late {
-            let began_anew = matches!(&step, Step::RemoveLink(id) if running.links.get(id) == assigned.links.get(id));
-            if !began_anew {
+            let stays = match &step {
+                // What took its place is there under its id already; or cannot be, and the former one goes on.
+                Step::RemoveLink(id) => running.links.get(id) == assigned.links.get(id) || kept.contains(id),
+                _ => false,
+            };
+            if !stays {
                 self.take(step, running).await;
             }
         }
         for step in behind {
-            all_done &= self.take(step, running).await;
+            all_done &= self.take(step, running).await == Taken::Done;
         }
         running.generation = assigned.generation;
         all_done
     }
 
-    /// Takes one step and notes it in `running` if it succeeded. Whether it did.
-    async fn take(&self, step: Step, running: &mut Assigned) -> bool {
+    /// Takes one step and notes it in `running` if it succeeded.
+    async fn take(&self, step: Step, running: &mut Assigned) -> Taken {
         match step {
             Step::RemoveLink(id) => {
                 if let Some(held) = running.links.remove(&id) {
+                    self.board.link_gone(&id);
                     self.remove_link(&id, held).await;
                 }
-                true
+                Taken::Done
             }
             Step::RemoveComponent(key) => {
                 running.components.remove(&key);
+                self.board.component_gone(&key);
                 self.dispatch.release(&key);
-                self.board.component(&key, None);
-                true
+                Taken::Done
             }
             Step::Hold(key, held) | Step::Adjust(key, held) => {
                 let done = self.hold(&key, &held).await;
-                let succeeded = self.note_component(&key, done);
-                if succeeded {
-                    running.components.insert(key, *held);
+                if let Err(why) = &done {
+                    tracing::warn!(component = %key, "not held yet: {why}");
                 }
-                succeeded
+                let taken = if done.is_ok() { Taken::Done } else { Taken::Failed };
+                if taken == Taken::Done {
+                    running.components.insert(key.clone(), (*held).clone());
+                }
+                self.board.component(key, *held, done);
+                taken
             }
             Step::AddLink(held) => {
                 let done = self.add_link(&held).await;
-                let succeeded = self.note_link(&held.link.id, done);
-                if succeeded {
-                    running.links.insert(held.link.id.clone(), *held);
+                if let Err(why) = &done {
+                    tracing::warn!(link = %held.link.id, "not linked yet: {why}");
                 }
-                succeeded
+                let taken = match &done {
+                    Ok(()) => Taken::Done,
+                    Err(LinkError::Taken(_)) => Taken::InTheWay,
+                    Err(_) => Taken::Failed,
+                };
+                if taken == Taken::Done {
+                    running.links.insert(held.link.id.clone(), (*held).clone());
+                }
+                self.board.link(*held, done.map_err(|why| why.to_string()));
+                taken
             }
         }
     }
 
-    /// Tells the lattice that permits which this node gave up are free, where others wait for them.
-    async fn acknowledge(&self, state: &State, running: &Assigned) {
-        let Some(generation) = state.owes(self.node).filter(|owed| *owed <= running.generation) else { return };
+    /// Tells the lattice that permits which this node gave up are free, where others wait for them. Whether nothing is
+    /// owed any more.
+    async fn acknowledge(&self, state: &State, running: &Assigned, all_done: bool) -> bool {
+        let Some(generation) = state.owes(self.node).filter(|owed| *owed <= running.generation) else { return true };
+        if !all_done || !self.dispatch.is_within_permits() {
+            return false;
+        }
         let acked = Command::Acked { node: self.node, generation };
-        if let Err(why) = self.raft.propose(proposal::entry(acked)).await {
-            // Not lost: the state still says what is owed, and the next round says it again.
-            tracing::warn!(%generation, "the lattice was not told that permits are free: {why}");
+        let told = self.raft.propose(proposal::entry(acked)).await;
+        if let Err(why) = &told {
+            tracing::warn!(%generation, "the lattice was not told that permits are free: {why}; it is told again");
+        }
+        told.is_ok()
+    }
+
+    /// Removes artifacts, and the code made of them, that no version which is kept names.
+    async fn sweep(&self, state: &Arc<State>) {
+        let (artifacts, engine, state) = (self.artifacts.clone(), self.engine.clone(), state.clone());
+        let sweeping = tokio::task::spawn_blocking(move || {
+            let releases = || state.apps().flat_map(|(_, versions)| versions.kept()).map(|kept| &kept.release);
+            let wanted: BTreeSet<Digest> =
+                releases().flat_map(|release| release.artifacts.values().copied().chain([release.manifest])).collect();
+            for digest in
+                artifacts.sweep(UNWANTED_AGE, |digest| wanted.contains(&digest)).map_err(|why| why.to_string())?
+            {
+                engine.forget(digest).map_err(|why| why.to_string())?;
+            }
+            Ok::<_, String>(())
+        });
+        match sweeping.await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => tracing::warn!("artifacts that nobody wants stay for now: {why}"),
+            Err(why) => tracing::warn!("sweeping artifacts broke off: {why}"),
         }
     }
 
     /// Has the code compiled, then lets events in.
     async fn hold(&self, key: &ComponentKey, held: &HeldComponent) -> Result<(), String> {
         if !self.engine.is_compiled(held.digest) {
-            let (artifacts, engine, digest) = (self.artifacts.clone(), self.engine.clone(), held.digest);
-            let compiled = tokio::task::spawn_blocking(move || {
-                let bytes = artifacts.get(digest).map_err(|why| why.to_string())?;
-                engine.compile(digest, &bytes).map_err(|why| why.to_string())
-            });
-            compiled.await.map_err(|why| format!("compiling broke off: {why}"))??;
+            self.artifacts.compile(&self.engine, held.digest).await?;
         }
         self.dispatch.hold(key.clone(), held.clone());
         Ok(())
@@ -187,7 +262,6 @@ impl Reconcile {
     }
 
     async fn remove_link(&self, id: &LinkId, held: HeldLink) {
-        self.board.link(id, None);
         self.dispatch.grants().remove(&held.link.component, id);
         let tech = match held.direction {
             Direction::Wakes { tech, .. } | Direction::Grants { tech, .. } => tech,
@@ -199,24 +273,29 @@ impl Reconcile {
             tracing::info!(link = %id, "events under way take longer than {REMOVE_WAIT:?}; the link ends when they do");
         }
     }
+}
 
-    fn note_component(&self, key: &ComponentKey, done: Result<(), String>) -> bool {
-        if let Err(why) = &done {
-            tracing::warn!(component = %key, "not held yet: {why}");
-        }
-        let succeeded = done.is_ok();
-        self.board.component(key, Some(done.map_or_else(Health::Failed, |()| Health::Ready)));
-        succeeded
-    }
+/// What came of a step.
+#[derive(PartialEq, Eq)]
+enum Taken {
+    Done,
+    /// Something has what it needs: perhaps what ends in the same round.
+    InTheWay,
+    Failed,
+}
 
-    fn note_link(&self, id: &LinkId, done: Result<(), LinkError>) -> bool {
-        if let Err(why) = &done {
-            tracing::warn!(link = %id, "not linked yet: {why}");
-        }
-        let succeeded = done.is_ok();
-        let health = done.map_or_else(|why| Health::Failed(why.to_string()), |()| Health::Ready);
-        self.board.link(id, Some(health));
-        succeeded
+/// The order of steps: code first, so that what wakes it finds it; what wakes a component ends before the component,
+/// and the component before what it calls.
+fn rank(step: &Step, running: &Assigned) -> u8 {
+    let wakes =
+        |id: &LinkId| running.links.get(id).is_some_and(|held| matches!(held.direction, Direction::Wakes { .. }));
+    match step {
+        Step::Hold(..) | Step::Adjust(..) => 0,
+        Step::RemoveLink(id) if wakes(id) => 1,
+        Step::RemoveComponent(_) => 2,
+        Step::RemoveLink(_) => 3,
+        Step::AddLink(held) if !matches!(held.direction, Direction::Wakes { .. }) => 4,
+        Step::AddLink(_) => 5,
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use trellis_bus::Connection;
-use trellis_manifest::{App, AppLink, Scaler, Tech};
-use trellis_placement::{Release, State, Versions};
+use trellis_manifest::{AppLink, Scaler, Tech};
+use trellis_placement::{Assigned, Direction, Release, State, Versions};
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
 
 use crate::api::types::{AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus};
@@ -16,8 +16,9 @@ use crate::node::Node;
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
     let state = node.raft.state().borrow().clone();
+    let assigned = state.assigned(node.id);
     let summary = |name: &AppName| {
-        let status = app(node, name)?;
+        let status = app_of(node, &state, &assigned, name)?;
         let release = release(state.app(name)?)?;
         Some(AppSummary {
             app: status.app,
@@ -34,16 +35,20 @@ pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
 /// Everything about one app; `None` if there is none of that name.
 pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppStatus> {
     let state = node.raft.state().borrow().clone();
+    app_of(node, &state, &state.assigned(node.id), name)
+}
+
+fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Option<AppStatus> {
     let versions = state.app(name)?;
     let missing = state.waiting(name);
     let Some(release) = versions.deployed() else {
         let newest = release(versions)?;
         let word = if missing.is_empty() { "undeployed" } else { "waiting" };
-        return Some(empty(&state, versions, newest, word, missing.iter().map(|name| waits_for(name)).collect()));
+        return Some(empty(state, versions, newest, word, missing.iter().map(|name| waits_for(name)).collect()));
     };
-    let mut status = empty(&state, versions, release, "ready", Vec::new());
-    status.components = components(node, &state, release);
-    status.links = release.app.links.iter().map(|link| link_status(node, &release.app, link)).collect();
+    let mut status = empty(state, versions, release, "ready", Vec::new());
+    status.components = components(node, state, assigned, release);
+    status.links = release.app.links.iter().map(|link| link_status(node, assigned, release, link)).collect();
     status.problems = problems(&status);
     status.state = overall(&status).into();
     if let Some(next) = versions.next() {
@@ -82,11 +87,11 @@ fn empty(state: &State, versions: &Versions, release: &Release, word: &str, prob
     }
 }
 
-fn components(node: &Node, state: &State, release: &Release) -> Vec<ComponentStatus> {
+fn components(node: &Node, state: &State, assigned: &Assigned, release: &Release) -> Vec<ComponentStatus> {
     let unplaced = state.unplaced(&release.app.name);
     let holders = |key: &ComponentKey| {
         let holding = state.holding(key).into_iter().flatten();
-        holding.map(|(holder, permits)| holder_status(node, state, key, *holder, *permits)).collect()
+        holding.map(|(holder, permits)| holder_status(node, state, assigned, key, (*holder, *permits))).collect()
     };
     let status = |(name, component): (&ComponentName, &trellis_manifest::Component)| ComponentStatus {
         name: name.to_string(),
@@ -98,7 +103,13 @@ fn components(node: &Node, state: &State, release: &Release) -> Vec<ComponentSta
     release.app.components.iter().map(status).collect()
 }
 
-fn holder_status(node: &Node, state: &State, key: &ComponentKey, holder: NodeId, permits: Option<u32>) -> Holder {
+fn holder_status(
+    node: &Node,
+    state: &State,
+    assigned: &Assigned,
+    key: &ComponentKey,
+    (holder, permits): (NodeId, Option<u32>),
+) -> Holder {
     let name = state.node(holder).map_or_else(|| holder.to_string(), |known| known.facts.name.clone());
     let mut status = Holder {
         node: holder.to_string(),
@@ -110,8 +121,10 @@ fn holder_status(node: &Node, state: &State, key: &ComponentKey, holder: NodeId,
         faults: 0,
         problem: None,
     };
-    if holder == node.id {
-        let health = node.board.of_component(key);
+    if holder == node.id
+        && let Some(held) = assigned.components.get(key)
+    {
+        let health = node.board.of_component(key, held);
         status.state = health.word().into();
         status.problem = health.problem();
         if let Some(holding) = node.dispatch.holding(key) {
@@ -133,25 +146,17 @@ fn asked(scaler: Option<&Scaler>) -> String {
     }
 }
 
-fn link_status(node: &Node, app: &App, link: &AppLink) -> LinkStatus {
-    let key = |name: &ComponentName| ComponentKey { app: app.name.clone(), name: name.clone() };
-    let id = LinkId::new(
-        &key(&link.source),
-        &key(&link.target),
-        &link.name,
-        &link.namespace,
-        &link.package,
-        &link.interfaces,
-    );
-    let provider = app.providers.get(&link.source).or_else(|| app.providers.get(&link.target));
-    let tech = provider.and_then(|provider| provider.tech());
-    let mut health = node.board.of_link(&id);
+fn link_status(node: &Node, assigned: &Assigned, release: &Release, link: &AppLink) -> LinkStatus {
+    let (source, target) = (release.key(&link.source), release.key(&link.target));
+    let id = LinkId::new(&source, &target, &link.name, &link.namespace, &link.package, &link.interfaces);
+    let held = assigned.links.get(&id);
+    let mut health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     let (mut at, mut problem) = (None, health.problem());
     if health == Health::Ready
-        && let Some(tech) = tech
+        && let Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) = held.map(|held| &held.direction)
     {
-        at = address(node, tech, &id);
-        problem = node.providers.of(tech).health(&id).err();
+        at = address(node, *tech, &id);
+        problem = node.providers.of(*tech).health(&id).err();
         if problem.is_some() {
             health = Health::Starting;
         }
@@ -170,7 +175,7 @@ fn link_status(node: &Node, app: &App, link: &AppLink) -> LinkStatus {
 /// Where a link can be reached, if it listens.
 fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
     match tech {
-        Tech::Http => node.providers.http.bound(id).map(|address| format!("http://{address}")),
+        Tech::Http => node.providers.http.url(id),
         Tech::Nats | Tech::Embedded => None,
     }
 }
@@ -223,7 +228,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
         .into(),
         labels: known.labels().into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
         version: known.facts.version.clone(),
-        last_seen_ms: 0,
+        last_seen_ms: (known.facts.id == node.id).then_some(0),
         running: (known.facts.id == node.id).then(|| node.dispatch.running() as u64),
     };
     state.nodes().values().map(status).collect()
@@ -266,6 +271,9 @@ pub(crate) fn unready(node: &Node) -> Vec<String> {
     }
     if node.raft.state().borrow().node(node.id).is_none() {
         problems.push("this node is not recorded in the lattice yet".into());
+    }
+    if !node.board.has_passed() {
+        problems.push("this node has not gone through what it is to run yet".into());
     }
     problems
 }

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use trellis_wire::Digest;
-use wasmtime::Engine;
 use wasmtime::component::Component;
+use wasmtime::{Engine, OutOfMemory};
 
 use crate::component::ComponentError;
 
@@ -88,7 +89,8 @@ impl Cache {
     }
 
     /// Maps compiled code. A file that is not whole, not of this engine, or that others could have written is removed
-    /// and counts as not compiled: the caller compiles the artifact again.
+    /// and counts as not compiled: the caller compiles the artifact again. Where it is the system that fails, for want of
+    /// memory or of file descriptors, nothing is known against the file and it stays.
     pub(crate) fn load(&self, engine: &Engine, digest: Digest) -> Result<Component, ComponentError> {
         let path = self.path(digest);
         let metadata = match fs::symlink_metadata(&path) {
@@ -99,6 +101,9 @@ impl Cache {
         let private = metadata.is_file() && metadata.permissions().mode() & OTHERS == 0;
         let loaded = if private { map(engine, &path) } else { Err(wasmtime::format_err!("others may write it")) };
         loaded.or_else(|why| {
+            if let Some(why) = of_the_system(&why) {
+                return Err(ComponentError::Cache { path, why });
+            }
             tracing::warn!(path = %path.display(), why = %format_args!("{why:#}"), "compiled code is not usable: removed");
             self.remove(digest)?;
             Err(ComponentError::NotCompiled(digest))
@@ -114,6 +119,15 @@ fn map(engine: &Engine, path: &Path) -> wasmtime::Result<Component> {
     unsafe { Component::deserialize_file(engine, path) }
 }
 
+/// The system's own error, if it is that which kept a file from being mapped. An invalid argument is none: the system
+/// was given what the file says, or an empty file.
+fn of_the_system(why: &wasmtime::Error) -> Option<io::Error> {
+    let errno = why.downcast_ref::<Errno>().map(|errno| io::Error::from(*errno));
+    let opening = || why.downcast_ref::<io::Error>().map(|why| io::Error::new(why.kind(), why.to_string()));
+    let memory = || why.is::<OutOfMemory>().then(|| io::ErrorKind::OutOfMemory.into());
+    errno.or_else(opening).or_else(memory).filter(|why: &io::Error| why.kind() != io::ErrorKind::InvalidInput)
+}
+
 /// Whether no write can be under way any more.
 fn is_old(entry: &fs::DirEntry) -> bool {
     let written = entry.metadata().and_then(|metadata| metadata.modified());
@@ -124,4 +138,21 @@ fn write_private(path: &Path, code: &[u8]) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(code)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use wasmtime::error::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn only_what_the_system_lacks_leaves_the_file_alone() {
+        let of = |why: wasmtime::Error| of_the_system(&why.context("failed to create file mapping")).map(|why| why.kind());
+        assert_eq!(of(Errno::NOMEM.into()), Some(io::ErrorKind::OutOfMemory));
+        assert!(of(Errno::MFILE.into()).is_some());
+        assert!(of(io::Error::from(Errno::MFILE).into()).is_some());
+        assert_eq!(of(Errno::INVAL.into()), None, "an empty file cannot be mapped");
+        assert_eq!(of(wasmtime::format_err!("Module was compiled with incompatible settings")), None);
+    }
 }

@@ -28,7 +28,8 @@ pub enum ComponentError {
     /// There is no usable compiled code of it: compile it, again if need be.
     #[error("{0} is not compiled on this node")]
     NotCompiled(Digest),
-    /// Compiled code cannot be read or written.
+    /// Compiled code cannot be read or written now: the system lacks memory, file descriptors or room. What was written
+    /// is still there.
     #[error("{}: {why}", path.display())]
     Cache {
         /// The file.
@@ -42,6 +43,11 @@ impl ComponentError {
     /// Whether the artifact itself is at fault, so that no node will ever run it.
     pub const fn is_of_the_artifact(&self) -> bool {
         matches!(self, Self::NotAComponent(_) | Self::Unsupported(_) | Self::Invalid(_))
+    }
+
+    /// Whether the same may go well a moment later.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Cache { .. })
     }
 }
 

@@ -38,7 +38,7 @@ pub struct Options {
     pub cache_dir: PathBuf,
     /// How many sandboxes may be there at once.
     pub sandboxes_max: u32,
-    /// How much linear memory they may have together, in bytes.
+    /// How much memory, linear and in tables, they may have together, in bytes. No run gets more than this either.
     pub memory_bytes_max: u64,
     /// Whether components of WASI 0.3 are run.
     pub wasi_p3: bool,
@@ -164,7 +164,7 @@ impl Engine {
         self.sandboxes_max.saturating_sub(u32::try_from(self.sandboxes.available_permits()).unwrap_or(u32::MAX))
     }
 
-    /// How much linear memory they have now, in bytes.
+    /// How much memory, linear and in tables, they have now, in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.used_bytes()
     }

@@ -1,6 +1,6 @@
 //! Whose failure it was: turns what wasmtime says into a fault of the guest's or an error of ours.
 
-use trellis_wire::{Error, Failure, Fault};
+use trellis_wire::{CallError, Error, Failure, Fault};
 use wasmtime::PoolConcurrencyLimitError;
 use wasmtime_wasi::I32Exit;
 
@@ -19,10 +19,23 @@ pub(crate) fn failure(error: &wasmtime::Error, state: &State) -> Failure {
     if let Some(full) = error.downcast_ref::<PoolConcurrencyLimitError>() {
         return Error::Busy(format!("no place for a sandbox: {full}")).into();
     }
+    if let Some(why) = error.downcast_ref::<CallError>() {
+        return of_a_call(why).map_or_else(|| Fault::Trap(trap_text(error, &state.stderr.tail())).into(), Failure::from);
+    }
     if let Some(limit_bytes) = state.memory.exceeded() {
         return Fault::OutOfMemory { limit_bytes }.into();
     }
     Fault::Trap(trap_text(error, &state.stderr.tail())).into()
+}
+
+/// Our error, if a call that its interface has no error for failed through no doing of the guest's. A call that ran out
+/// of time may have been done, so it is not for us to try again.
+fn of_a_call(why: &CallError) -> Option<Error> {
+    match why {
+        CallError::Unavailable(_) => Some(Error::Busy(why.to_string())),
+        CallError::TimedOut(_) | CallError::Other(_) => Some(Error::Internal(why.to_string())),
+        CallError::Denied(_) | CallError::NoSuch(_) | CallError::Invalid(_) => None,
+    }
 }
 
 /// The message, what the guest wrote last (a panic's message is there and nowhere else), and the guest's backtrace, in

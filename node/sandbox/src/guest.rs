@@ -1,8 +1,9 @@
 //! How a guest is woken: one file for each kind of event.
 
 pub(crate) mod command;
-pub(crate) mod http2;
-pub(crate) mod http3;
+pub(crate) mod http;
+mod http2;
+mod http3;
 pub(crate) mod invoke;
 pub(crate) mod message;
 mod reply;
@@ -14,6 +15,7 @@ use wasmtime_wasi_http::{p2 as http_p2, p3 as http_p3};
 use crate::state::State;
 
 /// The export that HTTP requests wake.
+#[derive(Clone)]
 pub(crate) enum Http {
     P2(http_p2::bindings::ProxyPre<State>),
     P3(http_p3::bindings::ServicePre<State>),

@@ -271,6 +271,12 @@ fn names(wasm: &[u8]) -> Result<Names, ComponentError> {
     let truncated = |why: wasmparser::BinaryReaderError| {
         ComponentError::NotAComponent(format!("is not WebAssembly, or was cut short: {why}"))
     };
+    if wasm.is_empty() {
+        return Err(ComponentError::NotAComponent("is not WebAssembly: it is empty".into()));
+    }
+    if !wasm.starts_with(b"\0asm") {
+        return Err(ComponentError::NotAComponent("is not WebAssembly: it does not begin as such files do".into()));
+    }
     let (mut imports, mut exports) = (Vec::new(), Vec::new());
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(wasm) {

@@ -27,10 +27,18 @@ pub struct Setup {
 /// What one run may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// All linear memories together, in bytes.
+    /// All linear memories and tables together, in bytes.
     pub memory_bytes: u64,
     /// How long until the reply; for HTTP, until its head.
     pub timeout: Duration,
+    /// How long an HTTP reply may take from its head to its end; without one it may stream for ever, as event streams
+    /// do. [`Limits::REPLY_DEFAULT`] where nothing else is asked for.
+    pub reply: Option<Duration>,
+}
+
+impl Limits {
+    /// How long a reply that is no stream of events may take from its head to its end.
+    pub const REPLY_DEFAULT: Duration = Duration::from_secs(5 * 60);
 }
 
 /// What a sandbox can reach. One value serves one run.
@@ -44,6 +52,11 @@ pub trait Outside: Send + Sync {
 
     /// Takes one line of the guest's log. `context` is the guest's own word, or `stdout` or `stderr`.
     fn log(&self, level: Level, context: &str, message: &str);
+
+    /// Hears that the guest failed after its reply had begun, when the outcome of the event was told already.
+    fn failed_late(&self, why: &str) {
+        self.log(Level::Error, "sandbox", why);
+    }
 }
 
 /// How much a log line matters, as `wasi:logging` has it.

@@ -9,7 +9,7 @@ use wasmtime::Store;
 
 use crate::component::Component;
 use crate::guest::invoke::Invocation;
-use crate::guest::{self, Command, Http, Message};
+use crate::guest::{self, Command, Message};
 use crate::host;
 use crate::outside::{Limits, Setup};
 use crate::{fault, state::State};
@@ -17,8 +17,9 @@ use crate::{fault, state::State};
 /// The most that one host call may make the host allocate for what the guest passes to it, in bytes.
 const HOST_CALL_BYTES_MAX: usize = 32 * 1024 * 1024;
 
-/// The most handles to the host's things that a guest may have at once.
-const HANDLES_MAX: usize = 10_000;
+/// The most handles to the host's things that a guest may have at once. What is behind them is outside of every memory
+/// budget, so their number bounds it. An outgoing request takes about ten.
+pub(crate) const HANDLES_MAX: usize = 1_000;
 
 impl Component {
     /// Runs one event in a fresh sandbox. Dropping the future, or the body of an HTTP reply, aborts the sandbox.
@@ -28,11 +29,8 @@ impl Component {
     pub async fn run(&self, event: Event, setup: Setup) -> Outcome {
         tracing::trace!(event = %setup.event_id, component = %setup.component, "an event in a fresh sandbox");
         match (event, &self.http, &self.message, &self.command) {
-            (Event::Http(request), Some(Http::P2(guest)), ..) => {
-                guest::http2::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
-            }
-            (Event::Http(request), Some(Http::P3(guest)), ..) => {
-                guest::http3::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
+            (Event::Http(request), Some(guest), ..) => {
+                guest::http::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
             }
             (Event::Message(message), _, Some(Message::Trellis(guest)), _) => {
                 guest::message::handle(guest, message, self.sandbox(setup, &[])?).await

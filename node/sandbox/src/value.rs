@@ -12,9 +12,9 @@ use wasmtime::component::{Type, Val};
 /// How deep values may be nested.
 const DEPTH_MAX: u32 = 64;
 
-/// How many values one message may hold, in all its lists together. A `Val` takes 40 bytes, so a list of bytes, each of
-/// them a value here, takes 40 times its size.
-const VALUES_MAX: u32 = 1_000_000;
+/// What the values of one message may take in memory, in bytes. A list of bytes takes 40 times its size, for each of them
+/// is a `Val`, and a byte of flags as much as the names of eight.
+const MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Why bytes are no values, or values no bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +29,7 @@ pub(crate) enum ValueError {
     #[error("no {0} is written like that")]
     Malformed(&'static str),
     /// A bound is crossed.
-    #[error("more than {VALUES_MAX} values, or nested deeper than {DEPTH_MAX}")]
+    #[error("the values take more than {MEMORY_BYTES_MAX} bytes of memory, or are nested deeper than {DEPTH_MAX}")]
     TooMuch,
     /// The value is of another type.
     #[error("the value is no {0}")]
@@ -66,7 +66,7 @@ pub(crate) fn encode(types: impl Iterator<Item = Type>, values: &[Val]) -> Resul
 
 /// Reads values of these types, and nothing after them.
 pub(crate) fn decode(types: impl Iterator<Item = Type>, bytes: &[u8]) -> Result<Vec<Val>, ValueError> {
-    let mut reader = Reader { bytes, values: 0 };
+    let mut reader = Reader { bytes, memory_bytes: MEMORY_BYTES_MAX };
     let values = types.map(|ty| reader.value(&ty, 0)).collect::<Result<_, _>>()?;
     if reader.bytes.is_empty() { Ok(values) } else { Err(ValueError::LeftOver(reader.bytes.len())) }
 }
@@ -166,13 +166,14 @@ fn signed(out: &mut Vec<u8>, mut value: i64) {
 
 struct Reader<'a> {
     bytes: &'a [u8],
-    values: u32,
+    /// What the values still to come may take.
+    memory_bytes: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn value(&mut self, ty: &Type, depth: u32) -> Result<Val, ValueError> {
-        self.values += 1;
-        if depth > DEPTH_MAX || self.values > VALUES_MAX {
+        self.charge(size_of::<Val>())?;
+        if depth > DEPTH_MAX {
             return Err(ValueError::TooMuch);
         }
         Ok(match ty {
@@ -190,6 +191,7 @@ impl Reader<'_> {
             Type::Char => Val::Char(self.char()?),
             Type::String => {
                 let length = self.length()?;
+                self.charge(length)?;
                 let text = std::str::from_utf8(self.take(length)?).map_err(|_| ValueError::Malformed("string"))?;
                 Val::String(text.into())
             }
@@ -205,7 +207,7 @@ impl Reader<'_> {
         Ok(match ty {
             Type::Record(ty) => {
                 let field = |field: wasmtime::component::types::Field<'_>| {
-                    Ok((field.name.to_owned(), self.value(&field.ty, depth)?))
+                    Ok((self.name(field.name)?, self.value(&field.ty, depth)?))
                 };
                 Val::Record(ty.fields().map(field).collect::<Result<_, _>>()?)
             }
@@ -213,11 +215,11 @@ impl Reader<'_> {
             Type::Variant(ty) => {
                 let number = self.unsigned(32)? as usize;
                 let case = ty.cases().nth(number).ok_or(ValueError::Malformed("variant"))?;
-                Val::Variant(case.name.into(), self.payload(case.ty, depth)?)
+                Val::Variant(self.name(case.name)?, self.payload(case.ty, depth)?)
             }
             Type::Enum(ty) => {
                 let number = self.unsigned(32)? as usize;
-                Val::Enum(ty.names().nth(number).ok_or(ValueError::Malformed("enum"))?.into())
+                Val::Enum(self.name(ty.names().nth(number).ok_or(ValueError::Malformed("enum"))?)?)
             }
             Type::Option(ty) => {
                 let some = self.flag()?;
@@ -230,7 +232,7 @@ impl Reader<'_> {
             Type::Flags(ty) => {
                 let bytes = self.take(ty.names().len().div_ceil(8))?;
                 let set = ty.names().enumerate().filter(|(bit, _)| bytes[bit / 8] & (1 << (bit % 8)) != 0);
-                Val::Flags(set.map(|(_, name)| name.into()).collect())
+                Val::Flags(set.map(|(_, name)| self.name(name)).collect::<Result<_, _>>()?)
             }
             _ => return Err(ValueError::Mismatch("plain value")),
         })
@@ -240,7 +242,18 @@ impl Reader<'_> {
         ty.map(|ty| self.value(&ty, depth).map(Box::new)).transpose()
     }
 
-    fn take(&mut self, length: usize) -> Result<&[u8], ValueError> {
+    /// The name of a field, case or flag, which each value has anew.
+    fn name(&mut self, name: &str) -> Result<String, ValueError> {
+        self.charge(size_of::<String>() + name.len())?;
+        Ok(name.into())
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), ValueError> {
+        self.memory_bytes = self.memory_bytes.checked_sub(bytes).ok_or(ValueError::TooMuch)?;
+        Ok(())
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], ValueError> {
         let (taken, rest) = self.bytes.split_at_checked(length).ok_or(ValueError::CutShort)?;
         self.bytes = rest;
         Ok(taken)
@@ -392,6 +405,11 @@ mod tests {
         assert_eq!(read(list.clone(), &[0xff, 0xff, 0xff, 0xff, 0x0f]), ValueError::CutShort, "4 GiB are not reserved");
         let much = [&[0x80, 0x89, 0x7a][..], &vec![0; 2_000_000]].concat();
         assert_eq!(read(list.clone(), &much), ValueError::TooMuch, "two million values");
+        let long = |n| format!("{}{n}", "x".repeat(1_000));
+        let names: String = (0..8).map(|n| format!("\"{}\" ", long(n))).collect();
+        let flags = ty(&format!(r#"(type $f (flags {names})) (export "f2" (type $g (eq $f))) (type $t (list $g))"#), "$t");
+        let much = [&[0x90, 0x4e][..], &vec![0xff; 10_000]].concat();
+        assert_eq!(read(flags, &much), ValueError::TooMuch, "ten thousand bytes, with 80 MB of names");
         assert_eq!(not_plain(&list), None);
     }
 }

@@ -207,6 +207,13 @@ impl Provider for Embedded {
         }
     }
 
+    fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
+        let grant = self.grants().get(link).cloned();
+        let Some(Grant::Messaging(allowed)) = grant else { return Ok(()) };
+        self.check_allowed(&allowed, &message.subject)?;
+        messaging::check(message)
+    }
+
     fn health(&self, link: &LinkId) -> Result<(), String> {
         let grant = self.grants().get(link).cloned();
         match grant {

@@ -454,7 +454,7 @@ fn report(link: &LinkId, message: &Message, outcome: Outcome) {
     tracing::warn!(%link, subject = message.subject, "a message is gone, since embedded subjects deliver once: {why}");
 }
 
-/// Checks a message that is published.
+/// Whether a message can be published at all.
 pub(crate) fn check(message: &Message) -> Result<(), CallError> {
     check_size(message)?;
     if subject::is_inbox(&message.subject) { Ok(()) } else { subject::check_publish(&message.subject) }

@@ -55,6 +55,8 @@ pub struct Options {
 pub struct Http {
     options: Options,
     listeners: Mutex<Vec<Listener>>,
+    /// Links that will be removed, with what answers for them.
+    leaving: Mutex<HashMap<LinkId, Arc<Route>>>,
     grants: Mutex<HashMap<LinkId, Arc<ClientConfig>>>,
     /// Made at the first grant: reading the system's certificates takes a moment that many nodes never need.
     client: OnceCell<Client>,
@@ -63,7 +65,13 @@ pub struct Http {
 impl Http {
     /// A provider without links.
     pub fn new(options: Options) -> Self {
-        Self { options, listeners: Mutex::default(), grants: Mutex::default(), client: OnceCell::new() }
+        Self {
+            options,
+            listeners: Mutex::default(),
+            leaving: Mutex::default(),
+            grants: Mutex::default(),
+            client: OnceCell::new(),
+        }
     }
 
     /// Where a link that wakes its component listens: the port is the one that was bound if the link said 0.
@@ -71,30 +79,64 @@ impl Http {
         lock(&self.listeners).iter().find(|listener| listener.has(link)).map(Listener::bound)
     }
 
-    /// Puts a route on the listener at its address, which is bound if this is its first.
+    /// The same as a URL: `https://` where its listener speaks TLS.
+    pub fn url(&self, link: &LinkId) -> Option<String> {
+        let listeners = lock(&self.listeners);
+        let listener = listeners.iter().find(|listener| listener.has(link))?;
+        Some(format!("{}://{}", listener.scheme(), listener.bound()))
+    }
+
+    /// Says that a link will be changed or removed. Until then it goes on answering, and a link that is applied in
+    /// between may take its place, so that no request finds nobody there.
+    pub fn leave(&self, link: &LinkId) {
+        let route = lock(&self.listeners).iter().find_map(|listener| listener.route(link));
+        if let Some(route) = route {
+            lock(&self.leaving).insert(link.clone(), route);
+        }
+    }
+
+    /// Puts a route on the listener at its address, which is bound if this is its first. What is given back is a
+    /// listener that the link had before and nobody needs any more.
     fn listen(
         &self,
         link: &LinkId,
         config: &ServerConfig,
         tls: Option<(TlsFiles, TlsAcceptor)>,
         route: Arc<Route>,
-    ) -> Result<(), LinkError> {
+    ) -> Result<Option<Listener>, LinkError> {
         let mut listeners = lock(&self.listeners);
-        if listeners.iter().any(|listener| listener.has(link)) {
+        let mut leaving = lock(&self.leaving);
+        let before = listeners.iter().position(|listener| listener.has(link));
+        if before.is_some() && !leaving.contains_key(link) {
             return Err(LinkError::Failed(format!("{link} is applied already")));
         }
+        let (at, files) = (config.at.clone(), config.tls.as_ref());
         if let Some(listener) = listeners.iter().find(|listener| listener.bound() == config.address) {
-            return listener.add(link, config.at.clone(), config.tls.as_ref(), route);
+            listener.add(link, at, files, route, |other| leaving.contains_key(other))?;
+        } else {
+            let bound = self.bind(&listeners, config, tls)?;
+            listeners.push(bound);
+            let listener = listeners.last().expect("it was pushed just now");
+            listener.add(link, at, files, route, |_| false)?;
         }
+        leaving.remove(link);
+        let before = before.filter(|nth| listeners[*nth].bound() != config.address);
+        let was_last = before.is_some_and(|nth| listeners[nth].take(link).is_some_and(|(_, was_last)| was_last));
+        Ok(before.filter(|_| was_last).map(|nth| listeners.swap_remove(nth)))
+    }
+
+    fn bind(
+        &self,
+        listeners: &[Listener],
+        config: &ServerConfig,
+        tls: Option<(TlsFiles, TlsAcceptor)>,
+    ) -> Result<Listener, LinkError> {
         if let Some(listener) = listeners.iter().find(|listener| overlap(listener.bound(), config.address)) {
             let whose = listener.anyone().map_or_else(String::new, |component| format!(" by {component}"));
             let problem = format!("address {}: {} is in use{whose}", config.address, listener.bound());
             return Err(LinkError::Taken(problem));
         }
-        let listener = Listener::bind(config.address, tls, self.options.limits.clone())?;
-        listener.add(link, config.at.clone(), config.tls.as_ref(), route)?;
-        listeners.push(listener);
-        Ok(())
+        Listener::bind(config.address, tls, self.options.limits.clone())
     }
 
     /// Stops routing to a link; what still answers for it, and its listener if that has no other link.
@@ -115,7 +157,11 @@ impl Provider for Http {
             None => None,
         };
         let route = Arc::new(Route::new(config.clone(), permits, &self.options.limits));
-        self.listen(&link.id, &config, tls, route)
+        if let Some(former) = self.listen(&link.id, &config, tls, route)? {
+            // The link is where it should be; what still answers at its former address may take its time.
+            tokio::spawn(former.close());
+        }
+        Ok(())
     }
 
     async fn grant(&self, link: Link) -> Result<(), LinkError> {
@@ -127,7 +173,9 @@ impl Provider for Http {
 
     async fn remove(&self, link: &LinkId) {
         lock(&self.grants).remove(link);
-        let Some((route, listener)) = self.take(link) else { return };
+        let left = lock(&self.leaving).remove(link);
+        let taken = self.take(link).or_else(|| left.map(|route| (route, None)));
+        let Some((route, listener)) = taken else { return };
         let at_most = self.options.limits.drain_max;
         if let Some(listener) = listener {
             listener.close().await;

@@ -60,13 +60,18 @@ impl Listener {
         self.bound
     }
 
-    /// Lets one more link answer here.
+    pub(crate) const fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    /// Lets one more link answer here, in the place of those in its way that are `leaving`.
     pub(crate) fn add(
         &self,
         link: &LinkId,
         at: At,
         tls: Option<&TlsFiles>,
         route: Arc<Route>,
+        leaving: impl Fn(&LinkId) -> bool,
     ) -> Result<(), LinkError> {
         let component = route.component().clone();
         let routes = self.shared.server.routes();
@@ -76,8 +81,8 @@ impl Listener {
                 format!("address {} is used{other} with other TLS files; use the same or another port", self.bound);
             return Err(LinkError::Taken(problem));
         }
-        let more = routes.load().with(link, &component, at, route).map_err(|conflict| self.taken(&conflict))?;
-        routes.store(Arc::new(more));
+        let more = routes.load().with(link, &component, at, route, leaving);
+        routes.store(Arc::new(more.map_err(|conflict| self.taken(&conflict))?));
         Ok(())
     }
 
@@ -92,7 +97,12 @@ impl Listener {
     }
 
     pub(crate) fn has(&self, link: &LinkId) -> bool {
-        self.shared.server.routes().load().of_link(link).is_some()
+        self.route(link).is_some()
+    }
+
+    /// What answers for a link here.
+    pub(crate) fn route(&self, link: &LinkId) -> Option<Arc<Route>> {
+        self.shared.server.routes().load().of_link(link).cloned()
     }
 
     /// A component that is linked here, to name it.

@@ -112,6 +112,10 @@ impl Refusal {
             Self::Fault(fault) => {
                 headers.insert(FAULT, HeaderValue::from_static(kind(fault)));
             }
+            // The link's deadline or the component's own, whichever was shorter: the component was late.
+            Self::Deadline { .. } => {
+                headers.insert(FAULT, HeaderValue::from_static("deadline"));
+            }
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECS));
             }

@@ -55,33 +55,40 @@ impl<T> Default for Routes<T> {
 }
 
 impl<T: Clone> Routes<T> {
-    /// The table with one more link.
-    pub(crate) fn with(&self, link: &LinkId, component: &ComponentKey, at: At, to: T) -> Result<Self, Conflict> {
-        let mut entries = self.entries.clone();
+    /// The table with one more link, which takes the place of its own former entry and of those in its way whose links
+    /// are `leaving`.
+    pub(crate) fn with(
+        &self,
+        link: &LinkId,
+        component: &ComponentKey,
+        at: At,
+        to: T,
+        leaving: impl Fn(&LinkId) -> bool,
+    ) -> Result<Self, Conflict> {
+        let mut entries: Vec<_> = self.entries.iter().filter(|entry| entry.link != *link).cloned().collect();
         entries.push(Entry { link: link.clone(), component: component.clone(), at, to });
-        Self::of(entries)
+        loop {
+            match Table::of(&entries) {
+                Ok(table) => return Ok(Self { entries, table }),
+                Err(other) if leaving(&entries[other].link) => drop(entries.remove(other)),
+                Err(other) => {
+                    let other = &entries[other];
+                    return Err(Conflict { what: described(&other.at), component: other.component.clone() });
+                }
+            }
+        }
     }
 
     /// The table without a link.
     pub(crate) fn without(&self, link: &LinkId) -> Self {
-        let entries = self.entries.iter().filter(|entry| entry.link != *link).cloned().collect();
-        Self::of(entries).expect("fewer links do not conflict where more did not")
+        let entries: Vec<_> = self.entries.iter().filter(|entry| entry.link != *link).cloned().collect();
+        let table = Table::of(&entries).expect("fewer links do not conflict where more did not");
+        Self { entries, table }
     }
 
     /// What answers for `link`.
     pub(crate) fn of_link(&self, link: &LinkId) -> Option<&T> {
         self.entries.iter().find(|entry| entry.link == *link).map(|entry| &entry.to)
-    }
-
-    fn of(entries: Vec<Entry<T>>) -> Result<Self, Conflict> {
-        let mut table = Table::Nobody;
-        for (nth, entry) in entries.iter().enumerate() {
-            if let Err(other) = table.add(&entry.at, nth) {
-                let other = &entries[other];
-                return Err(Conflict { what: described(&other.at), component: other.component.clone() });
-            }
-        }
-        Ok(Self { entries, table })
     }
 }
 
@@ -119,6 +126,15 @@ impl<T> Routes<T> {
 }
 
 impl Table {
+    /// How these are found, or the place of the first that is in the way of a later one.
+    fn of<T>(entries: &[Entry<T>]) -> Result<Self, usize> {
+        let mut table = Self::Nobody;
+        for (nth, entry) in entries.iter().enumerate() {
+            table.add(&entry.at, nth)?;
+        }
+        Ok(table)
+    }
+
     /// Adds the entry at place `nth`, or names the place of the one in its way.
     fn add(&mut self, at: &At, nth: usize) -> Result<(), usize> {
         if matches!(self, Self::Nobody) {
@@ -221,7 +237,7 @@ mod tests {
     }
 
     fn add(routes: &Routes<&'static str>, name: &'static str, at: At) -> Result<Routes<&'static str>, Conflict> {
-        routes.with(&id(name), &component(name), at, name)
+        routes.with(&id(name), &component(name), at, name, |_| false)
     }
 
     fn paths(paths: &[&'static str]) -> Routes<&'static str> {
@@ -233,6 +249,23 @@ mod tests {
 
     fn host(host: &str) -> At {
         At::Host { header: header::HOST, host: host.into() }
+    }
+
+    #[test]
+    fn a_link_takes_the_place_of_itself_and_of_one_that_leaves() {
+        let found = |routes: &Routes<&'static str>| routes.find("", "/", &HeaderMap::new()).copied();
+        let routes = add(&Routes::default(), "a", At::Address).unwrap();
+        let routes = routes.with(&id("a"), &component("a"), At::Address, "again", |_| false).unwrap();
+        assert_eq!(found(&routes), Some("again"));
+        let refused = routes.with(&id("b"), &component("b"), At::Address, "b", |link| *link == id("c")).unwrap_err();
+        assert_eq!(refused.component, component("a"));
+        let routes = routes.with(&id("b"), &component("b"), At::Address, "b", |link| *link == id("a")).unwrap();
+        assert_eq!((found(&routes), routes.of_link(&id("a"))), (Some("b"), None));
+
+        let routes = paths(&["/shop", "/cart"]);
+        let leaves = |link: &LinkId| *link == id("a");
+        let refused = routes.with(&id("c"), &component("c"), At::Address, "c", leaves).unwrap_err();
+        assert_eq!(refused.component, component("b"), "what stays is in the way of what would replace both");
     }
 
     #[test]

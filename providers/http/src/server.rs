@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
@@ -16,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use trellis_provider::{Permits, Want};
-use trellis_wire::{Body, BodyError, ComponentKey, Error, Event, Failure, Outcome, Reply};
+use trellis_wire::{Body, BodyError, ComponentKey, Error, Event, Failure, Fault, Outcome, Reply};
 
 use crate::body::{Bounds, Rest, arrive};
 use crate::config::ServerConfig;
@@ -24,6 +25,9 @@ use crate::limits::{Limits, Pace};
 use crate::pulse::{Outflow, Pulse};
 use crate::refusal::Refusal;
 use crate::routes::Routes;
+
+/// How long after its deadline a sandbox may take to end by itself, and say so, until it is dropped.
+const ABORT_MAX: Duration = Duration::from_millis(500);
 
 /// Everything that answers at one address.
 pub(crate) struct Server {
@@ -139,7 +143,11 @@ impl Route {
             timeout_at(deadline, self.permits.acquire(want)).await.map_err(|_| Refusal::QueueTooLong)??
         };
         let event = Event::Http(Request::from_parts(head, arrived.body));
-        match timeout_at(deadline, permit.run(event)).await {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match timeout_at(deadline + ABORT_MAX, permit.run_within(event, left)).await {
+            Ok(Err(Failure::Fault(Fault::Deadline { .. }))) if Instant::now() >= deadline => {
+                Err(Refusal::Deadline { after: self.config.timeout })
+            }
             Ok(outcome) => reply(outcome, &arrived.rest, self.bounds.bytes_max),
             Err(_) => Err(Refusal::Deadline { after: self.config.timeout }),
         }

@@ -11,6 +11,8 @@ use crate::Options;
 
 /// Where a link that names no server goes when the lattice has no NATS either.
 const URL_DEFAULT: &str = "nats://127.0.0.1:4222";
+/// The first token of every inbox that nobody has moved elsewhere.
+const INBOX_DEFAULT: &str = "_INBOX";
 
 /// All that makes a connection what it is: links with equal settings share one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -21,16 +23,57 @@ pub(crate) struct Settings {
     pub(crate) urls_key: &'static str,
     pub(crate) auth: Auth,
     pub(crate) ca: Option<Ca>,
-    pub(crate) inbox_prefix: Option<String>,
+    /// PEM files of the client's own certificate and key.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    pub(crate) inbox: Inbox,
 }
 
 /// Who a connection is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Auth {
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub enum Auth {
+    /// Nobody: the server asks for nothing.
+    #[default]
     None,
+    /// A `.creds` file: a JWT and the seed that it was issued to.
     Credentials(PathBuf),
+    /// A file with an nkey seed.
+    NkeySeed(PathBuf),
+    /// An nkey seed.
     Nkey(Secret),
-    Jwt { jwt: Secret, seed: Secret },
+    /// A JWT and the seed that it was issued to.
+    Jwt {
+        /// The user JWT.
+        jwt: Secret,
+        /// The nkey seed.
+        seed: Secret,
+    },
+    /// A user with a password.
+    Password {
+        /// The user.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A token.
+    Token(Secret),
+}
+
+/// What secures a connection. TLS is used where the URL or the server asks for it, and always when a CA is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file of the CA to trust instead of the machine's.
+    pub ca: Option<PathBuf>,
+    /// PEM files of the client's own certificate and key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where a connection's answers come in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Inbox {
+    /// At this prefix, which the link names.
+    At(String),
+    /// Below this prefix, where others may have theirs as well.
+    Below(String),
 }
 
 /// The CA to trust instead of the machine's.
@@ -42,9 +85,14 @@ pub(crate) enum Ca {
 
 /// A text that no log and no `Debug` shows.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Secret(String);
+pub struct Secret(String);
 
 impl Secret {
+    /// Takes a secret, without the line break that files end with.
+    pub fn new(text: &str) -> Self {
+        Self(text.trim().into())
+    }
+
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
@@ -57,20 +105,32 @@ impl fmt::Debug for Secret {
 }
 
 impl Settings {
+    /// What the node has for the lattice's server goes nowhere else, and gives way to what the link brings.
     pub(crate) fn read(config: &Config, options: &Options) -> Result<Self, LinkError> {
         let named = ["url", "cluster_uris", "cluster_uri"].into_iter().find_map(|key| Some((key, config.get(key)?)));
         let (urls_key, urls) = named.unwrap_or(("url", options.default_url.as_deref().unwrap_or(URL_DEFAULT)));
-        let mut auth = auth(config)?;
-        if let (None, Auth::None, Some(credentials)) = (named, &auth, &options.default_credentials) {
-            auth = Auth::Credentials(credentials.clone());
-        }
-        let urls = list(urls).map(Into::into).collect();
-        Ok(Self { urls, urls_key, auth, ca: ca(config), inbox_prefix: inbox_prefix(config)? })
+        let elsewhere = Options::default();
+        let node = if named.is_none() { options } else { &elsewhere };
+        let inbox = match (inbox_prefix(config)?, &node.inbox_prefix) {
+            (Some(prefix), _) => Inbox::At(prefix),
+            (None, prefix) => Inbox::Below(prefix.clone().unwrap_or_else(|| INBOX_DEFAULT.into())),
+        };
+        Ok(Self {
+            urls: list(urls).map(Into::into).collect(),
+            urls_key,
+            auth: match auth(config)? {
+                Auth::None => node.auth.clone(),
+                own => own,
+            },
+            ca: ca(config).or_else(|| node.tls.ca.clone().map(Ca::File)),
+            identity: node.tls.identity.clone(),
+            inbox,
+        })
     }
 }
 
 fn auth(config: &Config) -> Result<Auth, LinkError> {
-    let secret = |key| config.get(key).map(|text| Secret(text.into()));
+    let secret = |key| config.get(key).map(Secret::new);
     match (secret("client_jwt"), secret("client_seed")) {
         (None, None) => Ok(Auth::None),
         (Some(jwt), Some(seed)) => Ok(Auth::Jwt { jwt, seed }),
@@ -189,7 +249,7 @@ pub(crate) fn flag(config: &Config, key: &str) -> Result<bool, LinkError> {
 }
 
 fn is_inbox(subject: &str) -> bool {
-    subject.split('.').next() == Some("_INBOX")
+    subject.split('.').next() == Some(INBOX_DEFAULT)
 }
 
 fn list(text: &str) -> impl Iterator<Item = &str> {
@@ -246,15 +306,27 @@ mod tests {
 
     #[test]
     fn settings_come_from_the_link_or_from_the_node() {
-        let node = Options { default_url: Some("nats://hub".into()), default_credentials: Some("/n.creds".into()) };
+        let identity = Some(("/n.pem".into(), "/n.key".into()));
+        let node = Options {
+            default_url: Some("nats://hub".into()),
+            auth: Auth::Password { user: "node".into(), password: Secret::new("s3cret") },
+            tls: Tls { ca: Some("/ca.pem".into()), identity: identity.clone() },
+            inbox_prefix: Some("nodes.a".into()),
+        };
+        assert!(!format!("{node:?}").contains("s3cret"), "{node:?}");
         let own = Settings::read(&Config::default(), &node).unwrap();
-        assert_eq!((own.urls, own.auth), (vec!["nats://hub".into()], Auth::Credentials("/n.creds".into())));
+        assert_eq!((own.urls, own.auth), (vec!["nats://hub".into()], node.auth.clone()));
+        assert_eq!((own.ca, own.identity), (Some(Ca::File("/ca.pem".into())), identity));
+        assert_eq!(own.inbox, Inbox::Below("nodes.a".into()));
         let config = Config::from_iter([("cluster_uris", "nats://a, nats://b"), ("client_seed", "SUX")]);
         let named = Settings::read(&config, &node).unwrap();
         assert_eq!(named.urls, ["nats://a", "nats://b"]);
         assert!(!format!("{named:?}").contains("SUX"), "{named:?}");
         let elsewhere = Settings::read(&Config::from_iter([("url", "nats://a")]), &node).unwrap();
-        assert_eq!(elsewhere.auth, Auth::None, "the node's credentials go to the node's server alone");
+        assert_eq!((elsewhere.auth, elsewhere.ca), (Auth::None, None), "the node's login is for its own server alone");
+        assert_eq!((elsewhere.identity, elsewhere.inbox), (None, Inbox::Below("_INBOX".into())));
+        let other = Settings::read(&Config::from_iter([("client_seed", "SUX")]), &node).unwrap();
+        assert_eq!(other.auth, Auth::Nkey(Secret::new("SUX")), "a link's own login comes first");
         let alone = Settings::read(&Config::default(), &Options::default()).unwrap();
         assert_eq!(alone.urls, [URL_DEFAULT]);
         for (key, value) in [("client_jwt", "eyJ"), ("custom_inbox_prefix", "trellis.v1.home")] {

@@ -2,26 +2,31 @@
 //! that `health` shows, not an error.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use async_nats::rustls::pki_types::CertificateDer;
+use async_nats::connection::State as ClientState;
 use async_nats::rustls::pki_types::pem::PemObject as _;
+use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::rustls::{self, ClientConfig, RootCertStore};
 use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, RequestErrorKind, Server, ServerAddr};
 use nkeys::KeyPair;
 use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::LinkError;
 use trellis_wire::{CallError, Config};
 
 use crate::Options;
-use crate::config::{Auth, Ca, Secret, Settings};
+use crate::config::{Auth, Ca, Inbox, Secret, Settings};
 
 /// The oldest server that keeps the promises this provider builds on (major, minor).
 const SERVER_MIN: (u64, u64) = (2, 10);
-/// How many messages wait in one subscription before the server's next ones are dropped and reported.
-pub(crate) const BUFFER_MESSAGES_MAX: usize = 4096;
+/// How many messages wait in the client's own buffer of one subscription, which counts no bytes. What wakes components
+/// is taken out at once into a buffer that does (`subscribe.rs`).
+const CLIENT_MESSAGES_MAX: usize = 1024;
 /// The longest pause between two attempts to connect.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 /// How long one attempt to connect may take, TLS and log-in included.
@@ -30,8 +35,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a round trip may take before a new subscription counts as not known to stand.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(2);
-/// How many events of the client may wait to be looked at.
+/// How many events of the client may wait to be looked at. One that finds no room is dropped, and so may the library.
 const EVENTS_MAX: usize = 128;
+/// How often the client is asked how it is connected, whatever its events said.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Every connection of this node's provider. One that no link uses any more is closed.
 #[derive(Debug)]
@@ -78,6 +85,7 @@ impl Connection {
         let (state, watched) = watch::channel(Err(format!("not connected to {urls}: connecting")));
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let attempts = state.clone();
+        let (dropped, at) = (AtomicU64::new(0), urls.clone());
         let client = connect_options(settings)
             .await?
             .name("trellis provider")
@@ -86,20 +94,23 @@ impl Connection {
             .reconnect_delay_callback(reconnect_delay)
             .connection_timeout(CONNECT_TIMEOUT)
             .ping_interval(PING_INTERVAL)
-            .subscription_capacity(BUFFER_MESSAGES_MAX)
+            .subscription_capacity(CLIENT_MESSAGES_MAX)
             .reconnect_to_server_callback(move |servers, _| {
                 note_failures(&attempts, &servers);
                 std::future::ready(None)
             })
-            // A full queue may drop an event: the watcher reads the state afresh at each one that it gets.
             .event_callback(move |event| {
-                drop(events_in.try_send(event));
+                match event {
+                    Event::SlowConsumer(_) => note_dropped(&dropped, &at),
+                    // Where the queue is full the watcher will find out by itself.
+                    event => drop(events_in.try_send(event)),
+                }
                 std::future::ready(())
             })
             .connect(servers)
             .await
             .map_err(|why| LinkError::config(settings.urls_key, why.to_string()))?;
-        let watcher = Watcher { client: client.clone(), urls, state, dropped: 0 };
+        let watcher = Watcher { client: client.clone(), urls, state };
         let watcher = AbortOnDropHandle::new(tokio::spawn(watcher.run(events)));
         Ok(Self { client, state: watched, _watcher: watcher })
     }
@@ -141,7 +152,10 @@ impl Connection {
 
 async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkError> {
     // By default an inbox that nobody can guess, apart from the bus's and from other connections'.
-    let inbox = settings.inbox_prefix.clone().unwrap_or_else(|| format!("_INBOX.{:016x}", rand::random::<u64>()));
+    let inbox = match &settings.inbox {
+        Inbox::At(prefix) => prefix.clone(),
+        Inbox::Below(prefix) => format!("{prefix}.{:016x}", rand::random::<u64>()),
+    };
     let mut options = ConnectOptions::new().custom_inbox_prefix(inbox);
     options = match &settings.auth {
         Auth::None => options,
@@ -149,6 +163,14 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkErro
             .credentials_file(path)
             .await
             .map_err(|why| LinkError::Failed(format!("the credentials file {}: {why}", path.display())))?,
+        Auth::NkeySeed(path) => {
+            let text = tokio::fs::read_to_string(path).await;
+            let text = text.map_err(|why| LinkError::Failed(format!("the nkey seed file {}: {why}", path.display())))?;
+            let seed = Secret::new(&text);
+            KeyPair::from_seed(seed.expose())
+                .map_err(|why| LinkError::Failed(format!("{} holds no nkey seed (SU...): {why}", path.display())))?;
+            options.nkey(seed.expose().into())
+        }
         Auth::Nkey(seed) => {
             key_pair(seed)?;
             options.nkey(seed.expose().into())
@@ -160,20 +182,24 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkErro
                 async move { key.sign(&nonce).map_err(AuthError::new) }
             })
         }
+        Auth::Password { user, password } => options.user_and_password(user.clone(), password.expose().into()),
+        Auth::Token(token) => options.token(token.expose().into()),
     };
-    Ok(match &settings.ca {
-        None => options,
-        Some(Ca::Pem(pem)) => options.tls_client_config(trusting(pem)?).require_tls(true),
-        Some(Ca::File(path)) => {
+    let identity = settings.identity.as_ref();
+    Ok(match (&settings.ca, identity) {
+        (None, None) => options,
+        (None, Some((certificate, key))) => options.add_client_certificate(certificate.clone(), key.clone()),
+        (Some(Ca::Pem(pem)), _) => options.tls_client_config(trusting(pem, identity)?).require_tls(true),
+        (Some(Ca::File(path)), _) => {
             let pem = tokio::fs::read_to_string(path).await;
             let pem = pem.map_err(|why| LinkError::config("tls_ca", format!("{}: {why}", path.display())))?;
-            options.tls_client_config(trusting(&pem)?).require_tls(true)
+            options.tls_client_config(trusting(&pem, identity)?).require_tls(true)
         }
     })
 }
 
 /// TLS that trusts these CAs alone.
-fn trusting(pem: &str) -> Result<ClientConfig, LinkError> {
+fn trusting(pem: &str, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, LinkError> {
     let refused = |why: String| LinkError::config("tls_ca", format!("no CA certificate in PEM: {why}"));
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
@@ -184,8 +210,13 @@ fn trusting(pem: &str) -> Result<ClientConfig, LinkError> {
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let versions = versions.map_err(|why| LinkError::Failed(format!("TLS: {why}")))?;
-    Ok(versions.with_root_certificates(roots).with_no_client_auth())
+    let trusting = versions.map_err(|why| LinkError::Failed(format!("TLS: {why}")))?.with_root_certificates(roots);
+    let Some((certificate, key)) = identity else { return Ok(trusting.with_no_client_auth()) };
+    let unread = |path: &Path, why: &dyn std::fmt::Display| LinkError::Failed(format!("{}: {why}", path.display()));
+    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain = chain.map_err(|why| unread(certificate, &why))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|why| unread(key, &why))?;
+    trusting.with_client_auth_cert(chain, private).map_err(|why| unread(certificate, &why))
 }
 
 fn key_pair(seed: &Secret) -> Result<KeyPair, LinkError> {
@@ -217,33 +248,55 @@ fn shown(server: &ServerAddr) -> String {
     format!("{}://{}:{}", server.scheme(), server.host(), server.port())
 }
 
-/// Turns what the client library tells into one [`State`].
+/// Counts a message that found no room in the client's own buffer.
+fn note_dropped(dropped: &AtomicU64, server: &str) {
+    let dropped = dropped.fetch_add(1, Ordering::Relaxed) + 1;
+    if dropped.is_power_of_two() {
+        tracing::warn!(server, dropped, "a subscription's buffer is full: messages are lost");
+    }
+}
+
+/// Turns what the client library tells into one [`State`]. Its events say why; as they may be dropped, whether the
+/// connection stands is read from the client itself, at each event and every [`LOOK_INTERVAL`].
 struct Watcher {
     client: Client,
     urls: String,
     state: watch::Sender<State>,
-    dropped: u64,
 }
 
 impl Watcher {
-    async fn run(mut self, mut events: mpsc::Receiver<Event>) {
-        while let Some(event) = events.recv().await {
-            self.on(event).await;
+    async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.on(event).await,
+                    None => return,
+                },
+                _ = look.tick() => {}
+            }
+            self.look().await;
         }
     }
 
-    async fn on(&mut self, event: Event) {
+    /// What is not known to stand though the client is connected is greeted, again and again until it answers.
+    async fn look(&self) {
+        let stands = self.client.connection_state() == ClientState::Connected;
+        let known = self.state.borrow().is_ok();
+        match (stands, known) {
+            (true, false) => self.greet().await,
+            (false, true) => self.disconnected("the connection broke"),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    async fn on(&self, event: Event) {
         match event {
+            // It may be another server than before, and of another version.
             Event::Connected => self.greet().await,
             Event::Disconnected => self.disconnected("the connection broke"),
             Event::Closed => self.disconnected("the connection is closed"),
-            Event::SlowConsumer(_) => {
-                self.dropped += 1;
-                if self.dropped.is_power_of_two() {
-                    let (server, dropped) = (&self.urls, self.dropped);
-                    tracing::warn!(server, dropped, "a subscription's buffer is full: messages are lost");
-                }
-            }
             Event::ServerError(why) => {
                 let server = &self.urls;
                 tracing::warn!(server, %why, "the NATS server reports an error");
@@ -252,14 +305,16 @@ impl Watcher {
             Event::ClientError(ClientError::Other(why)) if !matches!(why.as_str(), "IO error" | "timed out") => {
                 self.disconnected(&why);
             }
-            Event::ClientError(_) | Event::LameDuckMode | Event::Draining => {}
+            Event::SlowConsumer(_) | Event::ClientError(_) | Event::LameDuckMode | Event::Draining => {}
         }
     }
 
     /// A server answered: whether it can be used, its version says.
     async fn greet(&self) {
         // The client works off its queue only when it knows the new server, so after this the version is the new one.
-        if !matches!(tokio::time::timeout(ROUND_TRIP_MAX, self.client.flush()).await, Ok(Ok(()))) {
+        let answered = matches!(tokio::time::timeout(ROUND_TRIP_MAX, self.client.flush()).await, Ok(Ok(())));
+        // It may have gone meanwhile.
+        if !answered || self.client.connection_state() != ClientState::Connected {
             return;
         }
         let Some(server) = self.client.try_server_info() else { return };
@@ -321,6 +376,25 @@ mod tests {
         drop((a, b, c));
         drop(get("nats://127.0.0.1:3", "a").await);
         assert_eq!(connections.open.lock().await.len(), 1, "what no link uses is forgotten");
+    }
+
+    #[tokio::test]
+    async fn the_state_is_right_though_every_event_was_dropped() {
+        let mut server = trellis_bus::testing::NatsServer::start(false);
+        let client = ConnectOptions::new().max_reconnects(None).connect(&server.url).await.unwrap();
+        let (state, mut watched) = watch::channel(Err(String::new()));
+        let (_no_events, events) = mpsc::channel(EVENTS_MAX);
+        let watcher = Watcher { client, urls: server.url.clone(), state };
+        let _watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(events)));
+        let mut until = async |ok: bool| {
+            let so = watched.wait_for(|state| state.is_ok() == ok);
+            tokio::time::timeout(Duration::from_secs(10), so).await.expect("the state is seen").unwrap().clone()
+        };
+        until(true).await.unwrap();
+        server.kill();
+        assert!(until(false).await.unwrap_err().contains("the connection broke"));
+        server.restart();
+        until(true).await.unwrap();
     }
 
     #[tokio::test]

@@ -33,6 +33,12 @@ const CAS_PAUSE_MAX: Duration = Duration::from_millis(20);
 const PAGE_KEYS_MAX: usize = 1000;
 /// How many requests of one call are under way at once.
 const PARALLEL_MAX: usize = 16;
+/// Longest key, in bytes; as in `trellis://embedded`, like the bounds of a batch below, so that an app can move.
+const KEY_BYTES_MAX: usize = 1_024;
+/// Most keys in one batch call.
+const BATCH_KEYS_MAX: usize = 1_000;
+/// Most bytes of keys and values in one batch call, or in the answer to one: 16 MiB and a key.
+const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024 + KEY_BYTES_MAX;
 /// Increments of one key on one node wait for each other here instead of making each other try again.
 const STRIPES: usize = 64;
 
@@ -95,14 +101,9 @@ impl Bucket {
             KeyValue::Keys { cursor } => self.keys(store, cursor).await?,
             KeyValue::Increment(key, delta) => A::Number(self.increment(store, &key, delta).await?),
             KeyValue::Swap { key, old, new } => A::Swapped(self.swap(store, &key, old, new).await?),
-            KeyValue::GetMany(keys) => {
-                let values = futures::stream::iter(keys).map(|key| async move {
-                    let value = self.get(store, &key).await?;
-                    Ok::<_, CallError>((key, value))
-                });
-                A::Values(values.buffered(PARALLEL_MAX).try_collect().await?)
-            }
+            KeyValue::GetMany(keys) => A::Values(self.get_many(store, keys).await?),
             KeyValue::SetMany(pairs) => {
+                check_batch(pairs.len(), pairs.iter().map(|(key, value)| key.len() + value.len()).sum())?;
                 // A key that comes twice is written once, with its last value: writes that run at once have no order.
                 let pairs: BTreeMap<_, _> = pairs.into_iter().collect();
                 let sets = futures::stream::iter(pairs).map(Ok);
@@ -110,6 +111,7 @@ impl Bucket {
                 sets.try_for_each_concurrent(PARALLEL_MAX, set).await.map(|()| A::Done)?
             }
             KeyValue::DeleteMany(keys) => {
+                check_batch(keys.len(), keys.iter().map(String::len).sum())?;
                 let deletes = futures::stream::iter(keys).map(Ok);
                 let delete = |key: String| async move { self.delete(store, &key).await };
                 deletes.try_for_each_concurrent(PARALLEL_MAX, delete).await.map(|()| A::Done)?
@@ -119,6 +121,24 @@ impl Bucket {
 
     async fn get(&self, store: &Store, key: &str) -> Result<Option<Bytes>, CallError> {
         Ok(self.entry(store, key).await?.filter(is_there).map(|entry| entry.value))
+    }
+
+    /// In the order of the keys. What has come is counted as it comes, so that no more is held than the bound and what
+    /// is under way.
+    async fn get_many(&self, store: &Store, keys: Vec<String>) -> Result<Vec<(String, Option<Bytes>)>, CallError> {
+        check_batch(keys.len(), keys.iter().map(String::len).sum())?;
+        let asked = futures::stream::iter(keys).map(|key| async move {
+            let value = self.get(store, &key).await?;
+            Ok::<_, CallError>((key, value))
+        });
+        let mut coming = asked.buffered(PARALLEL_MAX);
+        let (mut values, mut bytes) = (Vec::new(), 0);
+        while let Some((key, value)) = coming.try_next().await? {
+            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+            values.push((key, value));
+            check_batch(values.len(), bytes)?;
+        }
+        Ok(values)
     }
 
     async fn entry(&self, store: &Store, key: &str) -> Result<Option<Entry>, CallError> {
@@ -323,12 +343,26 @@ fn replicas(config: &Config) -> Result<usize, LinkError> {
 
 /// The rule of NATS for keys (ADR-8). They are passed as they are, so that other clients find them.
 fn check_key(key: &str) -> Result<(), CallError> {
+    if key.len() > KEY_BYTES_MAX {
+        let bytes = key.len();
+        return Err(CallError::Invalid(format!("a key of {bytes} bytes is too long; at most {KEY_BYTES_MAX} are taken")));
+    }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'/' | b'_' | b'=' | b'.');
     if key.bytes().all(allowed) && pattern::check_literal(key).is_ok() {
         return Ok(());
     }
     let rule = "a-z, A-Z, 0-9, `-`, `/`, `_` and `=` are allowed, in one or more tokens with a `.` between them";
     Err(CallError::Invalid(format!("`{key}` is no key of a NATS bucket: {rule}")))
+}
+
+fn check_batch(keys: usize, bytes: usize) -> Result<(), CallError> {
+    if keys <= BATCH_KEYS_MAX && bytes <= BATCH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(CallError::Invalid(format!(
+        "a batch of {keys} keys and {bytes} bytes is too large; at most {BATCH_KEYS_MAX} keys and {BATCH_BYTES_MAX} \
+         bytes are taken: use several"
+    )))
 }
 
 fn number(key: &str, value: &Bytes) -> Result<i64, CallError> {

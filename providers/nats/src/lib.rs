@@ -18,12 +18,12 @@ mod stream;
 mod subscribe;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+pub use config::{Auth, Secret, Tls};
 use trellis_provider::{LinkError, Permits, Provider};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::connection::Connections;
 use crate::keyvalue::Bucket;
@@ -31,13 +31,17 @@ use crate::publish::Publisher;
 use crate::stream::Streamed;
 use crate::subscribe::Subscribed;
 
-/// What a link that names no server gets.
+/// What a link that names no server gets. One that names a server brings a login of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
     /// The server: the lattice's own NATS. `nats://127.0.0.1:4222` if there is none.
     pub default_url: Option<String>,
-    /// The `.creds` file for that server. A link that names a server brings credentials of its own.
-    pub default_credentials: Option<PathBuf>,
+    /// Who the node is there.
+    pub auth: Auth,
+    /// What secures the connection to it.
+    pub tls: Tls,
+    /// A subject of which the account allows all below, for the inboxes of these connections. `_INBOX` by default.
+    pub inbox_prefix: Option<String>,
 }
 
 /// The provider. One value serves every NATS link of a node.
@@ -133,6 +137,13 @@ impl Provider for Nats {
             }
             (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
             (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+        }
+    }
+
+    fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
+        match self.links().get(link) {
+            Some(Bound::Publisher(publisher)) => publisher.check_message(message),
+            _ => Ok(()),
         }
     }
 

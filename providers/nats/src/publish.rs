@@ -33,10 +33,7 @@ impl Publisher {
     }
 
     pub(crate) async fn publish(&self, message: Message) -> Result<Answer, CallError> {
-        self.check(&message.subject)?;
-        if let Some(reply_to) = &message.reply_to {
-            self.check(reply_to)?;
-        }
+        self.check_message(&message)?;
         let headers = written_headers(&message)?;
         let bytes = message.body.len();
         let Message { subject, body, reply_to, .. } = message;
@@ -88,6 +85,18 @@ impl Publisher {
         }))
     }
 
+    /// Whether a message can be published at all.
+    pub(crate) fn check_message(&self, message: &Message) -> Result<(), CallError> {
+        self.check(&message.subject)?;
+        message.reply_to.as_ref().map_or(Ok(()), |reply_to| self.check(reply_to))?;
+        let headers = written_headers(message)?;
+        let bytes = message.body.len();
+        if wire_bytes(&headers) + bytes > self.connection.client.max_payload() {
+            return Err(self.too_large(bytes));
+        }
+        Ok(())
+    }
+
     fn check(&self, subject: &str) -> Result<(), CallError> {
         pattern::check_literal(subject).map_err(|why| CallError::Invalid(why.to_string()))?;
         if self.allowed.may_publish(subject) {
@@ -102,6 +111,18 @@ impl Publisher {
         let max = self.connection.client.max_payload();
         CallError::Invalid(format!("the message has {bytes} bytes and its headers; the server takes at most {max}"))
     }
+}
+
+/// How many bytes headers have as they are written on the wire, which count as payload.
+fn wire_bytes(headers: &HeaderMap) -> usize {
+    if headers.is_empty() {
+        return 0;
+    }
+    let lines = headers.iter().flat_map(|(name, values)| {
+        let name = AsRef::<str>::as_ref(name).len();
+        values.iter().map(move |value| name + ": ".len() + value.as_str().len() + "\r\n".len())
+    });
+    "NATS/1.0\r\n".len() + lines.sum::<usize>() + "\r\n".len()
 }
 
 /// Sorted by name; the values of one name in the order in which they were written.

@@ -1,15 +1,16 @@
 //! Messages of core NATS subjects wake a component.
 //!
-//! Core NATS hands a message over once and keeps nothing, so a message stays in the subscription's bounded buffer until
-//! there is a permit for it, and what is in the buffer when a link ends is still handled. What the component refuses
-//! cannot be tried again; it is said in the log. Answers to a message that awaits one are published by the component.
+//! Core NATS hands a message over once and keeps nothing, so a message stays in the subscription's buffer, bounded in
+//! messages and bytes, until there is a permit for it, and what is in the buffer when a link ends is still handled. What
+//! the component refuses cannot be tried again; it is said in the log. Answers to a message that awaits one are
+//! published by the component.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Subscriber};
-use futures::stream::{Peekable, StreamExt as _};
+use futures::stream::StreamExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::{LinkError, Permit, Permits, Want};
@@ -18,6 +19,10 @@ use trellis_wire::{Delivery, Error, Event, Failure, Link, LinkId, Message, Outco
 use crate::config;
 use crate::connection::{Connection, Connections};
 
+/// How many messages wait in front of one subscription before the next ones are lost and counted.
+const BUFFER_MESSAGES_MAX: usize = 4096;
+/// What they may hold in all, in KiB: 64 MiB.
+const BUFFER_KIB_MAX: usize = 64 * 1024;
 /// How often a message is run again when our side was short of something, which is never the component's fault.
 const BUSY_TRIES_MAX: u32 = 6;
 /// The pauses between such tries, and between requests for a permit that were refused.
@@ -59,6 +64,9 @@ impl Subscribed {
         for wanted in wanted {
             let subscriber = connection.client.queue_subscribe(wanted.subject.clone(), wanted.group).await;
             let messages = subscriber.map_err(|why| LinkError::Failed(format!("{}: {why}", wanted.subject)))?;
+            let (queue, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
+            let intake = Intake { link: link.id.clone(), queue, room: Arc::new(Semaphore::new(BUFFER_KIB_MAX)), lost: 0 };
+            subscribed.tasks.spawn(intake.run(messages, subscribed.stop.clone()));
             let puller = Puller {
                 link: link.id.clone(),
                 permits: permits.clone(),
@@ -66,7 +74,7 @@ impl Subscribed {
                 tasks: subscribed.tasks.clone(),
                 trouble: subscribed.trouble.clone(),
             };
-            subscribed.tasks.spawn(puller.run(messages.peekable()));
+            subscribed.tasks.spawn(puller.run(waiting));
         }
         connection.round_trip().await;
         Ok(subscribed)
@@ -93,7 +101,58 @@ impl Drop for Subscribed {
     }
 }
 
-/// Pulls the messages of one subscription.
+/// A message in the buffer, with its part of the room there.
+type Waiting = (async_nats::Message, OwnedSemaphorePermit);
+
+/// Takes the messages of one subscription into its buffer as they come: the client's own buffer counts no bytes, so
+/// nothing waits there.
+struct Intake {
+    link: LinkId,
+    queue: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+    lost: u64,
+}
+
+impl Intake {
+    async fn run(mut self, mut messages: Subscriber, stop: CancellationToken) {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                next = messages.next() => next,
+            };
+            let Some(message) = next else { return };
+            self.keep(message);
+        }
+        let tail = async {
+            let unsubscribed = tokio::time::timeout(QUIET_MIN, messages.drain()).await;
+            if !matches!(unsubscribed, Ok(Ok(()))) {
+                tracing::debug!(link = %self.link, "not unsubscribed: there is no server");
+            }
+            while let Ok(Some(message)) = tokio::time::timeout(QUIET_MIN, messages.next()).await {
+                self.keep(message);
+            }
+        };
+        // Whether the time was up does not matter: dropping the subscriber unsubscribes.
+        let _ = tokio::time::timeout(BUFFER_TAIL_MAX, tail).await;
+    }
+
+    /// Puts a message into the buffer. One that finds no room is lost, as it would be in the client's own.
+    fn keep(&mut self, message: async_nats::Message) {
+        let kib = u32::try_from(message.length / 1024 + 1).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(kib);
+        if room.is_ok_and(|room| self.queue.try_send((message, room)).is_ok()) {
+            return;
+        }
+        self.lost += 1;
+        if self.lost.is_power_of_two() {
+            let lost = self.lost;
+            tracing::warn!(link = %self.link, lost, "messages were lost: they came faster than they were handled");
+        }
+    }
+}
+
+/// Pulls messages out of the buffer of one subscription.
 struct Puller {
     link: LinkId,
     permits: Permits,
@@ -103,28 +162,44 @@ struct Puller {
 }
 
 impl Puller {
-    async fn run(self, mut messages: Peekable<Subscriber>) {
-        loop {
-            // No permit is held while nothing has come: others may use it.
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => break,
-                next = Pin::new(&mut messages).peek() => if next.is_none() { return },
-            }
-            let permit = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => break,
-                permit = self.permit() => permit,
-            };
-            let Some(permit) = permit else { break };
-            self.start(permit, &mut messages).await;
+    /// Until the buffer is empty and nothing more comes, or the time for what is left when the link ends is up.
+    async fn run(self, mut waiting: mpsc::Receiver<Waiting>) {
+        let mut next = None;
+        let tail = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(BUFFER_TAIL_MAX).await;
+        };
+        tokio::select! {
+            biased;
+            () = self.pull(&mut waiting, &mut next) => {}
+            () = tail => {}
         }
-        self.finish(messages).await;
+        waiting.close();
+        let mut lost = u64::from(next.is_some());
+        while waiting.try_recv().is_ok() {
+            lost += 1;
+        }
+        if lost > 0 {
+            tracing::warn!(link = %self.link, lost, "messages were lost: they had come, but no permit for them");
+        }
     }
 
-    /// Takes the next message, and runs it beside the others.
-    async fn start(&self, permit: Permit, messages: &mut Peekable<Subscriber>) {
-        let Some(message) = messages.next().await else { return };
+    async fn pull(&self, waiting: &mut mpsc::Receiver<Waiting>, next: &mut Option<Waiting>) {
+        loop {
+            // No permit is held while nothing has come: others may use it.
+            *next = waiting.recv().await;
+            if next.is_none() {
+                return;
+            }
+            let Some(permit) = self.permit().await else { return };
+            if let Some((message, _room)) = next.take() {
+                self.start(permit, message);
+            }
+        }
+    }
+
+    /// Runs a message beside the others.
+    fn start(&self, permit: Permit, message: async_nats::Message) {
         let (link, permits) = (self.link.clone(), self.permits.clone());
         self.tasks.spawn(async move {
             let subject = message.subject.to_string();
@@ -143,6 +218,8 @@ impl Puller {
                     return Some(permit);
                 }
                 Err(Error::ShuttingDown) => return None,
+                // An ended link waits for what is short, but not for a component that is gone.
+                Err(why) if self.stop.is_cancelled() && !matches!(why, Error::Busy(_)) => return None,
                 Err(why) => self.set_trouble(Some(format!("messages wait for a permit: {why}"))),
             }
             tokio::time::sleep(pause).await;
@@ -152,32 +229,6 @@ impl Puller {
 
     fn set_trouble(&self, trouble: Option<String>) {
         *self.trouble.lock().expect("nothing panics while it holds the trouble") = trouble;
-    }
-
-    /// Unsubscribes, then hands out what the buffer still holds, because nobody would send it again.
-    async fn finish(&self, mut messages: Peekable<Subscriber>) {
-        let tail = async {
-            let unsubscribed = tokio::time::timeout(QUIET_MIN, messages.get_mut().drain()).await;
-            if !matches!(unsubscribed, Ok(Ok(()))) {
-                tracing::debug!(link = %self.link, "not unsubscribed: there is no server");
-            }
-            while let Ok(Some(_)) = tokio::time::timeout(QUIET_MIN, Pin::new(&mut messages).peek()).await {
-                match self.permits.acquire(Want::Pull).await {
-                    Ok(permit) => self.start(permit, &mut messages).await,
-                    Err(Error::Busy(_)) => tokio::time::sleep(BUSY_PAUSE_MIN).await,
-                    Err(_) => return,
-                }
-            }
-        };
-        // Whether the time was up does not matter: what is left is counted.
-        let _ = tokio::time::timeout(BUFFER_TAIL_MAX, tail).await;
-        let mut lost = 0_u64;
-        while let Some(Some(_)) = futures::FutureExt::now_or_never(messages.next()) {
-            lost += 1;
-        }
-        if lost > 0 {
-            tracing::warn!(link = %self.link, lost, "messages were lost: they had come, but no permit for them");
-        }
     }
 }
 

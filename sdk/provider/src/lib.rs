@@ -21,7 +21,7 @@ mod permit;
 
 use async_trait::async_trait;
 pub use permit::{Permit, PermitSource, Permits, Run, Want};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 /// A capability provider. One value serves every link of its technology on a node.
 #[async_trait]
@@ -49,6 +49,15 @@ pub trait Provider: Send + Sync + 'static {
     /// # Errors
     /// The guest sees them as its interface's own errors.
     async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError>;
+
+    /// Says whether a publish would be refused whenever it is made: the node holds what a message handler publishes
+    /// until the handler has said ok, and then the guest is not there any more to be told.
+    ///
+    /// # Errors
+    /// As [`Provider::call`] would give for the publish, so far as they can be known without making it.
+    fn check_publish(&self, _link: &LinkId, _message: &Message) -> Result<(), CallError> {
+        Ok(())
+    }
 
     /// How a link is now. `Ok(())` where all is well.
     ///

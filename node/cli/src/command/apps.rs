@@ -13,14 +13,12 @@ use crate::output::{Output, table};
   trellis apps -o json --admin http://10.0.0.5:7878")]
 pub(crate) struct Apps {
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Apps {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        let apps = self.connection.open().apps().await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let apps = connection.open().apps().await?;
         Ok(self.output.print(&apps, |apps| render(apps))?)
     }
 }

@@ -29,8 +29,6 @@ enum Action {
         /// Its values
         #[arg(required = true, value_name = "KEY=VALUE")]
         pairs: Vec<Pair>,
-        #[command(flatten)]
-        connection: Connection,
     },
     /// Print a config
     #[command(after_help = "Example:
@@ -38,8 +36,6 @@ enum Action {
     Get {
         /// Its name
         name: String,
-        #[command(flatten)]
-        connection: Connection,
         #[command(flatten)]
         output: Output,
     },
@@ -52,33 +48,29 @@ enum Action {
     Del {
         /// Its name
         name: String,
-        #[command(flatten)]
-        connection: Connection,
     },
     /// List the names of all config
     #[command(after_help = "Example:
   trellis config list")]
     List {
         #[command(flatten)]
-        connection: Connection,
-        #[command(flatten)]
         output: Output,
     },
 }
 
 impl ConfigCommand {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         match self.action {
-            Action::Put { name, pairs, connection } => put(&name, pairs, &connection).await,
-            Action::Get { name, connection, output } => {
+            Action::Put { name, pairs } => put(&name, pairs, connection).await,
+            Action::Get { name, output } => {
                 let body = connection.open().config(&name).await?;
                 Ok(output.print(&body, render)?)
             }
-            Action::Del { name, connection } => {
+            Action::Del { name } => {
                 connection.open().delete_config(&name).await?;
                 Ok(print(&format!("{name} deleted"))?)
             }
-            Action::List { connection, output } => {
+            Action::List { output } => {
                 let names = connection.open().configs().await?;
                 Ok(output.print(&names, |names| names.join("\n"))?)
             }

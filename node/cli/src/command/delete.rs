@@ -15,13 +15,11 @@ use crate::output::print;
 pub(crate) struct Delete {
     /// The app
     app: AppName,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 impl Delete {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        self.connection.open().delete(&self.app).await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        connection.open().delete(&self.app).await?;
         Ok(print(&format!("{} deleted", self.app))?)
     }
 }

@@ -49,17 +49,15 @@ pub(crate) struct Deploy {
     #[arg(long)]
     replace: bool,
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Deploy {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let source = Source::read(&self.file)?;
         let (app, local) = check(&source)?;
         let artifacts = artifact::collect(&app, &source)?;
-        let admin = self.connection.open();
+        let admin = connection.open();
         if !self.dry_run {
             upload(&admin, &artifacts).await?;
         }
@@ -160,6 +158,7 @@ fn told_of(reply: &DeployReply) -> String {
     let outcome = match reply.outcome.as_str() {
         "deployed" => format!("{app} {version} deployed"),
         "unchanged" => format!("{app} {version} is deployed already; nothing changed"),
+        "waiting" => format!("{app} {version} is accepted and waits for {}", reply.waits_for.join(", ")),
         "dry_run" => format!("{app} {version} would be deployed; nothing was changed"),
         other => format!("{app} {version}: {other}"),
     };

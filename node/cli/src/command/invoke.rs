@@ -27,14 +27,12 @@ pub(crate) struct Invoke {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Invoke {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        let reply = self.connection.open().invoke(&self.component, &InvokeRequest { args: self.args }).await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let reply = connection.open().invoke(&self.component, &InvokeRequest { args: self.args }).await?;
         if self.output.is_json() {
             print(&json(&reply))?;
         } else {

@@ -26,8 +26,6 @@ pub(crate) struct Logs {
     #[arg(long, default_value_t = 200, value_name = "N")]
     lines: u32,
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
@@ -50,10 +48,10 @@ impl FromStr for Of {
 }
 
 impl Logs {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let app = self.of.as_ref().map(|of| &of.app);
         let component = self.of.as_ref().and_then(|of| of.component.as_ref()).map(ComponentName::as_str);
-        let mut lines = self.connection.open().logs(app, component, self.follow, self.lines).await?;
+        let mut lines = connection.open().logs(app, component, self.follow, self.lines).await?;
         while let Some(line) = lines.next().await? {
             let text = String::from_utf8_lossy(&line);
             match serde_json::from_slice::<LogLine>(&line) {

@@ -13,14 +13,12 @@ use crate::output::{Output, table};
   trellis nodes -o json")]
 pub(crate) struct Nodes {
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Nodes {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        let nodes = self.connection.open().nodes().await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let nodes = connection.open().nodes().await?;
         Ok(self.output.print(&nodes, |nodes| render(nodes))?)
     }
 }
@@ -34,7 +32,7 @@ fn render(nodes: &[NodeStatus]) -> String {
             if node.leader { format!("{} (leads)", node.role) } else { node.role.clone() },
             node.state.clone(),
             node.running.map_or("?".into(), |running| running.to_string()),
-            format!("{:.1} s ago", node.last_seen_ms as f64 / 1000.0),
+            node.last_seen_ms.map_or("?".into(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
             node.version.clone(),
             labels.join(","),
         ]

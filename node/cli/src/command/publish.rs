@@ -31,20 +31,18 @@ pub(crate) struct Publish {
     #[arg(long = "header", value_name = "KEY=VALUE")]
     headers: Vec<Pair>,
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Publish {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let body = if self.body == "-" { standard_input()? } else { self.body.into_bytes() };
         let request = PublishRequest {
             subject: self.subject.clone(),
             body_base64: BASE64.encode(body),
             headers: self.headers.into_iter().map(|pair| (pair.key, pair.value)).collect(),
         };
-        let reply = self.connection.open().publish(&request).await?;
+        let reply = connection.open().publish(&request).await?;
         Ok(self.output.print(&reply, |reply| render(&self.subject, reply))?)
     }
 }

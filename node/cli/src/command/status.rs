@@ -16,14 +16,12 @@ pub(crate) struct Status {
     /// The app
     app: AppName,
     #[command(flatten)]
-    connection: Connection,
-    #[command(flatten)]
     output: Output,
 }
 
 impl Status {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        let status = self.connection.open().app(&self.app).await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let status = connection.open().app(&self.app).await?;
         Ok(self.output.print(&status, render)?)
     }
 }

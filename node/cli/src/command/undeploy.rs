@@ -13,13 +13,11 @@ use crate::output::print;
 pub(crate) struct Undeploy {
     /// The app
     app: AppName,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 impl Undeploy {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
-        self.connection.open().undeploy(&self.app).await?;
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        connection.open().undeploy(&self.app).await?;
         Ok(print(&format!("{} undeployed; its versions are kept until `trellis delete {}`", self.app, self.app))?)
     }
 }

@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use trellis_daemon::{Options, Running};
 
+use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::print;
 use crate::settings::{LogFormat, Settings};
@@ -40,9 +41,9 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    pub(crate) async fn run(self) -> Result<(), Failure> {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-        let settings = self.settings.over(file);
+        let settings = self.settings.listening_at(connection).over(file);
         log(settings.logging())?;
         let options = settings.options()?;
         let told = options.clone();

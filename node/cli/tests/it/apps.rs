@@ -161,3 +161,61 @@ pub(crate) fn eventually<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// The version of an app that is `hello`, of this image, behind an HTTP server at this address.
+pub(crate) fn hello(name: &str, version: &str, address: impl std::fmt::Display, image: &str) -> String {
+    format!(
+        "apiVersion: core.oam.dev/v1beta1
+kind: Application
+metadata:
+  name: {name}
+  annotations: {{version: {version}}}
+spec:
+  components:
+    - name: hello
+      type: component
+      properties:
+        image: '{image}'
+    - name: http
+      type: capability
+      properties: {{image: trellis://http}}
+      traits:
+        - type: link
+          properties:
+            target: hello
+            namespace: wasi
+            package: http
+            interfaces: [incoming-handler]
+            source: {{config: [{{name: listen, properties: {{address: '{address}'}}}}]}}
+"
+    )
+}
+
+/// A manifest of `examples/orders`, listening at this address.
+pub(crate) fn orders_at(file: &str, address: impl std::fmt::Display) -> String {
+    let text = std::fs::read_to_string(examples().join("orders").join(file)).unwrap();
+    let build = examples().join("build");
+    assert!(build.join("orders_api.wasm").exists(), "the guests are missing; run examples/build.sh");
+    let text = text.replace("file://../build", &format!("file://{}", build.display()));
+    text.replace("127.0.0.1:8080", &address.to_string())
+}
+
+/// An address of this machine that nobody listens at now. Another process may take it; so may the system, rarely.
+pub(crate) fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl Node {
+    /// Tries to deploy a manifest with further arguments of `trellis deploy`.
+    pub(crate) fn deploy_with(&self, manifest: &str, args: &[&str]) -> Ran {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+        std::fs::write(file.path(), manifest).unwrap();
+        self.trellis(&[&["deploy", file.path().to_str().unwrap()], args].concat())
+    }
+
+    /// Waits until everything of an app runs.
+    #[track_caller]
+    pub(crate) fn until_ready(&self, app: &str) {
+        eventually(&format!("{app} is ready"), || (self.status(app)["state"] == "ready").then_some(()));
+    }
+}

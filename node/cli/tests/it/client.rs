@@ -36,13 +36,17 @@ impl Response {
 
 /// Opens a connection.
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    stream
+    try_connect(address).unwrap()
 }
 
-/// Asks for a path. An error is a connection that ended before its response did.
+fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Asks for a path. An error is a connection that was refused, or that ended before its response did.
 pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<Response> {
     send(address, "GET", path, &[], b"")
 }
@@ -55,7 +59,7 @@ pub(crate) fn send(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> io::Result<Response> {
-    let mut stream = connect(address);
+    let mut stream = try_connect(address)?;
     stream.write_all(head(method, path, headers, body.len()).as_bytes())?;
     stream.write_all(body)?;
     read(&mut BufReader::new(stream))
@@ -92,6 +96,9 @@ pub(crate) fn read_head(from: &mut impl BufRead) -> io::Result<Response> {
 
 /// Reads the body that belongs to a head into `into`. How long it was.
 pub(crate) fn read_body(from: &mut impl BufRead, head: &Response, into: &mut impl Write) -> io::Result<u64> {
+    if head.status == 204 {
+        return Ok(0);
+    }
     if head.header("transfer-encoding") != Some("chunked") {
         let length = head.header("content-length").map(|length| length.parse().unwrap());
         return piece(from, length.ok_or(ErrorKind::InvalidData)?, into);

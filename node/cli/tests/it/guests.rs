@@ -102,6 +102,7 @@ fn an_answer_that_breaks_off_is_never_taken_for_a_whole_one() {
     let logs = node.logs("half");
     let told = |line: &Value| line["message"].as_str().unwrap().contains("failed after its response had begun");
     assert!(logs.iter().any(told), "{logs:#?}");
+    assert_eq!(node.count("half", "faults"), 1, "its trap is a fault all the same");
 }
 
 #[test]
@@ -152,7 +153,10 @@ fn config_reaches_the_guest_and_a_new_version_changes_it() {
     let configured = |values: &str| {
         misbehave("set", "", &[]).replace(
             &format!("properties: {{image: '{}'}}", image("test_misbehave")),
-            &format!("properties: {{image: '{}', config: [{{name: own, properties: {values}}}]}}", image("test_misbehave")),
+            &format!(
+                "properties: {{image: '{}', config: [{{name: own, properties: {values}}}]}}",
+                image("test_misbehave")
+            ),
         )
     };
     node.deploy(&configured("{greeting: hello, other: two words}"));
@@ -260,7 +264,10 @@ fn logs_name_component_and_event_and_can_be_followed() {
     let fault = logs.iter().find(|line| line["context"] == "fault").unwrap();
     let message = fault["message"].as_str().unwrap();
     assert!(message.contains("as asked") && message.contains("wasm backtrace"), "{message}");
-    assert_eq!((&fault["app"], &fault["component"], &fault["level"]), (&"said".into(), &"said".into(), &"error".into()));
+    assert_eq!(
+        (&fault["app"], &fault["component"], &fault["level"]),
+        (&"said".into(), &"said".into(), &"error".into())
+    );
     let event = fault["event"].as_str().unwrap();
     assert_eq!(event.len(), 36, "{event} is a UUID");
 
@@ -314,6 +321,7 @@ fn a_component_calls_another_through_a_link() {
     node.trellis(&["invoke", "sum/checks"]).ok();
     let status = node.status("sum");
     let components = status["components"].as_array().unwrap();
-    let events = |name: &str| components.iter().find(|one| one["name"] == name).unwrap()["holders"][0]["events"].clone();
+    let events =
+        |name: &str| components.iter().find(|one| one["name"] == name).unwrap()["holders"][0]["events"].clone();
     assert_eq!((events("checks"), events("adds")), (1.into(), 1.into()), "both ran, each in a sandbox of its own");
 }

@@ -3,6 +3,8 @@
 //! `command_line`, `validate` and `inspect` need no node; `asking` talks to a scripted one; `up` starts a real one.
 //! `guests`, `http_clients`, `messages` and `old_manifests` run real guests on a real node, end to end; they need what
 //! `examples/build.sh` builds.
+//! `deploys`, `durability`, `nats` and `oci` are what people do with a node and what happens to it: versions, kills, full
+//! disks, a NATS that goes and comes, registries.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -11,11 +13,15 @@ mod apps;
 mod asking;
 mod client;
 mod command_line;
+mod deploys;
+mod durability;
 mod guests;
 mod http_clients;
 mod inspect;
 mod messages;
+mod nats;
 mod node;
+mod oci;
 mod old_manifests;
 mod scripted;
 mod tidy;

@@ -8,18 +8,24 @@ use crate::node::Node;
 
 /// Handlers of both kinds, and a window on the store that they write to: `seen/{body}` counts, `last/{body}` tells.
 fn handlers() -> String {
+    handlers_with(&[])
+}
+
+/// The same, with further traits of the handler of our kind.
+fn handlers_with(traits: &[String]) -> String {
     let store = || link("store", "wasi:keyvalue/store, atomics, batch");
     let wakes = [
         link_from("ours", "trellis:messaging/handler", "ours", "{subject: 'ours.*.in'}"),
         link_from("theirs", "wasmcloud:messaging/handler", "theirs", "{subscriptions: 'theirs.>, other'}"),
     ];
-    let publishes = link("bus", "trellis:messaging/producer");
+    let bus = "{name: bus, config: [{name: may, properties: {allowed_subjects: 'theirs.>'}}]}";
+    let publishes = link(bus, "trellis:messaging/producer");
     let consumes = link("bus", "wasmcloud:messaging/consumer");
     app(
         "mail",
         &[
             component("window", "test_kv", "", &[store()]),
-            component("ours", "test_messages", "limits: {timeout: 5s}", &[store(), publishes]),
+            component("ours", "test_messages", "limits: {timeout: 5s}", &[&[store(), publishes], traits].concat()),
             component("theirs", "test_wasmcloud_messages", "", &[store(), consumes]),
             http("window", ""),
             provider("store", "embedded"),
@@ -108,23 +114,29 @@ fn what_a_handler_publishes_wakes_another() {
     let node = Node::start(&[]);
     node.deploy(&handlers());
     publish(&node, "ours.a.in", "publish theirs.from.ours");
-    assert_eq!(stored(&node, "last/from%20ours.a.in"), "theirs.from.ours");
+    let keys = || get(node.at("mail"), "/?keys").unwrap().ok();
+    eventually("the other was woken", || keys().contains("last/from ours.a.in\n").then_some(()));
+    // What a handler publishes before it traps is held back, and goes with it.
+    publish(&node, "ours.b.in", "publish-then-trap theirs.never");
+    until_counted(&node, "ours", (2, 1));
+
+    // What its link does not allow is denied at the call, not once it is too late to be told.
+    publish(&node, "ours.c.in", "publish other");
+    let denied = || node.log().contains("`allowed_subjects` does not name `other`");
+    eventually("the denial is told", || denied().then_some(()));
 
     // A question that a component answers.
     publish(&node, "ours.a.in", "request theirs.question");
     assert_eq!(stored(&node, "answer/theirs-question"), "answer to theirs.question");
-    until_counted(&node, "ours", (2, 0));
+    until_counted(&node, "ours", (4, 1));
     until_counted(&node, "theirs", (2, 0));
+    assert!(!keys().contains("from ours.b.in"), "{}", keys());
 }
 
 #[test]
 fn messages_wait_for_permits_and_none_is_lost() {
     let node = Node::start(&[]);
-    let one = "        - {type: spreadscaler, properties: {instances: 2}}\n";
-    let limited = handlers().replace(&image("test_messages"), &format!("{}#", image("test_messages")));
-    let limited = limited.replacen("#'}\n      traits:\n", &format!("'}}\n      traits:\n{one}"), 1);
-    assert!(limited.contains("instances: 2"), "{limited}");
-    node.deploy(&limited);
+    node.deploy(&handlers_with(&["{type: spreadscaler, properties: {instances: 2}}".into()]));
     let admin = node.admin.strip_prefix("http://").unwrap().parse().unwrap();
     let body = json!({ "subject": "ours.many.in", "body_base64": "c2xlZXAgMQ==", "headers": [] }).to_string();
     let json = [("content-type", "application/json")];
@@ -141,9 +153,9 @@ fn an_order_gets_its_invoice() {
     let node = Node::start(&[]);
     let manifest = std::fs::read_to_string(examples().join("orders/app.yaml")).unwrap();
     let manifest = manifest.replace("127.0.0.1:8080", "127.0.0.1:0");
-    let manifest = ["orders_api", "orders_invoice", "orders_report"].iter().fold(manifest, |text, guest| {
-        text.replace(&format!("file://../build/{guest}.wasm"), &image(guest))
-    });
+    let manifest = ["orders_api", "orders_invoice", "orders_report"]
+        .iter()
+        .fold(manifest, |text, guest| text.replace(&format!("file://../build/{guest}.wasm"), &image(guest)));
     node.deploy(&manifest);
     let at = node.at("orders");
     assert_eq!(get(at, "/health").unwrap().ok(), "ok\n");

@@ -55,11 +55,17 @@ impl Node {
 
     /// Starts a node that goes on with a data directory.
     pub(crate) fn start_in(data_dir: &DataDir, args: &[&str]) -> Self {
+        Self::start_with(data_dir, args, &[])
+    }
+
+    /// The same with something in its environment.
+    pub(crate) fn start_with(data_dir: &DataDir, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let log = File::options().create(true).append(true).open(data_dir.log()).unwrap();
         let mut child = command()
             .args(["up", "--admin", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir.path())
             .args(args)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -109,9 +115,14 @@ impl Node {
     }
 
     /// Asks it to end, as systemd does, and waits for that.
-    pub(crate) fn stop(mut self) -> ExitStatus {
+    pub(crate) fn stop(self) -> ExitStatus {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.ended()
+    }
+
+    /// Waits until it has ended by itself, or because it was asked to.
+    pub(crate) fn ended(mut self) -> ExitStatus {
         let asked = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

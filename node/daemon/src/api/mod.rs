@@ -87,7 +87,7 @@ mod tests {
         let mut served = 0;
         for (path, operations) in document["paths"].as_object().unwrap() {
             for method in operations.as_object().unwrap().keys() {
-                let url = format!("{base}{}", path.replace('{', "").replace('}', ""));
+                let url = format!("{base}{}", path.replace(['{', '}'], ""));
                 let (status, body) = ask(&method.to_uppercase(), url).await;
                 assert!(status != 405 && !body.contains("the admin API has no"), "{method} {path}: {status} {body}");
                 if status >= 400 && method != "head" {
@@ -102,10 +102,15 @@ mod tests {
         for name in dangling {
             assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
         }
-        for (method, path, expected) in [("GET", "/v2/apps", 404), ("PATCH", "/v1/apps", 405)] {
+        for (method, path, expected, says) in [
+            ("GET", "/v2/apps", 404, "/openapi.json"),
+            ("PATCH", "/v1/apps", 405, "/openapi.json"),
+            ("GET", "/v1/logs?lines=many", 400, "lines"),
+        ] {
             let (status, body) = ask(method, format!("{base}{path}")).await;
             assert_eq!(status, expected, "{body}");
-            assert!(body.contains("/openapi.json"), "{body}");
+            let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+            assert!(problem["error"].as_str().unwrap().contains(says), "{body}");
         }
 
         stop.send(()).unwrap();

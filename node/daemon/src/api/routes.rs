@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -212,8 +212,9 @@ async fn has_artifact(State(node): State<Arc<Node>>, Path(digest): Path<String>)
 async fn put_artifact(
     State(node): State<Arc<Node>>,
     Path(digest): Path<String>,
-    bytes: Bytes,
+    bytes: Result<Bytes, BytesRejection>,
 ) -> Answer<Json<ArtifactStatus>> {
+    let bytes = bytes.map_err(|why| Refusal::new(why.status(), "too_large", why.body_text()))?;
     let digest: Digest = digest.parse().map_err(bad_name)?;
     let work = tokio::task::spawn_blocking(move || {
         // The digest first: what came broken is not worth compiling. Then the compiler: what is no component is not
@@ -223,7 +224,10 @@ async fn put_artifact(
             let error = ArtifactError::Mismatch { expected: digest, found };
             return Err(Refusal::bad_request(error.to_string()));
         }
-        node.engine.compile(digest, &bytes).map_err(|why| Refusal::bad_request(why.to_string()))?;
+        node.engine.compile(digest, &bytes).map_err(|why| match why.is_of_the_artifact() {
+            true => Refusal::bad_request(why.to_string()),
+            false => Refusal::unavailable(why.to_string()),
+        })?;
         node.artifacts.put(&bytes, Some(digest)).map_err(|why| Refusal::unavailable(why.to_string()))?;
         let compiled = node.engine.is_compiled(digest);
         Ok(Json(ArtifactStatus { digest: digest.to_string(), bytes: bytes.len() as u64, compiled }))
@@ -294,12 +298,13 @@ impl LogQuery {
     }
 }
 
-async fn logs(State(node): State<Arc<Node>>, Query(query): Query<LogQuery>) -> Response {
+async fn logs(State(node): State<Arc<Node>>, query: Result<Query<LogQuery>, QueryRejection>) -> Answer<Response> {
+    let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
     let lines = query.lines.unwrap_or(LINES_DEFAULT);
     let (last, new) = node.logs.follow(lines, |line| query.takes(line));
     let last: String = last.iter().map(json_line).collect();
     let body = if query.follow { follow(last, new, query, node.shutdown.clone()) } else { Body::from(last) };
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
 /// The last lines, then each new one as it comes, until the client leaves or the node shuts down.

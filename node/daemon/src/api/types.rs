@@ -58,8 +58,11 @@ pub struct DeployReply {
     pub app: String,
     /// The version that is deployed now, or would be.
     pub version: String,
-    /// `deployed`, `unchanged` or `dry_run`.
+    /// `deployed`, `unchanged`, `waiting` or `dry_run`.
     pub outcome: String,
+    /// What a deploy that is `waiting` waits for; what ran before goes on running.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits_for: Vec<String>,
     /// What changes: one line each, `+ component api`, `~ link api -> kv: bucket`, `- provider http`.
     pub changes: Vec<String>,
     /// What moves, one line each: `api: node laptop 0 -> 10 permits`.
@@ -178,8 +181,8 @@ pub struct NodeStatus {
     pub labels: BTreeMap<String, String>,
     /// The version of Trellis that it runs.
     pub version: String,
-    /// Milliseconds since its last sign of life, as this node knows it.
-    pub last_seen_ms: u64,
+    /// Milliseconds since its last sign of life, where the answering node knows.
+    pub last_seen_ms: Option<u64>,
     /// Sandboxes alive now, where this node knows.
     pub running: Option<u64>,
 }

@@ -5,55 +5,30 @@ use http::uri::Scheme;
 use http::{HeaderValue, Request, header};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
-use trellis_wire::{Body, Failure, Outcome};
+use trellis_wire::Body;
 use wasmtime::Store;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{self, ErrorCode};
 
-use super::reply::{Answer, BrokenOff, reply};
+use super::reply::Answer;
 use crate::host::http::body_error;
-use crate::run::Sandbox;
-use crate::{fault, state::State};
+use crate::state::State;
 
 /// What a guest is told that its host is, where the request names none that can be told.
 const NO_HOST: HeaderValue = HeaderValue::from_static("localhost");
 
-/// Hands a request to the guest.
-pub(crate) async fn handle(guest: ProxyPre<State>, mut request: Request<Body>, sandbox: Sandbox) -> Outcome {
+/// Calls the guest, up to its return.
+pub(super) async fn call(
+    guest: &ProxyPre<State>,
+    mut request: Request<Body>,
+    answered: oneshot::Sender<Answer>,
+    store: &mut Store<State>,
+) -> wasmtime::Result<()> {
     let named = request.headers().get(header::HOST).is_some_and(|host| host.to_str().is_ok());
     if request.uri().authority().is_none() && !named {
         request.headers_mut().insert(header::HOST, NO_HOST);
     }
-    let (answered, answer) = oneshot::channel();
-    let (limits, outside) = (sandbox.limits, sandbox.store.data().outside.clone());
-    let broken_off = BrokenOff::default();
-    let running = Box::pin(run(guest, request, answered, sandbox, broken_off.clone()));
-    reply(running, answer, broken_off, limits, outside).await
-}
-
-/// The guest, from its start to its return. It owns its sandbox, which goes when this returns or is dropped.
-async fn run(
-    guest: ProxyPre<State>,
-    request: Request<Body>,
-    answered: oneshot::Sender<Answer>,
-    mut sandbox: Sandbox,
-    broken_off: BrokenOff,
-) -> Result<(), Failure> {
-    let ended = call(&guest, request, answered, &mut sandbox.store).await;
-    ended.map_err(|error| {
-        let failure = fault::failure(&error, sandbox.store.data());
-        broken_off.because(failure.to_string());
-        failure
-    })
-}
-
-async fn call(
-    guest: &ProxyPre<State>,
-    request: Request<Body>,
-    answered: oneshot::Sender<Answer>,
-    store: &mut Store<State>,
-) -> wasmtime::Result<()> {
     let scheme = match request.uri().scheme() {
         Some(scheme) if *scheme == Scheme::HTTPS => types::Scheme::Https,
         _ => types::Scheme::Http,

@@ -7,44 +7,19 @@ use std::future::poll_fn;
 use http::Request;
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
-use trellis_wire::{Body, Failure, Outcome};
+use trellis_wire::Body;
 use wasmtime::Store;
 use wasmtime::component::Accessor;
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p3;
 use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 
-use super::reply::{Answer, BrokenOff, reply};
+use super::reply::Answer;
 use crate::host::http::body_error;
-use crate::run::Sandbox;
-use crate::{fault, state::State};
+use crate::state::State;
 
-/// Hands a request to the guest.
-pub(crate) async fn handle(guest: ServicePre<State>, request: Request<Body>, sandbox: Sandbox) -> Outcome {
-    let (answered, answer) = oneshot::channel();
-    let (limits, outside) = (sandbox.limits, sandbox.store.data().outside.clone());
-    let broken_off = BrokenOff::default();
-    let running = Box::pin(run(guest, request, answered, sandbox, broken_off.clone()));
-    reply(running, answer, broken_off, limits, outside).await
-}
-
-/// The guest, from its start until none of its tasks is left. It owns its sandbox.
-async fn run(
-    guest: ServicePre<State>,
-    request: Request<Body>,
-    answered: oneshot::Sender<Answer>,
-    mut sandbox: Sandbox,
-    broken_off: BrokenOff,
-) -> Result<(), Failure> {
-    let ended = call(&guest, request, answered, &mut sandbox.store).await;
-    ended.map_err(|error| {
-        let failure = fault::failure(&error, sandbox.store.data());
-        broken_off.because(failure.to_string());
-        failure
-    })
-}
-
-async fn call(
+/// Calls the guest, until none of its tasks is left.
+pub(super) async fn call(
     guest: &ServicePre<State>,
     request: Request<Body>,
     answered: oneshot::Sender<Answer>,

@@ -3,7 +3,7 @@
 //! The guest is one future that owns its sandbox. It is polled in place until the head is there: most guests are done
 //! by then, and nothing is spawned for them. One that still streams becomes a task; the body holds the other end of it.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -21,11 +21,8 @@ use trellis_wire::{Body, BodyError, Failure, Fault, Outcome, Reply};
 use wasmtime_wasi_http::WasiBody;
 
 use crate::host::http::CHUNKS_AHEAD_MAX;
-use crate::outside::{Level, Limits, Outside};
+use crate::outside::{Limits, Outside};
 use crate::run::late;
-
-/// How long a reply may take in all, from its head to its end.
-const REPLY_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// How many turns a guest that answered gets to end before a task is made for it.
 const TURNS_MAX: u32 = 4;
@@ -76,7 +73,7 @@ pub(super) async fn reply(
     match answered {
         Ok(Ok(head)) => {
             let (head, reader) = streaming(head, broken_off.clone());
-            tokio::spawn(go_on(guest, reader, broken_off, limits.timeout, outside));
+            tokio::spawn(go_on(guest, reader, broken_off, limits, outside));
             Ok(Reply::Http(head.map(Body::new)))
         }
         Ok(Err(code)) => Err(Fault::Refused(code).into()),
@@ -160,17 +157,17 @@ async fn go_on(
     mut guest: Guest,
     reader: oneshot::Receiver<()>,
     broken_off: BrokenOff,
-    after_body_max: Duration,
+    limits: Limits,
     outside: Arc<dyn Outside>,
 ) {
     let ended = tokio::select! {
         biased;
         ended = &mut guest => Some(ended),
         read_whole = reader => match read_whole {
-            Ok(()) => timeout(after_body_max, &mut guest).await.ok(),
+            Ok(()) => timeout(limits.timeout, &mut guest).await.ok(),
             Err(_) => return,
         },
-        () = sleep(REPLY_MAX) => None,
+        () = over(limits.reply) => None,
     };
     match ended {
         Some(Ok(())) => {}
@@ -183,9 +180,17 @@ async fn go_on(
     }
 }
 
+/// Waits until a reply that may take so long has taken too long.
+async fn over(reply_max: Option<Duration>) {
+    match reply_max {
+        Some(reply_max) => sleep(reply_max).await,
+        None => pending().await,
+    }
+}
+
 /// The outcome of this event was told already, as a reply; what came after is told as a log line.
 fn report(outside: &dyn Outside, why: &str) {
-    outside.log(Level::Error, "sandbox", &format!("failed after its response had begun: {why}"));
+    outside.failed_late(&format!("failed after its response had begun: {why}"));
 }
 
 fn streaming(head: Response<WasiBody>, broken_off: BrokenOff) -> (Response<GuestBody>, oneshot::Receiver<()>) {

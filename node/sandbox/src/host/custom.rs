@@ -80,10 +80,13 @@ fn invoke<'a>(
         let outside = store.data().outside.clone();
         let link = store.data().links.chosen(unversioned(&interface)).to_owned();
         let params = value::encode(ty.params().map(|(_, ty)| ty), params)?;
+        let called = format!("{interface}.{function}");
         let call = Call::Invoke { interface, function, params: Bytes::from(params) };
         let answered = match outside.call(&link, call).await {
-            Ok(Answer::Values(bytes)) => value::decode(ty.results(), &bytes)?,
+            Ok(Answer::Values(bytes)) => value::decode(ty.results(), &bytes)
+                .map_err(|why| CallError::Other(format!("the answer to {called} does not fit: {why}")))?,
             Ok(other) => return Err(super::wrong_answer(&other).into()),
+            // As it is: whose failure it is gets decided where the run ends.
             Err(why) => vec![own_error(&ty, &why).ok_or(why)?],
         };
         for (result, value) in results.iter_mut().zip(answered) {
@@ -97,7 +100,7 @@ fn unversioned(interface: &str) -> &str {
     interface.split_once('@').map_or(interface, |(name, _)| name)
 }
 
-/// The interface's own error with the text, where it has one that can hold a text. Else the call traps with it.
+/// The interface's own error with the text, where it has one that can hold a text. Else the run ends with it.
 fn own_error(ty: &ComponentFunc, why: &CallError) -> Option<Val> {
     match ty.results().next()? {
         Type::Result(result) if matches!(result.err(), Some(Type::String)) => {

@@ -17,12 +17,15 @@ use crate::state::State;
 const STAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most that the headers of one message may take, in bytes, as wasmtime counts them.
-const HEADERS_BYTES_MAX: usize = 128 * 1024;
+const HEADERS_BYTES_MAX: usize = 32 * 1024;
 
 /// How far a guest may write ahead of whoever reads its body: so many chunks, of so many bytes each. A guest whose reply
-/// fits is done, and its sandbox gone, before anyone reads.
+/// fits is done, and its sandbox gone, before anyone reads. A guest may have a body to every other of its handles.
 pub(crate) const CHUNKS_AHEAD_MAX: usize = 16;
-const CHUNK_BYTES_MAX: usize = 64 * 1024;
+const CHUNK_BYTES_MAX: usize = 8 * 1024;
+
+/// How much of a body of WASI 0.3, which has one chunk ahead, is read from the guest at once.
+const P3_CHUNK_BYTES_MAX: usize = 64 * 1024;
 
 pub(super) fn link(linker: &mut Linker<State>, wasi_p3: bool) -> wasmtime::Result<()> {
     p2::add_only_http_to_linker_async(linker)?;
@@ -94,7 +97,7 @@ impl WasiHttpHooks for Outgoing {
     }
 
     fn p3_outgoing_body_chunk_size(&mut self) -> usize {
-        CHUNK_BYTES_MAX
+        P3_CHUNK_BYTES_MAX
     }
 }
 

@@ -109,13 +109,14 @@ macro_rules! expect {
 }
 
 impl store::Host for State {
-    /// The name is a link's. If there is no such link, it is one more name for the store of the default link.
+    /// The name is a link's; what one that is no link's stands for is for [`Outside`] to say. Only a guest that chose a
+    /// link by `wasmcloud:bus/lattice` has said so itself: then it is one more name for the store of that link.
     async fn open(&mut self, identifier: String) -> Answered<Resource<Bucket>> {
         let own = self.links.chosen(STORE).to_owned();
         let named = if matches!(identifier.as_str(), "" | "default") { &own } else { &identifier };
         let mut link = named.clone();
         let mut opened = keyvalue(&*self.outside, &link, KeyValue::Open).await;
-        if matches!(opened, Err(CallError::Denied(_) | CallError::NoSuch(_))) && link != own {
+        if matches!(opened, Err(CallError::Denied(_))) && !own.is_empty() && link != own {
             link = own;
             opened = keyvalue(&*self.outside, &link, KeyValue::Open).await;
         }

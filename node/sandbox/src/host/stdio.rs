@@ -18,6 +18,12 @@ pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;
 /// The most that is kept of each stream of a run; the rest is cut.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
+/// How many lines of one write are logged, and how many lines and bytes of one stream of a run; the rest is cut, and
+/// counted. A write is not interrupted, and the log is the whole node's.
+const WRITE_LINES_MAX: u64 = 1_000;
+const LINES_MAX: u64 = 10_000;
+const LOGGED_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// What is remembered of the end of a stream, to be shown with a trap.
 const TAIL_BYTES: usize = 2 * 1024;
 
@@ -49,7 +55,7 @@ enum To {
 
 /// Standard output and error that go to the log.
 pub(crate) fn logged(outside: &Arc<dyn Outside>) -> (Sink, Sink) {
-    let lines = |level, context| Lines { outside: outside.clone(), level, context, line: Vec::new(), cut: false };
+    let lines = |level, context| Lines::new(outside.clone(), level, context);
     (Sink::new(To::Log(lines(Level::Info, "stdout"))), Sink::new(To::Log(lines(Level::Warn, "stderr"))))
 }
 
@@ -104,25 +110,41 @@ struct Lines {
     context: &'static str,
     line: Vec<u8>,
     cut: bool,
+    logged_lines: u64,
+    logged_bytes: usize,
+    left_out: u64,
 }
 
 impl Lines {
+    const fn new(outside: Arc<dyn Outside>, level: Level, context: &'static str) -> Self {
+        Self { outside, level, context, line: Vec::new(), cut: false, logged_lines: 0, logged_bytes: 0, left_out: 0 }
+    }
+
     fn take(&mut self, bytes: &[u8]) {
+        let lines_max = LINES_MAX.min(self.logged_lines + WRITE_LINES_MAX);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ends) = piece.strip_suffix(b"\n").map_or((piece, false), |text| (text, true));
             let room = LINE_BYTES_MAX - self.line.len();
             self.line.extend_from_slice(&text[..text.len().min(room)]);
             self.cut |= text.len() > room;
             if ends {
-                self.log();
+                self.log(lines_max);
             }
         }
     }
 
-    fn log(&mut self) {
+    /// Logs the line, unless it is empty or one too many.
+    fn log(&mut self, lines_max: u64) {
         let line = String::from_utf8_lossy(&self.line);
-        let cut = if self.cut { " [cut]" } else { "" };
-        self.outside.log(self.level, self.context, &format!("{}{cut}", line.trim_end_matches('\r')));
+        let line = line.trim_end_matches('\r');
+        if self.logged_lines >= lines_max || self.logged_bytes + line.len() > LOGGED_BYTES_MAX {
+            self.left_out += u64::from(!line.is_empty());
+        } else if !line.is_empty() {
+            let cut = if self.cut { " [cut]" } else { "" };
+            self.outside.log(self.level, self.context, &format!("{line}{cut}"));
+            self.logged_lines += 1;
+            self.logged_bytes += line.len();
+        }
         self.line.clear();
         self.cut = false;
     }
@@ -131,8 +153,14 @@ impl Lines {
 impl Drop for Lines {
     /// A last line need not end in a newline.
     fn drop(&mut self) {
-        if !self.line.is_empty() {
-            self.log();
+        self.log(LINES_MAX);
+        if self.left_out > 0 {
+            let text = format!(
+                "{} more lines of {} were left out: a run logs at most {LINES_MAX} lines of it, {LOGGED_BYTES_MAX} bytes \
+                 in all, and {WRITE_LINES_MAX} lines of one write",
+                self.left_out, self.context
+            );
+            self.outside.log(Level::Warn, "sandbox", &text);
         }
     }
 }
@@ -220,8 +248,30 @@ mod tests {
         assert_eq!(stdout.tail(), "one\r\ntwo\n\nlast");
         drop((stdout, stderr));
         let long = format!("Warn stderr {} [cut]", "x".repeat(LINE_BYTES_MAX));
-        let lines = ["Info stdout one", "Warn stderr oh", "Info stdout two", "Info stdout ", &long, "Info stdout last"];
-        assert_eq!(*log.0.lock().unwrap(), lines);
+        let lines = ["Info stdout one", "Warn stderr oh", "Info stdout two", &long, "Info stdout last"];
+        assert_eq!(*log.0.lock().unwrap(), lines, "an empty line is none");
+    }
+
+    #[test]
+    fn what_is_logged_is_bounded_and_the_rest_counted() {
+        let written = |write: &[u8], times: usize| {
+            let log = Arc::new(Log::default());
+            let (stdout, stderr) = logged(&(log.clone() as Arc<dyn Outside>));
+            (0..times).for_each(|_| stdout.take(write));
+            drop((stdout, stderr));
+            let lines = log.0.lock().unwrap();
+            (lines.len() as u64, lines.last().cloned().unwrap_or_default())
+        };
+        assert_eq!(written(&[b'\n'; WRITE_BYTES_MAX], 3), (0, String::new()));
+        let (lines, last) = written(&b"x\n".repeat(1_500), 2);
+        assert_eq!(lines, 2 * WRITE_LINES_MAX + 1);
+        assert!(last.starts_with("Warn sandbox 1000 more lines of stdout"), "{last}");
+        let (lines, last) = written(b"x\n", 10_007);
+        assert_eq!(lines, LINES_MAX + 1);
+        assert!(last.starts_with("Warn sandbox 7 more lines"), "{last}");
+        let (lines, last) = written(&[&[b'x'; LINE_BYTES_MAX][..], b"\n"].concat(), 1_025);
+        assert_eq!(lines, 1_024 + 1, "bytes count as well");
+        assert!(last.starts_with("Warn sandbox 1 more lines"), "{last}");
     }
 
     #[test]

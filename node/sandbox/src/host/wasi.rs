@@ -5,13 +5,11 @@ use wasmtime::component::{Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, p2, p3};
 
 use super::stdio::Sink;
+use crate::run::HANDLES_MAX;
 use crate::state::State;
 
 /// The most random bytes that a guest may ask for at once.
 const RANDOM_BYTES_MAX: u64 = 1024 * 1024;
-
-/// The most things of the host that a guest may hold.
-const TABLE_ENTRIES_MAX: usize = 10_000;
 
 pub(super) fn link(linker: &mut Linker<State>, wasi_p3: bool) -> wasmtime::Result<()> {
     p2::add_to_linker_async(linker)?;
@@ -21,10 +19,10 @@ pub(super) fn link(linker: &mut Linker<State>, wasi_p3: bool) -> wasmtime::Resul
     Ok(())
 }
 
-/// The table of things that a guest holds.
+/// The table of things that a guest holds: behind each there is a handle.
 pub(crate) fn table() -> ResourceTable {
     let mut table = ResourceTable::new();
-    table.set_max_capacity(TABLE_ENTRIES_MAX);
+    table.set_max_capacity(HANDLES_MAX);
     table
 }
 

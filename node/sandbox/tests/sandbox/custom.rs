@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use trellis_wire::{Error, Event, Failure, Fault, Reply};
+use trellis_wire::{Answer, CallError, Error, Event, Failure, Fault, Reply};
 
 use crate::lab::Lab;
 
@@ -57,4 +57,24 @@ async fn a_guest_can_call_a_function_outside() {
     lab.node.denies.store(true, Ordering::SeqCst);
     let Err(Failure::Fault(Fault::Trap(why))) = lab.run(CALLS, Event::Run(vec![])).await else { panic!("not denied") };
     assert!(why.contains("denied: add a link"), "{why}");
+}
+
+#[tokio::test]
+async fn a_call_that_fails_through_no_doing_of_the_guests_is_our_error() {
+    let lab = Lab::new();
+    let fails = async |with: Result<Answer, CallError>| {
+        *lab.node.invoked.lock().unwrap() = Some(with);
+        lab.run(CALLS, Event::Run(vec![])).await.unwrap_err()
+    };
+    let busy = fails(Err(CallError::Unavailable("it starts".into()))).await;
+    assert_eq!(busy, Failure::Error(Error::Busy("unavailable: it starts".into())));
+    let late = fails(Err(CallError::TimedOut("no answer".into()))).await;
+    assert_eq!(late, Failure::Error(Error::Internal("timed out: no answer".into())));
+    for wrong in [Answer::Published, Answer::Values(Bytes::from_static(&[0x80])), Answer::Values(Bytes::new())] {
+        let wrong = fails(Ok(wrong)).await;
+        assert!(matches!(&wrong, Failure::Error(Error::Internal(why)) if why.contains("not fit")), "{wrong}");
+    }
+    let absent = fails(Err(CallError::NoSuch("add".into()))).await;
+    assert!(matches!(&absent, Failure::Fault(Fault::Trap(why)) if why.contains("add does not exist")), "{absent}");
+    lab.all_gone().await;
 }

@@ -164,6 +164,23 @@ async fn a_huge_body_streams_with_back_pressure() {
 }
 
 #[tokio::test]
+async fn a_reply_that_takes_too_long_breaks_off_unless_it_may() {
+    let mut lab = Lab::new();
+    for guest in BOTH {
+        for (reply, whole) in [(Some(Duration::from_millis(100)), false), (None, true)] {
+            lab.limits.reply = reply;
+            let mut body = response(lab.get(guest, "/stream").await).into_body();
+            body.frame().await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let ended = body.collect().await.map(drop).map_err(|why| why.to_string());
+            assert_eq!(ended.is_ok(), whole, "{guest}: {ended:?}");
+            assert!(ended.err().is_none_or(|why| why.contains("not done in time")));
+            lab.all_gone().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn dropping_the_body_aborts_the_sandbox() {
     let lab = Lab::new();
     for guest in BOTH {

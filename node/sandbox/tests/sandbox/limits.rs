@@ -57,14 +57,67 @@ async fn a_guest_over_its_own_memory_is_at_fault() {
 #[tokio::test]
 async fn a_node_without_memory_is_busy() {
     let lab = Lab::with(20, 24 * MEBIBYTE);
+    let other = response(lab.get("classic", "/stream").await);
     let Err(Failure::Error(busy)) = lab.get("classic", "/grow").await else { panic!("it is not the guest's fault") };
     assert!(matches!(&busy, Error::Busy(why) if why.contains("--sandbox-memory")), "{busy}");
     assert!(busy.is_retryable());
+    drop(other);
     lab.all_gone().await;
     assert_eq!(lab.text("classic", "/hello").await, "hello", "the memory is there again");
-    let lab = Lab::with(20, MEBIBYTE / 2);
+    // One has room, and a second beside it has too little even to begin.
+    let room = one_and_a_half_of("classic").await;
+    let lab = Lab::with(20, room);
+    let other = response(lab.get("classic", "/stream").await);
     let busy = lab.get("classic", "/hello").await.unwrap_err();
-    assert!(matches!(busy, Failure::Error(Error::Busy(_))), "too little even to begin: {busy}");
+    assert!(matches!(busy, Failure::Error(Error::Busy(_))), "{busy}");
+    drop(other);
+    lab.all_gone().await;
+}
+
+/// Half again the memory of a guest that streams.
+async fn one_and_a_half_of(guest: &str) -> u64 {
+    let lab = Lab::new();
+    let _streaming = response(lab.get(guest, "/stream").await);
+    lab.engine.memory_bytes() * 3 / 2
+}
+
+#[tokio::test]
+async fn a_guest_that_needs_more_than_the_whole_node_has_is_at_fault() {
+    let lab = Lab::with(20, 24 * MEBIBYTE);
+    assert!(lab.limits.memory_bytes > 24 * MEBIBYTE);
+    let fault = lab.get("classic", "/grow").await.unwrap_err();
+    assert_eq!(fault, Failure::Fault(Fault::OutOfMemory { limit_bytes: 24 * MEBIBYTE }));
+    lab.all_gone().await;
+}
+
+/// Grows its table until it cannot, then traps.
+const TABLES: &str = r#"(component
+    (core module $m
+        (table $t 1 funcref)
+        (func (export "run") (result i32)
+            (loop $again
+                (br_if $again (i32.ge_s (table.grow $t (ref.null func) (i32.const 1000)) (i32.const 0))))
+            unreachable))
+    (core instance $i (instantiate $m))
+    (func $run (result (result)) (canon lift (core func $i "run")))
+    (instance $export (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.0" (instance $export)))"#;
+
+#[tokio::test]
+async fn tables_are_part_of_a_guests_memory() {
+    let mut lab = Lab::new();
+    lab.limits.memory_bytes = 100_000;
+    let fault = lab.run(TABLES, Event::Run(vec![])).await.unwrap_err();
+    assert_eq!(fault, Failure::Fault(Fault::OutOfMemory { limit_bytes: 100_000 }));
+    lab.all_gone().await;
+}
+
+#[tokio::test]
+async fn handles_and_headers_are_bounded() {
+    let lab = Lab::new();
+    let Err(Failure::Fault(Fault::Trap(why))) = lab.get("classic", "/hoard").await else { panic!("it hoards") };
+    assert!(why.contains("table"), "{why}");
+    assert_eq!(lab.text("classic", "/headers").await, "16 KiB true 64 KiB false");
     lab.all_gone().await;
 }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use trellis_bus::testing::NatsServer;
-use trellis_nats::Nats;
+use trellis_nats::{Auth, Nats, Options, Secret};
 use trellis_provider::Provider as _;
 use trellis_wire::{Answer, Call, CallError, KeyValue, KeyValueAnswer as A, LinkId};
 
@@ -73,8 +73,10 @@ async fn keys_come_in_pages() {
     let nats = provider(&server.url);
     let id = granted(&nats, &BUCKET).await;
     let names: Vec<String> = (0..2100).map(|n| format!("key-{n:04}")).collect();
-    let pairs = names.iter().map(|name| (name.clone(), text("v"))).collect();
-    kv(&nats, &id, KeyValue::SetMany(pairs)).await.unwrap();
+    for some in names.chunks(1_000) {
+        let pairs = some.iter().map(|name| (name.clone(), text("v"))).collect();
+        kv(&nats, &id, KeyValue::SetMany(pairs)).await.unwrap();
+    }
     let (mut seen, mut cursor, mut pages) = (Vec::new(), None, 0);
     loop {
         let answer = kv(&nats, &id, KeyValue::Keys { cursor }).await.unwrap();
@@ -86,6 +88,42 @@ async fn keys_come_in_pages() {
         }
     }
     assert_eq!((pages, seen == names), (3, true), "sorted, each once, 1,000 at a time");
+}
+
+#[tokio::test]
+async fn a_batch_is_bounded_in_keys_and_bytes() {
+    let server = NatsServer::start(true);
+    let nats = provider(&server.url);
+    let id = granted(&nats, &BUCKET).await;
+    let too_large = async |operation| {
+        let refused = kv(&nats, &id, operation).await.unwrap_err();
+        assert!(matches!(&refused, CallError::Invalid(why) if why.contains("use several")), "{refused}");
+    };
+    let keys = || (0..1_001).map(|n| format!("k{n}"));
+    too_large(KeyValue::GetMany(keys().collect())).await;
+    too_large(KeyValue::DeleteMany(keys().collect())).await;
+    too_large(KeyValue::SetMany(keys().map(|key| (key, text("v"))).collect())).await;
+    // One value that is asked for often fills the answer as it comes.
+    kv(&nats, &id, KeyValue::Set("big".into(), vec![0; 1024 * 1024].into())).await.unwrap();
+    too_large(KeyValue::GetMany(vec!["big".into(); 17])).await;
+    let fits = kv(&nats, &id, KeyValue::GetMany(vec!["big".into(); 16])).await;
+    assert!(matches!(&fits, Ok(A::Values(values)) if values.len() == 16));
+}
+
+#[tokio::test]
+async fn a_node_that_logs_in_by_password_has_its_links_do_so_too() {
+    let server = NatsServer::start_with(true, &["--user", "node", "--pass", "s3cret"]);
+    let login = |password: &str| {
+        let auth = Auth::Password { user: "node".into(), password: Secret::new(password) };
+        Nats::new(Options { default_url: Some(server.url.clone()), auth, ..Options::default() })
+    };
+    let nats = login("s3cret");
+    let id = granted(&nats, &BUCKET).await;
+    assert_eq!(kv(&nats, &id, KeyValue::Set("a".into(), text("1"))).await, Ok(A::Done));
+    let out = login("wr0ng");
+    let link = link("worker", "keyvalue", &BUCKET);
+    out.grant(link.clone()).await.unwrap();
+    until("it is kept out", || out.health(&link.id).is_err_and(|why| why.contains("authorization"))).await;
 }
 
 #[tokio::test]

@@ -117,6 +117,28 @@ async fn an_ended_link_settles_all_that_came_and_takes_no_more() {
 }
 
 #[tokio::test]
+async fn what_waits_is_bounded_in_bytes() {
+    let server = NatsServer::start(false);
+    let nats = provider(&server.url);
+    let id = publisher(&nats).await;
+    let node = Node::shut(1);
+    let orders = link("worker", "messaging", &[("subscriptions", "orders")]);
+    nats.wake(orders.clone(), node.permits(&orders)).await.unwrap();
+    let large = "x".repeat(1000 * 1024);
+    for _ in 0..100 {
+        publish(&nats, &id, message("orders", &large)).await.unwrap();
+    }
+    let removing = async { nats.remove(&orders.id).await };
+    let opening = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        node.open();
+    };
+    tokio::join!(removing, opening);
+    // 64 MiB, and the one that runs.
+    assert!((60..=67).contains(&node.done()), "{} of 100 were kept", node.done());
+}
+
+#[tokio::test]
 async fn a_shortage_of_ours_runs_the_message_again_and_a_refusal_does_not() {
     static BUSY: AtomicUsize = AtomicUsize::new(2);
     let server = NatsServer::start(false);

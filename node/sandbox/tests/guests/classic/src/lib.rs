@@ -105,6 +105,14 @@ impl Incoming for Guest {
                 eprint!("to stderr");
                 respond(out, "logged");
             }
+            "/hoard" => {
+                let hoard: Vec<Fields> = (0..1_000_000).map(|_| Fields::new()).collect();
+                respond(out, &format!("it has {}", hoard.len()));
+            }
+            "/headers" => {
+                let fits = |bytes| Fields::new().set("x", &[vec![b'x'; bytes]]).is_ok();
+                respond(out, &format!("16 KiB {} 64 KiB {}", fits(16 << 10), fits(64 << 10)));
+            }
             "/publish" => {
                 let message = OutMessage {
                     subject: "orders.new".into(),
