@@ -165,7 +165,8 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkErro
             .map_err(|why| LinkError::Failed(format!("the credentials file {}: {why}", path.display())))?,
         Auth::NkeySeed(path) => {
             let text = tokio::fs::read_to_string(path).await;
-            let text = text.map_err(|why| LinkError::Failed(format!("the nkey seed file {}: {why}", path.display())))?;
+            let text =
+                text.map_err(|why| LinkError::Failed(format!("the nkey seed file {}: {why}", path.display())))?;
             let seed = Secret::new(&text);
             KeyPair::from_seed(seed.expose())
                 .map_err(|why| LinkError::Failed(format!("{} holds no nkey seed (SU...): {why}", path.display())))?;

@@ -345,7 +345,9 @@ fn replicas(config: &Config) -> Result<usize, LinkError> {
 fn check_key(key: &str) -> Result<(), CallError> {
     if key.len() > KEY_BYTES_MAX {
         let bytes = key.len();
-        return Err(CallError::Invalid(format!("a key of {bytes} bytes is too long; at most {KEY_BYTES_MAX} are taken")));
+        return Err(CallError::Invalid(format!(
+            "a key of {bytes} bytes is too long; at most {KEY_BYTES_MAX} are taken"
+        )));
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'/' | b'_' | b'=' | b'.');
     if key.bytes().all(allowed) && pattern::check_literal(key).is_ok() {

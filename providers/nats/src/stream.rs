@@ -73,12 +73,8 @@ impl Streamed {
         if let Ok(Err(Unbound::Differs(why))) = tokio::time::timeout(BIND_WAIT, engine.queue().consumer()).await {
             return Err(LinkError::config("consumer", why));
         }
-        let begun = Self {
-            connection,
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            progress: engine.progress(),
-        };
+        let begun =
+            Self { connection, stop: CancellationToken::new(), tasks: TaskTracker::new(), progress: engine.progress() };
         begun.tasks.spawn(engine.run(begun.stop.clone()));
         begun.tasks.close();
         Ok(begun)
@@ -195,7 +191,10 @@ fn name(key: &str, text: &str) -> Result<String, LinkError> {
         return Err(LinkError::config(key, format!("`{text}`: 1 to 128 of a-z, A-Z, 0-9, `-` and `_` are expected")));
     }
     if ["TRELLIS_", "KV_", "OBJ_"].iter().any(|reserved| text.starts_with(reserved)) {
-        return Err(LinkError::config(key, format!("`{text}`: names that begin so belong to the lattice or to buckets")));
+        return Err(LinkError::config(
+            key,
+            format!("`{text}`: names that begin so belong to the lattice or to buckets"),
+        ));
     }
     Ok(text.into())
 }
@@ -294,7 +293,9 @@ impl Pulled {
             Ok(_) => {}
             Err(why) if why.kind() == ConsumerInfoErrorKind::NotFound || is_no_consumer(&why.kind()) => {
                 if wanted.is_named && !wanted.create {
-                    return Err(not_yet("does not exist; make it, or write `create: \"true\"` in the link's config".into()));
+                    return Err(not_yet(
+                        "does not exist; make it, or write `create: \"true\"` in the link's config".into(),
+                    ));
                 }
                 let made = stream.create_consumer(wanted.consumer_config()).await;
                 return made.map_err(|why| not_yet(format!("cannot be made: {why}")));
@@ -385,8 +386,7 @@ impl Pulled {
         let attempt = entry.attempts.saturating_add(unaccounted).saturating_add(1);
         let entry = Entry { kills: entry.kills.saturating_add(unaccounted), ..entry };
         let age_ms = published_ms.map_or(0, |published| now_ms().saturating_sub(published));
-        let record =
-            Record { attempt, faults: entry.faults, kills: entry.kills, age: Duration::from_millis(age_ms) };
+        let record = Record { attempt, faults: entry.faults, kills: entry.kills, age: Duration::from_millis(age_ms) };
         let received = Message {
             subject: message.subject.to_string(),
             body: message.payload.clone(),
@@ -400,7 +400,11 @@ impl Pulled {
     }
 
     async fn taken_off(&self, claim: &Claim) -> Result<(), Trouble> {
-        claim.message.double_ack().await.map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))?;
+        claim
+            .message
+            .double_ack()
+            .await
+            .map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))?;
         if claim.delivered > 1
             && let Ok(ledger) = self.ledger().await
             && let Err(why) = ledger.purge(self.key(claim.sequence)).await
@@ -518,8 +522,7 @@ impl Queue for Pulled {
                 self.taken_off(claim).await
             }
             Settlement::GiveBack => {
-                let entry =
-                    Entry { attempts: claim.attempt - 1, settled: claim.delivered, ..claim.entry.clone() };
+                let entry = Entry { attempts: claim.attempt - 1, settled: claim.delivered, ..claim.entry.clone() };
                 self.handed_back(claim, &entry, None).await
             }
         }

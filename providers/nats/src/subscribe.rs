@@ -65,7 +65,8 @@ impl Subscribed {
             let subscriber = connection.client.queue_subscribe(wanted.subject.clone(), wanted.group).await;
             let messages = subscriber.map_err(|why| LinkError::Failed(format!("{}: {why}", wanted.subject)))?;
             let (queue, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
-            let intake = Intake { link: link.id.clone(), queue, room: Arc::new(Semaphore::new(BUFFER_KIB_MAX)), lost: 0 };
+            let intake =
+                Intake { link: link.id.clone(), queue, room: Arc::new(Semaphore::new(BUFFER_KIB_MAX)), lost: 0 };
             subscribed.tasks.spawn(intake.run(messages, subscribed.stop.clone()));
             let puller = Puller {
                 link: link.id.clone(),
