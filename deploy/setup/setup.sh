@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./debian.sh
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(rust tools nats registry)
+[ ${#parts[@]} -gt 0 ] || parts=(rust tools nats registry js python)
 
 for part in "${parts[@]}"; do
     case "$part" in
@@ -26,6 +26,16 @@ for part in "${parts[@]}"; do
             echo "setup: nats-server is $(sh ./nats-server.sh)"
             ;;
         registry) bash ./registry.sh ;;
-        *) fail "no part is called $part: rust, tools, nats and registry are" ;;
+        js)
+            need node nodejs
+            need npm npm
+            echo "setup: the commands for JavaScript guests are in $(sh ./js.sh)"
+            ;;
+        python)
+            need python3 python3
+            python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
+            echo "setup: the commands for Python guests are in $(sh ./python.sh)"
+            ;;
+        *) fail "no part is called $part: rust, tools, nats, registry, js and python are" ;;
     esac
 done

@@ -11,8 +11,8 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
-    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply, InvokeRequest,
-    NodeStatus, Problem, PublishReply, PublishRequest,
+    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
+    InvokeRequest, NodeStatus, Problem, PublishReply, PublishRequest,
 };
 use trellis_wire::{AppName, ComponentKey, Digest};
 

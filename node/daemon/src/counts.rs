@@ -1,7 +1,8 @@
 //! What a component did since the node started, in plain atomics: the hot path counts, `/metrics` and `status` read.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trellis_wire::{Failure, Fault, Outcome};
 
@@ -22,11 +23,11 @@ pub(crate) struct Counts {
     pub(crate) errors: AtomicU64,
     /// Those whose code had to be loaded first.
     pub(crate) cold_starts: AtomicU64,
-    /// Requests that got no permit.
+    /// Requests that got no permit: they were turned away, or did not wait for it.
     pub(crate) refused: AtomicU64,
     /// How long requests waited for a permit.
     pub(crate) permit_wait: Histogram,
-    /// From the permit to an instance that runs.
+    /// From the permit to a guest whose handler can be called; loads the code if need be.
     pub(crate) init: Histogram,
     /// From the permit to the outcome; for HTTP, to the head of the response.
     pub(crate) invoke: Histogram,
@@ -35,6 +36,11 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Someone asks for a permit and waits.
+    pub(crate) fn ask(self: &Arc<Self>) -> Asking {
+        Asking { counts: self.clone(), since: Instant::now(), granted: false }
+    }
+
     /// An event begins.
     pub(crate) fn began(&self) {
         self.events.fetch_add(1, Ordering::Relaxed);
@@ -53,6 +59,31 @@ impl Counts {
             self.timeouts.fetch_add(1, Ordering::Relaxed);
         }
         self.invoke.record(took);
+    }
+}
+
+/// Someone who waits for a permit. Dropped without one, it was refused.
+pub(crate) struct Asking {
+    counts: Arc<Counts>,
+    since: Instant,
+    granted: bool,
+}
+
+impl Asking {
+    /// Here it is. Returns how long that took.
+    pub(crate) fn granted(mut self) -> Duration {
+        self.granted = true;
+        let waited = self.since.elapsed();
+        self.counts.permit_wait.record(waited);
+        waited
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if !self.granted {
+            self.counts.refused.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 

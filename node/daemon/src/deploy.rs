@@ -41,7 +41,7 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
     findings.extend(absent.into_iter().map(|(name, _)| unchecked(name)));
     let manifest = match request.dry_run {
         true => Artifacts::digest(request.manifest.as_bytes()),
-        false => store_manifest(node, &request.manifest)?,
+        false => store_manifest(node, request.manifest).await?,
     };
     let release = Release { version: version(&app, &artifacts), app, artifacts, manifest, replace: request.replace };
     let entry = proposal::entry(Command::Deploy(Box::new(release.clone())));
@@ -258,8 +258,11 @@ fn deaf_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Vec<S
     .collect()
 }
 
-fn store_manifest(node: &Node, manifest: &str) -> Result<Digest, DeployError> {
-    node.artifacts.put(manifest.as_bytes(), None).map_err(|why| DeployError::Unavailable(why.to_string()))
+async fn store_manifest(node: &Node, manifest: String) -> Result<Digest, DeployError> {
+    let artifacts = node.artifacts.clone();
+    let stored = tokio::task::spawn_blocking(move || artifacts.put(manifest.as_bytes(), None)).await;
+    let stored = stored.map_err(|why| DeployError::Unavailable(format!("storing the manifest broke off: {why}")))?;
+    stored.map_err(|why| DeployError::Unavailable(why.to_string()))
 }
 
 /// The version: the manifest's own, or one made from the content, so that the same content is the same version.

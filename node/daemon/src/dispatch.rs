@@ -2,9 +2,9 @@
 //! the event (`providers/http/src/server.rs`) and before the sandbox (`node/sandbox/src/run.rs`).
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
@@ -15,10 +15,12 @@ use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome
 
 use crate::artifacts::Artifacts;
 use crate::clock;
+use crate::counts::{Asking, Counts};
 use crate::grants::{Grants, Outward};
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
+use crate::telemetry::{Trace, Traces, Waking};
 
 /// How long one event may take where the manifest says nothing.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -37,6 +39,7 @@ pub(crate) struct Dispatch {
     held: ArcSwap<HashMap<ComponentKey, Arc<Holding>>>,
     grants: Grants,
     logs: Arc<Logs>,
+    traces: Traces,
     node: String,
     /// Itself, for the permits it hands out.
     this: Weak<Self>,
@@ -54,16 +57,6 @@ pub(crate) struct Holding {
     counts: Arc<Counts>,
 }
 
-/// What a component did since the node started. Survives a new version.
-#[derive(Default)]
-pub(crate) struct Counts {
-    pub(crate) events: AtomicU64,
-    pub(crate) faults: AtomicU64,
-    pub(crate) errors: AtomicU64,
-    /// When the last event began, in milliseconds since 1970.
-    last_event_ms: AtomicU64,
-}
-
 impl Dispatch {
     /// Nothing is held yet.
     pub(crate) fn new(
@@ -72,6 +65,7 @@ impl Dispatch {
         permits_max: u32,
         grants: Grants,
         logs: Arc<Logs>,
+        traces: Traces,
         node: String,
     ) -> Arc<Self> {
         let node_pool = Pool::new("this node".into(), permits_max as usize);
@@ -84,6 +78,7 @@ impl Dispatch {
             held: ArcSwap::default(),
             grants,
             logs,
+            traces,
             node,
             this: this.clone(),
         })
@@ -101,6 +96,7 @@ impl Dispatch {
             limits: Limits {
                 memory_bytes: held.limits.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT),
                 timeout: held.limits.timeout.unwrap_or(TIMEOUT_DEFAULT),
+                reply: Some(Limits::REPLY_DEFAULT),
             },
             pool,
             loaded: ArcSwapOption::new(same_code.and_then(|before| before.loaded.load_full())),
@@ -173,11 +169,9 @@ impl Dispatch {
         match outcome {
             Ok(_) => {}
             Err(Failure::Fault(fault)) => {
-                holding.counts.faults.fetch_add(1, Ordering::Relaxed);
                 self.logs.push(clock::log_line(&self.node, &holding.key, event, "error", "fault", fault.to_string()));
             }
             Err(Failure::Error(error)) => {
-                holding.counts.errors.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(component = %holding.key, %event, "{error}");
             }
         }
@@ -185,13 +179,32 @@ impl Dispatch {
 }
 
 impl Dispatch {
-    /// Waits for a permit of `component`. `source` names the link that brings the event; the guest can read it.
-    pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Arc<str>) -> Result<Permit, Error> {
+    /// Waits for a permit of `component`.
+    pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Source) -> Result<Permit, Error> {
         let held = || self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()));
-        let slots = pool::acquire_both(&held()?.pool, &self.node_pool, want).await?;
+        let holding = held()?;
+        let asking = matches!(want, Want::Answer { .. }).then(|| holding.counts.ask());
+        let slots = pool::acquire_both(&holding.pool, &self.node_pool, want).await?;
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
+        let waited = asking.map(Asking::granted);
         // Looked up anew: a new version may have come during the wait.
-        Ok(Permit::new(Turn { dispatch, holding: held()?, source, slots }))
+        Ok(Permit::new(Turn { dispatch, holding: held()?, source, waited, slots }))
+    }
+}
+
+/// Where an event comes from.
+pub(crate) struct Source {
+    /// The name of the link that brings it; the guest can read it.
+    pub(crate) link: Arc<str>,
+    /// What the provider speaks to, such as `nats`.
+    pub(crate) system: &'static str,
+    /// The call that leads to it, if one does.
+    pub(crate) because_of: Trace,
+}
+
+impl From<&str> for Source {
+    fn from(link: &str) -> Self {
+        Self { link: link.into(), system: "trellis", because_of: Trace::default() }
     }
 }
 
@@ -199,12 +212,15 @@ impl Dispatch {
 pub(crate) struct OfLink {
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) name: Arc<str>,
+    /// What the provider speaks to, such as `nats`.
+    pub(crate) system: &'static str,
 }
 
 #[async_trait]
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
-        self.dispatch.permit(component, want, self.name.clone()).await
+        let source = Source { link: self.name.clone(), system: self.system, because_of: Trace::default() };
+        self.dispatch.permit(component, want, source).await
     }
 }
 
@@ -212,7 +228,9 @@ impl PermitSource for OfLink {
 struct Turn {
     dispatch: Arc<Dispatch>,
     holding: Arc<Holding>,
-    source: Arc<str>,
+    source: Source,
+    /// How long someone waited for it, if someone did.
+    waited: Option<Duration>,
     slots: (Slot, Slot),
 }
 
@@ -228,12 +246,13 @@ impl Run for Turn {
 }
 
 impl Turn {
-    async fn go(self, event: Event, at_most: Duration) -> Outcome {
-        let Self { dispatch, holding, source, slots } = self;
+    async fn go(self, mut event: Event, at_most: Duration) -> Outcome {
         let id = EventId::new(uuid::Uuid::now_v7());
-        holding.counts.events.fetch_add(1, Ordering::Relaxed);
-        holding.counts.last_event_ms.store(clock::now_ms(), Ordering::Relaxed);
-        let outbox = Outbox::of(&event);
+        let trace = self.trace(&mut event, id);
+        let Self { dispatch, holding, source, slots, .. } = self;
+        let begun = Instant::now();
+        holding.counts.began();
+        let outbox = Outbox::of(&event, id, &holding.key, &source.link);
         // The permit goes back when the sandbox is gone and what it published is sent.
         let slots = Arc::new(slots);
         let mut outcome = match holding.component(&dispatch).await {
@@ -241,10 +260,10 @@ impl Turn {
                 let setup = Setup {
                     event_id: id,
                     component: holding.key.clone(),
-                    source: source.to_string(),
+                    source: source.link.to_string(),
                     config: holding.config.clone(),
                     limits: Limits { timeout: holding.limits.timeout.min(at_most), ..holding.limits },
-                    outside: Arc::new(Outward::new(&dispatch, &holding.key, id, outbox.clone())),
+                    outside: Arc::new(Outward::new(&dispatch, &holding, id, outbox.clone(), trace.clone(), begun)),
                     held: Box::new(slots.clone()),
                 };
                 component.run(event, setup).await
@@ -252,10 +271,26 @@ impl Turn {
             Err(error) => Err(error.into()),
         };
         if let (Ok(Reply::Settle(settle @ Settle::Ack)), Some(outbox)) = (&mut outcome, outbox) {
-            *settle = outbox.send(&dispatch).await;
+            *settle = outbox.send(&dispatch, &trace).await;
         }
+        trace.came_to(&outcome);
+        holding.counts.ended(&outcome, begun.elapsed());
         dispatch.run_done(&holding, id, &outcome);
         outcome
+    }
+
+    fn trace(&self, event: &mut Event, id: EventId) -> Trace {
+        let waking = Waking {
+            component: &self.holding.key,
+            version: self.holding.held.digest,
+            id,
+            link: &self.source.link,
+            system: self.source.system,
+            waited: self.waited,
+            cold: self.holding.loaded.load().is_none(),
+            because_of: &self.source.because_of,
+        };
+        self.dispatch.traces.event(event, &waking)
     }
 }
 
@@ -276,7 +311,7 @@ impl Holding {
     }
 
     /// What it did.
-    pub(crate) fn counts(&self) -> &Counts {
+    pub(crate) fn counts(&self) -> &Arc<Counts> {
         &self.counts
     }
 
@@ -296,6 +331,7 @@ impl Holding {
             loaded => loaded,
         };
         let component = component.map_err(|why| self.unusable(why))?;
+        self.counts.cold_starts.fetch_add(1, Ordering::Relaxed);
         self.loaded.store(Some(component.clone()));
         Ok(component)
     }
@@ -309,6 +345,11 @@ impl Dispatch {
     /// What sandboxes may call, and through which links.
     pub(crate) fn grants(&self) -> &Grants {
         &self.grants
+    }
+
+    /// Who makes spans.
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Where guest logs go.

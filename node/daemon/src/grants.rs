@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -14,8 +14,10 @@ use trellis_sandbox::{Level, Outside};
 use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Message, Reply};
 
 use crate::clock;
-use crate::dispatch::{Dispatch, TIMEOUT_DEFAULT};
+use crate::counts::Counts;
+use crate::dispatch::{Dispatch, Holding, Source, TIMEOUT_DEFAULT};
 use crate::outbox::Outbox;
+use crate::telemetry::{self, Trace};
 
 /// Calls that may wait at one `max_in_flight`.
 const GATE_WAITING_MAX: usize = 1_024;
@@ -45,8 +47,8 @@ struct Gate {
 
 /// Who answers the calls of a grant.
 pub(crate) enum Answers {
-    /// A provider on this node.
-    Provider(Arc<dyn Provider>),
+    /// A provider on this node, and what it speaks to, such as `nats`.
+    Provider(Arc<dyn Provider>, &'static str),
     /// Another component.
     Component(ComponentKey),
 }
@@ -111,22 +113,33 @@ impl Grants {
 }
 
 impl Grant {
-    /// Makes a call.
-    pub(crate) async fn call(&self, dispatch: &Dispatch, call: Call) -> Result<Answer, CallError> {
+    /// Makes a call, for an event that stands there in its trace.
+    pub(crate) async fn call(&self, dispatch: &Dispatch, within: &Trace, mut call: Call) -> Result<Answer, CallError> {
+        let system = match &self.answers {
+            Answers::Provider(_, system) => system,
+            Answers::Component(_) => "trellis",
+        };
+        let trace = dispatch.traces().call(within, &mut call, |call| telemetry::call(call, &self.link, system));
+        let answer = self.ask(dispatch, &trace, call).await;
+        trace.answered(&answer);
+        answer
+    }
+
+    async fn ask(&self, dispatch: &Dispatch, trace: &Trace, call: Call) -> Result<Answer, CallError> {
         let _place = match &self.gate {
             Some(gate) => Some(gate.pass(&self.link).await?),
             None => None,
         };
         match &self.answers {
-            Answers::Provider(provider) => provider.call(&self.link.id, call).await,
-            Answers::Component(target) => wake(dispatch, target, call).await,
+            Answers::Provider(provider, _) => provider.call(&self.link.id, call).await,
+            Answers::Component(target) => wake(dispatch, trace, target, call).await,
         }
     }
 
     /// Says now what a publish would be refused for later.
     pub(crate) fn check_publish(&self, message: &Message) -> Result<(), CallError> {
         match &self.answers {
-            Answers::Provider(provider) => provider.check_publish(&self.link.id, message),
+            Answers::Provider(provider, _) => provider.check_publish(&self.link.id, message),
             Answers::Component(_) => Ok(()),
         }
     }
@@ -231,16 +244,30 @@ pub(crate) struct Outward {
     event: EventId,
     /// Where a message handler's publishes wait; others are sent at once.
     outbox: Option<Arc<Outbox>>,
+    trace: Trace,
+    counts: Arc<Counts>,
+    begun: Instant,
 }
 
 impl Outward {
+    /// For a sandbox that is about to be made, for an event that began then.
     pub(crate) fn new(
         dispatch: &Arc<Dispatch>,
-        component: &ComponentKey,
+        holding: &Holding,
         event: EventId,
         outbox: Option<Arc<Outbox>>,
+        trace: Trace,
+        begun: Instant,
     ) -> Self {
-        Self { dispatch: Arc::downgrade(dispatch), component: component.clone(), event, outbox }
+        Self {
+            dispatch: Arc::downgrade(dispatch),
+            component: holding.key().clone(),
+            event,
+            outbox,
+            trace,
+            counts: holding.counts().clone(),
+            begun,
+        }
     }
 }
 
@@ -254,7 +281,15 @@ impl Outside for Outward {
             (Call::Publish(message), Some(outbox)) if outbox.holds(&message) => {
                 outbox.hold(grant, message).map(|()| Answer::Published)
             }
-            (call, _) => grant.call(&dispatch, call).await,
+            (call, _) => grant.call(&dispatch, &self.trace, call).await,
+        }
+    }
+
+    fn instantiated(&self) {
+        let took = self.begun.elapsed();
+        self.counts.init.record(took);
+        if let Some(dispatch) = self.dispatch.upgrade() {
+            dispatch.traces().step(&self.trace, "instantiate", took);
         }
     }
 
@@ -286,13 +321,14 @@ const fn word(level: Level) -> &'static str {
 }
 
 /// A call that another component answers, in a fresh sandbox of its own.
-async fn wake(dispatch: &Dispatch, target: &ComponentKey, call: Call) -> Result<Answer, CallError> {
+async fn wake(dispatch: &Dispatch, trace: &Trace, target: &ComponentKey, call: Call) -> Result<Answer, CallError> {
     let Call::Invoke { interface, function, params } = call else {
         return Err(CallError::Other(format!("{target} is a component; only functions of its exports can be called")));
     };
     let unavailable = |error: trellis_wire::Error| CallError::Unavailable(error.to_string());
+    let source = Source { because_of: trace.clone(), ..Source::from("") };
     let permit =
-        dispatch.permit(target, Want::Answer { at_most: TIMEOUT_DEFAULT }, "".into()).await.map_err(unavailable)?;
+        dispatch.permit(target, Want::Answer { at_most: TIMEOUT_DEFAULT }, source).await.map_err(unavailable)?;
     match permit.run(Event::Invoke { interface, function, params }).await {
         Ok(Reply::Values(results)) => Ok(Answer::Values(results)),
         Ok(other) => Err(CallError::Other(format!("{target} answered a call with {other:?}"))),
@@ -311,7 +347,16 @@ mod tests {
         let name: LinkName = name.parse().unwrap();
         let interfaces: Vec<String> = interfaces.iter().map(ToString::to_string).collect();
         let id = LinkId::new(&component, &provider, &name, "wasi", package, &interfaces);
-        Link { id, component, name, namespace: "wasi".into(), package: package.into(), interfaces, config, delivery: trellis_wire::Delivery::default() }
+        Link {
+            id,
+            component,
+            name,
+            namespace: "wasi".into(),
+            package: package.into(),
+            interfaces,
+            config,
+            delivery: trellis_wire::Delivery::default(),
+        }
     }
 
     fn found(grants: &Grants, name: &str) -> Result<String, CallError> {

@@ -8,6 +8,7 @@ mod artifacts;
 mod board;
 mod changes;
 mod clock;
+mod counts;
 mod deploy;
 mod dispatch;
 mod grants;
@@ -23,6 +24,7 @@ mod proposal;
 mod providers;
 mod reconcile;
 mod status;
+mod telemetry;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;

@@ -31,6 +31,7 @@ use crate::membership::{self, MembershipError};
 use crate::planner;
 use crate::providers::Providers;
 use crate::reconcile::Reconcile;
+use crate::telemetry::Traces;
 
 /// How long events under way may take to end after a shutdown was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
@@ -193,10 +194,7 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
     let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
     let providers = Providers {
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
-        nats: Arc::new(Nats::new(trellis_nats::Options {
-            default_url: nats_url.clone(),
-            default_credentials: nats_credentials(options),
-        })),
+        nats: Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default())),
         embedded: Arc::new(embedded),
     };
     let logs = Arc::new(Logs::new());
@@ -206,6 +204,7 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         options.sandboxes_max,
         Grants::default(),
         logs.clone(),
+        Traces::from_environment(id),
         id.to_string(),
     );
     Ok(Node {
@@ -228,11 +227,22 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
     })
 }
 
-/// The credentials that the NATS provider uses on the lattice's own server.
-fn nats_credentials(options: &Options) -> Option<PathBuf> {
-    match options.nats.as_ref().map(|nats| &nats.auth) {
-        Some(Auth::Credentials(path)) => Some(path.clone()),
-        _ => None,
+/// How the NATS provider reaches the lattice's own server, for links that name none: as the node itself does.
+fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
+    use trellis_nats::Auth as As;
+    let secret = |secret: &trellis_bus::Secret| trellis_nats::Secret::new(secret.expose());
+    trellis_nats::Options {
+        default_url: Some(nats.urls.join(",")),
+        auth: match &nats.auth {
+            Auth::None => As::None,
+            Auth::Credentials(path) => As::Credentials(path.clone()),
+            Auth::NkeySeed(path) => As::NkeySeed(path.clone()),
+            Auth::Jwt { jwt, seed } => As::Jwt { jwt: secret(jwt), seed: secret(seed) },
+            Auth::Password { user, password } => As::Password { user: user.clone(), password: secret(password) },
+            Auth::Token(token) => As::Token(secret(token)),
+        },
+        tls: trellis_nats::Tls { ca: nats.tls.ca.clone(), identity: nats.tls.identity.clone() },
+        inbox_prefix: nats.inbox_prefix.clone(),
     }
 }
 
@@ -300,6 +310,7 @@ impl Running {
             tracing::warn!("some of the node's own work did not end within {REST_MAX:?}");
         }
         self.node.raft.shutdown().await;
+        self.node.dispatch.traces().end().await;
         ended
     }
 }

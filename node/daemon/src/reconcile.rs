@@ -20,6 +20,7 @@ use crate::dispatch::{Dispatch, OfLink};
 use crate::grants::Answers;
 use crate::proposal;
 use crate::providers::Providers;
+use crate::telemetry;
 
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -244,14 +245,15 @@ impl Reconcile {
         }
         match &held.direction {
             Direction::Wakes { tech, .. } => {
-                let source = OfLink { dispatch: self.dispatch.clone(), name: held.link.name.as_str().into() };
+                let (dispatch, name) = (self.dispatch.clone(), held.link.name.as_str().into());
+                let source = OfLink { dispatch, name, system: telemetry::system(*tech) };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }
             Direction::Grants { tech, .. } => {
                 let provider = self.providers.of(*tech);
                 provider.grant(held.link.clone()).await?;
-                self.dispatch.grants().add(&held.link, Answers::Provider(provider))
+                self.dispatch.grants().add(&held.link, Answers::Provider(provider, telemetry::system(*tech)))
             }
             Direction::Between { target } => self.dispatch.grants().add(&held.link, Answers::Component(target.clone())),
             Direction::GrantsElsewhere { provider, .. } => Err(LinkError::Unsupported(format!(

@@ -21,6 +21,7 @@ use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use trellis_wire::NodeId;
 
+pub(crate) use self::attributes::{call, system};
 use self::collector::Collector;
 pub(crate) use self::trace::{Trace, Waking};
 
@@ -86,8 +87,7 @@ impl Export {
             .with_http_client(collector)
             .build()
             .map_err(|why| why.to_string())?;
-        let provider =
-            SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(node)).build();
+        let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(node)).build();
         Ok(Self { tracer: provider.tracer("trellis"), provider })
     }
 }

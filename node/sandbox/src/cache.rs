@@ -100,14 +100,17 @@ impl Cache {
         };
         let private = metadata.is_file() && metadata.permissions().mode() & OTHERS == 0;
         let loaded = if private { map(engine, &path) } else { Err(wasmtime::format_err!("others may write it")) };
-        loaded.or_else(|why| {
-            if let Some(why) = of_the_system(&why) {
-                return Err(ComponentError::Cache { path, why });
-            }
-            tracing::warn!(path = %path.display(), why = %format_args!("{why:#}"), "compiled code is not usable: removed");
-            self.remove(digest)?;
-            Err(ComponentError::NotCompiled(digest))
-        })
+        loaded.map_err(|why| self.unusable(digest, &why))
+    }
+
+    /// What becomes of compiled code that was not mapped.
+    fn unusable(&self, digest: Digest, why: &wasmtime::Error) -> ComponentError {
+        let path = self.path(digest);
+        if let Some(why) = of_the_system(why) {
+            return ComponentError::Cache { path, why };
+        }
+        tracing::warn!(path = %path.display(), why = %format_args!("{why:#}"), "compiled code is not usable: removed");
+        self.remove(digest).err().unwrap_or(ComponentError::NotCompiled(digest))
     }
 }
 
@@ -142,17 +145,30 @@ fn write_private(path: &Path, code: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use wasmtime::error::Context as _;
-
     use super::*;
 
     #[test]
     fn only_what_the_system_lacks_leaves_the_file_alone() {
-        let of = |why: wasmtime::Error| of_the_system(&why.context("failed to create file mapping")).map(|why| why.kind());
+        let of =
+            |why: wasmtime::Error| of_the_system(&why.context("failed to create file mapping")).map(|why| why.kind());
         assert_eq!(of(Errno::NOMEM.into()), Some(io::ErrorKind::OutOfMemory));
         assert!(of(Errno::MFILE.into()).is_some());
         assert!(of(io::Error::from(Errno::MFILE).into()).is_some());
         assert_eq!(of(Errno::INVAL.into()), None, "an empty file cannot be mapped");
         assert_eq!(of(wasmtime::format_err!("Module was compiled with incompatible settings")), None);
+    }
+
+    #[test]
+    fn code_that_cannot_be_mapped_now_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().to_owned(), &Engine::default()).unwrap();
+        let digest = Digest::new([1; 32]);
+        cache.put(digest, b"code").unwrap();
+        let later = cache.unusable(digest, &Errno::MFILE.into());
+        assert!(matches!(later, ComponentError::Cache { .. }) && later.is_retryable(), "{later}");
+        assert!(cache.contains(digest));
+        let again = cache.unusable(digest, &wasmtime::format_err!("it is cut short"));
+        assert!(matches!(again, ComponentError::NotCompiled(_)), "{again}");
+        assert!(!cache.contains(digest));
     }
 }

@@ -88,7 +88,7 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`].
     pub fn new(options: Options) -> Result<Arc<Self>, EngineError> {
-        let (wasmtime, allocator) = start(options.sandboxes_max)?;
+        let (wasmtime, allocator) = start(options.sandboxes_max, options.wasi_p3)?;
         let unsupported = |why: wasmtime::Error| EngineError::Unsupported(format!("{why:#}"));
         let linker = host::linker(&wasmtime, options.wasi_p3).map_err(unsupported)?;
         let cache = Cache::open(options.cache_dir.clone(), &wasmtime)
@@ -192,8 +192,8 @@ impl Engine {
 
 /// Starts wasmtime with the pool, or without it where the address space has no room for it: the pool reserves all its
 /// slots when the engine is made, so making it is the probe.
-fn start(sandboxes_max: u32) -> Result<(wasmtime::Engine, Allocator), EngineError> {
-    let mut config = config();
+fn start(sandboxes_max: u32, wasi_p3: bool) -> Result<(wasmtime::Engine, Allocator), EngineError> {
+    let mut config = config(wasi_p3);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(sandboxes_max)));
     let no_room = match wasmtime::Engine::new(&config) {
         Ok(engine) => return Ok((engine, Allocator::Pooling)),
@@ -211,12 +211,14 @@ fn start(sandboxes_max: u32) -> Result<(wasmtime::Engine, Allocator), EngineErro
     }
 }
 
-fn config() -> Config {
+/// Only WASI 0.3 has several calls at work in one guest.
+fn config(wasi_p3: bool) -> Config {
     let mut config = Config::new();
     config
         .epoch_interruption(true)
         .memory_init_cow(true)
-        .wasm_component_model_async(true)
+        .wasm_component_model_async(wasi_p3)
+        .concurrency_support(wasi_p3)
         .max_wasm_stack(WASM_STACK_BYTES)
         .async_stack_size(ASYNC_STACK_BYTES);
     config
@@ -291,7 +293,7 @@ mod tests {
     #[test]
     fn a_node_without_room_for_the_pool_starts_without_it() {
         // 30 million sandboxes would need more than the 128 TiB that a process can address.
-        let (_, allocator) = start(30_000_000).expect("falls back");
+        let (_, allocator) = start(30_000_000, true).expect("falls back");
         assert_eq!(allocator, Allocator::OnDemand);
     }
 }

@@ -20,7 +20,8 @@ pub(crate) fn failure(error: &wasmtime::Error, state: &State) -> Failure {
         return Error::Busy(format!("no place for a sandbox: {full}")).into();
     }
     if let Some(why) = error.downcast_ref::<CallError>() {
-        return of_a_call(why).map_or_else(|| Fault::Trap(trap_text(error, &state.stderr.tail())).into(), Failure::from);
+        return of_a_call(why)
+            .map_or_else(|| Fault::Trap(trap_text(error, &state.stderr.tail())).into(), Failure::from);
     }
     if let Some(limit_bytes) = state.memory.exceeded() {
         return Fault::OutOfMemory { limit_bytes }.into();

@@ -53,6 +53,9 @@ pub trait Outside: Send + Sync {
     /// Takes one line of the guest's log. `context` is the guest's own word, or `stdout` or `stderr`.
     fn log(&self, level: Level, context: &str, message: &str);
 
+    /// Hears that the guest is there: code, memory and imports are in place, and its handler is called next.
+    fn instantiated(&self) {}
+
     /// Hears that the guest failed after its reply had begun, when the outcome of the event was told already.
     fn failed_late(&self, why: &str) {
         self.log(Level::Error, "sandbox", why);

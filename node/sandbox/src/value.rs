@@ -407,7 +407,8 @@ mod tests {
         assert_eq!(read(list.clone(), &much), ValueError::TooMuch, "two million values");
         let long = |n| format!("{}{n}", "x".repeat(1_000));
         let names: String = (0..8).map(|n| format!("\"{}\" ", long(n))).collect();
-        let flags = ty(&format!(r#"(type $f (flags {names})) (export "f2" (type $g (eq $f))) (type $t (list $g))"#), "$t");
+        let flags =
+            ty(&format!(r#"(type $f (flags {names})) (export "f2" (type $g (eq $f))) (type $t (list $g))"#), "$t");
         let much = [&[0x90, 0x4e][..], &vec![0xff; 10_000]].concat();
         assert_eq!(read(flags, &much), ValueError::TooMuch, "ten thousand bytes, with 80 MB of names");
         assert_eq!(not_plain(&list), None);

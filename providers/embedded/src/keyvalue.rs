@@ -81,7 +81,10 @@ impl Operation {
                 pairs.iter().try_for_each(|(key, value)| check_key(key).and_then(|()| check_value(key, value)))?;
                 check_batch(pairs.len(), pairs.iter().map(|(key, value)| key.len() + value.len()).sum())
             }
-            Self::Write(Write::Swap { key, new, .. }) => check_key(key).and_then(|()| check_value(key, new)),
+            Self::Write(Write::Swap { key, old, new }) => {
+                check_key(key)?;
+                old.iter().chain([new]).try_for_each(|value| check_value(key, value))
+            }
         }
     }
 }
@@ -93,7 +96,7 @@ impl Write {
             Self::Set(pairs) => pairs.iter().map(|(key, value)| key.len() + value.len()).sum(),
             Self::Delete(keys) => keys.iter().map(String::len).sum(),
             Self::Increment(key, _) => key.len(),
-            Self::Swap { key, new, .. } => key.len() + new.len(),
+            Self::Swap { key, old, new } => key.len() + old.as_ref().map_or(0, Bytes::len) + new.len(),
         }
     }
 }
@@ -246,6 +249,10 @@ mod tests {
         assert!(invalid(KeyValue::Delete("k".repeat(KEY_BYTES_MAX + 1))));
         assert!(invalid(KeyValue::Set("k".into(), vec![0; VALUE_BYTES_MAX + 1].into())));
         assert!(invalid(KeyValue::GetMany(vec!["k".into(); BATCH_KEYS_MAX + 1])));
+        let large: Bytes = vec![0; VALUE_BYTES_MAX + 1].into();
+        assert!(invalid(KeyValue::Swap { key: "k".into(), old: Some(large), new: "1".into() }));
+        let swap = Write::Swap { key: "k".into(), old: Some("old".into()), new: "new".into() };
+        assert_eq!(swap.bytes(), "koldnew".len());
         let half = Bytes::from(vec![0; VALUE_BYTES_MAX / 2 + KEY_BYTES_MAX]);
         assert!(invalid(KeyValue::SetMany(vec![("a".into(), half.clone()), ("b".into(), half)])));
         assert!(!invalid(KeyValue::Set("k".repeat(KEY_BYTES_MAX), vec![0; VALUE_BYTES_MAX].into())));

@@ -28,8 +28,13 @@ pub const BUFFER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// Requests that may await an answer at one time.
 pub const INBOXES_MAX: usize = 10_000;
-/// How long a link pauses when the node can run nothing just now.
+/// How long a link pauses when the node can run nothing just now; doubled while the same message is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often a message is run when our side is short of something, until it is gone and those behind it have their turn.
+const TRIES_MAX: u32 = 6;
+/// How long a removed link goes on with what waits.
+const TAIL_MAX: Duration = Duration::from_secs(30);
 
 /// Everything that is subscribed or awaited on this node. Dropping it ends every link.
 #[derive(Default)]
@@ -59,17 +64,16 @@ impl Messaging {
         trigger.tasks.spawn(trigger.clone().pull(permits));
         let replaced = self.state().triggers.insert(link.id, trigger);
         if let Some(replaced) = replaced {
-            replaced.stop.cancel();
+            tokio::spawn(async move { replaced.work_off().await });
         }
         Ok(())
     }
 
-    /// Ends a link: what runs is awaited, what still waits is lost.
+    /// Ends a link: nothing new comes, what waits is run for at most [`TAIL_MAX`], and what runs is awaited.
     pub(crate) async fn remove(&self, link: &LinkId) {
         let removed = self.state().triggers.remove(link);
         if let Some(trigger) = removed {
-            trigger.stop.cancel();
-            trigger.ended().await;
+            trigger.work_off().await;
         }
     }
 
@@ -245,7 +249,7 @@ struct Trigger {
     buffer: Mutex<Buffer>,
     /// The buffer changed: something to take, or nothing to come any more.
     changed: Notify,
-    /// Cancelled when the link is removed: nothing more is taken.
+    /// Cancelled when a removed link's time is up: nothing more is taken.
     stop: CancellationToken,
     /// The pull loop and the runs.
     tasks: TaskTracker,
@@ -253,8 +257,10 @@ struct Trigger {
 
 #[derive(Default)]
 struct Buffer {
-    messages: VecDeque<Message>,
+    messages: VecDeque<Waiting>,
     bytes: usize,
+    /// Messages that are gone because our side was short of something at every try.
+    dropped: u64,
     /// Runs under way; each may still give its message back.
     running: usize,
     /// No more messages are accepted.
@@ -265,6 +271,12 @@ struct Buffer {
     paused_until: Option<Instant>,
     /// What is not well, for people.
     problem: Option<String>,
+}
+
+/// A message that waits, and how often it has been run.
+struct Waiting {
+    message: Message,
+    tries: u32,
 }
 
 /// What the pull loop does next.
@@ -290,8 +302,8 @@ impl Trigger {
     /// the message is taken only with the permit in hand.
     async fn pull(self: Arc<Self>, permits: Permits) {
         while let Some(permit) = self.next_permit(&permits).await {
-            if let Some(message) = self.take() {
-                self.tasks.spawn(self.clone().run(permit, message));
+            if let Some(waiting) = self.take() {
+                self.tasks.spawn(self.clone().run(permit, waiting));
             }
         }
         let lost = {
@@ -320,7 +332,9 @@ impl Trigger {
                         Ok(permit) if matches!(self.next(), Next::Acquire) => return Some(permit),
                         Ok(_unused) => {}
                         Err(Error::ShuttingDown) => return None,
-                        Err(why) => self.pause(&why),
+                        // An ended link waits for what is short, but not for a component that is gone.
+                        Err(why) if self.buffer().closed && !matches!(why, Error::Busy(_)) => return None,
+                        Err(why) => self.pause(&why, PAUSE),
                     }
                 }
             }
@@ -353,10 +367,11 @@ impl Trigger {
     }
 
     /// Runs one message in one sandbox.
-    async fn run(self: Arc<Self>, permit: Permit, message: Message) {
+    async fn run(self: Arc<Self>, permit: Permit, waiting: Waiting) {
+        let Waiting { message, tries } = waiting;
         match permit.run(Event::Message(message.clone())).await {
             // Our shortage, not the component's doing: it was not run.
-            Err(Failure::Error(why)) if why.is_retryable() => self.give_back(message, why),
+            Err(Failure::Error(why)) if why.is_retryable() => self.give_back(message, tries + 1, why),
             outcome => {
                 self.buffer().problem = None;
                 report(&self.link, &message, outcome);
@@ -366,25 +381,28 @@ impl Trigger {
         self.changed.notify_one();
     }
 
-    /// Puts a message that was not run before all others, unless the link has ended meanwhile.
-    fn give_back(&self, message: Message, why: Error) {
-        self.pause(&why);
+    /// Puts a message that was not run before all others, unless the link has ended meanwhile or it was tried enough.
+    fn give_back(&self, message: Message, tries: u32, why: Error) {
+        self.pause(&why, PAUSE.saturating_mul(1 << (tries - 1).min(8)).min(PAUSE_MAX));
         let mut buffer = self.buffer();
-        if buffer.ended {
+        if buffer.ended || tries >= TRIES_MAX {
+            buffer.dropped += 1;
+            let dropped = buffer.dropped;
             drop(buffer);
+            tracing::warn!(link = %self.link, tries, dropped, "a message is given up: the node could not run it");
             return report(&self.link, &message, Err(why.into()));
         }
         buffer.bytes += size(&message);
-        buffer.messages.push_front(message);
+        buffer.messages.push_front(Waiting { message, tries });
     }
 
     /// Takes the oldest message, whose run begins now.
-    fn take(&self) -> Option<Message> {
+    fn take(&self) -> Option<Waiting> {
         let mut buffer = self.buffer();
-        let message = buffer.messages.pop_front()?;
-        buffer.bytes -= size(&message);
+        let waiting = buffer.messages.pop_front()?;
+        buffer.bytes -= size(&waiting.message);
         buffer.running += 1;
-        Some(message)
+        Some(waiting)
     }
 
     fn check_room(&self, message: &Message) -> Result<(), CallError> {
@@ -406,20 +424,29 @@ impl Trigger {
     fn push(&self, message: Message) {
         let mut buffer = self.buffer();
         buffer.bytes += size(&message);
-        buffer.messages.push_back(message);
+        buffer.messages.push_back(Waiting { message, tries: 0 });
         drop(buffer);
         self.changed.notify_one();
     }
 
-    fn pause(&self, why: &Error) {
+    fn pause(&self, why: &Error, pause: Duration) {
         let mut buffer = self.buffer();
-        buffer.paused_until = Some(Instant::now() + PAUSE);
+        buffer.paused_until = Some(Instant::now() + pause);
         buffer.problem = Some(why.to_string());
     }
 
     fn close(&self) {
         self.buffer().closed = true;
         self.changed.notify_one();
+    }
+
+    /// Takes no more messages, and returns when those that wait and those that run are done, or the time is up.
+    async fn work_off(&self) {
+        self.close();
+        if tokio::time::timeout(TAIL_MAX, self.ended()).await.is_err() {
+            self.stop.cancel();
+            self.ended().await;
+        }
     }
 
     async fn ended(&self) {
@@ -429,8 +456,9 @@ impl Trigger {
 
     fn health(&self) -> Result<(), String> {
         let buffer = self.buffer();
-        let waiting = buffer.messages.len();
-        buffer.problem.as_ref().map_or(Ok(()), |problem| Err(format!("{problem}; {waiting} messages wait")))
+        let (waiting, dropped) = (buffer.messages.len(), buffer.dropped);
+        let Some(problem) = &buffer.problem else { return Ok(()) };
+        Err(format!("{problem}; {waiting} messages wait, {dropped} were given up so far"))
     }
 
     fn buffer(&self) -> MutexGuard<'_, Buffer> {

@@ -1,4 +1,5 @@
-//! The file under the stores and queues: reads run at once on a snapshot, writes go through one thread that commits for many.
+//! The file under the stores and queues: reads run beside each other on snapshots, writes go through one thread that
+//! commits for many.
 //!
 //! A commit waits for the disk, and costs nearly the same for one write as for a hundred. So while one commit is under
 //! way further writes gather, and the next commit takes them all: each caller is answered once its own write is on
@@ -25,8 +26,10 @@ use crate::queue::{self, Change, Changed, Tables};
 const WAITING_WRITES_MAX: usize = 1_024;
 /// What the waiting writes may hold together, in KiB: 64 MiB.
 const WAITING_KIB_MAX: u32 = 64 * 1_024;
-/// How long a write waits for its place in the queue.
+/// How long a write waits for its place in the queue, and a read for its turn.
 const QUEUE_WAIT: Duration = Duration::from_secs(10);
+/// Reads that run at one time, each on a thread that may wait for the disk.
+const READS_MAX: usize = 32;
 /// Writes in one commit.
 const COMMIT_WRITES_MAX: usize = 256;
 /// redb's page cache: 64 MiB.
@@ -60,6 +63,7 @@ pub(crate) struct Store {
     file: Arc<File>,
     queue: Option<mpsc::Sender<Work>>,
     room: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -119,7 +123,8 @@ impl Store {
             })
             .map_err(|why| OpenError::Failed { path: file.path.clone(), problem: why.to_string() })?;
         let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
-        Ok(Self { file, queue: Some(queue), room, writer: Some(writer) })
+        let turns = Arc::new(Semaphore::new(READS_MAX));
+        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer) })
     }
 
     /// Carries out one operation on the store of this name.
@@ -127,22 +132,36 @@ impl Store {
         match Operation::new(operation)? {
             // A store is there as soon as it is named.
             Operation::Open => Ok(KeyValueAnswer::Done),
-            Operation::Read(read) => self.read(store, read),
+            Operation::Read(read) => self.read(store.clone(), read).await,
             Operation::Write(write) => self.write(store.clone(), write).await,
         }
     }
 
-    /// Reads on the calling thread: the page cache or one page of the file is all it touches.
-    fn read(&self, store: &str, read: Read) -> Result<KeyValueAnswer, CallError> {
-        self.look(|snapshot| read_from(snapshot, store, read))?
+    /// Reads on a thread of its own: a page of keys or a large value may wait for the disk often, and even whether a key
+    /// exists is known only with its value in memory.
+    async fn read(&self, store: Arc<str>, read: Read) -> Result<KeyValueAnswer, CallError> {
+        let turn = match tokio::time::timeout(QUEUE_WAIT, self.turns.clone().acquire_owned()).await {
+            Ok(turn) => turn.map_err(|_| self.file.closed())?,
+            Err(_) => return Err(self.file.slow()),
+        };
+        let file = self.file.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            file.look(|snapshot| read_from(snapshot, &store, read))
+        });
+        self.reopened(reading.await.map_err(|_| self.file.closed())?)?
     }
 
-    /// Looks at a snapshot, on the calling thread.
+    /// Looks at a snapshot on the calling thread, for what touches a page or two.
     pub(crate) fn look<T>(
         &self,
         look: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, CallError> {
-        let looked = self.file.look(look);
+        self.reopened(self.file.look(look))
+    }
+
+    /// Has the file opened anew after a failure.
+    fn reopened<T>(&self, looked: Result<T, CallError>) -> Result<T, CallError> {
         if looked.is_err()
             && let Some(queue) = &self.queue
         {
@@ -179,6 +198,10 @@ impl Store {
 
     /// What is wrong with the file now.
     pub(crate) fn health(&self) -> Result<(), String> {
+        if self.writer.as_ref().is_none_or(JoinHandle::is_finished) {
+            let path = self.file.path.display();
+            return Err(format!("the writer of {path} died, which is a defect of ours: start the node again to write"));
+        }
         self.file.problem().map_or(Ok(()), Err)
     }
 }
@@ -314,7 +337,7 @@ impl File {
     /// The queue did not move.
     fn slow(&self) -> CallError {
         let (path, seconds) = (self.path.display(), QUEUE_WAIT.as_secs());
-        CallError::Unavailable(format!("{path} is too slow: the write found no place in the queue within {seconds} s"))
+        CallError::Unavailable(format!("{path} is too slow: what came before took longer than {seconds} s"))
     }
 
     fn problem(&self) -> Option<String> {
@@ -472,6 +495,44 @@ mod tests {
             let answer = store.call(&name, KeyValue::Exists(key.into())).await;
             assert_eq!(answer, Ok(KeyValueAnswer::Exists(there)), "{key}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_died_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("embedded.redb");
+        let full = Arc::new(AtomicBool::new(false));
+        let store = Store::open_with(path.clone(), {
+            let full = full.clone();
+            move || {
+                assert!(!full.load(Ordering::Relaxed), "this test's way to kill the writer");
+                let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+                Builder::new().create_with_backend(Disk { file: FileBackend::new(file)?, full: full.clone() })
+            }
+        })
+        .unwrap();
+        let name: Arc<str> = "orders".into();
+        full.store(true, Ordering::Relaxed);
+        for _ in 0..2 {
+            let set = store.call(&name, KeyValue::Set("a".into(), "1".into())).await;
+            assert!(matches!(set, Err(CallError::Unavailable(_))), "{set:?}");
+        }
+        let died = async {
+            while !store.health().is_err_and(|why| why.contains("died")) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), died).await.unwrap();
+    }
+
+    /// Enough keys at once would have held up every other task of a node with one thread.
+    #[tokio::test]
+    async fn a_read_leaves_the_calling_thread_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("embedded.redb")).unwrap();
+        let name: Arc<str> = "orders".into();
+        let reading = store.call(&name, KeyValue::Keys { cursor: None });
+        assert!(futures::FutureExt::now_or_never(reading).is_none(), "it waits for another thread");
     }
 
     #[tokio::test]

@@ -1,19 +1,33 @@
 //! Which hosts a component may call: the `allowed_hosts` of its link. Nothing is allowed that is not written there.
 //!
-//! A wildcard never reaches into the private network: an address that is not public must be named by the host or
-//! address itself. Otherwise `allowed_hosts: "*"` would hand a guest the node's own admin API and the cloud's metadata
-//! service, and a DNS name that its owner points at 127.0.0.1 would do the same.
+//! Neither a wildcard nor a name alone reaches into the private network. Otherwise `allowed_hosts: "*"` would hand a
+//! guest the node's own admin API and the cloud's metadata service, and so would a DNS name that its owner points at
+//! 127.0.0.1. Whoever writes `db.internal:5432`, with the port, means what is there, private or not; `localhost` means
+//! this machine; and link-local addresses, where metadata services live, are reached only by writing the address.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// How a host came to be allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How far an allowed host may lead; the later ones further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
-    /// By its own name or address: wherever that leads.
-    Named,
-    /// By a wildcard: public addresses only.
+    /// By a wildcard or a name: public addresses only.
     Public,
+    /// By a name with its port, or as `localhost`: private addresses too, but none that is link-local.
+    Private,
+    /// By the address itself.
+    Literal,
+}
+
+impl Reach {
+    /// Whether a host that is allowed so may lead to this address.
+    pub(crate) fn leads_to(self, address: IpAddr) -> bool {
+        match self {
+            Self::Public => is_public(address),
+            Self::Private => !is_link_local(address),
+            Self::Literal => true,
+        }
+    }
 }
 
 /// The parsed `allowed_hosts`: `host`, `host:port`, `*.example.com`, `*`, each optionally after `http://` or
@@ -41,9 +55,8 @@ impl AllowList {
     pub(crate) fn reach(&self, scheme: &str, host: &str, port: u16) -> Option<Reach> {
         let host = normal(host);
         let of = |pattern: &Pattern| pattern.reach(scheme, &host, port);
-        // A host may fit a wildcard and be named as well; its name reaches further.
-        let reaches = || self.0.iter().filter_map(of);
-        reaches().find(|reach| *reach == Reach::Named).or_else(|| reaches().next())
+        // A host may fit a wildcard and be named as well: what reaches furthest counts.
+        self.0.iter().filter_map(of).max()
     }
 }
 
@@ -108,7 +121,10 @@ impl Pattern {
         match &self.host {
             Host::Any => Some(Reach::Public),
             Host::Under(suffix) => host.ends_with(suffix.as_str()).then_some(Reach::Public),
-            Host::Is(name) => (name == host).then_some(Reach::Named),
+            Host::Is(name) if name != host => None,
+            Host::Is(name) if literal(name).is_some() => Some(Reach::Literal),
+            Host::Is(name) if name == "localhost" || self.port.is_some() => Some(Reach::Private),
+            Host::Is(_) => Some(Reach::Public),
         }
     }
 }
@@ -135,8 +151,19 @@ pub(crate) fn literal(host: &str) -> Option<IpAddr> {
     normal(host).parse().ok()
 }
 
+/// Whether an address is only of the machine's own wire: cloud metadata services are there.
+fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => match embedded_v4(address) {
+            Some(inner) => inner.is_link_local(),
+            None => address.segments()[0] & 0xffc0 == 0xfe80,
+        },
+    }
+}
+
 /// Whether an address is out on the internet, where a wildcard may lead.
-pub(crate) fn is_public(address: IpAddr) -> bool {
+fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => is_public_v4(address),
         IpAddr::V6(address) => match embedded_v4(address) {
@@ -181,23 +208,26 @@ mod tests {
 
     #[test]
     fn a_host_is_allowed_by_name_or_by_wildcard() {
-        use Reach::{Named, Public};
+        use Reach::{Literal, Private, Public};
         let cases = [
             ("", "api.example.com", 443, None),
-            ("api.example.com", "api.example.com", 443, Some(Named)),
-            ("API.example.com.", "api.EXAMPLE.com", 1, Some(Named)),
+            ("api.example.com", "api.example.com", 443, Some(Public)),
+            ("api.example.com:443", "api.example.com", 443, Some(Private)),
+            ("API.example.com.", "api.EXAMPLE.com", 1, Some(Public)),
+            ("localhost", "localhost", 1, Some(Private)),
             ("api.example.com:443", "api.example.com", 80, None),
             ("*.example.com", "a.b.example.com", 443, Some(Public)),
             ("*.example.com", "example.com", 443, None),
             ("*.example.com", "evilexample.com", 443, None),
             ("*", "anything", 1, Some(Public)),
-            ("*, db:5432", "db", 5432, Some(Named)),
+            ("*, db:5432", "db", 5432, Some(Private)),
             ("*, db:5432", "db", 22, Some(Public)),
             ("http://api.example.com", "api.example.com", 443, None),
-            ("https://api.example.com/", "api.example.com", 443, Some(Named)),
-            ("127.0.0.1:80", "127.0.0.1", 80, Some(Named)),
-            ("[::1]:80", "[::1]", 80, Some(Named)),
-            ("::1", "[::1]", 80, Some(Named)),
+            ("https://api.example.com/", "api.example.com", 443, Some(Public)),
+            ("127.0.0.1:80", "127.0.0.1", 80, Some(Literal)),
+            ("169.254.169.254", "169.254.169.254", 80, Some(Literal)),
+            ("[::1]:80", "[::1]", 80, Some(Literal)),
+            ("::1", "[::1]", 80, Some(Literal)),
         ];
         for (list, host, port, expected) in cases {
             assert_eq!(reach(list, "https", host, port), expected, "{list} for {host}:{port}");
@@ -209,6 +239,25 @@ mod tests {
         for list in ["ftp://x", "a*b", "x:y", "*x", "a/b", "u@h", "*.*.com"] {
             let error = AllowList::parse(list).unwrap_err();
             assert!(error.contains(&format!("`{list}`")) && error.contains("`api.example.com, "), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_its_port_leads_to_private_addresses_but_to_no_metadata_service() {
+        for (address, private) in [
+            ("10.0.0.1", true),
+            ("127.0.0.1", true),
+            ("fd12::1", true),
+            ("1.1.1.1", true),
+            ("169.254.169.254", false),
+            ("fe80::1", false),
+            ("febf::1", false),
+            ("::ffff:169.254.169.254", false),
+            ("64:ff9b::a9fe:a9fe", false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(Reach::Private.leads_to(address), private, "{address}");
+            assert!(Reach::Literal.leads_to(address), "{address}");
         }
     }
 

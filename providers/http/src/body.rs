@@ -13,10 +13,15 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
 use trellis_wire::{Body, BodyError};
 
 use crate::limits::Pace;
+use crate::refusal::Refusal;
+
+/// What holding one frame costs beside its bytes, so that many small ones are not held for nothing.
+const FRAME_BYTES: usize = 128;
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy)]
@@ -37,27 +42,30 @@ pub(crate) struct Arrived {
     pub(crate) rest: Rest,
 }
 
-/// Waits until a body has arrived: all of it or its first [`Bounds::arrival_bytes`].
+/// Waits until a body has arrived: all of it or its first [`Bounds::arrival_bytes`]. What is here takes its part of
+/// `room`, in bytes, until the guest has read it.
 ///
 /// # Errors
-/// It is too large or too slow, or the client went away.
-pub(crate) async fn arrive(incoming: Incoming, bounds: Bounds) -> Result<Arrived, BodyError> {
+/// It is too large or too slow, the client went away, or the room is full.
+pub(crate) async fn arrive(incoming: Incoming, bounds: Bounds, room: &Arc<Semaphore>) -> Result<Arrived, Refusal> {
     let rest = Rest::default();
     if incoming.is_end_stream() {
         return Ok(Arrived { body: Body::empty(), rest });
     }
     if incoming.size_hint().lower() > bounds.bytes_max {
-        return Err(BodyError::TooLarge { limit_bytes: bounds.bytes_max });
+        return Err(BodyError::TooLarge { limit_bytes: bounds.bytes_max }.into());
     }
     let mut inbound = Inbound::new(incoming, bounds, rest.clone());
-    let mut here = VecDeque::new();
+    let mut resumed = Resumed { here: VecDeque::new(), rest: None };
     while inbound.bytes < bounds.arrival_bytes {
-        match inbound.frame().await {
-            Some(frame) => here.push_back(frame?),
-            None => return Ok(Arrived { body: Body::new(Resumed { here, rest: None }), rest }),
-        }
+        let Some(frame) = inbound.frame().await else { return Ok(Arrived { body: Body::new(resumed), rest }) };
+        let frame = frame?;
+        let bytes = frame.data_ref().map_or(0, Bytes::len) + FRAME_BYTES;
+        let place = room.clone().try_acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
+        resumed.here.push_back((frame, place.map_err(|_| Refusal::ArrivalsFull)?));
     }
-    Ok(Arrived { body: Body::new(Resumed { here, rest: Some(inbound) }), rest })
+    resumed.rest = Some(inbound);
+    Ok(Arrived { body: Body::new(resumed), rest })
 }
 
 /// Remembers how the rest of a body broke off, for whoever answers the client: the guest only saw its stream end.
@@ -89,7 +97,7 @@ impl Rest {
 
 /// What is here, then what is still to come.
 struct Resumed {
-    here: VecDeque<Frame<Bytes>>,
+    here: VecDeque<(Frame<Bytes>, OwnedSemaphorePermit)>,
     rest: Option<Inbound>,
 }
 
@@ -100,7 +108,7 @@ impl http_body::Body for Resumed {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         match (this.here.pop_front(), &mut this.rest) {
-            (Some(frame), _) => Poll::Ready(Some(Ok(frame))),
+            (Some((frame, _place)), _) => Poll::Ready(Some(Ok(frame))),
             (None, Some(rest)) => Pin::new(rest).poll_frame(cx),
             (None, None) => Poll::Ready(None),
         }
@@ -111,7 +119,7 @@ impl http_body::Body for Resumed {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let here: usize = self.here.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
+        let here: usize = self.here.iter().filter_map(|(frame, _)| frame.data_ref()).map(Bytes::len).sum();
         let here = u64::try_from(here).unwrap_or(u64::MAX);
         let rest = self.rest.as_ref().map_or(SizeHint::with_exact(0), http_body::Body::size_hint);
         let mut hint = SizeHint::new();

@@ -1,9 +1,8 @@
 //! Outgoing HTTP: checked against the link's `allowed_hosts`, pooled, HTTP/1.1 and HTTP/2. Redirects are the guest's to
 //! follow, for each hop must be allowed.
 //!
-//! Two pools, one for hosts that a link names and one for those that only a wildcard covers. The second connects to
-//! public addresses only, and checks what a name resolves to at the moment it connects, so a name cannot be pointed
-//! elsewhere between check and use.
+//! Two pools, one for hosts that lead to public addresses only and one for those that may lead further. Each checks what
+//! a name resolves to at the moment it connects, so a name cannot be pointed elsewhere between check and use.
 
 use std::error::Error as StdError;
 use std::io;
@@ -26,7 +25,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use trellis_provider::LinkError;
 use trellis_wire::{Body, BodyError, CallError, HttpCall};
 
-use crate::allow::{AllowList, Reach, is_public, literal};
+use crate::allow::{AllowList, Reach, literal};
 use crate::tls;
 
 /// How long an unused connection is kept, and how many to one host.
@@ -53,23 +52,24 @@ type Pool = legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Body>;
 
 /// The outgoing half of the provider; one for all links.
 pub(crate) struct Client {
-    named: Pool,
     public: Pool,
+    private: Pool,
 }
 
 impl Client {
     /// `ca_file` holds roots that are trusted beside the system's.
     pub(crate) async fn new(ca_file: Option<&Path>) -> Result<Self, LinkError> {
         let tls = tls::outgoing(ca_file).await?;
-        Ok(Self { named: pool(tls.clone(), Reach::Named), public: pool(tls, Reach::Public) })
+        Ok(Self { public: pool(tls.clone(), Reach::Public), private: pool(tls, Reach::Private) })
     }
 
     /// Sends a request and awaits the head of its response; the body follows as the guest reads it.
     pub(crate) async fn call(&self, allowed: &AllowList, call: HttpCall) -> Result<Response<Body>, CallError> {
         let HttpCall { mut request, connect_timeout, first_byte_timeout, between_bytes_timeout } = call;
         let pool = match admit(allowed, &request)? {
-            Reach::Named => &self.named,
             Reach::Public => &self.public,
+            // An address is not resolved, so nothing more is checked of it.
+            Reach::Private | Reach::Literal => &self.private,
         };
         for name in &OURS {
             request.headers_mut().remove(name);
@@ -98,15 +98,18 @@ fn admit(allowed: &AllowList, request: &Request<Body>) -> Result<Reach, CallErro
         return Err(CallError::Denied(problem));
     };
     match literal(host) {
-        Some(address) if reach == Reach::Public && !is_public(address) => {
-            Err(CallError::Denied(not_public(host, address)))
-        }
+        Some(address) if !reach.leads_to(address) => Err(CallError::Denied(too_far(host, address, reach))),
         _ => Ok(reach),
     }
 }
 
-fn not_public(host: &str, address: IpAddr) -> String {
-    format!("{host} leads to {address}, which is not public: no wildcard reaches it; add `{host}` to `allowed_hosts`")
+fn too_far(host: &str, address: IpAddr, reach: Reach) -> String {
+    let (what, write) = match reach {
+        Reach::Public if literal(host).is_some() => ("not public", format!("`{host}`")),
+        Reach::Public => ("not public", format!("`{host}:PORT` with its port")),
+        Reach::Private | Reach::Literal => ("link-local", format!("the address itself, `{address}`")),
+    };
+    format!("{host} leads to {address}, which is {what}; to reach it write {write} in `allowed_hosts`")
 }
 
 /// The two waits of a call are told apart by when its connection is there.
@@ -136,7 +139,7 @@ async fn send(
 fn failed(host: &str, error: &legacy::Error) -> CallError {
     let mut cause: &(dyn StdError + 'static) = error;
     loop {
-        if let Some(refused) = cause.downcast_ref::<NotPublic>() {
+        if let Some(refused) = cause.downcast_ref::<TooFar>() {
             return CallError::Denied(refused.to_string());
         }
         if let Some(broken) = cause.downcast_ref::<BodyError>() {
@@ -164,18 +167,19 @@ fn pool(tls: rustls::ClientConfig, reach: Reach) -> Pool {
         .build(connector)
 }
 
-/// The system's resolver, less the addresses that a wildcard does not reach.
+/// The system's resolver, less the addresses that are too far.
 #[derive(Debug, Clone)]
 struct Resolver {
     reach: Reach,
 }
 
-/// Every address of a name was one that a wildcard does not reach.
+/// Every address of a name was further than the name reaches.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", not_public(host, *address))]
-struct NotPublic {
+#[error("{}", too_far(host, *address, *reach))]
+struct TooFar {
     host: String,
     address: IpAddr,
+    reach: Reach,
 }
 
 impl Resolver {
@@ -185,10 +189,9 @@ impl Resolver {
         let Some(first) = found.first().map(SocketAddr::ip) else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")).into());
         };
-        let reached: Vec<_> =
-            found.into_iter().filter(|address| self.reach == Reach::Named || is_public(address.ip())).collect();
+        let reached: Vec<_> = found.into_iter().filter(|address| self.reach.leads_to(address.ip())).collect();
         if reached.is_empty() {
-            return Err(NotPublic { host, address: first }.into());
+            return Err(TooFar { host, address: first, reach: self.reach }.into());
         }
         Ok(reached.into_iter())
     }

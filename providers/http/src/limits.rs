@@ -14,6 +14,8 @@ pub struct Limits {
     pub pace: Pace,
     /// How much of a body must have come, if it does not end before, until a permit is asked for.
     pub arrival_bytes: u64,
+    /// How much of bodies that no guest has read yet one listener holds; who would exceed it is asked to come again.
+    pub arrived_bytes_max: u32,
     /// The largest head of a request over HTTP/1; the buffer of a connection is no larger.
     pub head_bytes_max: usize,
     /// How many connections one listener holds; the next ones wait in the kernel's queue.
@@ -31,6 +33,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(75),
             pace: Pace::default(),
             arrival_bytes: 64 << 10,
+            arrived_bytes_max: 64 << 20,
             head_bytes_max: 64 << 10,
             connections_max: 10_000,
             streams_max: 128,

@@ -48,7 +48,7 @@ impl Listener {
         let socket = bind(address).map_err(|error| bind_error(address, &error))?;
         let bound = socket.local_addr().map_err(|error| bind_error(address, &error))?;
         let (tls, acceptor) = tls.unzip();
-        let server = Server::new(bound, if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
+        let server = Server::new(bound, if tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }, &limits);
         let shared = Arc::new(Shared { server, tls: acceptor, limits, stop: CancellationToken::new() });
         let listener = Self { bound, tls, shared, tasks: TaskTracker::new(), trouble: Arc::default() };
         listener.tasks.spawn(accept(socket, listener.shared.clone(), listener.tasks.clone(), listener.trouble.clone()));

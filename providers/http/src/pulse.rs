@@ -12,13 +12,16 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::task::AtomicWaker;
 use http::Version;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use trellis_wire::{Body, BodyError};
 
 use crate::limits::{Limits, Pace};
+
+/// The largest piece that hyper gets at once: what it has got counts as out, so it must not get much at a time.
+const PIECE_BYTES_MAX: usize = 64 << 10;
 
 /// What a connection should do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +135,8 @@ struct Flow {
 #[derive(Debug, Default)]
 struct ReplyBody {
     body: Option<Body>,
+    /// What is left of a large piece.
+    rest: Bytes,
     /// When its head went out.
     since: Option<Instant>,
     bytes: u64,
@@ -146,6 +151,31 @@ enum Standing {
     CutNow,
     /// Cut off before, and still not gone.
     Cut,
+}
+
+impl ReplyBody {
+    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.rest.is_empty() {
+            let Some(body) = &mut self.body else { return Poll::Ready(None) };
+            let next = std::task::ready!(Pin::new(body).poll_frame(cx));
+            let Some(Ok(frame)) = next else {
+                self.body = None;
+                return Poll::Ready(next);
+            };
+            match frame.into_data() {
+                Ok(data) => self.rest = data,
+                Err(frame) => return Poll::Ready(Some(Ok(frame))),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES_MAX));
+        self.bytes += piece.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    /// The rest of the body, its large piece included.
+    fn take(&mut self) -> (Option<Body>, Bytes) {
+        (self.body.take(), std::mem::take(&mut self.rest))
+    }
 }
 
 impl Flow {
@@ -163,7 +193,7 @@ impl Flow {
             return Standing::Flows { due: Some(due) };
         }
         reply.cut = true;
-        let body = reply.body.take();
+        let body = reply.take();
         drop(reply);
         drop(body);
         self.wake.wake();
@@ -183,7 +213,7 @@ pub(crate) struct UnderWay {
 impl UnderWay {
     /// Begins to send a reply's body.
     pub(crate) fn send(self, body: Body) -> Outflow {
-        *lock(&self.flow.reply) = ReplyBody { body: Some(body), since: Some(Instant::now()), bytes: 0, cut: false };
+        *lock(&self.flow.reply) = ReplyBody { body: Some(body), since: Some(Instant::now()), ..ReplyBody::default() };
         Outflow(self)
     }
 }
@@ -192,7 +222,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.pulse.end(&self.flow);
         // The sandbox ends with its body, and the body with the request, whoever still looks at the flow.
-        let body = lock(&self.flow.reply).body.take();
+        let body = lock(&self.flow.reply).take();
         drop(body);
     }
 }
@@ -212,23 +242,23 @@ impl http_body::Body for Outflow {
         if reply.cut {
             return Poll::Ready(Some(Err(BodyError::TooSlow("less than the minimum rate"))));
         }
-        let Some(body) = &mut reply.body else { return Poll::Ready(None) };
-        let next = Pin::new(body).poll_frame(cx);
-        match &next {
-            Poll::Ready(Some(Ok(frame))) => reply.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-            Poll::Ready(_) => reply.body = None,
-            Poll::Pending => {}
-        }
-        next
+        reply.next(cx)
     }
 
     fn is_end_stream(&self) -> bool {
         let reply = lock(&self.0.flow.reply);
-        !reply.cut && reply.body.as_ref().is_none_or(http_body::Body::is_end_stream)
+        !reply.cut && reply.rest.is_empty() && reply.body.as_ref().is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        lock(&self.0.flow.reply).body.as_ref().map_or_else(SizeHint::default, http_body::Body::size_hint)
+        let reply = lock(&self.0.flow.reply);
+        let mut hint = reply.body.as_ref().map_or_else(SizeHint::default, http_body::Body::size_hint);
+        let rest = reply.rest.len() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(hint.lower().saturating_add(rest));
+        hint
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) enum Refusal {
     TooSlow,
     /// The client broke its own body off; nobody may hear this.
     BrokenOff,
+    /// As much of other requests' bodies is here as may be.
+    ArrivalsFull,
     /// As many requests as may wait are waiting.
     QueueFull,
     /// The deadline passed before a permit was free.
@@ -79,7 +81,7 @@ impl Refusal {
             Self::Fault(_) | Self::Error(Error::Unusable(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
             Self::Error(Error::Internal(_)) => StatusCode::BAD_GATEWAY,
-            Self::QueueFull | Self::QueueTooLong => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ArrivalsFull | Self::QueueFull | Self::QueueTooLong => StatusCode::SERVICE_UNAVAILABLE,
             Self::Error(Error::Busy(_) | Error::NotHeld(_) | Error::ShuttingDown) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -93,6 +95,7 @@ impl Refusal {
             Self::TooLarge { limit_bytes } => format!("the body is larger than {limit_bytes} bytes (`max_body_bytes`)"),
             Self::TooSlow => "the body came too slowly".into(),
             Self::BrokenOff => "the body broke off".into(),
+            Self::ArrivalsFull => "busy: no room for the body, since too many others have come before it".into(),
             Self::QueueFull => "busy: as many requests as may wait are waiting (`max_waiting`)".into(),
             Self::QueueTooLong => "busy: no permit was free in time (`timeout_ms`)".into(),
             Self::Deadline { after } => format!("no answer within {} ms (`timeout_ms`)", after.as_millis()),

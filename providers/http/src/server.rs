@@ -34,11 +34,14 @@ pub(crate) struct Server {
     bound: SocketAddr,
     scheme: Scheme,
     routes: ArcSwap<Routes<Arc<Route>>>,
+    /// The bytes that bodies may have here before a guest reads them.
+    room: Arc<Semaphore>,
 }
 
 impl Server {
-    pub(crate) fn new(bound: SocketAddr, scheme: Scheme) -> Self {
-        Self { bound, scheme, routes: ArcSwap::default() }
+    pub(crate) fn new(bound: SocketAddr, scheme: Scheme, limits: &Limits) -> Self {
+        let room = Arc::new(Semaphore::new(limits.arrived_bytes_max as usize));
+        Self { bound, scheme, routes: ArcSwap::default(), room }
     }
 
     /// Which link answers what. The listener changes it.
@@ -58,7 +61,7 @@ impl Server {
         let under_way = pulse.begin(request.version(), route.pace, route.under_way.token());
         let origin = request.headers().get(header::ORIGIN).cloned();
         let request = self.absolute(request, authority);
-        let mut response = route.answer(request).await.unwrap_or_else(Refusal::into_response);
+        let mut response = route.answer(request, &self.room).await.unwrap_or_else(Refusal::into_response);
         if let Some(cors) = &route.config.cors {
             cors.mark(origin.as_ref(), response.headers_mut());
         }
@@ -118,14 +121,14 @@ impl Route {
         self.under_way.wait().await;
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    async fn answer(&self, request: Request<Incoming>, room: &Arc<Semaphore>) -> Result<Response<Body>, Refusal> {
         if let Some(preflight) = self.config.cors.as_ref().and_then(|cors| cors.preflight(&request)) {
             return Ok(preflight);
         }
         if self.config.read_only && !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Refusal::ReadOnly);
         }
-        let mut response = self.wake(request).await?;
+        let mut response = self.wake(request, room).await?;
         if let Some(cache_control) = &self.config.cache_control {
             response.headers_mut().entry(header::CACHE_CONTROL).or_insert_with(|| cache_control.clone());
         }
@@ -133,9 +136,9 @@ impl Route {
     }
 
     /// Request, permit, event, reply. Dropped when the client goes, and the sandbox with it.
-    async fn wake(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    async fn wake(&self, request: Request<Incoming>, room: &Arc<Semaphore>) -> Result<Response<Body>, Refusal> {
         let (head, incoming) = request.into_parts();
-        let arrived = arrive(incoming, self.bounds).await?;
+        let arrived = arrive(incoming, self.bounds, room).await?;
         let deadline = Instant::now() + self.config.timeout;
         let permit = {
             let _place = self.waiting.try_acquire().map_err(|_| Refusal::QueueFull)?;

@@ -244,7 +244,7 @@ fn what_was_deleted_leaves_nothing_behind() {
         apps.iter().for_each(|app| node.deploy(&hello(app, "v1", ANY, &image("hello"))));
         assert!(apps.iter().all(|app| client::get(node.at(app), "/").unwrap().status == 200));
         let page = metrics();
-        assert!(apps.iter().all(|app| page.contains(&format!("trellis_events_total{{app=\"{app}\""))), "{page}");
+        assert!(apps.iter().all(|app| page.contains(&format!("faas_invocations_total{{app=\"{app}\""))), "{page}");
         apps.iter().for_each(|app| drop(node.trellis(&["delete", app]).ok()));
         eventually("no component is held", || (!metrics().contains("app=\"")).then_some(()));
     }

@@ -31,10 +31,14 @@ impl Ran {
 /// The binary, without anything that the environment of the tests might tell it.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trellis"));
-    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TRELLIS_")) {
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
         command.env_remove(variable);
     }
     command
+}
+
+fn is_ours(variable: &str) -> bool {
+    variable.starts_with("TRELLIS_") || variable.starts_with("OTEL_")
 }
 
 /// Runs `trellis ARGS`.

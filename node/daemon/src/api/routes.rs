@@ -24,8 +24,8 @@ use trellis_wire::{
 
 use super::problem::Refusal;
 use super::types::{
-    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply, InvokeRequest,
-    LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
+    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
+    InvokeRequest, LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};

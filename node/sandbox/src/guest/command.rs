@@ -23,12 +23,14 @@ pub(crate) async fn run_p3(guest: &p3::bindings::CommandPre<State>, mut sandbox:
 
 async fn call(guest: &p2::bindings::CommandPre<State>, store: &mut Store<State>) -> wasmtime::Result<bool> {
     let guest = guest.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     let ended = guest.wasi_cli_run().call_run(store).await;
     ended.map(|result| result.is_ok()).or_else(exited)
 }
 
 async fn call_p3(guest: &p3::bindings::CommandPre<State>, store: &mut Store<State>) -> wasmtime::Result<bool> {
     let guest = guest.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     let running = async |store: &Accessor<State>| guest.wasi_cli_run().call_run(store).await;
     let ended = store.run_concurrent(running).await.flatten();
     ended.map(|result| result.is_ok()).or_else(exited)

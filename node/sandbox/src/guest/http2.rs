@@ -41,5 +41,6 @@ pub(super) async fn call(
     };
     let answer = store.data_mut().http().new_response_outparam_from_callback(answered)?;
     let guest = guest.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     guest.wasi_http_incoming_handler().call_handle(store, request, answer).await
 }

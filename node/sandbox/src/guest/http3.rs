@@ -26,6 +26,7 @@ pub(super) async fn call(
     store: &mut Store<State>,
 ) -> wasmtime::Result<()> {
     let guest = guest.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     // Deadlines are all outside: in here, a guest that is busy would keep them from being looked at.
     store.run_concurrent(async |store: &Accessor<State>| serve(&guest, request, answered, store).await).await?
 }

@@ -74,6 +74,7 @@ async fn invoke(
     store: &mut Store<State>,
 ) -> wasmtime::Result<Result<Vec<u8>, ValueError>> {
     let guest = functions.pre.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     let function = guest.get_func(&mut *store, index).expect("it was found in this component when it was loaded");
     let ty = function.ty(&*store);
     let params = match value::decode(ty.params().map(|(_, ty)| ty), params) {

@@ -67,6 +67,7 @@ async fn call(
     store: &mut Store<State>,
 ) -> wasmtime::Result<Result<(), ours::Refusal>> {
     let guest = guest.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     guest.trellis_messaging_handler().call_handle(store, &message).await
 }
 
@@ -88,5 +89,6 @@ async fn call_wasmcloud(
     store: &mut Store<State>,
 ) -> wasmtime::Result<Result<(), String>> {
     let guest = guest.instantiate_async(&mut *store).await?;
+    store.data().outside.instantiated();
     guest.wasmcloud_messaging_handler().call_handle_message(store, &message).await
 }

@@ -123,11 +123,16 @@ fn guests_are_seen_as_what_they_are() {
     assert_eq!(seen("wasmcloud").wakes, [Wake::MessageWasmcloud]);
 }
 
-#[test]
-fn wasi_0_3_can_be_switched_off() {
+#[tokio::test]
+async fn wasi_0_3_can_be_switched_off() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = engine(dir.path(), false);
-    let why = engine.inspect(&artifact("modern")).unwrap_err();
+    let mut lab = Lab::new();
+    lab.engine = engine(dir.path(), false);
+    let why = lab.engine.inspect(&artifact("modern")).unwrap_err();
     assert!(why.to_string().contains("WASI 0.3 is switched off"), "{why}");
-    engine.inspect(&artifact("classic")).unwrap();
+    for path in ["/hello", "/keys", "/outgoing", "/publish"] {
+        let said = lab.text("classic", path).await;
+        assert!(!said.contains("Err"), "{path}: {said}");
+    }
+    lab.all_gone().await;
 }

@@ -72,7 +72,11 @@ impl Lab {
         Self {
             engine: Engine::new(options).expect("the engine starts"),
             node: Arc::default(),
-            limits: Limits { memory_bytes: 64 * MEBIBYTE, timeout: Duration::from_secs(20), reply: Some(Limits::REPLY_DEFAULT) },
+            limits: Limits {
+                memory_bytes: 64 * MEBIBYTE,
+                timeout: Duration::from_secs(20),
+                reply: Some(Limits::REPLY_DEFAULT),
+            },
             config: Config::default(),
             held: Arc::default(),
         }
@@ -163,7 +167,7 @@ pub(crate) async fn text(outcome: Outcome) -> String {
     String::from_utf8(bytes.into()).unwrap()
 }
 
-/// A stand-in for the node: three stores (the default link's, `second`, `third`), one web site, one mailbox.
+/// A stand-in for the node: three stores (the default link's, `second`, `third`), a link with none, one web site, one mailbox.
 #[derive(Default)]
 pub(crate) struct Node {
     pub(crate) lines: Mutex<Vec<(Level, String, String)>>,
@@ -215,6 +219,9 @@ impl Outside for Node {
 
 impl Node {
     fn keyvalue(&self, link: &str, operation: KeyValue) -> Result<KeyValueAnswer, CallError> {
+        if link == "empty" {
+            return Err(CallError::NoSuch("the store behind it".into()));
+        }
         if !["", "second", "third"].contains(&link) {
             return Err(CallError::Denied(format!("no link `{link}`")));
         }

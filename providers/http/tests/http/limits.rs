@@ -70,6 +70,27 @@ async fn a_body_that_stops_or_dribbles_gets_no_permit() {
 }
 
 #[tokio::test]
+async fn bodies_that_arrive_share_one_bound() {
+    let http = provider_with(Limits { arrived_bytes_max: 8 << 10, ..quick() });
+    let address = wake(&http, "web", &[], &Node::echoes()).await;
+    let half = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n{}", "x".repeat(6_000));
+    let stalled = connect(address, &half).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let full = ask(Request::post(format!("http://{address}/")), "x".repeat(6_000)).await;
+    assert_eq!(
+        (full.status(), &full.headers()["retry-after"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap())
+    );
+    assert_eq!(get(address, "/").await.status(), StatusCode::OK, "who brings no body needs no room");
+    drop(stalled);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for _ in 0..3 {
+        let there = ask(Request::post(format!("http://{address}/")), "x".repeat(6_000)).await;
+        assert_eq!(there.status(), StatusCode::OK, "the room is free again");
+    }
+}
+
+#[tokio::test]
 async fn a_streaming_link_is_as_patient_as_its_clients() {
     let node = Node::echoes();
     let (_http, address) = serve(&[("streaming", "true")], &node).await;
@@ -159,6 +180,24 @@ async fn a_client_that_stops_reading_loses_its_sandbox_and_its_connection() {
     let mut stream = connect(address, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     let _gone = tokio::time::timeout(Duration::from_secs(2), dropped.acquire()).await.expect("the body is dropped");
     until_closed(&mut stream, Duration::from_secs(2)).await;
+}
+
+#[tokio::test]
+async fn a_reply_in_one_piece_is_not_out_before_it_is_read() {
+    let dropped = Arc::new(Semaphore::new(0));
+    let signal = dropped.clone();
+    let node = Node::new(move |_| {
+        let body = endless(signal.clone(), 256 << 20, Duration::ZERO);
+        async move { ok(Response::new(body)) }
+    });
+    let limits = Limits { pace: trellis_http::Pace { bytes_per_second_min: 32 << 20, ..quick().pace }, ..quick() };
+    let http = provider_with(limits);
+    let address = wake(&http, "web", &[], &node).await;
+    let began = Instant::now();
+    let _stream = connect(address, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    // As a whole it would have earned 8 s, of which the pace leaves 5.
+    let _gone = tokio::time::timeout(Duration::from_secs(3), dropped.acquire()).await.expect("the body is dropped");
+    assert!(began.elapsed() >= Duration::from_millis(250));
 }
 
 #[tokio::test]

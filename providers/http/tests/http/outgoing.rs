@@ -87,6 +87,22 @@ async fn a_wildcard_does_not_reach_into_the_private_network() {
 }
 
 #[tokio::test]
+async fn a_name_alone_does_not_reach_into_the_private_network_either() {
+    let (_server, address) = serve(&[], &Node::says("secret")).await;
+    // Spellings of 127.0.0.1 that only the resolver understands stand in for a name that its owner points there.
+    let url = format!("http://2130706433:{}/", address.port());
+    let alone = granted(&[("allowed_hosts", "2130706433")]).await;
+    let error = call(&alone, &url).await.unwrap_err();
+    assert!(matches!(&error, CallError::Denied(text) if text.contains("`2130706433:PORT`")), "{error:?}");
+    let meant = granted(&[("allowed_hosts", &format!("2130706433:{}", address.port()))]).await;
+    assert_eq!(text(call(&meant, &url).await.unwrap()).await, "secret");
+    // 169.254.169.254, which no name reaches, port or not.
+    let metadata = granted(&[("allowed_hosts", "2852039166:80")]).await;
+    let error = call(&metadata, "http://2852039166:80/").await.unwrap_err();
+    assert!(matches!(&error, CallError::Denied(text) if text.contains("link-local")), "{error:?}");
+}
+
+#[tokio::test]
 async fn connections_are_pooled() {
     let accepted = Arc::new(AtomicUsize::new(0));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

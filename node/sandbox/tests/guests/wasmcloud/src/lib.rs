@@ -46,7 +46,8 @@ impl Handler for Guest {
                 let before = opened("");
                 let target = CallTargetInterface::new("wasi", "keyvalue", "store");
                 lattice::set_link_name("second", vec![target]);
-                Err(format!("{before} {} {} {}", opened(""), opened("third"), opened("nothing")))
+                let names = ["", "third", "nothing", "empty"].map(opened);
+                Err(format!("{before} {}", names.join(" ")))
             }
             other => Err(format!("no such subject: {other}")),
         }
