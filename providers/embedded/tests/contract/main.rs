@@ -484,8 +484,8 @@ async fn what_our_side_is_always_short_of_is_given_up_for_those_behind_it() {
     *node.outcomes.lock().unwrap() = (0..6).map(|_| busy()).collect();
     let trigger = link("orders", "a", "messaging", &[("subject", "jobs")]);
     node.wake(&provider, trigger.clone()).await;
-    provider.publish(message("jobs", "1")).unwrap();
-    provider.publish(message("jobs", "2")).unwrap();
+    provider.publish(message("jobs", "1")).await.unwrap();
+    provider.publish(message("jobs", "2")).await.unwrap();
     let ran = node.ran(7).await;
     let bodies: Vec<&str> = ran.iter().map(|(_, body)| body.as_str()).collect();
     assert_eq!(bodies, ["1", "1", "1", "1", "1", "1", "2"]);
