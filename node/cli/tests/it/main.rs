@@ -24,7 +24,6 @@ mod nats;
 mod node;
 mod oci;
 mod old_manifests;
-mod queues;
 mod scripted;
 mod telemetry;
 mod tidy;
