@@ -1,167 +1,27 @@
-//! `delivery:`: how a message link treats what the guest says of a message.
+//! `delivery:`: reads how a message link treats what the guest says of a message, from a block or from dotted keys.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use trellis_wire::{Config, subject};
+use trellis_wire::{Config, Dedupe, DedupeKey, Delivery, OnDeadLetter, OrderBy, subject};
 
 use crate::quantity;
 
-/// The delivery policy of a message link.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Delivery {
-    /// Attempts before a message that the guest refuses is dead-lettered. 20.
-    pub max_attempts: u32,
-    /// Attempts before a message on which the guest faults (trap, memory, deadline) is dead-lettered. 3.
-    pub max_faults: u32,
-    /// The wait between attempts.
-    pub backoff: Backoff,
-    /// How long the handler may take. 30 s.
-    pub timeout: Duration,
-    /// How old a message may get before it is dead-lettered instead of tried again.
-    pub max_age: Option<Duration>,
-    /// Messages in handlers at one time, in the lattice.
-    pub max_in_flight: Option<u32>,
-    /// Messages begun per time, in the lattice.
-    pub rate_limit: Option<Rate>,
-    /// What keeps its order.
-    pub order_by: Option<OrderBy>,
-    /// What an ordered link does when a message is dead-lettered. Park.
-    pub on_dead_letter: OnDeadLetter,
-    /// The subject or stream for dead letters; `None`: the ledger's own.
-    pub dead_letter: Option<String>,
-    /// What is handled only once.
-    pub dedupe: Option<Dedupe>,
-}
-
-impl Default for Delivery {
-    fn default() -> Self {
-        Self {
-            max_attempts: 20,
-            max_faults: 3,
-            backoff: Backoff::default(),
-            timeout: Duration::from_secs(30),
-            max_age: None,
-            max_in_flight: None,
-            rate_limit: None,
-            order_by: None,
-            on_dead_letter: OnDeadLetter::Park,
-            dead_letter: None,
-            dedupe: None,
-        }
+/// Lays the keys `delivery.*` of a link's config on top of a policy, such as `delivery.backoff.initial: 1s`.
+///
+/// # Errors
+/// The first key that is unknown or whose value does not fit.
+pub fn overlaid(delivery: Delivery, config: &Config) -> Result<Delivery, DeliveryError> {
+    let mut draft = Draft::new(delivery);
+    let dotted = config.iter().filter_map(|(key, value)| Some((key.strip_prefix("delivery.")?, value.trim())));
+    for (key, value) in dotted.filter(|(_, value)| !value.is_empty()) {
+        draft.set(key, value)?;
     }
-}
-
-impl Delivery {
-    /// Lays the keys `delivery.*` of a link's config on top, such as `delivery.backoff.initial: 1s`.
-    ///
-    /// # Errors
-    /// The first key that is unknown or whose value does not fit.
-    pub fn overlaid_with(self, config: &Config) -> Result<Self, DeliveryError> {
-        let mut draft = Draft::new(self);
-        let dotted = config.iter().filter_map(|(key, value)| Some((key.strip_prefix("delivery.")?, value.trim())));
-        for (key, value) in dotted.filter(|(_, value)| !value.is_empty()) {
-            draft.set(key, value)?;
-        }
-        draft.finish()
-    }
-
-    /// How long after its first attempt a message that the guest always refuses is dead-lettered: the waits between the
-    /// attempts, or `max_age`. The time that the attempts themselves take is not in it.
-    pub fn gives_up_after(&self) -> Duration {
-        let mut sum = Duration::ZERO;
-        for attempt in 1..self.max_attempts {
-            let wait = self.backoff.wait(attempt);
-            let waits_left = self.max_attempts - attempt;
-            // From here on every wait is the same: a policy may have billions of attempts.
-            if wait == self.backoff.max || self.backoff.factor == 1.0 || attempt == WAITS_ADDED_MAX {
-                sum = sum.saturating_add(wait.saturating_mul(waits_left));
-                break;
-            }
-            sum = sum.saturating_add(wait);
-        }
-        sum.min(self.max_age.unwrap_or(Duration::MAX))
-    }
-}
-
-// The only field that is no integer is `Backoff`'s, whose parser takes no NaN.
-impl Eq for Delivery {}
-
-/// The wait before attempt `n + 1` is `initial * factor^(n-1)`, at most `max`, moved by up to `jitter` of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Backoff {
-    /// 1 s.
-    pub initial: Duration,
-    /// 2.
-    pub factor: f64,
-    /// 5 min.
-    pub max: Duration,
-    /// 0.2.
-    pub jitter: f64,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { initial: Duration::from_secs(1), factor: 2.0, max: Duration::from_secs(300), jitter: 0.2 }
-    }
-}
-
-impl Backoff {
-    /// The wait after attempt `attempt`, counted from 1, without jitter.
-    pub fn wait(&self, attempt: u32) -> Duration {
-        let grown =
-            self.initial.as_secs_f64() * self.factor.powi(i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX));
-        Duration::try_from_secs_f64(grown).map_or(self.max, |wait| wait.min(self.max))
-    }
-}
-
-/// `100/s`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rate {
-    /// How many.
-    pub count: u32,
-    /// In which time.
-    pub per: Duration,
-}
-
-/// `order_by`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OrderBy {
-    /// By the message's subject.
-    Subject,
-    /// By a header's value.
-    Header(String),
-}
-
-/// `on_dead_letter`, for ordered links.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OnDeadLetter {
-    /// Hold the messages of this key until someone decides.
-    Park,
-    /// Go on with the next.
-    Continue,
-}
-
-/// `dedupe`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dedupe {
-    /// What makes two messages the same.
-    pub key: DedupeKey,
-    /// For how long.
-    pub window: Duration,
-}
-
-/// `dedupe.key`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DedupeKey {
-    /// The source's message id.
-    Id,
-    /// A header's value.
-    Header(String),
+    draft.finish()
 }
 
 /// Why a delivery policy is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("`delivery.{key}: {value}` does not fit: {wanted} is expected")]
 pub struct DeliveryError {
     /// The dotted key below `delivery`.
@@ -171,9 +31,6 @@ pub struct DeliveryError {
     /// What would fit.
     pub wanted: String,
 }
-
-/// Waits that are added one by one; a factor so near 1 that they still grow after these makes an estimate.
-const WAITS_ADDED_MAX: u32 = 10_000;
 
 /// Every key by its dotted name.
 pub(crate) const KEYS: &[&str] = &[
@@ -314,10 +171,12 @@ fn dead_letter(value: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use trellis_wire::Rate;
+
     use super::*;
 
     fn policy(pairs: &[(&str, &str)]) -> Result<Delivery, DeliveryError> {
-        Delivery::default().overlaid_with(&Config::from_iter(pairs.iter().copied()))
+        overlaid(Delivery::default(), &Config::from_iter(pairs.iter().copied()))
     }
 
     #[test]
@@ -371,23 +230,5 @@ mod tests {
             let error = policy(&[(&format!("delivery.{key}"), value)]).unwrap_err();
             assert!(error.to_string().ends_with("is expected"), "{error}");
         }
-    }
-
-    #[test]
-    fn it_says_after_how_long_it_gives_up() {
-        // 1 + 2 + 4 + ... + 256 s, then ten waits of 5 min: attempt 20 has no wait after it.
-        assert_eq!(Delivery::default().gives_up_after(), Duration::from_secs(511 + 10 * 300));
-        let soon = Delivery { max_age: Some(Duration::from_secs(60)), ..Delivery::default() };
-        assert_eq!(soon.gives_up_after(), Duration::from_secs(60));
-        let once = Delivery { max_attempts: 1, ..Delivery::default() };
-        assert_eq!(once.gives_up_after(), Duration::ZERO);
-        let never = Delivery { max_attempts: u32::MAX, ..Delivery::default() };
-        assert!(never.gives_up_after() > Duration::from_secs(1 << 40), "and it is computed at once");
-        let still = Delivery {
-            max_attempts: u32::MAX,
-            backoff: Backoff { factor: 1.0, ..Backoff::default() },
-            ..Delivery::default()
-        };
-        assert_eq!(still.gives_up_after(), Duration::from_secs(u64::from(u32::MAX) - 1));
     }
 }

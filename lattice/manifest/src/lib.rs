@@ -34,10 +34,11 @@ use std::collections::BTreeMap;
 pub use app::{
     App, AppLink, Component, Image, Limits, NotBuilt, Policy, Provider, Scaler, Secret, Served, Spread, Tech,
 };
-pub use delivery::{Backoff, Dedupe, DedupeKey, Delivery, DeliveryError, OnDeadLetter, OrderBy, Rate};
+pub use delivery::{DeliveryError, overlaid};
 pub use finding::{Finding, Severity};
 pub use schema::json_schema;
 pub use spread::spread;
+pub use trellis_wire::{Backoff, Dedupe, DedupeKey, Delivery, OnDeadLetter, OrderBy, Rate};
 
 /// What a manifest is, and all that was found wrong with it.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use trellis_manifest::{AppLink, Delivery, Limits, Provider, Tech};
+use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, Tech, overlaid};
 use trellis_wire::{ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId};
 
 use crate::{Release, State};
@@ -43,8 +43,9 @@ pub struct HeldLink {
     pub link: Link,
     /// Which way it goes, and what is at its other end.
     pub direction: Direction,
-    /// How its messages are delivered.
-    pub delivery: Delivery,
+    /// What is wrong with a key `delivery.*` of its config, which only shows once all config is merged. Such a link is
+    /// not applied.
+    pub refused: Option<DeliveryError>,
 }
 
 /// Which way a link goes.
@@ -149,8 +150,13 @@ impl State {
         };
         let AppLink { name, namespace, package, interfaces, delivery, .. } = link.clone();
         let id = LinkId::new(&source, &target, &name, &namespace, &package, &interfaces);
-        let link = Link { id, component: component.clone(), name, namespace, package, interfaces, config };
-        Some(HeldLink { link, direction, delivery })
+        let (delivery, refused) = match overlaid(delivery.clone(), &config) {
+            Ok(overlaid) => (overlaid, None),
+            Err(why) => (delivery, Some(why)),
+        };
+        let component = component.clone();
+        let link = Link { id, component, name, namespace, package, interfaces, config, delivery };
+        Some(HeldLink { link, direction, refused })
     }
 
     /// The provider that an entry stands for, with the release that configures it. `None`: it is a component.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComponentKey, Config, LinkName};
+use crate::{ComponentKey, Config, Delivery, LinkName};
 
 /// Names one link in the lattice, for as long as source, target, name and interfaces stay the same.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -54,4 +54,6 @@ pub struct Link {
     pub interfaces: Vec<String>,
     /// The provider's own configuration with the link's on top.
     pub config: Config,
+    /// How messages of it are delivered, with the keys `delivery.*` of the config laid on top.
+    pub delivery: Delivery,
 }

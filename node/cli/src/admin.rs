@@ -11,8 +11,8 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
-    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeployReply, DeployRequest, InvokeReply, InvokeRequest,
-    NodeStatus, Problem, PublishReply, PublishRequest,
+    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
+    InvokeRequest, NodeStatus, Problem, PublishReply, PublishRequest,
 };
 use trellis_wire::{AppName, ComponentKey, Digest};
 
@@ -193,6 +193,31 @@ impl Admin {
     pub(crate) async fn delete_config(&self, name: &str) -> Result<(), AdminError> {
         let path = format!("/v1/config/{}", encoded(name));
         self.ask(Method::DELETE, &path, None, AGREE_WITHIN).await.map(drop)
+    }
+
+    /// The dead letters of an app, or of one component of it.
+    pub(crate) async fn dead_letters(
+        &self,
+        app: &AppName,
+        component: Option<&str>,
+    ) -> Result<Vec<DeadLetterStatus>, AdminError> {
+        let mut path = format!("/v1/apps/{}/dead-letters", encoded(app.as_str()));
+        if let Some(component) = component {
+            path.push_str(&format!("?component={}", encoded(component)));
+        }
+        self.get(&path).await
+    }
+
+    /// Puts a dead letter back into its queue.
+    pub(crate) async fn replay_dead_letter(&self, app: &AppName, id: &str) -> Result<(), AdminError> {
+        let path = format!("/v1/apps/{}/dead-letters/{}/replay", encoded(app.as_str()), encoded(id));
+        self.ask(Method::POST, &path, None, ANSWER_WITHIN).await.map(drop)
+    }
+
+    /// Forgets a dead letter.
+    pub(crate) async fn drop_dead_letter(&self, app: &AppName, id: &str) -> Result<(), AdminError> {
+        let path = format!("/v1/apps/{}/dead-letters/{}", encoded(app.as_str()), encoded(id));
+        self.ask(Method::DELETE, &path, None, ANSWER_WITHIN).await.map(drop)
     }
 
     /// What guests said: the last `lines`, and with `follow` whatever comes.

@@ -3,6 +3,7 @@
 mod apps;
 mod completions;
 mod config;
+mod dead_letters;
 mod delete;
 mod deploy;
 mod inspect;
@@ -49,6 +50,7 @@ enum Command {
     Invoke(invoke::Invoke),
     Logs(logs::Logs),
     Config(config::ConfigCommand),
+    DeadLetters(dead_letters::DeadLetters),
     Inspect(inspect::Inspect),
     Completions(completions::Completions),
 }
@@ -70,6 +72,7 @@ impl Cli {
             Command::Invoke(command) => on_one_thread(command.run(connection)),
             Command::Logs(command) => on_one_thread(command.run(connection)),
             Command::Config(command) => on_one_thread(command.run(connection)),
+            Command::DeadLetters(command) => on_one_thread(command.run(connection)),
             Command::Inspect(command) => command.run(),
             Command::Completions(command) => command.run(),
         }

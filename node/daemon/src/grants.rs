@@ -347,7 +347,16 @@ mod tests {
         let name: LinkName = name.parse().unwrap();
         let interfaces: Vec<String> = interfaces.iter().map(ToString::to_string).collect();
         let id = LinkId::new(&component, &provider, &name, "wasi", package, &interfaces);
-        Link { id, component, name, namespace: "wasi".into(), package: package.into(), interfaces, config }
+        Link {
+            id,
+            component,
+            name,
+            namespace: "wasi".into(),
+            package: package.into(),
+            interfaces,
+            config,
+            delivery: trellis_wire::Delivery::default(),
+        }
     }
 
     fn found(grants: &Grants, name: &str) -> Result<String, CallError> {

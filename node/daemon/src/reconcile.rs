@@ -239,6 +239,10 @@ impl Reconcile {
     }
 
     async fn add_link(&self, held: &HeldLink) -> Result<(), LinkError> {
+        if let Some(why) = &held.refused {
+            let problem = format!("`{}` does not fit: {} is expected", why.value, why.wanted);
+            return Err(LinkError::config(&format!("delivery.{}", why.key), problem));
+        }
         match &held.direction {
             Direction::Wakes { tech, .. } => {
                 let (dispatch, name) = (self.dispatch.clone(), held.link.name.as_str().into());

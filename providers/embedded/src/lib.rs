@@ -1,5 +1,5 @@
-//! `trellis://embedded`: what a node offers with nothing installed. Key-value stores live in one file, messages travel
-//! in memory.
+//! `trellis://embedded`: what a node offers with nothing installed. Key-value stores and durable queues live in one file,
+//! other messages travel in memory.
 //!
 //! This crate is the one that knows redb, and the example of the provider contract: read it beside
 //! [`trellis_provider::Provider`].
@@ -8,15 +8,20 @@
 //! | --- | --- | --- |
 //! | component -> provider, `wasi:keyvalue` | `store` (else the app's name) | answers key-value calls |
 //! | component -> provider, `wasmcloud:messaging` or `trellis:messaging` | `allowed_subjects` | publish, request |
-//! | provider -> component, `handler` of those | `subject` or `subscriptions` | wakes the component for each message |
+//! | provider -> component, `handler` of those | `queue`, and `subject` for what else it takes | wakes it at least once |
+//! | provider -> component, `handler` of those | `subject` or `subscriptions` | wakes it at most once |
 //!
 //! - `keyvalue`: what each operation means, on an open table;
 //! - `store`: the file under it, with one writer that commits for many;
+//! - `queue`: what each change of a durable queue means, on open tables;
+//! - `durable`: durable queues, and the links that are woken by them;
 //! - `messaging`: who is woken by a message, and the buffer in front of each;
 //! - `subject`: subjects and their wildcards.
 
+mod durable;
 mod keyvalue;
 mod messaging;
+mod queue;
 mod store;
 mod subject;
 
@@ -25,12 +30,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+pub use durable::{LETTERS_MAX, QUEUES_MAX};
 pub use keyvalue::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use messaging::{BUFFER_BYTES_MAX, BUFFER_MESSAGES_MAX, INBOXES_MAX, MESSAGE_BYTES_MAX};
+pub use queue::{DEAD_BYTES_MAX, DEAD_KEPT_MS, FAULT_BYTES_MAX, FAULTS_KEPT_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
 pub use store::OpenError;
+use trellis_provider::delivery::DeadLetter;
 use trellis_provider::{LinkError, Permits, Provider};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+use trellis_wire::{Answer, AppName, Call, CallError, ComponentName, Link, LinkId, Message};
 
+use crate::durable::Durable;
 use crate::messaging::Messaging;
 use crate::store::Store;
 use crate::subject::Filter;
@@ -44,7 +53,8 @@ pub struct Options {
 
 /// The provider: one per node, for every link of `trellis://embedded`.
 pub struct Embedded {
-    store: Store,
+    store: Arc<Store>,
+    durable: Durable,
     messaging: Messaging,
     grants: Mutex<BTreeMap<LinkId, Grant>>,
 }
@@ -65,17 +75,56 @@ impl Embedded {
     /// # Errors
     /// Another process has the file open, or it cannot be opened or made.
     pub fn open(options: Options) -> Result<Self, OpenError> {
-        let store = Store::open(options.data_dir.join("embedded.redb"))?;
-        Ok(Self { store, messaging: Messaging::default(), grants: Mutex::default() })
+        let path = options.data_dir.join("embedded.redb");
+        let store = Arc::new(Store::open(path.clone())?);
+        let durable = Durable::open(store.clone()).map_err(|problem| OpenError::Failed { path, problem })?;
+        Ok(Self { store, durable, messaging: Messaging::default(), grants: Mutex::default() })
     }
 
     /// Publishes on behalf of a person or the node: `trellis publish SUBJECT BODY`. Subjects belong to no app: every
-    /// link that matches is woken. Returns how many took it; 0 is no error.
+    /// queue and every link that matches gets it. Returns how many took it; 0 is no error. What a queue took is on disk.
     ///
     /// # Errors
-    /// As for a guest's publish: the subject is malformed or reserved, the message too large, or a buffer full.
-    pub fn publish(&self, message: Message) -> Result<usize, CallError> {
-        self.messaging.publish(message)
+    /// As for a guest's publish: the subject is malformed or reserved, the message too large, a queue or a buffer full.
+    pub async fn publish(&self, message: Message) -> Result<usize, CallError> {
+        messaging::check(&message)?;
+        let kept = self.durable.publish(&message).await?;
+        match self.messaging.publish(message) {
+            Ok(woken) => Ok(kept + woken),
+            // Refused, the publisher would try again, and a queue would have it twice.
+            Err(why) if kept > 0 => {
+                tracing::warn!("a message is in {kept} queues, but links that deliver once missed it: {why}");
+                Ok(kept)
+            }
+            Err(why) => Err(why),
+        }
+    }
+
+    /// Up to [`LETTERS_MAX`] dead letters of an app, or of one component of it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn dead_letters(&self, app: &AppName, of: Option<&ComponentName>) -> Result<Vec<DeadLetter>, CallError> {
+        self.durable.letters(|letter| match letter.component.split_once('/') {
+            Some((owner, name)) => owner == app.as_str() && of.is_none_or(|of| name == of.as_str()),
+            None => false,
+        })
+    }
+
+    /// Puts a dead letter back into its queue, as if it were new. Once: then there is no such dead letter any more.
+    ///
+    /// # Errors
+    /// [`CallError::NoSuch`], or the queue is full.
+    pub async fn replay(&self, id: &str) -> Result<(), CallError> {
+        self.durable.replay(id).await
+    }
+
+    /// Forgets a dead letter.
+    ///
+    /// # Errors
+    /// [`CallError::NoSuch`].
+    pub async fn forget(&self, id: &str) -> Result<(), CallError> {
+        self.durable.forget(id).await
     }
 
     fn grants(&self) -> MutexGuard<'_, BTreeMap<LinkId, Grant>> {
@@ -87,7 +136,7 @@ impl Embedded {
         match call {
             Call::Publish(message) => {
                 self.check_allowed(allowed, &message.subject)?;
-                self.messaging.publish(message).map(|_| Answer::Published)
+                self.publish(message).await.map(|_| Answer::Published)
             }
             Call::Request { message, timeout } => {
                 self.check_allowed(allowed, &message.subject)?;
@@ -118,6 +167,9 @@ impl Provider for Embedded {
                 link.namespace, link.package
             )));
         }
+        if Durable::is_meant(&link.config) {
+            return self.durable.wake(link, permits).await;
+        }
         self.messaging.wake(link, permits)
     }
 
@@ -139,6 +191,7 @@ impl Provider for Embedded {
 
     async fn remove(&self, link: &LinkId) {
         self.grants().remove(link);
+        self.durable.remove(link).await;
         self.messaging.remove(link).await;
     }
 
@@ -166,12 +219,12 @@ impl Provider for Embedded {
         match grant {
             Some(Grant::Store(_)) => self.store.health(),
             Some(Grant::Messaging(_)) => Ok(()),
-            None => self.messaging.health(link),
+            None => self.durable.health(link).unwrap_or_else(|| self.messaging.health(link)),
         }
     }
 
     async fn drain(&self) {
-        self.messaging.drain().await;
+        tokio::join!(self.durable.drain(), self.messaging.drain());
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::{LinkError, Permit, Permits, Want};
-use trellis_wire::{CallError, Config, Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
+use trellis_wire::{CallError, Config, Delivery, Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
 
 use crate::subject::{self, Filter};
 
@@ -53,6 +53,13 @@ struct State {
 impl Messaging {
     /// Begins to wake the link's component.
     pub(crate) fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
+        if link.delivery != Delivery::default() {
+            return Err(LinkError::Unsupported(
+                "`delivery`: a subject of trellis://embedded lives in memory and delivers once; write `queue: NAME` in \
+                 the source config, which keeps messages and takes the same subjects, or take `delivery` out"
+                    .into(),
+            ));
+        }
         let trigger = Arc::new(Trigger::new(link.id.clone(), subscriptions(&link.config)?));
         trigger.tasks.spawn(trigger.clone().pull(permits));
         let replaced = self.state().triggers.insert(link.id, trigger);
@@ -89,12 +96,11 @@ impl Messaging {
 
     /// Publishes: gives the message to every link it wakes. Returns to how many.
     pub(crate) fn publish(&self, message: Message) -> Result<usize, CallError> {
-        check_size(&message)?;
+        check(&message)?;
         if subject::is_inbox(&message.subject) {
             return self.answer(message).map(|()| 1);
         }
-        subject::check_publish(&message.subject)?;
-        let message = Message { attempt: 1, published_ms: now_ms(), ..message };
+        let message = Message { attempt: 1, published_ms: Some(now_ms()), ..message };
         let mut state = self.state();
         let targets = state.targets(&message)?;
         // Only this function fills buffers, and it holds the state: there is still room in each.
@@ -212,13 +218,6 @@ struct Subscription {
 
 /// Reads what a wakes-link subscribes to: `subject`, or the list `subscriptions`.
 fn subscriptions(config: &Config) -> Result<Vec<Subscription>, LinkError> {
-    if config.get("queue").is_some() {
-        return Err(LinkError::Unsupported(
-            "config `queue`: durable queues of trellis://embedded are not built yet; write `subject: orders.placed` \
-             (in memory, at most once), or use trellis://nats with `stream`"
-                .into(),
-        ));
-    }
     let (key, list) = match (config.get("subject"), config.get("subscriptions")) {
         (Some(subject), None) => ("subject", subject),
         (None, Some(list)) => ("subscriptions", list),
@@ -504,9 +503,10 @@ fn size(message: &Message) -> usize {
     message.subject.len() + message.body.len() + message.reply_to.as_ref().map_or(0, String::len) + headers
 }
 
-fn now_ms() -> Option<u64> {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    u64::try_from(since_1970.as_millis()).ok()
+/// Milliseconds since 1970; 0 where the clock is set before that.
+pub(crate) fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -536,6 +536,5 @@ mod tests {
         assert!(why(&[("subscriptions", "a|")]).contains("names no queue group"));
         assert!(why(&[("subscriptions", "a,,b")]).contains("config `subscriptions`"));
         assert!(why(&[("subject", "$JS.API.>")]).contains("reserved"));
-        assert!(why(&[("queue", "orders")]).contains("not built yet"));
     }
 }

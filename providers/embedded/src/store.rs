@@ -1,4 +1,5 @@
-//! The file under the stores: reads run beside each other on snapshots, writes go through one thread that commits for many.
+//! The file under the stores and queues: reads run beside each other on snapshots, writes go through one thread that
+//! commits for many.
 //!
 //! A commit waits for the disk, and costs nearly the same for one write as for a hundred. So while one commit is under
 //! way further writes gather, and the next commit takes them all: each caller is answered once its own write is on
@@ -13,11 +14,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase as _, StorageError};
+use redb::{Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
 
 use crate::keyvalue::{self, Operation, Read, TABLE, Write};
+use crate::messaging::now_ms;
+use crate::queue::{self, Change, Changed, Tables};
 
 /// Writes that may wait for the writer; further callers wait before it, for at most [`QUEUE_WAIT`].
 const WAITING_WRITES_MAX: usize = 1_024;
@@ -68,6 +71,8 @@ pub(crate) struct Store {
 enum Work {
     /// Commit this.
     Write(Waiting),
+    /// Commit this as well.
+    Change(Asked),
     /// A reader met a failure that lasts until the file is opened anew.
     Reopen,
 }
@@ -77,6 +82,13 @@ struct Waiting {
     store: Arc<str>,
     write: Write,
     answer: oneshot::Sender<Result<KeyValueAnswer, CallError>>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// A change of a queue in the queue.
+struct Asked {
+    change: Change,
+    answer: oneshot::Sender<Result<Changed, CallError>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -95,6 +107,7 @@ impl Store {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.clone() },
             why => OpenError::Failed { path: path.clone(), problem: why.to_string() },
         })?;
+        recover(&database).map_err(|why| OpenError::Failed { path: path.clone(), problem: why.to_string() })?;
         let file = Arc::new(File {
             path,
             open: Box::new(open),
@@ -134,33 +147,53 @@ impl Store {
         let file = self.file.clone();
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            file.read(&store, read)
+            file.look(|snapshot| read_from(snapshot, &store, read))
         });
-        let answered = reading.await.map_err(|_| self.file.closed())?;
-        if answered.is_err()
+        self.reopened(reading.await.map_err(|_| self.file.closed())?)?
+    }
+
+    /// Looks at a snapshot on the calling thread, for what touches a page or two.
+    pub(crate) fn look<T>(
+        &self,
+        look: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, CallError> {
+        self.reopened(self.file.look(look))
+    }
+
+    /// Has the file opened anew after a failure.
+    fn reopened<T>(&self, looked: Result<T, CallError>) -> Result<T, CallError> {
+        if looked.is_err()
             && let Some(queue) = &self.queue
         {
             // A full queue wakes the writer as well.
             let _ = queue.try_send(Work::Reopen);
         }
-        answered?
+        looked
+    }
+
+    /// Has a change of a queue on disk.
+    pub(crate) async fn change(&self, change: Change) -> Result<Changed, CallError> {
+        let (answer, answered) = oneshot::channel();
+        self.enqueue(change.bytes(), |_room| Work::Change(Asked { change, answer, _room })).await?;
+        answered.await.map_err(|_| self.file.closed())?
     }
 
     async fn write(&self, store: Arc<str>, write: Write) -> Result<KeyValueAnswer, CallError> {
         let (answer, answered) = oneshot::channel();
-        let kib = u32::try_from(write.bytes() / 1_024 + 1).unwrap_or(WAITING_KIB_MAX).min(WAITING_KIB_MAX);
+        self.enqueue(write.bytes(), |_room| Work::Write(Waiting { store, write, answer, _room })).await?;
+        // From here on the write may reach the disk, so it is not given up.
+        answered.await.map_err(|_| self.file.closed())?
+    }
+
+    /// Gives the writer work that holds so many bytes, once there is room for it.
+    async fn enqueue(&self, bytes: usize, work: impl FnOnce(OwnedSemaphorePermit) -> Work) -> Result<(), CallError> {
+        let kib = u32::try_from(bytes / 1_024 + 1).unwrap_or(WAITING_KIB_MAX).min(WAITING_KIB_MAX);
         let queue = self.queue.as_ref().expect("the queue is there until the store is dropped");
         let queued = async {
             let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| self.file.closed())?;
-            let waiting = Waiting { store, write, answer, _room: room };
-            queue.send(Work::Write(waiting)).await.map_err(|_| self.file.closed())
+            queue.send(work(room)).await.map_err(|_| self.file.closed())
         };
-        match tokio::time::timeout(QUEUE_WAIT, queued).await {
-            Ok(queued) => queued?,
-            Err(_) => return Err(self.file.slow()),
-        }
-        // From here on the write may reach the disk, so it is not given up.
-        answered.await.map_err(|_| self.file.closed())?
+        tokio::time::timeout(QUEUE_WAIT, queued).await.unwrap_or_else(|_| Err(self.file.slow()))
     }
 
     /// What is wrong with the file now.
@@ -194,55 +227,63 @@ struct File {
 }
 
 impl File {
-    /// The outer error is the storage's, the inner one the caller's.
-    fn read(&self, store: &str, read: Read) -> Result<Result<KeyValueAnswer, CallError>, CallError> {
+    fn look<T>(&self, look: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, CallError> {
         let database = match self.database.try_read() {
             Ok(database) => database,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Err(self.closed()),
         };
         let Some(database) = database.as_ref() else { return Err(self.closed()) };
-        read_from(database, store, read).map_err(|why| self.failed(&why))
+        let looked = database.begin_read().map_err(redb::Error::from).and_then(|snapshot| look(&snapshot));
+        looked.map_err(|why| self.failed(&why))
     }
 
     /// The writer: until the store is dropped.
     fn write_all(&self, mut work: mpsc::Receiver<Work>) {
         while let Some(first) = work.blocking_recv() {
-            let mut batch = Vec::new();
+            let (mut batch, mut changes) = (Vec::new(), Vec::new());
             let mut next = Some(first);
             while let Some(work_item) = next {
                 match work_item {
                     Work::Write(waiting) => batch.push(waiting),
+                    Work::Change(asked) => changes.push(asked),
                     Work::Reopen => {}
                 }
-                next = if batch.len() < COMMIT_WRITES_MAX { work.try_recv().ok() } else { None };
+                let is_full = batch.len() + changes.len() >= COMMIT_WRITES_MAX;
+                next = if is_full { None } else { work.try_recv().ok() };
             }
             self.reopen_if_failed();
-            if !batch.is_empty() {
-                self.commit(batch);
+            if !batch.is_empty() || !changes.is_empty() {
+                self.commit(batch, changes);
             }
         }
     }
 
     /// Commits a batch and answers each of its callers.
-    fn commit(&self, batch: Vec<Waiting>) {
+    fn commit(&self, batch: Vec<Waiting>, changes: Vec<Asked>) {
         let committed = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match database.as_ref() {
-                Some(database) => commit_to(database, &batch).map_err(|why| self.failed(&why)),
+                Some(database) => commit_to(database, &batch, &changes).map_err(|why| self.failed(&why)),
                 None => Err(self.closed()),
             }
         };
         match committed {
-            Ok(answers) => {
+            Ok((answers, changed)) => {
                 for (waiting, answer) in batch.into_iter().zip(answers) {
                     // The caller may be gone: a sandbox past its deadline.
                     let _ = waiting.answer.send(answer);
+                }
+                for (asked, answer) in changes.into_iter().zip(changed) {
+                    let _ = asked.answer.send(answer);
                 }
             }
             Err(why) => {
                 for waiting in batch {
                     let _ = waiting.answer.send(Err(why.clone()));
+                }
+                for asked in changes {
+                    let _ = asked.answer.send(Err(why.clone()));
                 }
             }
         }
@@ -314,8 +355,24 @@ fn open_database(path: &PathBuf) -> Result<Database, DatabaseError> {
     Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
 }
 
-fn read_from(database: &Database, store: &str, read: Read) -> Result<Result<KeyValueAnswer, CallError>, redb::Error> {
-    let snapshot = database.begin_read()?;
+/// What was worked on when the last process died is given out again.
+fn recover(database: &Database) -> Result<(), redb::Error> {
+    if !queue::has_claims(&database.begin_read()?)? {
+        return Ok(());
+    }
+    let transaction = database.begin_write()?;
+    let recovered = Tables::open(&transaction)?.recover(now_ms())?;
+    transaction.commit()?;
+    tracing::info!(recovered, "messages that were worked on when the node died are given out again");
+    Ok(())
+}
+
+/// The outer error is the storage's, the inner one the caller's.
+fn read_from(
+    snapshot: &ReadTransaction,
+    store: &str,
+    read: Read,
+) -> Result<Result<KeyValueAnswer, CallError>, redb::Error> {
     match snapshot.open_table(TABLE) {
         Ok(table) => Ok(keyvalue::read(&table, store, read)?),
         // Nothing was ever written.
@@ -334,17 +391,29 @@ fn read_nothing(read: Read) -> KeyValueAnswer {
     }
 }
 
+/// What each of a batch came to, in their order.
+type Committed = (Vec<Result<KeyValueAnswer, CallError>>, Vec<Result<Changed, CallError>>);
+
 /// One transaction for all: when it returns, every write in it is on disk, or none is.
-fn commit_to(database: &Database, batch: &[Waiting]) -> Result<Vec<Result<KeyValueAnswer, CallError>>, redb::Error> {
+fn commit_to(database: &Database, batch: &[Waiting], changes: &[Asked]) -> Result<Committed, redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
-    let answers = {
+    let answers = if batch.is_empty() {
+        Vec::new()
+    } else {
         let mut table = transaction.open_table(TABLE)?;
         let each = batch.iter().map(|waiting| keyvalue::write(&mut table, &waiting.store, &waiting.write));
         each.collect::<Result<Vec<_>, StorageError>>()?
     };
+    let changed = if changes.is_empty() {
+        Vec::new()
+    } else {
+        let mut tables = Tables::open(&transaction)?;
+        let each = changes.iter().map(|asked| tables.carry_out(&asked.change));
+        each.collect::<Result<Vec<_>, StorageError>>()?
+    };
     transaction.commit()?;
-    Ok(answers)
+    Ok((answers, changed))
 }
 
 #[cfg(test)]
@@ -484,7 +553,7 @@ mod tests {
             .into_iter()
             .unzip();
         // One that cannot be carried out takes nothing from its neighbours.
-        let committed = commit_to(&database, &batch).unwrap();
+        let (committed, _) = commit_to(&database, &batch, &[]).unwrap();
         assert_eq!(committed[0], Ok(KeyValueAnswer::Number(1)));
         assert_eq!(committed[1], Ok(KeyValueAnswer::Swapped(Err(None))));
         assert_eq!(committed[2], Ok(KeyValueAnswer::Number(3)));

@@ -14,6 +14,12 @@ const INBOX: &str = "_INBOX.";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Filter(Box<str>);
 
+impl std::fmt::Display for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Filter {
     /// Checks and takes a filter.
     ///

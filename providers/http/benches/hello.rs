@@ -54,6 +54,7 @@ async fn trellis() -> (Http, SocketAddr) {
         package: "http".into(),
         interfaces: Vec::new(),
         config,
+        delivery: trellis_wire::Delivery::default(),
     };
     let http = Http::new(Options::default());
     http.wake(link, Permits::new(component, Arc::new(Hello))).await.expect("a free port");

@@ -170,10 +170,6 @@ pub(crate) struct Wanted {
 /// Reads `subscriptions`: a comma list of `subject` or `subject|queue`.
 pub(crate) fn subscriptions(config: &Config, component: &ComponentKey) -> Result<Vec<Wanted>, LinkError> {
     const KEY: &str = "subscriptions";
-    if config.get("stream").is_some() {
-        let problem = "this build consumes core NATS subjects only, no JetStream streams: use `subscriptions`";
-        return Err(LinkError::Unsupported(format!("config `stream`: {problem}")));
-    }
     let allowed = Allowed::read(config)?;
     let text = config.get(KEY).unwrap_or_default();
     let wanted = list(text).map(|entry| {
@@ -222,7 +218,7 @@ impl Allowed {
     }
 
     /// Checks what a link's configuration names.
-    fn check(&self, key: &str, wanted: &str) -> Result<(), LinkError> {
+    pub(crate) fn check(&self, key: &str, wanted: &str) -> Result<(), LinkError> {
         if !subject::is_free(wanted) {
             return Err(not_free(key, wanted));
         }

@@ -324,7 +324,7 @@ fn name(config: &Config) -> Result<String, LinkError> {
 }
 
 /// A domain becomes a token of JetStream's own subjects.
-fn domain(config: &Config) -> Result<Option<String>, LinkError> {
+pub(crate) fn domain(config: &Config) -> Result<Option<String>, LinkError> {
     const KEY: &str = "js_domain";
     let Some(domain) = config.get(KEY) else { return Ok(None) };
     if pattern::check_literal(domain).is_err() || domain.contains('.') {

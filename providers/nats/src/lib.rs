@@ -2,7 +2,8 @@
 //!
 //! | link | file |
 //! | --- | --- |
-//! | messages of a subject wake a component | `subscribe.rs` |
+//! | messages of a subject wake a component, at most once | `subscribe.rs` |
+//! | messages of a JetStream stream wake a component, at least once | `stream.rs` |
 //! | a component publishes and requests | `publish.rs` |
 //! | a component uses a JetStream key-value bucket | `keyvalue.rs` |
 //!
@@ -13,6 +14,7 @@ mod config;
 mod connection;
 mod keyvalue;
 mod publish;
+mod stream;
 mod subscribe;
 
 use std::collections::HashMap;
@@ -26,6 +28,7 @@ use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 use crate::connection::Connections;
 use crate::keyvalue::Bucket;
 use crate::publish::Publisher;
+use crate::stream::Streamed;
 use crate::subscribe::Subscribed;
 
 /// What a link that names no server gets. One that names a server brings a login of its own.
@@ -52,8 +55,21 @@ pub struct Nats {
 #[derive(Debug, Clone)]
 enum Bound {
     Subscribed(Arc<Subscribed>),
+    Streamed(Arc<Streamed>),
     Publisher(Arc<Publisher>),
     Bucket(Arc<Bucket>),
+}
+
+impl Bound {
+    /// Takes no more messages, and returns when those that came are settled. Guests under way may still need what they
+    /// were granted, so that does not end here.
+    async fn end(&self) {
+        match self {
+            Self::Subscribed(subscribed) => subscribed.end().await,
+            Self::Streamed(streamed) => streamed.end().await,
+            Self::Publisher(_) | Self::Bucket(_) => {}
+        }
+    }
 }
 
 impl Nats {
@@ -65,8 +81,8 @@ impl Nats {
     /// Puts a link in place. The contract has one of that id removed before; if not, it ends here.
     async fn bind(&self, id: LinkId, bound: Bound) {
         let before = self.links().insert(id, bound);
-        if let Some(Bound::Subscribed(subscribed)) = before {
-            subscribed.end().await;
+        if let Some(before) = before {
+            before.end().await;
         }
     }
 
@@ -83,8 +99,12 @@ impl Provider for Nats {
         }
         let id = link.id.clone();
         self.remove(&id).await;
-        let subscribed = Subscribed::begin(&self.connections, link, permits).await?;
-        self.bind(id, Bound::Subscribed(Arc::new(subscribed))).await;
+        let bound = if link.config.get("stream").is_some() {
+            Bound::Streamed(Arc::new(Streamed::begin(&self.connections, link, permits).await?))
+        } else {
+            Bound::Subscribed(Arc::new(Subscribed::begin(&self.connections, link, permits).await?))
+        };
+        self.bind(id, bound).await;
         Ok(())
     }
 
@@ -100,8 +120,8 @@ impl Provider for Nats {
 
     async fn remove(&self, link: &LinkId) {
         let removed = self.links().remove(link);
-        if let Some(Bound::Subscribed(subscribed)) = removed {
-            subscribed.end().await;
+        if let Some(removed) = removed {
+            removed.end().await;
         }
     }
 
@@ -130,6 +150,7 @@ impl Provider for Nats {
     fn health(&self, link: &LinkId) -> Result<(), String> {
         match self.links().get(link) {
             Some(Bound::Subscribed(subscribed)) => subscribed.health(),
+            Some(Bound::Streamed(streamed)) => streamed.health(),
             Some(Bound::Publisher(publisher)) => publisher.health(),
             Some(Bound::Bucket(bucket)) => bucket.health(),
             None => Err(format!("link {link} is not bound on this node")),
@@ -138,12 +159,7 @@ impl Provider for Nats {
 
     async fn drain(&self) {
         let all: Vec<_> = self.links().values().cloned().collect();
-        let ending = all.iter().filter_map(|bound| match bound {
-            Bound::Subscribed(subscribed) => Some(subscribed.end()),
-            // Guests under way may still need what they were granted.
-            Bound::Publisher(_) | Bound::Bucket(_) => None,
-        });
-        futures::future::join_all(ending).await;
+        futures::future::join_all(all.iter().map(Bound::end)).await;
     }
 }
 

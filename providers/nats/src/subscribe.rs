@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::{LinkError, Permit, Permits, Want};
-use trellis_wire::{Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
+use trellis_wire::{Delivery, Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
 
 use crate::config;
 use crate::connection::{Connection, Connections};
@@ -46,6 +46,13 @@ pub(crate) struct Subscribed {
 impl Subscribed {
     /// Subscribes to all that the link names.
     pub(crate) async fn begin(connections: &Connections, link: Link, permits: Permits) -> Result<Self, LinkError> {
+        if link.delivery != Delivery::default() {
+            return Err(LinkError::Unsupported(
+                "`delivery`: core NATS hands a message over once and keeps nothing to try again; write `stream: NAME` \
+                 in the source config, or take `delivery` out"
+                    .into(),
+            ));
+        }
         let wanted = config::subscriptions(&link.config, &link.component)?;
         let connection = connections.get(&link.config).await?;
         let subscribed = Self {

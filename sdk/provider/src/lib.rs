@@ -10,9 +10,13 @@
 //! Both come to it as links. A link is applied whole: when its configuration changes, the node removes the old one and
 //! applies the new one. [`Provider`] is all a provider implements; `providers/embedded` is the shortest example.
 //!
+//! A source that redelivers (a queue) does not write that loop itself: [`delivery`] has it, and asks of a broker only to
+//! pull, settle and extend.
+//!
 //! Everything that crosses this contract can be serialised but [`Body`](trellis_wire::Body), which streams: a provider
 //! may live in the node's process or, later, in one of its own.
 
+pub mod delivery;
 mod permit;
 
 use async_trait::async_trait;

@@ -24,8 +24,8 @@ use trellis_wire::{
 
 use super::problem::Refusal;
 use super::types::{
-    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeployReply, DeployRequest, InvokeReply, InvokeRequest,
-    LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
+    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
+    InvokeRequest, LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -82,6 +82,11 @@ pub(super) fn routes() -> Vec<Route> {
         route!("post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
         route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
         Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
+        route!("get" "/v1/apps/{app}/dead-letters" "Messages that embedded queues of this node gave up; `component=` names one.",
+        None, Some(shape::<Vec<DeadLetterStatus>>), get(dead_letters)),
+        route!("post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
+        None, None, post(replay_dead_letter)),
+        route!("delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
         route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
         route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
         None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
@@ -274,10 +279,76 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
     }
     let message =
         Message { subject: request.subject, body: body.into(), headers: request.headers, ..Message::default() };
-    match node.providers.embedded.publish(message) {
+    match node.providers.embedded.publish(message).await {
         Ok(receivers) => Ok(Json(PublishReply { via: "embedded".into(), receivers: Some(receivers) })),
         Err(why @ CallError::Invalid(_)) => Err(Refusal::bad_request(why.to_string())),
         Err(why) => Err(Refusal::unavailable(why.to_string())),
+    }
+}
+
+/// The query of `/v1/apps/{app}/dead-letters`.
+#[derive(Deserialize)]
+struct DeadLetterQuery {
+    component: Option<String>,
+}
+
+async fn dead_letters(
+    State(node): State<Arc<Node>>,
+    Path(app): Path<String>,
+    query: Result<Query<DeadLetterQuery>, QueryRejection>,
+) -> Answer<Json<Vec<DeadLetterStatus>>> {
+    let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
+    let component = query.component.map(|name| name.parse::<ComponentName>().map_err(bad_name)).transpose()?;
+    let letters = node.providers.embedded.dead_letters(&app_name(&app)?, component.as_ref()).map_err(no_letter)?;
+    let shown = letters.into_iter().map(|letter| DeadLetterStatus {
+        id: letter.id,
+        queue: letter.queue,
+        component: letter.component,
+        subject: letter.message.subject,
+        headers: letter.message.headers,
+        body_base64: STANDARD.encode(&letter.message.body),
+        body_text: String::from_utf8(letter.message.body.into()).ok(),
+        published_ms: letter.message.published_ms,
+        attempts: letter.attempts,
+        faults: letter.faults,
+        reason: letter.reason,
+        detail: letter.detail,
+        at_ms: letter.at_ms,
+    });
+    Ok(Json(shown.collect()))
+}
+
+async fn replay_dead_letter(
+    State(node): State<Arc<Node>>,
+    Path((app, id)): Path<(String, String)>,
+) -> Answer<Json<serde_json::Value>> {
+    check_letter(&node, &app, &id)?;
+    node.providers.embedded.replay(&id).await.map_err(no_letter)?;
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn drop_dead_letter(
+    State(node): State<Arc<Node>>,
+    Path((app, id)): Path<(String, String)>,
+) -> Answer<Json<serde_json::Value>> {
+    check_letter(&node, &app, &id)?;
+    node.providers.embedded.forget(&id).await.map_err(no_letter)?;
+    Ok(Json(serde_json::json!({})))
+}
+
+/// Whether a dead letter is of this app: a path names no other's.
+fn check_letter(node: &Node, app: &str, id: &str) -> Answer<()> {
+    let letters = node.providers.embedded.dead_letters(&app_name(app)?, None).map_err(no_letter)?;
+    match letters.iter().any(|letter| letter.id == id) {
+        true => Ok(()),
+        false => Err(Refusal::not_found(format!("there is no dead letter {id} of {app}"))),
+    }
+}
+
+fn no_letter(why: CallError) -> Refusal {
+    match why {
+        CallError::NoSuch(_) => Refusal::not_found(why.to_string()),
+        why => Refusal::unavailable(why.to_string()),
     }
 }
 

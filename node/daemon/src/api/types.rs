@@ -236,6 +236,37 @@ pub struct PublishReply {
     pub receivers: Option<usize>,
 }
 
+/// One of `GET /v1/apps/{app}/dead-letters` (`?component=`): a message that was given up.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DeadLetterStatus {
+    /// To show, replay or drop it by.
+    pub id: String,
+    /// The queue that it was taken off.
+    pub queue: String,
+    /// The component that could not handle it, as `app/component`.
+    pub component: String,
+    /// Where it was published.
+    pub subject: String,
+    /// Its headers.
+    pub headers: Vec<(String, String)>,
+    /// Its body, base64.
+    pub body_base64: String,
+    /// Its body, where it is text.
+    pub body_text: Option<String>,
+    /// When it was published, in milliseconds since 1970.
+    pub published_ms: Option<u64>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// What the component failed with, each with its backtrace, the newest last.
+    pub faults: Vec<String>,
+    /// `refused`, `max-attempts`, `max-faults`, `max-age` or `killed-its-node`.
+    pub reason: String,
+    /// The same for people.
+    pub detail: String,
+    /// When it was given up, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
 /// `POST /v1/apps/{app}/components/{component}/invoke`: runs `wasi:cli/run` once.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct InvokeRequest {

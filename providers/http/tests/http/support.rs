@@ -148,6 +148,7 @@ pub(crate) fn link(name: &str, config: &[(&str, &str)]) -> Link {
         package: "http".into(),
         interfaces: vec!["handler".into()],
         config: Config::from_iter(config.iter().copied()),
+        delivery: trellis_wire::Delivery::default(),
     }
 }
 

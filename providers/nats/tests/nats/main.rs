@@ -4,6 +4,7 @@
 
 mod keyvalue;
 mod publish;
+mod stream;
 mod subscribe;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,7 +34,16 @@ fn link(component: &str, package: &str, config: &[(&str, &str)]) -> Link {
     let name = LinkName::default();
     let id = LinkId::new(&component, &provider, &name, "wasmcloud", package, &[format!("{config:?}")]);
     let config = Config::from_iter(config.iter().copied());
-    Link { id, component, name, namespace: "wasmcloud".into(), package: package.into(), interfaces: vec![], config }
+    Link {
+        id,
+        component,
+        name,
+        namespace: "wasmcloud".into(),
+        package: package.into(),
+        interfaces: vec![],
+        config,
+        delivery: trellis_wire::Delivery::default(),
+    }
 }
 
 fn message(subject: &str, body: &str) -> Message {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod queue;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -15,8 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use trellis_embedded::{BUFFER_BYTES_MAX, BUFFER_MESSAGES_MAX, Embedded, MESSAGE_BYTES_MAX, OpenError, Options};
 use trellis_provider::{LinkError, Permit, PermitSource, Permits, Provider, Run, Want};
 use trellis_wire::{
-    Answer, Call, CallError, ComponentKey, Config, Error, Event, Fault, KeyValue, KeyValueAnswer, Link, LinkId,
-    LinkName, Message, Outcome, Reply, Settle,
+    Answer, Call, CallError, ComponentKey, Config, Delivery, Error, Event, Fault, KeyValue, KeyValueAnswer, Link,
+    LinkId, LinkName, Message, Outcome, Reply, Settle,
 };
 
 fn open(dir: &Path) -> Arc<Embedded> {
@@ -34,6 +36,7 @@ fn link(app: &str, component: &str, package: &str, config: &[(&str, &str)]) -> L
         package: package.into(),
         interfaces: vec![],
         config: Config::from_iter(config.iter().copied()),
+        delivery: Delivery::default(),
     }
 }
 
@@ -309,10 +312,10 @@ async fn each_matching_link_is_woken_once_and_a_group_once() {
     assert!(!bodies.contains_key("orders/other"));
 
     // A person publishes by the same rules, and hears how many were woken.
-    assert_eq!(provider.publish(message("returns.a.b", "3")), Ok(1));
-    assert_eq!(provider.publish(message("nobody.listens", "4")), Ok(0));
-    assert!(matches!(provider.publish(message("$SYS.x", "")), Err(CallError::Denied(_))));
-    assert!(matches!(provider.publish(message("orders.*", "")), Err(CallError::Invalid(_))));
+    assert_eq!(provider.publish(message("returns.a.b", "3")).await, Ok(1));
+    assert_eq!(provider.publish(message("nobody.listens", "4")).await, Ok(0));
+    assert!(matches!(provider.publish(message("$SYS.x", "")).await, Err(CallError::Denied(_))));
+    assert!(matches!(provider.publish(message("orders.*", "")).await, Err(CallError::Invalid(_))));
 }
 
 #[tokio::test]
@@ -324,9 +327,9 @@ async fn no_message_is_taken_without_a_permit_and_a_full_buffer_refuses_for_all(
     busy.wake(&provider, full.clone()).await;
     free.wake(&provider, link("orders", "free", "messaging", &[("subject", "orders.late")])).await;
     for i in 0..BUFFER_MESSAGES_MAX {
-        assert_eq!(provider.publish(message("orders.placed", &i.to_string())), Ok(1));
+        assert_eq!(provider.publish(message("orders.placed", &i.to_string())).await, Ok(1));
     }
-    let refused = provider.publish(message("orders.late", "x"));
+    let refused = provider.publish(message("orders.late", "x")).await;
     assert!(matches!(&refused, Err(CallError::Unavailable(why)) if why.contains("is full")), "{refused:?}");
     assert!(free.ran.lock().unwrap().is_empty(), "the free link did not get it either");
 
@@ -334,7 +337,7 @@ async fn no_message_is_taken_without_a_permit_and_a_full_buffer_refuses_for_all(
     let ran = busy.ran(BUFFER_MESSAGES_MAX).await;
     let bodies: Vec<String> = ran.into_iter().map(|(_, body)| body).collect();
     assert_eq!(bodies, (0..BUFFER_MESSAGES_MAX).map(|i| i.to_string()).collect::<Vec<_>>(), "in order");
-    assert_eq!(provider.publish(message("orders.late", "x")), Ok(2));
+    assert_eq!(provider.publish(message("orders.late", "x")).await, Ok(2));
 }
 
 #[tokio::test]
@@ -346,11 +349,11 @@ async fn a_buffer_is_bounded_in_bytes_and_a_message_too() {
     let body = "x".repeat(MESSAGE_BYTES_MAX - "big".len());
     let fit = BUFFER_BYTES_MAX / MESSAGE_BYTES_MAX;
     for _ in 0..fit {
-        assert_eq!(provider.publish(message("big", &body)), Ok(1));
+        assert_eq!(provider.publish(message("big", &body)).await, Ok(1));
     }
-    assert!(matches!(provider.publish(message("big", "x")), Err(CallError::Unavailable(_))));
+    assert!(matches!(provider.publish(message("big", "x")).await, Err(CallError::Unavailable(_))));
     let too_large = message("big", &format!("{body}x"));
-    assert!(matches!(provider.publish(too_large), Err(CallError::Invalid(_))));
+    assert!(matches!(provider.publish(too_large).await, Err(CallError::Invalid(_))));
 }
 
 #[tokio::test]
@@ -363,7 +366,7 @@ async fn a_full_member_of_a_group_is_passed_over() {
     let published = 2 * BUFFER_MESSAGES_MAX + 10;
     for i in 0..published {
         let message = message("jobs", &i.to_string());
-        assert_eq!(provider.publish(message), Ok(1));
+        assert_eq!(provider.publish(message).await, Ok(1));
         tokio::task::yield_now().await;
         if i % 256 == 0 {
             free.ran(i / 2).await;
@@ -452,8 +455,8 @@ async fn what_our_side_is_short_of_is_tried_again_and_what_the_guest_refuses_is_
     ];
     let trigger = link("orders", "a", "messaging", &[("subject", "jobs")]);
     node.wake(&provider, trigger.clone()).await;
-    provider.publish(message("jobs", "1")).unwrap();
-    provider.publish(message("jobs", "2")).unwrap();
+    provider.publish(message("jobs", "1")).await.unwrap();
+    provider.publish(message("jobs", "2")).await.unwrap();
     node.ran(1).await;
     let said = async {
         loop {
@@ -481,8 +484,8 @@ async fn what_our_side_is_always_short_of_is_given_up_for_those_behind_it() {
     *node.outcomes.lock().unwrap() = (0..6).map(|_| busy()).collect();
     let trigger = link("orders", "a", "messaging", &[("subject", "jobs")]);
     node.wake(&provider, trigger.clone()).await;
-    provider.publish(message("jobs", "1")).unwrap();
-    provider.publish(message("jobs", "2")).unwrap();
+    provider.publish(message("jobs", "1")).await.unwrap();
+    provider.publish(message("jobs", "2")).await.unwrap();
     let ran = node.ran(7).await;
     let bodies: Vec<&str> = ran.iter().map(|(_, body)| body.as_str()).collect();
     assert_eq!(bodies, ["1", "1", "1", "1", "1", "1", "2"]);
@@ -496,7 +499,7 @@ async fn remove_waits_for_what_came_and_takes_nothing_more() {
     let trigger = link("orders", "a", "messaging", &[("subject", "jobs")]);
     node.wake(&provider, trigger.clone()).await;
     for body in ["runs", "waits"] {
-        provider.publish(message("jobs", body)).unwrap();
+        provider.publish(message("jobs", body)).await.unwrap();
     }
     while node.permits.available_permits() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -506,7 +509,7 @@ async fn remove_waits_for_what_came_and_takes_nothing_more() {
         async move { provider.remove(&id).await }
     });
     assert!(tokio::time::timeout(Duration::from_millis(100), &mut removed).await.is_err(), "one still runs");
-    assert_eq!(provider.publish(message("jobs", "late")), Ok(0), "the link is gone at once");
+    assert_eq!(provider.publish(message("jobs", "late")).await, Ok(0), "the link is gone at once");
     node.gate.add_permits(OPEN);
     removed.await.unwrap();
     let ran = node.ran(2).await;
@@ -522,13 +525,13 @@ async fn drain_works_off_what_waits_and_takes_nothing_new() {
     let node = Node::new(1, 0);
     node.wake(&provider, link("orders", "a", "messaging", &[("subject", "jobs")])).await;
     for body in ["1", "2", "3"] {
-        provider.publish(message("jobs", body)).unwrap();
+        provider.publish(message("jobs", body)).await.unwrap();
     }
     let drained = tokio::spawn({
         let provider = provider.clone();
         async move { provider.drain().await }
     });
-    while provider.publish(message("jobs", "late")).is_ok() {
+    while provider.publish(message("jobs", "late")).await.is_ok() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     node.gate.add_permits(OPEN);
@@ -543,7 +546,7 @@ async fn drain_ends_when_the_node_gives_no_more_permits() {
     let provider = open(dir.path());
     let node = Node::new(0, OPEN);
     node.wake(&provider, link("orders", "a", "messaging", &[("subject", "jobs")])).await;
-    provider.publish(message("jobs", "1")).unwrap();
+    provider.publish(message("jobs", "1")).await.unwrap();
     node.permits.close();
     tokio::time::timeout(Duration::from_secs(5), provider.drain()).await.unwrap();
     assert!(node.ran.lock().unwrap().is_empty());
@@ -573,8 +576,8 @@ async fn what_is_not_offered_is_refused_by_name() {
         let permits = Permits::new(link.component.clone(), Node::new(1, OPEN));
         provider.wake(link, permits).await.unwrap_err()
     };
-    let queue = refused(link("orders", "a", "messaging", &[("queue", "orders")])).await;
-    assert!(matches!(&queue, LinkError::Unsupported(why) if why.contains("not built yet")), "{queue:?}");
+    let queue = refused(link("orders", "a", "messaging", &[("queue", "orders.*")])).await;
+    assert!(matches!(&queue, LinkError::Config { key, .. } if key == "queue"), "{queue:?}");
     let http = refused(link("orders", "a", "http", &[])).await;
     assert!(matches!(&http, LinkError::Unsupported(why) if why.contains("wasi:http")), "{http:?}");
     let nothing = refused(link("orders", "a", "messaging", &[])).await;

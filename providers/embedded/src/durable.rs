@@ -1,0 +1,340 @@
+//! Durable queues: a message is on disk when its publisher is answered, and stays there until it is handled, dropped or a
+//! dead letter. At least once: what was worked on when the process died is given out again.
+//!
+//! The file a newcomer copies for another broker is this one: [`Pulled`] implements
+//! [`Queue`](trellis_provider::delivery::Queue), the rest makes and finds queues.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use trellis_provider::delivery::{
+    CLAIM, Claimed, DeadLetter, Engine, PULL_MAX, Progress, Queue, Record, Settlement, Trouble,
+};
+use trellis_provider::{LinkError, Permits};
+use trellis_wire::{CallError, Config, Link, LinkId, Message};
+
+use crate::messaging::now_ms;
+use crate::queue::{self, Change, Changed, Given, Token};
+use crate::store::Store;
+use crate::subject::{self, Filter};
+
+/// The longest time after which a queue is looked at anyway, which also bounds what a jump of the clock can do.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Dead letters in one list.
+pub const LETTERS_MAX: usize = 1_000;
+/// Queues of one node.
+pub const QUEUES_MAX: usize = 1_000;
+/// Longest name of a queue, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// Every durable queue of this node, and the links that are woken by them.
+pub(crate) struct Durable {
+    store: Arc<Store>,
+    queues: Mutex<BTreeMap<Arc<str>, Arc<Named>>>,
+    links: Mutex<BTreeMap<LinkId, Running>>,
+}
+
+/// A link that pulls from a queue.
+struct Running {
+    queue: Arc<Named>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    progress: Arc<Progress>,
+}
+
+/// A queue by its name.
+struct Named {
+    name: Arc<str>,
+    filters: Mutex<Vec<Filter>>,
+    /// Sent to whenever there may be more to give out.
+    changed: watch::Sender<()>,
+    /// What is given out, by sequence, and until when.
+    claims: Mutex<HashMap<u64, (Token, Instant)>>,
+}
+
+impl Durable {
+    /// Finds the queues that the store knows.
+    pub(crate) fn open(store: Arc<Store>) -> Result<Self, String> {
+        let mut queues = BTreeMap::new();
+        for (name, meta) in store.look(queue::queues).map_err(|why| why.to_string())? {
+            let filters = meta.filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
+            let named = Named::new(name.into(), filters);
+            queues.insert(named.name.clone(), Arc::new(named));
+        }
+        Ok(Self { store, queues: Mutex::new(queues), links: Mutex::default() })
+    }
+
+    /// Whether a link names a queue.
+    pub(crate) fn is_meant(config: &Config) -> bool {
+        config.get("queue").is_some()
+    }
+
+    /// Makes the queue if need be, and begins to wake the link's component.
+    pub(crate) async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
+        let (name, filters) = named(&link.config)?;
+        if link.delivery.dead_letter.is_some() {
+            let problem = "`delivery.dead_letter`: queues of trellis://embedded keep their dead letters themselves, for \
+                           `trellis dead-letters`; take it out of the link";
+            return Err(LinkError::Unsupported(problem.into()));
+        }
+        self.remove(&link.id).await;
+        let queue = self.create(&link.id, &name, filters).await?;
+        let pulled = Pulled { store: self.store.clone(), queue: queue.clone(), component: link.component.to_string() };
+        let engine = Engine::new(link.id.clone(), pulled, permits, link.delivery)?;
+        let running =
+            Running { queue, stop: CancellationToken::new(), tasks: TaskTracker::new(), progress: engine.progress() };
+        running.tasks.spawn(engine.run(running.stop.clone()));
+        running.tasks.close();
+        self.links().insert(link.id, running);
+        Ok(())
+    }
+
+    /// Has the queue on disk before it is used, so that what is published from now on is kept whatever happens.
+    async fn create(&self, link: &LinkId, name: &str, filters: Vec<Filter>) -> Result<Arc<Named>, LinkError> {
+        let before = self.queues().get(name).cloned();
+        if let Some(before) = &before {
+            if *before.filters() == filters {
+                return Ok(before.clone());
+            }
+            let links = self.links();
+            let other = links.iter().find(|(id, running)| *id != link && running.queue.name == before.name);
+            if let Some((other, _)) = other {
+                let problem = format!("queue `{name}` takes other subjects by the link {other}; write the same there");
+                return Err(LinkError::config("subject", problem));
+            }
+        } else if self.queues().len() >= QUEUES_MAX {
+            return Err(LinkError::config("queue", format!("this node has {QUEUES_MAX} queues, which is the most")));
+        }
+        let queue: Arc<str> = name.into();
+        let texts = filters.iter().map(ToString::to_string).collect();
+        let created = self.store.change(Change::Create { queue: queue.clone(), filters: texts }).await;
+        created.map_err(|why| LinkError::Failed(format!("queue `{name}` cannot be made: {why}")))?;
+        let named = self.queues().entry(queue.clone()).or_insert_with(|| Arc::new(Named::new(queue, vec![]))).clone();
+        *named.filters() = filters;
+        Ok(named)
+    }
+
+    /// Ends a link: what runs is settled, what waits stays for later.
+    pub(crate) async fn remove(&self, link: &LinkId) {
+        let removed = self.links().remove(link);
+        if let Some(running) = removed {
+            running.stop.cancel();
+            running.tasks.wait().await;
+        }
+    }
+
+    /// Pulls nothing more, and returns when what was pulled is settled.
+    pub(crate) async fn drain(&self) {
+        let tasks: Vec<_> =
+            self.links().values().map(|running| (running.stop.clone(), running.tasks.clone())).collect();
+        tasks.iter().for_each(|(stop, _)| stop.cancel());
+        for (_, tasks) in tasks {
+            tasks.wait().await;
+        }
+    }
+
+    /// How a link is; `None`: it is none of these.
+    pub(crate) fn health(&self, link: &LinkId) -> Option<Result<(), String>> {
+        let links = self.links();
+        links.get(link).map(|running| self.store.health().and_then(|()| running.progress.health()))
+    }
+
+    /// Puts a message into every queue that takes its subject, and says into how many. It is on disk then.
+    pub(crate) async fn publish(&self, message: &Message) -> Result<usize, CallError> {
+        let takers: Vec<_> = self.queues().values().filter(|queue| queue.takes(&message.subject)).cloned().collect();
+        if takers.is_empty() {
+            return Ok(0);
+        }
+        let now = now_ms();
+        let message = Message { published_ms: Some(now), attempt: 0, ..message.clone() };
+        let queues = takers.iter().map(|queue| queue.name.clone()).collect();
+        self.store.change(Change::Publish { queues, message, now_ms: now }).await?;
+        takers.iter().for_each(|queue| queue.notify());
+        Ok(takers.len())
+    }
+
+    /// Up to [`LETTERS_MAX`] dead letters that `wanted` takes.
+    pub(crate) fn letters(&self, wanted: impl Fn(&DeadLetter) -> bool) -> Result<Vec<DeadLetter>, CallError> {
+        self.store.look(|snapshot| queue::letters(snapshot, LETTERS_MAX, wanted))
+    }
+
+    /// Puts a dead letter back into its queue.
+    pub(crate) async fn replay(&self, id: &str) -> Result<(), CallError> {
+        let (queue, sequence) = queue::of_letter(id).ok_or_else(|| no_letter(id))?;
+        let named = self.queues().get(queue.as_str()).cloned();
+        self.store.change(Change::Replay { queue, sequence, now_ms: now_ms() }).await?;
+        if let Some(named) = named {
+            named.notify();
+        }
+        Ok(())
+    }
+
+    /// Forgets a dead letter.
+    pub(crate) async fn forget(&self, id: &str) -> Result<(), CallError> {
+        let (queue, sequence) = queue::of_letter(id).ok_or_else(|| no_letter(id))?;
+        self.store.change(Change::Forget { queue, sequence }).await.map(drop)
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Named>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn links(&self) -> MutexGuard<'_, BTreeMap<LinkId, Running>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        self.links().values().for_each(|running| running.stop.cancel());
+    }
+}
+
+fn no_letter(id: &str) -> CallError {
+    CallError::NoSuch(format!("the dead letter {id}"))
+}
+
+/// Reads which queue a link means, and what else that queue takes.
+fn named(config: &Config) -> Result<(String, Vec<Filter>), LinkError> {
+    let name = config.get("queue").unwrap_or_default();
+    subject::check_publish(name).map_err(|why| LinkError::config("queue", why.to_string()))?;
+    if name.len() > NAME_BYTES_MAX {
+        let problem = format!("a name of {} bytes is too long; at most {NAME_BYTES_MAX} are taken", name.len());
+        return Err(LinkError::config("queue", problem));
+    }
+    if config.get("subscriptions").is_some() {
+        let problem = "stands beside `queue`; write `subject` for what the queue takes besides its own name";
+        return Err(LinkError::config("subscriptions", problem));
+    }
+    Ok((name.to_owned(), subject::filters(config, "subject")?))
+}
+
+impl Named {
+    fn new(name: Arc<str>, filters: Vec<Filter>) -> Self {
+        Self { name, filters: Mutex::new(filters), changed: watch::Sender::new(()), claims: Mutex::default() }
+    }
+
+    fn takes(&self, subject: &str) -> bool {
+        *self.name == *subject || self.filters().iter().any(|filter| filter.matches(subject))
+    }
+
+    fn notify(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// When the next claim ends.
+    fn next_end(&self) -> Option<Instant> {
+        self.claims().values().map(|(_, ends)| *ends).min()
+    }
+
+    /// Takes the claims that have ended.
+    fn take_ended(&self) -> Vec<Token> {
+        let now = Instant::now();
+        self.claims().extract_if(|_, (_, ends)| *ends <= now).map(|(_, (token, _))| token).collect()
+    }
+
+    fn keep(&self, tokens: impl IntoIterator<Item = Token>, ends: Instant) {
+        self.claims().extend(tokens.into_iter().map(|token| (token.sequence, (token, ends))));
+    }
+
+    fn filters(&self) -> MutexGuard<'_, Vec<Filter>> {
+        self.filters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<u64, (Token, Instant)>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A queue as the engine of one link sees it.
+struct Pulled {
+    store: Arc<Store>,
+    queue: Arc<Named>,
+    component: String,
+}
+
+#[async_trait]
+impl Queue for Pulled {
+    type Claim = Token;
+
+    async fn ready(&self) -> Result<usize, Trouble> {
+        loop {
+            // Subscribed before it looks, so that nothing comes in between unseen.
+            let mut changed = self.queue.changed.subscribe();
+            let now = now_ms();
+            let looked = self.store.look(|snapshot| queue::due(snapshot, &self.queue.name, now, PULL_MAX));
+            let (ready, next_ms) = looked.map_err(|why| why.to_string())?;
+            let ends = self.queue.next_end().map(|ends| ends.saturating_duration_since(Instant::now()));
+            if ready > 0 || ends == Some(Duration::ZERO) {
+                return Ok(ready.max(1));
+            }
+            let due = next_ms.map(|at| Duration::from_millis(at.saturating_sub(now)));
+            let wait = [due, ends].into_iter().flatten().min().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+            // Either way it looks again.
+            let _ = tokio::time::timeout(wait, changed.changed()).await;
+        }
+    }
+
+    async fn pull(&self, max: usize) -> Result<Vec<Claimed<Token>>, Trouble> {
+        let (queue, expired) = (self.queue.name.clone(), self.queue.take_ended());
+        let change = Change::Claim { queue, max, expired: expired.clone(), now_ms: now_ms() };
+        match self.store.change(change).await {
+            Ok(Changed::Claimed(given)) => {
+                self.queue.keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
+                Ok(given.into_iter().map(claimed).collect())
+            }
+            Ok(Changed::Done) => Ok(Vec::new()),
+            Err(why) => {
+                self.queue.keep(expired, Instant::now());
+                Err(why.to_string())
+            }
+        }
+    }
+
+    async fn settle(&self, claim: &Token, settlement: &Settlement) -> Result<(), Trouble> {
+        let change = Change::Settle {
+            token: claim.clone(),
+            settlement: settlement.clone(),
+            component: self.component.clone(),
+            now_ms: now_ms(),
+        };
+        self.store.change(change).await.map_err(|why| why.to_string())?;
+        {
+            let mut claims = self.queue.claims();
+            if claims.get(&claim.sequence).is_some_and(|(token, _)| token == claim) {
+                claims.remove(&claim.sequence);
+            }
+        }
+        if matches!(settlement, Settlement::Retry { .. } | Settlement::GiveBack) {
+            self.queue.notify();
+        }
+        Ok(())
+    }
+
+    async fn extend(&self, claim: &Token) -> Result<(), Trouble> {
+        if let Some((token, ends)) = self.queue.claims().get_mut(&claim.sequence)
+            && token == claim
+        {
+            *ends = Instant::now() + CLAIM;
+        }
+        Ok(())
+    }
+}
+
+fn claimed(given: Given) -> Claimed<Token> {
+    let Given { token, mut message, kept } = given;
+    let age_ms = message.published_ms.map_or(0, |published| now_ms().saturating_sub(published));
+    let record =
+        Record { attempt: token.attempt, faults: kept.faults, kills: kept.kills, age: Duration::from_millis(age_ms) };
+    message.attempt = token.attempt;
+    if message.id.is_empty() {
+        message.id = format!("{}-{}", token.queue, token.sequence);
+    }
+    Claimed { claim: token, message, record }
+}

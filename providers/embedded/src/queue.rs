@@ -1,0 +1,500 @@
+//! What each change of a durable queue means, on open tables. Nothing here knows of files, threads or clocks.
+//!
+//! A message that waits is in `DUE`, ordered by when it may be given out; one that is worked on is in `CLAIMED`; it is in
+//! exactly one of the two until it is taken off. What is known of a message is apart from the message itself, so that
+//! another try does not write its body anew. Whoever opens the file finds in `CLAIMED` what was worked on when the
+//! process died.
+
+use std::sync::Arc;
+
+use redb::{ReadTransaction, ReadableTable as _, StorageError, Table, TableDefinition, TableError, WriteTransaction};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use trellis_provider::delivery::{DeadLetter, Settlement};
+use trellis_wire::{CallError, Message};
+
+/// Messages that one queue may hold.
+pub const QUEUE_MESSAGES_MAX: u64 = 1_000_000;
+/// Bytes that the messages of one queue may hold: 1 GiB.
+pub const QUEUE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes that the dead letters of one queue may hold: 1 GiB. At the bound its links pause and say so.
+pub const DEAD_BYTES_MAX: u64 = 1 << 30;
+/// How long a dead letter is kept, in milliseconds: 14 days.
+pub const DEAD_KEPT_MS: u64 = 14 * 24 * 60 * 60 * 1_000;
+/// Faults of one message whose text is kept, the newest.
+pub const FAULTS_KEPT_MAX: usize = 10;
+/// Longest text of one fault that is kept, in bytes.
+pub const FAULT_BYTES_MAX: usize = 16 * 1_024;
+
+/// queue -> [`Meta`].
+const QUEUES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("queues");
+/// (queue, sequence) -> message.
+const MESSAGES: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_messages");
+/// (queue, sequence) -> [`Kept`].
+const RECORDS: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_records");
+/// (queue, milliseconds since 1970, sequence): what waits, and until when.
+const DUE: TableDefinition<'static, (&str, u64, u64), ()> = TableDefinition::new("queue_due");
+/// (queue, sequence) -> attempt: what was given out.
+const CLAIMED: TableDefinition<'static, (&str, u64), u32> = TableDefinition::new("queue_claimed");
+/// (queue, sequence) -> dead letter.
+const DEAD: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_dead");
+
+/// What is known of a queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    /// What it takes besides the subject that is its own name.
+    pub(crate) filters: Vec<String>,
+    /// The last sequence that was given to a message.
+    last: u64,
+    messages: u64,
+    bytes: u64,
+    dead_bytes: u64,
+}
+
+/// What is known of a message besides what it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// How often it was given out, and not given back.
+    pub(crate) attempts: u32,
+    pub(crate) faults: u32,
+    /// The newest of them.
+    pub(crate) fault_texts: Vec<String>,
+    pub(crate) kills: u32,
+}
+
+/// A claim on one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) queue: Arc<str>,
+    pub(crate) sequence: u64,
+    pub(crate) attempt: u32,
+}
+
+/// A change, carried out whole or not at all. Times are in milliseconds since 1970.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Makes a queue, or changes what it takes.
+    Create { queue: Arc<str>, filters: Vec<String> },
+    /// Puts a message into each of these queues.
+    Publish { queues: Vec<Arc<str>>, message: Message, now_ms: u64 },
+    /// Ends the `expired` claims, then claims up to `max` messages.
+    Claim { queue: Arc<str>, max: usize, expired: Vec<Token>, now_ms: u64 },
+    /// Settles a claimed message; `component` is named in its dead letter.
+    Settle { token: Token, settlement: Settlement, component: String, now_ms: u64 },
+    /// Puts a dead letter back into its queue, as if it were new.
+    Replay { queue: String, sequence: u64, now_ms: u64 },
+    /// Forgets a dead letter.
+    Forget { queue: String, sequence: u64 },
+}
+
+impl Change {
+    /// What it holds in memory while it waits.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Publish { message, .. } => message.body.len() + 256,
+            Self::Create { .. } | Self::Claim { .. } | Self::Replay { .. } | Self::Forget { .. } => 256,
+            Self::Settle {
+                settlement: Settlement::Retry { fault, .. } | Settlement::DeadLetter { fault, .. }, ..
+            } => fault.as_ref().map_or(0, String::len) + 256,
+            Self::Settle { .. } => 256,
+        }
+    }
+}
+
+/// What a change comes to.
+#[derive(Debug)]
+pub(crate) enum Changed {
+    Done,
+    Claimed(Vec<Given>),
+}
+
+/// A message that was claimed.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) token: Token,
+    pub(crate) message: Message,
+    pub(crate) kept: Kept,
+}
+
+/// The inner error is the caller's.
+type Outcome<T> = Result<Result<T, CallError>, StorageError>;
+
+/// The tables of all queues, open in one transaction.
+pub(crate) struct Tables<'t> {
+    queues: Table<'t, &'static str, &'static [u8]>,
+    messages: Table<'t, (&'static str, u64), &'static [u8]>,
+    records: Table<'t, (&'static str, u64), &'static [u8]>,
+    due: Table<'t, (&'static str, u64, u64), ()>,
+    claimed: Table<'t, (&'static str, u64), u32>,
+    dead: Table<'t, (&'static str, u64), &'static [u8]>,
+}
+
+impl<'t> Tables<'t> {
+    pub(crate) fn open(transaction: &'t WriteTransaction) -> Result<Self, TableError> {
+        Ok(Self {
+            queues: transaction.open_table(QUEUES)?,
+            messages: transaction.open_table(MESSAGES)?,
+            records: transaction.open_table(RECORDS)?,
+            due: transaction.open_table(DUE)?,
+            claimed: transaction.open_table(CLAIMED)?,
+            dead: transaction.open_table(DEAD)?,
+        })
+    }
+
+    /// Carries out one change in the open transaction.
+    pub(crate) fn carry_out(&mut self, change: &Change) -> Outcome<Changed> {
+        let done = |()| Changed::Done;
+        match change {
+            Change::Create { queue, filters } => {
+                let mut meta = self.meta(queue)?.unwrap_or_default();
+                meta.filters.clone_from(filters);
+                self.put_meta(queue, &meta).map(done).map(Ok)
+            }
+            Change::Publish { queues, message, now_ms } => Ok(self.publish(queues, message, *now_ms)?.map(done)),
+            Change::Claim { queue, max, expired, now_ms } => {
+                for token in expired {
+                    self.end_claim(token, *now_ms)?;
+                }
+                self.claim(queue, *max, *now_ms).map(Changed::Claimed).map(Ok)
+            }
+            Change::Settle { token, settlement, component, now_ms } => {
+                Ok(self.settle(token, settlement, component, *now_ms)?.map(done))
+            }
+            Change::Replay { queue, sequence, now_ms } => {
+                let letter =
+                    self.dead.get((queue.as_str(), *sequence))?.map(|letter| read::<DeadLetter>(letter.value()));
+                let Some(letter) = letter.transpose()? else { return Ok(Err(no_letter(queue, *sequence))) };
+                // Published first: a queue that is full must not cost the letter.
+                if let Err(why) = self.publish(&[queue.as_str().into()], &letter.message, *now_ms)? {
+                    return Ok(Err(why));
+                }
+                self.take_letter(queue, *sequence)?;
+                Ok(Ok(Changed::Done))
+            }
+            Change::Forget { queue, sequence } => Ok(self
+                .take_letter(queue, *sequence)?
+                .map(|_| Changed::Done)
+                .ok_or_else(|| no_letter(queue, *sequence))),
+        }
+    }
+
+    fn publish(&mut self, queues: &[Arc<str>], message: &Message, now_ms: u64) -> Outcome<()> {
+        let bytes = written(message);
+        let mut metas = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let mut meta = self.meta(queue)?.unwrap_or_default();
+            meta.bytes += bytes.len() as u64;
+            meta.messages += 1;
+            meta.last += 1;
+            if meta.messages > QUEUE_MESSAGES_MAX || meta.bytes > QUEUE_BYTES_MAX {
+                return Ok(Err(full(queue, &meta)));
+            }
+            metas.push((queue, meta));
+        }
+        for (queue, meta) in metas {
+            self.messages.insert((&**queue, meta.last), bytes.as_slice())?;
+            self.records.insert((&**queue, meta.last), written(&Kept::default()).as_slice())?;
+            self.due.insert((&**queue, now_ms, meta.last), ())?;
+            self.put_meta(queue, &meta)?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn claim(&mut self, queue: &Arc<str>, max: usize, now_ms: u64) -> Result<Vec<Given>, StorageError> {
+        let name = &**queue;
+        let mut next = Vec::with_capacity(max);
+        for entry in self.due.range::<(&str, u64, u64)>((name, 0, 0)..=(name, now_ms, u64::MAX))?.take(max) {
+            let (_, at, sequence) = entry?.0.value();
+            next.push((at, sequence));
+        }
+        let mut given = Vec::with_capacity(next.len());
+        for (at, sequence) in next {
+            self.due.remove((name, at, sequence))?;
+            let mut kept = self.kept(name, sequence)?;
+            kept.attempts = kept.attempts.saturating_add(1);
+            self.put_kept(name, sequence, &kept)?;
+            self.claimed.insert((name, sequence), kept.attempts)?;
+            let message = self.message(name, sequence)?;
+            given.push(Given {
+                token: Token { queue: queue.clone(), sequence, attempt: kept.attempts },
+                message,
+                kept,
+            });
+        }
+        Ok(given)
+    }
+
+    /// A claim that nobody settled: the message is given out again at once, and that is remembered.
+    fn end_claim(&mut self, token: &Token, now_ms: u64) -> Result<(), StorageError> {
+        let (name, sequence) = (&*token.queue, token.sequence);
+        if !self.take_claim(token)? {
+            return Ok(());
+        }
+        let mut kept = self.kept(name, sequence)?;
+        kept.kills = kept.kills.saturating_add(1);
+        self.put_kept(name, sequence, &kept)?;
+        self.due.insert((name, now_ms, sequence), ()).map(drop)
+    }
+
+    /// Whether the claim stood. It is gone then.
+    fn take_claim(&mut self, token: &Token) -> Result<bool, StorageError> {
+        let at = (&*token.queue, token.sequence);
+        let stands = self.claimed.get(at)?.is_some_and(|attempt| attempt.value() == token.attempt);
+        if stands {
+            self.claimed.remove(at)?;
+        }
+        Ok(stands)
+    }
+
+    /// A claim that has ended is no error: the message waits again, and will be given out again.
+    fn settle(&mut self, token: &Token, settlement: &Settlement, component: &str, now_ms: u64) -> Outcome<()> {
+        let (name, sequence) = (&*token.queue, token.sequence);
+        if let Settlement::DeadLetter { reason, fault } = settlement {
+            let mut kept = self.kept(name, sequence)?;
+            note_fault(&mut kept, fault.as_deref());
+            let letter = DeadLetter {
+                id: letter_id(name, sequence),
+                queue: name.into(),
+                component: component.into(),
+                message: self.message(name, sequence)?,
+                attempts: kept.attempts,
+                faults: kept.fault_texts,
+                kills: kept.kills,
+                reason: reason.word().into(),
+                detail: reason.to_string(),
+                at_ms: now_ms,
+            };
+            return self.bury(token, &letter);
+        }
+        if !self.take_claim(token)? {
+            return Ok(Ok(()));
+        }
+        match settlement {
+            Settlement::Ack | Settlement::Drop { .. } | Settlement::DeadLetter { .. } => {
+                self.take_off(name, sequence)?
+            }
+            Settlement::Retry { after, fault } => {
+                let mut kept = self.kept(name, sequence)?;
+                note_fault(&mut kept, fault.as_deref());
+                self.put_kept(name, sequence, &kept)?;
+                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                self.due.insert((name, now_ms.saturating_add(after_ms), sequence), ())?;
+            }
+            Settlement::GiveBack => {
+                let mut kept = self.kept(name, sequence)?;
+                kept.attempts = kept.attempts.saturating_sub(1);
+                self.put_kept(name, sequence, &kept)?;
+                // Before all others: it was at the front when it was pulled.
+                self.due.insert((name, 0, sequence), ())?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Writes a dead letter and takes the message off, unless there is no room for it: then the claim stands.
+    fn bury(&mut self, token: &Token, letter: &DeadLetter) -> Outcome<()> {
+        let (name, sequence) = (&*token.queue, token.sequence);
+        let mut meta = self.meta(name)?.unwrap_or_default();
+        meta.dead_bytes -= self.forget_old(name, letter.at_ms)?.min(meta.dead_bytes);
+        self.put_meta(name, &meta)?;
+        let bytes = written(letter);
+        meta.dead_bytes += bytes.len() as u64;
+        if meta.dead_bytes > DEAD_BYTES_MAX {
+            return Ok(Err(CallError::Unavailable(format!(
+                "the dead letters of queue `{name}` hold {DEAD_BYTES_MAX} bytes, which is all they may: look at them \
+                 with `trellis dead-letters list`, then replay or drop them"
+            ))));
+        }
+        if !self.take_claim(token)? {
+            return Ok(Ok(()));
+        }
+        self.dead.insert((name, sequence), bytes.as_slice())?;
+        self.put_meta(name, &meta)?;
+        self.take_off(name, sequence).map(Ok)
+    }
+
+    /// Forgets the dead letters that have been kept long enough. Returns how many bytes they held.
+    fn forget_old(&mut self, name: &str, now_ms: u64) -> Result<u64, StorageError> {
+        let mut freed = 0;
+        loop {
+            let oldest = match self.dead.range::<(&str, u64)>((name, 0)..=(name, u64::MAX))?.next() {
+                Some(entry) => {
+                    let (at, bytes) = entry?;
+                    let letter: DeadLetter = read(bytes.value())?;
+                    (at.value().1, bytes.value().len() as u64, letter.at_ms)
+                }
+                None => return Ok(freed),
+            };
+            let (sequence, bytes, at_ms) = oldest;
+            if at_ms.saturating_add(DEAD_KEPT_MS) > now_ms {
+                return Ok(freed);
+            }
+            self.dead.remove((name, sequence))?;
+            freed += bytes;
+        }
+    }
+
+    fn take_letter(&mut self, name: &str, sequence: u64) -> Result<Option<DeadLetter>, StorageError> {
+        let (letter, bytes) = match self.dead.remove((name, sequence))? {
+            Some(bytes) => (read(bytes.value())?, bytes.value().len() as u64),
+            None => return Ok(None),
+        };
+        let mut meta = self.meta(name)?.unwrap_or_default();
+        meta.dead_bytes = meta.dead_bytes.saturating_sub(bytes);
+        self.put_meta(name, &meta)?;
+        Ok(Some(letter))
+    }
+
+    fn take_off(&mut self, name: &str, sequence: u64) -> Result<(), StorageError> {
+        let bytes = self.messages.remove((name, sequence))?.map_or(0, |message| message.value().len() as u64);
+        self.records.remove((name, sequence))?;
+        let mut meta = self.meta(name)?.unwrap_or_default();
+        meta.messages = meta.messages.saturating_sub(1);
+        meta.bytes = meta.bytes.saturating_sub(bytes);
+        self.put_meta(name, &meta)
+    }
+
+    fn meta(&self, name: &str) -> Result<Option<Meta>, StorageError> {
+        self.queues.get(name)?.map(|meta| read(meta.value())).transpose()
+    }
+
+    fn put_meta(&mut self, name: &str, meta: &Meta) -> Result<(), StorageError> {
+        self.queues.insert(name, written(meta).as_slice()).map(drop)
+    }
+
+    fn kept(&self, name: &str, sequence: u64) -> Result<Kept, StorageError> {
+        self.records.get((name, sequence))?.map_or_else(|| Ok(Kept::default()), |kept| read(kept.value()))
+    }
+
+    fn put_kept(&mut self, name: &str, sequence: u64, kept: &Kept) -> Result<(), StorageError> {
+        self.records.insert((name, sequence), written(kept).as_slice()).map(drop)
+    }
+
+    fn message(&self, name: &str, sequence: u64) -> Result<Message, StorageError> {
+        match self.messages.get((name, sequence))? {
+            Some(message) => read(message.value()),
+            None => Err(StorageError::Corrupted(format!("message {sequence} of queue `{name}` is not there"))),
+        }
+    }
+
+    /// Gives out again whatever was claimed when the process died.
+    pub(crate) fn recover(&mut self, now_ms: u64) -> Result<usize, StorageError> {
+        let mut claims = Vec::new();
+        for entry in self.claimed.iter()? {
+            let (at, attempt) = entry?;
+            let (queue, sequence) = at.value();
+            claims.push(Token { queue: queue.into(), sequence, attempt: attempt.value() });
+        }
+        for token in &claims {
+            self.end_claim(token, now_ms)?;
+        }
+        Ok(claims.len())
+    }
+}
+
+/// How many messages of a queue may be given out now, up to `max`, and when the next one may.
+pub(crate) fn due(
+    snapshot: &ReadTransaction,
+    name: &str,
+    now_ms: u64,
+    max: usize,
+) -> Result<(usize, Option<u64>), redb::Error> {
+    let Some(table) = existing(snapshot.open_table(DUE))? else { return Ok((0, None)) };
+    let mut ready = 0;
+    for entry in table.range::<(&str, u64, u64)>((name, 0, 0)..=(name, u64::MAX, u64::MAX))?.take(max) {
+        let (_, at_ms, _) = entry?.0.value();
+        if at_ms > now_ms {
+            return Ok((ready, Some(at_ms)));
+        }
+        ready += 1;
+    }
+    Ok((ready, None))
+}
+
+/// Whether any message was claimed.
+pub(crate) fn has_claims(snapshot: &ReadTransaction) -> Result<bool, redb::Error> {
+    Ok(match existing(snapshot.open_table(CLAIMED))? {
+        Some(table) => table.iter()?.next().transpose()?.is_some(),
+        None => false,
+    })
+}
+
+/// Every queue with what it takes.
+pub(crate) fn queues(snapshot: &ReadTransaction) -> Result<Vec<(String, Meta)>, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(QUEUES))? else { return Ok(Vec::new()) };
+    let mut queues = Vec::new();
+    for entry in table.iter()? {
+        let (name, meta) = entry?;
+        queues.push((name.value().to_owned(), read(meta.value())?));
+    }
+    Ok(queues)
+}
+
+/// Up to `max` dead letters that `wanted` takes, oldest first within their queue.
+pub(crate) fn letters(
+    snapshot: &ReadTransaction,
+    max: usize,
+    wanted: impl Fn(&DeadLetter) -> bool,
+) -> Result<Vec<DeadLetter>, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(DEAD))? else { return Ok(Vec::new()) };
+    let mut letters = Vec::new();
+    for entry in table.iter()? {
+        let letter: DeadLetter = read(entry?.1.value())?;
+        if wanted(&letter) {
+            letters.push(letter);
+        }
+        if letters.len() == max {
+            break;
+        }
+    }
+    Ok(letters)
+}
+
+/// Nothing was ever written to a table that does not exist.
+fn existing<T>(opened: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
+    match opened {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(why) => Err(why.into()),
+    }
+}
+
+fn letter_id(queue: &str, sequence: u64) -> String {
+    format!("{queue}-{sequence}")
+}
+
+/// The queue and sequence that a dead letter's id names.
+pub(crate) fn of_letter(id: &str) -> Option<(String, u64)> {
+    let (queue, sequence) = id.rsplit_once('-')?;
+    Some((queue.to_owned(), sequence.parse().ok()?))
+}
+
+fn no_letter(queue: &str, sequence: u64) -> CallError {
+    CallError::NoSuch(format!("the dead letter {}", letter_id(queue, sequence)))
+}
+
+fn full(queue: &str, meta: &Meta) -> CallError {
+    let (messages, bytes) = (meta.messages - 1, meta.bytes);
+    CallError::Unavailable(format!(
+        "queue `{queue}` is full: {messages} messages wait and with this one {bytes} bytes; nothing was published"
+    ))
+}
+
+/// The newest faults are kept, each cut at its bound.
+fn note_fault(kept: &mut Kept, fault: Option<&str>) {
+    let Some(fault) = fault else { return };
+    kept.faults = kept.faults.saturating_add(1);
+    if kept.fault_texts.len() == FAULTS_KEPT_MAX {
+        kept.fault_texts.remove(0);
+    }
+    let cut = fault.floor_char_boundary(FAULT_BYTES_MAX);
+    kept.fault_texts.push(fault[..cut].to_owned());
+}
+
+fn written(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain data can be written")
+}
+
+fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StorageError> {
+    postcard::from_bytes(bytes).map_err(|why| StorageError::Corrupted(format!("an entry of a queue: {why}")))
+}

@@ -1,0 +1,249 @@
+//! Messages of a JetStream stream wake a component, at least once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::{self, Context, stream};
+use futures::StreamExt as _;
+use trellis_bus::testing::NatsServer;
+use trellis_provider::{LinkError, Provider as _};
+use trellis_wire::{Backoff, Delivery, Error, Fault, Link, Message, Outcome, Reply, Settle};
+
+use crate::{Node, link, provider, until};
+
+fn streamed(config: &[(&str, &str)]) -> Link {
+    let backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(50), ..Backoff::default() };
+    let delivery = Delivery { max_attempts: 4, backoff, ..Delivery::default() };
+    Link { delivery, ..link("worker", "messaging", config) }
+}
+
+async fn jetstream(server: &NatsServer) -> Context {
+    jetstream::new(async_nats::ConnectOptions::new().retry_on_initial_connect().connect(&server.url).await.unwrap())
+}
+
+async fn made(context: &Context, name: &str, subject: &str) {
+    let config = stream::Config { name: name.into(), subjects: vec![subject.into()], ..stream::Config::default() };
+    context.create_stream(config).await.unwrap();
+}
+
+async fn publish(context: &Context, subject: &str, body: &str) {
+    context.publish(subject.to_owned(), body.to_owned().into()).await.unwrap().await.unwrap();
+}
+
+fn text(message: &Message) -> String {
+    String::from_utf8(message.body.to_vec()).unwrap()
+}
+
+fn by_content(message: &Message) -> Outcome {
+    match text(message).split(' ').next().unwrap_or_default() {
+        "retry" => Ok(Reply::Settle(Settle::Retry { after: None, reason: "as asked".into() })),
+        "retry-twice" if message.attempt <= 2 => {
+            Ok(Reply::Settle(Settle::Retry { after: Some(Duration::from_millis(30)), reason: "not yet".into() }))
+        }
+        "dead" => Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
+        "drop" => Ok(Reply::Settle(Settle::Drop("as asked".into()))),
+        "trap" => Err(Fault::Trap(format!("unreachable\nat attempt {}", message.attempt)).into()),
+        _ => Ok(Reply::Settle(Settle::Ack)),
+    }
+}
+
+fn attempts(node: &Node, body: &str) -> Vec<u32> {
+    let woken = node.woken.lock().unwrap();
+    woken.iter().filter(|message| text(message) == body).map(|message| message.attempt).collect()
+}
+
+/// Every dead letter there is: body and headers.
+async fn letters(context: &Context, name: &str) -> Vec<(String, BTreeMap<String, Vec<String>>)> {
+    let Ok(stream) = context.get_stream(name).await else { return Vec::new() };
+    let count = usize::try_from(stream.cached_info().state.messages).unwrap();
+    if count == 0 {
+        return Vec::new();
+    }
+    let consumer = stream.create_consumer(pull::Config::default()).await.unwrap();
+    let mut messages = consumer.fetch().max_messages(count).messages().await.unwrap();
+    let mut letters = Vec::new();
+    while let Some(message) = messages.next().await {
+        let message = message.unwrap();
+        let headers = message.headers.iter().flat_map(|headers| headers.iter());
+        let headers =
+            headers.map(|(name, values)| (name.to_string(), values.iter().map(ToString::to_string).collect()));
+        letters.push((String::from_utf8(message.payload.to_vec()).unwrap(), headers.collect()));
+    }
+    letters
+}
+
+async fn until_letters(context: &Context, name: &str, count: usize) -> Vec<(String, BTreeMap<String, Vec<String>>)> {
+    for _ in 0..400 {
+        let letters = letters(context, name).await;
+        if letters.len() >= count {
+            return letters;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{count} dead letters were expected: {:?}", letters(context, name).await)
+}
+
+#[tokio::test]
+async fn each_word_of_a_handler_has_its_consequence() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders.>").await;
+    let nats = provider(&server.url);
+    let node = Node { says: by_content, ..Node::new(8) };
+    let link = streamed(&[("stream", "ORDERS"), ("subject", "orders.eu.*")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders.us.7", "not asked for").await;
+    for body in ["ok", "retry", "retry-twice", "dead", "drop", "trap"] {
+        publish(&context, "orders.eu.7", body).await;
+    }
+    let letters = until_letters(&context, "ORDERS_DEAD", 3).await;
+    until("the third attempt came", || attempts(&node, "retry-twice") == [1, 2, 3]).await;
+    assert_eq!(attempts(&node, "ok"), [1]);
+    assert_eq!(attempts(&node, "drop"), [1]);
+    assert_eq!(attempts(&node, "retry"), [1, 2, 3, 4], "max_attempts");
+    assert_eq!(attempts(&node, "trap"), [1, 2, 3], "max_faults");
+    assert!(attempts(&node, "not asked for").is_empty());
+    let letters: BTreeMap<_, _> = letters.into_iter().collect();
+    let header = |body: &str, name: &str| letters[body][&format!("Trellis-Dead-{name}")].clone();
+    assert_eq!(header("retry", "Reason"), ["max-attempts"]);
+    assert_eq!(header("dead", "Reason"), ["refused"]);
+    assert_eq!(header("trap", "Attempts"), ["3"]);
+    assert_eq!(header("trap", "Fault").len(), 3, "{letters:?}");
+    assert_eq!(header("trap", "Subject"), ["orders.eu.7"]);
+    // All that was taken off stays off.
+    until_settled(&context).await;
+}
+
+/// Waits until nothing waits and nothing is claimed.
+async fn until_settled(context: &Context) {
+    let stream = context.get_stream("ORDERS").await.unwrap();
+    let consumer = stream.get_consumer::<pull::Config>("shop_worker").await.unwrap();
+    let mut left = (1, 1);
+    for _ in 0..400 {
+        let info = consumer.get_info().await.unwrap();
+        left = (info.num_pending, info.num_ack_pending);
+        if left == (0, 0) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("(waiting, claimed) messages: {left:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_missing_is_named_and_found_when_it_appears() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    let nats = provider(&server.url);
+    let node = Node::new(1);
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let says = |what: &str| nats.health(&link.id).is_err_and(|why| why.contains(what));
+    until("what is missing is named", || says("stream `ORDERS` does not exist") && says("create: \"true\"")).await;
+    made(&context, "ORDERS", "orders").await;
+    publish(&context, "orders", "1").await;
+    until("it is handled", || node.bodies() == ["1"]).await;
+    until("all is well", || nats.health(&link.id).is_ok()).await;
+    // Someone deletes the consumer: it is ours, so it is made anew.
+    context.get_stream("ORDERS").await.unwrap().delete_consumer("shop_worker").await.unwrap();
+    publish(&context, "orders", "2").await;
+    until("it is handled as well", || node.bodies().contains(&"2".to_owned())).await;
+}
+
+#[tokio::test]
+async fn what_is_missing_is_made_where_the_link_says_so() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    let nats = provider(&server.url);
+    let node = Node::new(1);
+    let link = streamed(&[("stream", "ORDERS"), ("subject", "o.>"), ("consumer", "mine"), ("create", "true")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("the stream is there", || nats.health(&link.id).is_ok()).await;
+    for _ in 0..100 {
+        if context.get_stream("ORDERS").await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    publish(&context, "o.x", "1").await;
+    until("it is handled", || node.bodies() == ["1"]).await;
+    assert!(context.get_stream("ORDERS").await.unwrap().consumer_info("mine").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_consumer_with_lower_limits_is_not_adopted() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let config = pull::Config { durable_name: Some("mine".into()), max_deliver: 2, ..pull::Config::default() };
+    context.get_stream("ORDERS").await.unwrap().create_consumer(config).await.unwrap();
+    let nats = provider(&server.url);
+    let node = Node::new(1);
+    let link = streamed(&[("stream", "ORDERS"), ("consumer", "mine")]);
+    let refused = nats.wake(link.clone(), node.permits(&link)).await.unwrap_err();
+    let LinkError::Config { key, problem } = &refused else { panic!("{refused:?}") };
+    assert_eq!(key, "consumer");
+    assert!(problem.contains("max_deliver 2") && problem.contains("7 (max_attempts + max_faults)"), "{problem}");
+}
+
+#[tokio::test]
+async fn what_was_not_run_is_no_attempt_and_the_end_of_a_link_loses_nothing() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let nats = provider(&server.url);
+    let busy = Node { says: |_| Err(Error::Busy("no sandbox".into()).into()), ..Node::new(1) };
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), busy.permits(&link)).await.unwrap();
+    publish(&context, "orders", "1").await;
+    until("it was given back a few times", || busy.done() >= 3).await;
+    nats.remove(&link.id).await;
+    assert!(attempts(&busy, "1").iter().all(|attempt| *attempt == 1), "{:?}", attempts(&busy, "1"));
+    let node = Node::new(1);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("it is handled", || attempts(&node, "1") == [1]).await;
+    assert!(letters(&context, "ORDERS_DEAD").await.is_empty());
+}
+
+/// 500 messages, the server killed and started again in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn torture_every_message_is_accounted_for_across_a_server_restart() {
+    const MESSAGES: usize = 500;
+    const WORDS: [&str; 5] = ["ok", "retry-twice", "dead", "drop", "trap"];
+    let mut server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let nats = provider(&server.url);
+    let node = Node { says: by_content, ..Node::new(16) };
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let body = |i: usize| format!("{} {i}", WORDS[i % WORDS.len()]);
+    for i in 0..MESSAGES {
+        publish(&context, "orders", &body(i)).await;
+        if i == MESSAGES / 2 {
+            server.restart();
+            // The publisher's own connection needs a moment; what it was not answered it would publish again.
+            for _ in 0..200 {
+                if context.get_stream("ORDERS").await.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    let of = |words: &[&str]| (0..MESSAGES).filter(|i| words.contains(&WORDS[i % WORDS.len()])).count();
+    let letters = until_letters(&context, "ORDERS_DEAD", of(&["dead", "trap"])).await;
+    let mut bodies: Vec<_> = letters.into_iter().map(|(body, _)| body).collect();
+    bodies.sort();
+    bodies.dedup();
+    assert!(bodies.iter().all(|body| body.starts_with("dead") || body.starts_with("trap")), "{bodies:?}");
+    assert_eq!(bodies.len(), of(&["dead", "trap"]));
+    until_settled(&context).await;
+    for i in 0..MESSAGES {
+        assert!(!attempts(&node, &body(i)).is_empty(), "{} never came", body(i));
+        if body(i).starts_with("retry-twice") {
+            assert!(attempts(&node, &body(i)).iter().any(|attempt| *attempt >= 3), "{}", body(i));
+        }
+    }
+}
