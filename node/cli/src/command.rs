@@ -5,13 +5,17 @@ mod completions;
 mod config;
 mod delete;
 mod deploy;
+mod drain;
+mod explain;
 mod inspect;
 mod invoke;
+mod label;
 mod logs;
 mod nodes;
 mod publish;
 mod status;
 mod undeploy;
+mod undrain;
 mod up;
 mod validate;
 
@@ -44,6 +48,10 @@ enum Command {
     Apps(apps::Apps),
     Status(status::Status),
     Nodes(nodes::Nodes),
+    Drain(drain::Drain),
+    Undrain(undrain::Undrain),
+    Label(label::Label),
+    Explain(explain::Explain),
     Publish(publish::Publish),
     #[command(visible_alias = "run")]
     Invoke(invoke::Invoke),
@@ -66,6 +74,10 @@ impl Cli {
             Command::Apps(command) => on_one_thread(command.run(connection)),
             Command::Status(command) => on_one_thread(command.run(connection)),
             Command::Nodes(command) => on_one_thread(command.run(connection)),
+            Command::Drain(command) => on_one_thread(command.run(connection)),
+            Command::Undrain(command) => on_one_thread(command.run(connection)),
+            Command::Label(command) => on_one_thread(command.run(connection)),
+            Command::Explain(command) => on_one_thread(command.run(connection)),
             Command::Publish(command) => on_one_thread(command.run(connection)),
             Command::Invoke(command) => on_one_thread(command.run(connection)),
             Command::Logs(command) => on_one_thread(command.run(connection)),

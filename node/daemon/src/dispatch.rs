@@ -11,10 +11,12 @@ use async_trait::async_trait;
 use trellis_placement::HeldComponent;
 use trellis_provider::{Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
-use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome, Reply, Settle};
+use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Outcome, Reply, Settle};
 
 use crate::artifacts::Artifacts;
 use crate::clock;
+use crate::far::message::Origin;
+use crate::far::send::Elsewhere;
 use crate::grants::{Grants, Outward};
 use crate::logs::Logs;
 use crate::outbox::Outbox;
@@ -38,6 +40,8 @@ pub(crate) struct Dispatch {
     grants: Grants,
     logs: Arc<Logs>,
     node: String,
+    /// The nodes that hold what this one does not, or has no permit for now.
+    elsewhere: Arc<Elsewhere>,
     /// Itself, for the permits it hands out.
     this: Weak<Self>,
 }
@@ -73,6 +77,7 @@ impl Dispatch {
         grants: Grants,
         logs: Arc<Logs>,
         node: String,
+        elsewhere: Arc<Elsewhere>,
     ) -> Arc<Self> {
         let node_pool = Pool::new("this node".into(), permits_max as usize);
         Arc::new_cyclic(|this| Self {
@@ -85,6 +90,7 @@ impl Dispatch {
             grants,
             logs,
             node,
+            elsewhere,
             this: this.clone(),
         })
     }
@@ -101,6 +107,7 @@ impl Dispatch {
             limits: Limits {
                 memory_bytes: held.limits.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT),
                 timeout: held.limits.timeout.unwrap_or(TIMEOUT_DEFAULT),
+                reply: Some(Limits::REPLY_DEFAULT),
             },
             pool,
             loaded: ArcSwapOption::new(same_code.and_then(|before| before.loaded.load_full())),
@@ -185,26 +192,56 @@ impl Dispatch {
 }
 
 impl Dispatch {
-    /// Waits for a permit of `component`. `source` names the link that brings the event; the guest can read it.
-    pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Arc<str>) -> Result<Permit, Error> {
+    /// Waits for a permit of `component`: here if this node holds it, else on a node that does. What waits for an
+    /// answer and finds no free permit here goes where one is.
+    pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, origin: Origin) -> Result<Permit, Error> {
+        let far = async |this: &Weak<Self>| {
+            let dispatch = this.upgrade().ok_or(Error::ShuttingDown)?;
+            self.elsewhere.permit(dispatch, component, want, origin.clone())
+        };
+        if self.holding(component).is_none() {
+            return far(&self.this).await;
+        }
+        if matches!(want, Want::Pull) || !self.elsewhere.is_held(component) {
+            return match self.permit_here(component, want, origin.source()).await {
+                // It went to another node during the wait.
+                Err(Error::NotHeld(_)) => far(&self.this).await,
+                done => done,
+            };
+        }
+        match self.permit_here(component, Want::Answer { at_most: Duration::ZERO }, origin.source()).await {
+            Err(Error::Busy(_) | Error::NotHeld(_)) => far(&self.this).await,
+            done => done,
+        }
+    }
+
+    /// Waits for a permit of `component` on this node. `source` names the link that brings the event; the guest can
+    /// read it.
+    pub(crate) async fn permit_here(
+        &self,
+        component: &ComponentKey,
+        want: Want,
+        source: &str,
+    ) -> Result<Permit, Error> {
         let held = || self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()));
         let slots = pool::acquire_both(&held()?.pool, &self.node_pool, want).await?;
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
         // Looked up anew: a new version may have come during the wait.
-        Ok(Permit::new(Turn { dispatch, holding: held()?, source, slots }))
+        Ok(Permit::new(Turn { dispatch, holding: held()?, source: source.into(), slots }))
     }
 }
 
 /// The permits that one link's events are run with.
 pub(crate) struct OfLink {
     pub(crate) dispatch: Arc<Dispatch>,
-    pub(crate) name: Arc<str>,
+    pub(crate) link: LinkId,
+    pub(crate) name: String,
 }
 
 #[async_trait]
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
-        self.dispatch.permit(component, want, self.name.clone()).await
+        self.dispatch.permit(component, want, Origin::Link(self.link.clone(), self.name.clone())).await
     }
 }
 
@@ -309,6 +346,11 @@ impl Dispatch {
     /// What sandboxes may call, and through which links.
     pub(crate) fn grants(&self) -> &Grants {
         &self.grants
+    }
+
+    /// The other nodes.
+    pub(crate) fn elsewhere(&self) -> &Elsewhere {
+        &self.elsewhere
     }
 
     /// Where guest logs go.

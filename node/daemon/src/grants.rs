@@ -15,6 +15,7 @@ use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, Eve
 
 use crate::clock;
 use crate::dispatch::{Dispatch, TIMEOUT_DEFAULT};
+use crate::far::message::Origin;
 use crate::outbox::Outbox;
 
 /// Calls that may wait at one `max_in_flight`.
@@ -49,6 +50,8 @@ pub(crate) enum Answers {
     Provider(Arc<dyn Provider>),
     /// Another component.
     Component(ComponentKey),
+    /// A provider on other nodes.
+    Elsewhere(ComponentKey),
 }
 
 impl Grants {
@@ -119,7 +122,8 @@ impl Grant {
         };
         match &self.answers {
             Answers::Provider(provider) => provider.call(&self.link.id, call).await,
-            Answers::Component(target) => wake(dispatch, target, call).await,
+            Answers::Component(target) => wake(dispatch, target, call, &self.link.id).await,
+            Answers::Elsewhere(provider) => dispatch.elsewhere().call(provider, &self.link.id, call).await,
         }
     }
 
@@ -127,7 +131,7 @@ impl Grant {
     pub(crate) fn check_publish(&self, message: &Message) -> Result<(), CallError> {
         match &self.answers {
             Answers::Provider(provider) => provider.check_publish(&self.link.id, message),
-            Answers::Component(_) => Ok(()),
+            Answers::Component(_) | Answers::Elsewhere(_) => Ok(()),
         }
     }
 }
@@ -286,13 +290,13 @@ const fn word(level: Level) -> &'static str {
 }
 
 /// A call that another component answers, in a fresh sandbox of its own.
-async fn wake(dispatch: &Dispatch, target: &ComponentKey, call: Call) -> Result<Answer, CallError> {
+async fn wake(dispatch: &Dispatch, target: &ComponentKey, call: Call, link: &LinkId) -> Result<Answer, CallError> {
     let Call::Invoke { interface, function, params } = call else {
         return Err(CallError::Other(format!("{target} is a component; only functions of its exports can be called")));
     };
     let unavailable = |error: trellis_wire::Error| CallError::Unavailable(error.to_string());
-    let permit =
-        dispatch.permit(target, Want::Answer { at_most: TIMEOUT_DEFAULT }, "".into()).await.map_err(unavailable)?;
+    let (want, origin) = (Want::Answer { at_most: TIMEOUT_DEFAULT }, Origin::Component(link.clone()));
+    let permit = dispatch.permit(target, want, origin).await.map_err(unavailable)?;
     match permit.run(Event::Invoke { interface, function, params }).await {
         Ok(Reply::Values(results)) => Ok(Answer::Values(results)),
         Ok(other) => Err(CallError::Other(format!("{target} answered a call with {other:?}"))),

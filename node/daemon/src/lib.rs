@@ -10,8 +10,11 @@ mod changes;
 mod clock;
 mod deploy;
 mod dispatch;
+mod far;
+mod fetch;
 mod grants;
 mod identity;
+mod liveness;
 mod logs;
 mod membership;
 mod node;
@@ -22,8 +25,11 @@ mod pool;
 mod proposal;
 mod providers;
 mod reconcile;
+mod shares;
 mod status;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;
+pub use trellis_placement::Patience;
+
 pub use node::{Options, RunError, Running, StartError, start};

@@ -17,6 +17,7 @@ use trellis_wire::{ComponentKey, Digest, LinkId, NodeId};
 use crate::artifacts::Artifacts;
 use crate::board::Board;
 use crate::dispatch::{Dispatch, OfLink};
+use crate::fetch::Fetch;
 use crate::grants::Answers;
 use crate::proposal;
 use crate::providers::Providers;
@@ -42,6 +43,7 @@ pub(crate) struct Reconcile {
     pub(crate) artifacts: Artifacts,
     pub(crate) engine: Arc<Engine>,
     pub(crate) board: Arc<Board>,
+    pub(crate) fetch: Arc<Fetch>,
 }
 
 impl Reconcile {
@@ -231,6 +233,7 @@ impl Reconcile {
     /// Has the code compiled, then lets events in.
     async fn hold(&self, key: &ComponentKey, held: &HeldComponent) -> Result<(), String> {
         if !self.engine.is_compiled(held.digest) {
+            self.fetch.ensure(held.digest).await.map_err(|why| why.to_string())?;
             self.artifacts.compile(&self.engine, held.digest).await?;
         }
         self.dispatch.hold(key.clone(), held.clone());
@@ -240,7 +243,8 @@ impl Reconcile {
     async fn add_link(&self, held: &HeldLink) -> Result<(), LinkError> {
         match &held.direction {
             Direction::Wakes { tech, .. } => {
-                let source = OfLink { dispatch: self.dispatch.clone(), name: held.link.name.as_str().into() };
+                let (link, name) = (held.link.id.clone(), held.link.name.to_string());
+                let source = OfLink { dispatch: self.dispatch.clone(), link, name };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }
@@ -250,10 +254,9 @@ impl Reconcile {
                 self.dispatch.grants().add(&held.link, Answers::Provider(provider))
             }
             Direction::Between { target } => self.dispatch.grants().add(&held.link, Answers::Component(target.clone())),
-            Direction::GrantsElsewhere { provider, .. } => Err(LinkError::Unsupported(format!(
-                "{provider} runs on other nodes, and calls across nodes are not built yet; take its scaler away, and \
-                 it runs beside the component"
-            ))),
+            Direction::GrantsElsewhere { provider, .. } => {
+                self.dispatch.grants().add(&held.link, Answers::Elsewhere(provider.clone()))
+            }
         }
     }
 
