@@ -123,13 +123,22 @@ pub(crate) async fn enter(
     }
     if options.nats.is_some() {
         let lattice = &options.lattice;
-        connected(bus, lattice).await;
         let mut answers = bus.subscribe(&subject::joining(lattice, facts.id), None).await?;
         if !options.bootstrap {
+            connected(bus, lattice).await;
             return join(options, facts, bus, control, raft, told, &mut answers).await;
         }
-        if let Some(id) = who_is_there(bus, lattice, facts.id, &mut answers).await?.first() {
-            return Err(MembershipError::Exists { name: lattice.clone(), id: *id });
+        // Whoever founds a lattice while its NATS is down is told later if there is another one of its name.
+        drop(timeout(ANSWER_WAIT, bus.connection().wait_for(Connection::is_connected)).await);
+        match who_is_there(bus, lattice, facts.id, &mut answers).await {
+            Ok(found) => {
+                if let Some(id) = found.first() {
+                    return Err(MembershipError::Exists { name: lattice.clone(), id: *id });
+                }
+            }
+            Err(why) => {
+                tracing::warn!("whether a lattice {lattice} exists cannot be asked ({why}): it is started here")
+            }
         }
     }
     raft.bootstrap(LatticeId::new(uuid::Uuid::now_v7())).await?;
@@ -157,7 +166,7 @@ async fn open(
     Ok(opened.map_err(|why| RaftError::Stopped(why.to_string()))??)
 }
 
-/// Waits for the lattice's NATS: without it nobody can be asked, and who cannot ask must not start a second lattice.
+/// Waits for the lattice's NATS: without it nobody can be asked.
 async fn connected(bus: &Bus, lattice: &LatticeName) {
     let mut connection = bus.connection();
     loop {

@@ -53,8 +53,11 @@ fn held_by(name: &str, guest: &str, nodes: &str, more: &[String]) -> String {
         "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
     );
     let traits = [&[spread], more].concat();
-    let everywhere = http(name, "max_body_bytes: '50000000'")
-        .replacen("traits:\n", "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n", 1);
+    let everywhere = http(name, "max_body_bytes: '50000000'").replacen(
+        "traits:\n",
+        "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n",
+        1,
+    );
     app(name, &[component(name, guest, "limits: {timeout: 30s}", &traits), everywhere])
 }
 
@@ -91,7 +94,10 @@ fn three_nodes_are_one_lattice() {
     assert_eq!((huge.status, huge.body.len()), (200, 20_000_000));
 
     let explained = nodes[0].trellis(&["explain", "far/far"]).ok();
-    assert!(explained.contains("holds it with 20 permits") && explained.contains("has label n=3, not n=2"), "{explained}");
+    assert!(
+        explained.contains("holds it with 20 permits") && explained.contains("has label n=3, not n=2"),
+        "{explained}"
+    );
     nodes[0].trellis(&["label", &id(&nodes[2]), "n=2"]).ok();
     nodes[1].trellis(&["drain", &id(&nodes[1])]).ok();
     eventually("what the drained node held is on the other", || {
@@ -184,8 +190,7 @@ fn whoever_is_killed_the_others_go_on() {
     let leads = |one: &Value| one["leader"] == true && one["id"] != stays.as_str();
     let follows = |one: &Value| one["role"] == "voter" && one["leader"] == false && one["id"] != stays.as_str();
     let holds = |one: &Value| one["labels"]["n"] == "3";
-    for (name, wanted) in
-        [("leader", &leads as &dyn Fn(&Value) -> bool), ("follower", &follows), ("a holder", &holds)]
+    for (name, wanted) in [("leader", &leads as &dyn Fn(&Value) -> bool), ("follower", &follows), ("a holder", &holds)]
     {
         let victim = role(&nodes[4], wanted);
         let position = nodes.iter().position(|node| id(node) == victim).unwrap();
