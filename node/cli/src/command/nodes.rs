@@ -14,7 +14,6 @@ use crate::output::{Output, table};
   trellis nodes
   trellis nodes -o json
   trellis nodes forget ID")]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Nodes {
     #[command(subcommand)]
     action: Option<Action>,
