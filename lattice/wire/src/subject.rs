@@ -14,6 +14,16 @@ pub fn join(lattice: &LatticeName) -> String {
     format!("trellis.v1.{lattice}.join")
 }
 
+/// `trellis.v1.<lattice>.join.<node>`: the answers to a node that asks.
+pub fn joining(lattice: &LatticeName, node: NodeId) -> String {
+    format!("trellis.v1.{lattice}.join.{}", token(node))
+}
+
+/// `trellis.v1.<lattice>.hb.*`: everyone's heartbeats.
+pub fn heartbeats(lattice: &LatticeName) -> String {
+    format!("trellis.v1.{lattice}.hb.*")
+}
+
 /// `trellis.v1.<lattice>.hb.<node>`: a node's heartbeat; one publisher, everyone listens.
 pub fn heartbeat(lattice: &LatticeName, node: NodeId) -> String {
     format!("trellis.v1.{lattice}.hb.{}", token(node))
@@ -38,6 +48,11 @@ pub fn event(lattice: &LatticeName, node: NodeId) -> String {
 /// `trellis.v1.<lattice>.call.<node>`: a call to a provider on this node.
 pub fn call(lattice: &LatticeName, node: NodeId) -> String {
     format!("trellis.v1.{lattice}.call.{}", token(node))
+}
+
+/// `trellis.v1.<lattice>.stream.<node>`: pieces of bodies and replies for this node.
+pub fn stream(lattice: &LatticeName, node: NodeId) -> String {
+    format!("trellis.v1.{lattice}.stream.{}", token(node))
 }
 
 /// `trellis.v1.<lattice>.artifact.<node>`: a chunk of an artifact that this node has.
@@ -96,6 +111,9 @@ mod tests {
         assert_eq!(event(&lattice, node), format!("trellis.v1.home.event.{node_token}"));
         assert_eq!(call(&lattice, node), format!("trellis.v1.home.call.{node_token}"));
         assert_eq!(artifact(&lattice, node), format!("trellis.v1.home.artifact.{node_token}"));
+        assert_eq!(joining(&lattice, node), format!("trellis.v1.home.join.{node_token}"));
+        assert_eq!(heartbeats(&lattice), "trellis.v1.home.hb.*");
+        assert_eq!(stream(&lattice, node), format!("trellis.v1.home.stream.{node_token}"));
         assert_eq!(delta(&lattice), "trellis.v1.home.delta");
     }
 

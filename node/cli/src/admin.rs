@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
-    InvokeRequest, NodeStatus, Problem, PublishReply, PublishRequest,
+    InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, NodeVerdict, Problem, PublishReply, PublishRequest,
 };
 use trellis_wire::{AppName, ComponentKey, Digest};
 
@@ -117,6 +117,34 @@ impl Admin {
     /// Every node that this one knows.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeStatus>, AdminError> {
         self.get("/v1/nodes").await
+    }
+
+    /// The lattice, and the node that answers.
+    pub(crate) async fn lattice(&self) -> Result<LatticeStatus, AdminError> {
+        self.get("/v1/lattice").await
+    }
+
+    /// Forgets a node that will not come back.
+    pub(crate) async fn forget(&self, node: &str) -> Result<(), AdminError> {
+        self.ask(Method::DELETE, &format!("/v1/nodes/{}", encoded(node)), None, AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Drains a node, or ends that.
+    pub(crate) async fn drain(&self, node: &str, on: bool) -> Result<(), AdminError> {
+        let path = format!("/v1/nodes/{}/{}", encoded(node), if on { "drain" } else { "undrain" });
+        self.ask(Method::POST, &path, None, AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Changes labels of a node.
+    pub(crate) async fn label(&self, node: &str, request: &LabelsRequest) -> Result<(), AdminError> {
+        let path = format!("/v1/nodes/{}/labels", encoded(node));
+        self.ask(Method::PUT, &path, Some(json(request)), AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Why each node holds a component or not.
+    pub(crate) async fn explain(&self, component: &ComponentKey) -> Result<Vec<NodeVerdict>, AdminError> {
+        let (app, name) = (encoded(component.app.as_str()), encoded(component.name.as_str()));
+        self.get(&format!("/v1/apps/{app}/components/{name}/explain")).await
     }
 
     /// Puts a version of an app and deploys it.

@@ -6,13 +6,17 @@ mod config;
 mod dead_letters;
 mod delete;
 mod deploy;
+mod drain;
+mod explain;
 mod inspect;
 mod invoke;
+mod label;
 mod logs;
 mod nodes;
 mod publish;
 mod status;
 mod undeploy;
+mod undrain;
 mod up;
 mod validate;
 
@@ -45,6 +49,10 @@ enum Command {
     Apps(apps::Apps),
     Status(status::Status),
     Nodes(nodes::Nodes),
+    Drain(drain::Drain),
+    Undrain(undrain::Undrain),
+    Label(label::Label),
+    Explain(explain::Explain),
     Publish(publish::Publish),
     #[command(visible_alias = "run")]
     Invoke(invoke::Invoke),
@@ -68,6 +76,10 @@ impl Cli {
             Command::Apps(command) => on_one_thread(command.run(connection)),
             Command::Status(command) => on_one_thread(command.run(connection)),
             Command::Nodes(command) => on_one_thread(command.run(connection)),
+            Command::Drain(command) => on_one_thread(command.run(connection)),
+            Command::Undrain(command) => on_one_thread(command.run(connection)),
+            Command::Label(command) => on_one_thread(command.run(connection)),
+            Command::Explain(command) => on_one_thread(command.run(connection)),
             Command::Publish(command) => on_one_thread(command.run(connection)),
             Command::Invoke(command) => on_one_thread(command.run(connection)),
             Command::Logs(command) => on_one_thread(command.run(connection)),

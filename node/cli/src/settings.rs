@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Deserialize;
 use trellis_bus::{Auth, Options as NatsOptions, Secret, Tls};
-use trellis_daemon::Options;
+use trellis_daemon::{Options, Patience};
 use trellis_wire::LatticeName;
 
 use crate::admin::{ADMIN_DEFAULT, Connection, Endpoint};
 use crate::failure::Failure;
 use crate::machine;
-use crate::quantity::{MemoryBytes, Pair};
+use crate::quantity::{MemoryBytes, Pair, Time};
 
 /// Sandboxes alive at one time, where nothing else is said.
 const SANDBOXES_MAX_DEFAULT: u32 = 1_000;
@@ -70,6 +70,15 @@ pub(crate) struct Settings {
     #[arg(long, env = "TRELLIS_BOOTSTRAP", value_name = "BOOL", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "true", help_heading = "NATS")]
     bootstrap: Option<bool>,
+    /// How often this node gives a sign of life; the same on every node [default: 1s]
+    #[arg(long, env = "TRELLIS_HEARTBEAT", value_name = "TIME", help_heading = "Lattice")]
+    heartbeat: Option<Time>,
+    /// After this long without a sign of life a node gets no new work [default: 3s]
+    #[arg(long, env = "TRELLIS_SUSPECT_AFTER", value_name = "TIME", help_heading = "Lattice")]
+    suspect_after: Option<Time>,
+    /// After this long it is lost, and what it holds goes elsewhere [default: 6s]
+    #[arg(long, env = "TRELLIS_LOST_AFTER", value_name = "TIME", help_heading = "Lattice")]
+    lost_after: Option<Time>,
 
     /// Replaces the host of every address that a manifest gives an HTTP listener
     #[arg(long, env = "TRELLIS_LISTEN_HOST", value_name = "IP", help_heading = "Placement")]
@@ -154,6 +163,9 @@ impl Settings {
             nats_tls_cert: self.nats_tls_cert.or(below.nats_tls_cert),
             nats_tls_key: self.nats_tls_key.or(below.nats_tls_key),
             bootstrap: self.bootstrap.or(below.bootstrap),
+            heartbeat: self.heartbeat.or(below.heartbeat),
+            suspect_after: self.suspect_after.or(below.suspect_after),
+            lost_after: self.lost_after.or(below.lost_after),
             listen_host: self.listen_host.or(below.listen_host),
             label: self.label.or(below.label),
             edge: self.edge.or(below.edge),
@@ -184,6 +196,7 @@ impl Settings {
             admin: admin.resolve().map_err(|problem| Failure::Usage(format!("--admin: {problem}")))?,
             nats: self.nats(&lattice)?,
             bootstrap: self.bootstrap.unwrap_or(false),
+            patience: self.patience()?,
             labels: labels(self.label.unwrap_or_default())?,
             sandboxes_max: at_least_one("--max-sandboxes", self.max_sandboxes.unwrap_or(SANDBOXES_MAX_DEFAULT))?,
             sandbox_memory_bytes: self.sandbox_memory.map_or_else(machine::half_of_memory_bytes, |memory| memory.0),
@@ -195,6 +208,24 @@ impl Settings {
             admin_token: self.admin_token,
             lattice,
         })
+    }
+
+    fn patience(&self) -> Result<Patience, Failure> {
+        let default = Patience::default();
+        let or = |set: Option<Time>, default| set.map_or(default, |time| time.0);
+        let patience = Patience {
+            heartbeat: or(self.heartbeat, default.heartbeat),
+            suspect: or(self.suspect_after, default.suspect),
+            lost: or(self.lost_after, default.lost),
+        };
+        let Patience { heartbeat, suspect, lost } = patience;
+        if heartbeat.is_zero() || heartbeat * 2 > suspect || suspect >= lost {
+            return Err(Failure::Usage(format!(
+                "--heartbeat {heartbeat:?}, --suspect-after {suspect:?}, --lost-after {lost:?}: two heartbeats must fit \
+                 before a node is suspect, and it must be suspect before it is lost"
+            )));
+        }
+        Ok(patience)
     }
 
     fn nats(&self, lattice: &LatticeName) -> Result<Option<NatsOptions>, Failure> {

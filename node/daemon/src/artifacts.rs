@@ -1,6 +1,6 @@
 //! Artifacts: what components and manifests are made of, by digest, in `<data-dir>/artifacts/<sha256>`.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,6 +108,58 @@ impl Artifacts {
         Ok(removed)
     }
 
+    /// At most `bytes_max` bytes of an artifact from `from` on, and how many it has in all.
+    pub(crate) fn piece(&self, digest: Digest, from: u64, bytes_max: usize) -> Result<(Vec<u8>, u64), ArtifactError> {
+        let path = self.path(digest);
+        let read = || {
+            let mut file = std::fs::File::open(&path)?;
+            let total = file.metadata()?.len();
+            file.seek(SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.take(bytes_max as u64).read_to_end(&mut bytes)?;
+            Ok((bytes, total))
+        };
+        read().map_err(|why: std::io::Error| match why.kind() {
+            ErrorKind::NotFound => ArtifactError::Missing(digest),
+            _ => ArtifactError::Disk { path: path.clone(), source: why },
+        })
+    }
+
+    /// How much of an artifact was fetched before.
+    pub(crate) fn begun(&self, digest: Digest) -> Result<u64, ArtifactError> {
+        let path = self.fetching(digest);
+        match std::fs::metadata(&path) {
+            Ok(found) => Ok(found.len()),
+            Err(none) if none.kind() == ErrorKind::NotFound => Ok(0),
+            Err(source) => Err(ArtifactError::Disk { path, source }),
+        }
+    }
+
+    /// Adds a piece to what was fetched; with the last one, checks the whole and keeps it. How much there is now.
+    pub(crate) fn add(&self, digest: Digest, at: u64, bytes: &[u8], last: bool) -> Result<u64, ArtifactError> {
+        let path = self.fetching(digest);
+        let disk = |source| ArtifactError::Disk { path: path.clone(), source };
+        let write = || {
+            let mut file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
+            file.set_len(at)?;
+            file.seek(SeekFrom::Start(at))?;
+            file.write_all(bytes)
+        };
+        write().map_err(disk)?;
+        if last {
+            let whole = std::fs::read(&path).map_err(disk)?;
+            // Right or wrong, what was fetched is done with: a wrong one is fetched from its beginning.
+            std::fs::remove_file(&path).map_err(disk)?;
+            self.put(&whole, Some(digest))?;
+        }
+        Ok(at + bytes.len() as u64)
+    }
+
+    /// What is being fetched. It outlives the process, so that the rest is enough later.
+    fn fetching(&self, digest: Digest) -> PathBuf {
+        self.folder.join(format!("{}.fetch", digest.hex()))
+    }
+
     fn path(&self, digest: Digest) -> PathBuf {
         self.folder.join(digest.hex())
     }
@@ -133,6 +185,24 @@ impl Artifacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_make_an_artifact_only_if_the_whole_is_right() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (here, there) = (Artifacts::open(here.path()).unwrap(), Artifacts::open(there.path()).unwrap());
+        let bytes: Vec<u8> = (0..10_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let digest = there.put(&bytes, None).unwrap();
+        while !here.has(digest) {
+            let begun = here.begun(digest).unwrap();
+            let (piece, total) = there.piece(digest, begun, 3_000).unwrap();
+            here.add(digest, begun, &piece, begun + piece.len() as u64 == total).unwrap();
+        }
+        assert_eq!(here.get(digest).unwrap(), bytes);
+        let other = Artifacts::digest(b"other");
+        assert!(matches!(here.add(other, 0, b"wrong", true), Err(ArtifactError::Mismatch { .. })));
+        assert_eq!(here.begun(other).unwrap(), 0, "what was wrong is not gone on with");
+        assert!(matches!(here.piece(other, 0, 10), Err(ArtifactError::Missing(_))));
+    }
 
     #[test]
     fn an_artifact_is_what_its_digest_says() {

@@ -7,11 +7,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
 use trellis_placement::{Assigned, HeldComponent, HeldLink};
-use trellis_wire::{ComponentKey, Generation, LinkId};
+use trellis_wire::{ComponentKey, Generation, LinkId, frame};
+
+use crate::artifacts::Artifacts;
 
 /// How something that is assigned to this node is now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Health {
     /// Not there yet.
     Starting,
@@ -37,6 +40,18 @@ impl Health {
             Self::Failed(why) => Some(why.clone()),
             Self::Starting | Self::Ready => None,
         }
+    }
+}
+
+/// Names what is held or applied in a few bytes: digest, permits, limits, config and all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark([u8; 8]);
+
+impl Mark {
+    /// The same for the same content, on every node.
+    pub(crate) fn of(held: &impl Serialize) -> Self {
+        let digest = Artifacts::digest(&frame::encode(held));
+        Self(digest.bytes()[..8].try_into().expect("a digest has 32 bytes"))
     }
 }
 
@@ -105,6 +120,20 @@ impl Board {
             Some((noted, health)) if noted == held => health.clone(),
             _ => Health::Starting,
         }
+    }
+
+    /// The last generation that reconcile went through.
+    pub(crate) fn generation(&self) -> Generation {
+        self.lock().passed.unwrap_or_default()
+    }
+
+    /// What is held and applied, and how it is.
+    pub(crate) fn all(&self) -> (Vec<(ComponentKey, Mark, Health)>, Vec<(LinkId, Mark, Health)>) {
+        let sheet = self.lock();
+        let components =
+            sheet.components.iter().map(|(key, (held, health))| (key.clone(), Mark::of(held), health.clone()));
+        let links = sheet.links.iter().map(|(id, (held, health))| (id.clone(), Mark::of(held), health.clone()));
+        (components.collect(), links.collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Sheet> {

@@ -68,7 +68,7 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
             _ => Ok(reply),
         };
     }
-    let applied = node.raft.propose(entry).await.map_err(|why| DeployError::Unavailable(why.to_string()))?;
+    let applied = proposal::commit(&node.raft, entry).await.map_err(|why| DeployError::Unavailable(why.to_string()))?;
     reply.outcome = match applied {
         Applied::Refused(why) => return Err(DeployError::Conflict(why.to_string())),
         Applied::Unchanged => "unchanged".into(),

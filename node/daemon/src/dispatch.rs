@@ -11,11 +11,13 @@ use async_trait::async_trait;
 use trellis_placement::HeldComponent;
 use trellis_provider::{Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
-use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, Outcome, Reply, Settle};
+use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Outcome, Reply, Settle};
 
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::counts::{Asking, Counts};
+use crate::far::message::Origin;
+use crate::far::send::Elsewhere;
 use crate::grants::{Grants, Outward};
 use crate::logs::Logs;
 use crate::outbox::Outbox;
@@ -41,6 +43,8 @@ pub(crate) struct Dispatch {
     logs: Arc<Logs>,
     traces: Traces,
     node: String,
+    /// The nodes that hold what this one does not, or has no permit for now.
+    elsewhere: Arc<Elsewhere>,
     /// Itself, for the permits it hands out.
     this: Weak<Self>,
 }
@@ -67,6 +71,7 @@ impl Dispatch {
         logs: Arc<Logs>,
         traces: Traces,
         node: String,
+        elsewhere: Arc<Elsewhere>,
     ) -> Arc<Self> {
         let node_pool = Pool::new("this node".into(), permits_max as usize);
         Arc::new_cyclic(|this| Self {
@@ -80,6 +85,7 @@ impl Dispatch {
             logs,
             traces,
             node,
+            elsewhere,
             this: this.clone(),
         })
     }
@@ -179,8 +185,36 @@ impl Dispatch {
 }
 
 impl Dispatch {
-    /// Waits for a permit of `component`.
+    /// Waits for a permit of `component`: here if this node holds it, else on a node that does. What waits for an
+    /// answer and finds no free permit here goes where one is.
     pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Source) -> Result<Permit, Error> {
+        let far = async |this: &Weak<Self>| {
+            let dispatch = this.upgrade().ok_or(Error::ShuttingDown)?;
+            self.elsewhere.permit(dispatch, component, want, source.clone())
+        };
+        if self.holding(component).is_none() {
+            return far(&self.this).await;
+        }
+        if matches!(want, Want::Pull) || !self.elsewhere.is_held(component) {
+            return match self.permit_here(component, want, source.clone()).await {
+                // It went to another node during the wait.
+                Err(Error::NotHeld(_)) => far(&self.this).await,
+                done => done,
+            };
+        }
+        match self.permit_here(component, Want::Answer { at_most: Duration::ZERO }, source.clone()).await {
+            Err(Error::Busy(_) | Error::NotHeld(_)) => far(&self.this).await,
+            done => done,
+        }
+    }
+
+    /// Waits for a permit of `component` on this node.
+    pub(crate) async fn permit_here(
+        &self,
+        component: &ComponentKey,
+        want: Want,
+        source: Source,
+    ) -> Result<Permit, Error> {
         let held = || self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()));
         let holding = held()?;
         let asking = matches!(want, Want::Answer { .. }).then(|| holding.counts.ask());
@@ -193,9 +227,10 @@ impl Dispatch {
 }
 
 /// Where an event comes from.
+#[derive(Clone)]
 pub(crate) struct Source {
-    /// The name of the link that brings it; the guest can read it.
-    pub(crate) link: Arc<str>,
+    /// What brings it: another node must be able to check that it may.
+    pub(crate) origin: Origin,
     /// What the provider speaks to, such as `nats`.
     pub(crate) system: &'static str,
     /// The call that leads to it, if one does.
@@ -204,16 +239,17 @@ pub(crate) struct Source {
     pub(crate) streams: bool,
 }
 
-impl From<&str> for Source {
-    fn from(link: &str) -> Self {
-        Self { link: link.into(), system: "trellis", because_of: Trace::default(), streams: false }
+impl From<Origin> for Source {
+    fn from(origin: Origin) -> Self {
+        Self { origin, system: "trellis", because_of: Trace::default(), streams: false }
     }
 }
 
 /// The permits that one link's events are run with.
 pub(crate) struct OfLink {
     pub(crate) dispatch: Arc<Dispatch>,
-    pub(crate) name: Arc<str>,
+    pub(crate) link: LinkId,
+    pub(crate) name: String,
     /// What the provider speaks to, such as `nats`.
     pub(crate) system: &'static str,
     /// Whether the link says `streaming`.
@@ -223,8 +259,8 @@ pub(crate) struct OfLink {
 #[async_trait]
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
-        let (link, because_of) = (self.name.clone(), Trace::default());
-        let source = Source { link, system: self.system, because_of, streams: self.streams };
+        let origin = Origin::Link(self.link.clone(), self.name.clone());
+        let source = Source { system: self.system, streams: self.streams, ..Source::from(origin) };
         self.dispatch.permit(component, want, source).await
     }
 }
@@ -257,7 +293,7 @@ impl Turn {
         let Self { dispatch, holding, source, slots, .. } = self;
         let begun = Instant::now();
         holding.counts.began();
-        let outbox = Outbox::of(&event, id, &holding.key, &source.link);
+        let outbox = Outbox::of(&event, id, &holding.key, source.origin.source());
         // The permit goes back when the sandbox is gone and what it published is sent.
         let slots = Arc::new(slots);
         let mut outcome = match holding.component(&dispatch).await {
@@ -265,7 +301,7 @@ impl Turn {
                 let setup = Setup {
                     event_id: id,
                     component: holding.key.clone(),
-                    source: source.link.to_string(),
+                    source: source.origin.source().to_string(),
                     config: holding.config.clone(),
                     limits: Limits {
                         timeout: holding.limits.timeout.min(at_most),
@@ -293,7 +329,7 @@ impl Turn {
             component: &self.holding.key,
             version: self.holding.held.digest,
             id,
-            link: &self.source.link,
+            link: self.source.origin.source(),
             system: self.source.system,
             waited: self.waited,
             cold: self.holding.loaded.load().is_none(),
@@ -362,6 +398,11 @@ impl Dispatch {
     /// Who makes spans.
     pub(crate) fn traces(&self) -> &Traces {
         &self.traces
+    }
+
+    /// The other nodes.
+    pub(crate) fn elsewhere(&self) -> &Elsewhere {
+        &self.elsewhere
     }
 
     /// Where guest logs go.

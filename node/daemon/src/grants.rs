@@ -16,6 +16,7 @@ use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, Eve
 use crate::clock;
 use crate::counts::Counts;
 use crate::dispatch::{Dispatch, Holding, Source, TIMEOUT_DEFAULT};
+use crate::far::message::Origin;
 use crate::outbox::Outbox;
 use crate::telemetry::{self, Trace};
 
@@ -51,6 +52,8 @@ pub(crate) enum Answers {
     Provider(Arc<dyn Provider>, &'static str),
     /// Another component.
     Component(ComponentKey),
+    /// A provider on other nodes, and what it speaks to there.
+    Elsewhere(ComponentKey, &'static str),
 }
 
 impl Grants {
@@ -116,7 +119,7 @@ impl Grant {
     /// Makes a call, for an event that stands there in its trace.
     pub(crate) async fn call(&self, dispatch: &Dispatch, within: &Trace, mut call: Call) -> Result<Answer, CallError> {
         let system = match &self.answers {
-            Answers::Provider(_, system) => system,
+            Answers::Provider(_, system) | Answers::Elsewhere(_, system) => system,
             Answers::Component(_) => "trellis",
         };
         let trace = dispatch.traces().call(within, &mut call, |call| telemetry::call(call, &self.link, system));
@@ -132,7 +135,8 @@ impl Grant {
         };
         match &self.answers {
             Answers::Provider(provider, _) => provider.call(&self.link.id, call).await,
-            Answers::Component(target) => wake(dispatch, trace, target, call).await,
+            Answers::Component(target) => wake(dispatch, trace, target, call, &self.link.id).await,
+            Answers::Elsewhere(provider, _) => dispatch.elsewhere().call(provider, &self.link.id, call).await,
         }
     }
 
@@ -140,7 +144,7 @@ impl Grant {
     pub(crate) fn check_publish(&self, message: &Message) -> Result<(), CallError> {
         match &self.answers {
             Answers::Provider(provider, _) => provider.check_publish(&self.link.id, message),
-            Answers::Component(_) => Ok(()),
+            Answers::Component(_) | Answers::Elsewhere(..) => Ok(()),
         }
     }
 }
@@ -321,12 +325,18 @@ const fn word(level: Level) -> &'static str {
 }
 
 /// A call that another component answers, in a fresh sandbox of its own.
-async fn wake(dispatch: &Dispatch, trace: &Trace, target: &ComponentKey, call: Call) -> Result<Answer, CallError> {
+async fn wake(
+    dispatch: &Dispatch,
+    trace: &Trace,
+    target: &ComponentKey,
+    call: Call,
+    link: &LinkId,
+) -> Result<Answer, CallError> {
     let Call::Invoke { interface, function, params } = call else {
         return Err(CallError::Other(format!("{target} is a component; only functions of its exports can be called")));
     };
     let unavailable = |error: trellis_wire::Error| CallError::Unavailable(error.to_string());
-    let source = Source { because_of: trace.clone(), ..Source::from("") };
+    let source = Source { because_of: trace.clone(), ..Source::from(Origin::Component(link.clone())) };
     let permit =
         dispatch.permit(target, Want::Answer { at_most: TIMEOUT_DEFAULT }, source).await.map_err(unavailable)?;
     match permit.run(Event::Invoke { interface, function, params }).await {

@@ -11,8 +11,11 @@ mod clock;
 mod counts;
 mod deploy;
 mod dispatch;
+mod far;
+mod fetch;
 mod grants;
 mod identity;
+mod liveness;
 mod logs;
 mod membership;
 mod node;
@@ -23,9 +26,12 @@ mod pool;
 mod proposal;
 mod providers;
 mod reconcile;
+mod shares;
 mod status;
 mod telemetry;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;
+pub use trellis_placement::Patience;
+
 pub use node::{Options, RunError, Running, StartError, start};

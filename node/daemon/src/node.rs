@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::runtime::Runtime;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Auth, Bus, Memory};
@@ -16,7 +17,8 @@ use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Parsed;
 use trellis_nats::Nats;
-use trellis_raft::{Raft, RaftError, Timing};
+use trellis_placement::Patience;
+use trellis_raft::{Raft, RaftError};
 use trellis_sandbox::{Engine, EngineError};
 use trellis_wire::{LatticeName, NodeId};
 
@@ -24,19 +26,27 @@ use crate::api;
 use crate::artifacts::Artifacts;
 use crate::board::Board;
 use crate::dispatch::Dispatch;
+use crate::far::line::Lines;
+use crate::far::send::Elsewhere;
+use crate::far::serve::Service;
+use crate::fetch::Fetch;
 use crate::grants::Grants;
 use crate::identity::{Identity, IdentityError};
+use crate::liveness::{Liveness, Pulse};
 use crate::logs::Logs;
 use crate::membership::{self, MembershipError};
 use crate::planner;
 use crate::providers::Providers;
 use crate::reconcile::Reconcile;
+use crate::shares::Shares;
 use crate::telemetry::Traces;
 
 /// How long events under way may take to end after a shutdown was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// How long the node's own work may take to end after that.
 const REST_MAX: Duration = Duration::from_secs(5);
+/// Threads for Raft and heartbeats alone, so that busy guests delay neither.
+const CONTROL_THREADS: usize = 2;
 
 /// What a node is started with.
 #[derive(Debug, Clone)]
@@ -69,6 +79,8 @@ pub struct Options {
     pub edge: bool,
     /// Further provider images: image -> `trellis://<tech>`.
     pub image_aliases: BTreeMap<String, String>,
+    /// When a silent node is suspect, and when it is lost.
+    pub patience: Patience,
 }
 
 /// Why a node cannot start.
@@ -121,8 +133,15 @@ pub(crate) struct Node {
     pub(crate) nats_url: Option<String>,
     pub(crate) oci_insecure: Vec<String>,
     pub(crate) image_aliases: BTreeMap<String, String>,
+    /// For Raft, heartbeats and joining.
     pub(crate) bus: Bus,
+    /// For events, calls, bodies, artifacts and what people publish.
+    pub(crate) data: Bus,
+    pub(crate) lines: Lines,
     pub(crate) raft: Raft,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) fetch: Arc<Fetch>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) artifacts: Artifacts,
     pub(crate) dispatch: Arc<Dispatch>,
@@ -131,6 +150,10 @@ pub(crate) struct Node {
     pub(crate) logs: Arc<Logs>,
     pub(crate) started: Instant,
     pub(crate) shutdown: CancellationToken,
+    /// Cancelled once events under way are done, here and for others.
+    pub(crate) ended: CancellationToken,
+    /// Events and calls of other nodes that may be under way here.
+    pub(crate) places: Arc<Semaphore>,
 }
 
 /// A node that is bound and serves.
@@ -138,6 +161,7 @@ pub struct Running {
     node: Arc<Node>,
     admin: SocketAddr,
     tasks: JoinSet<()>,
+    control: Control,
     /// The data directory is this process's until here.
     _identity: Identity,
 }
@@ -155,17 +179,68 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let listener = listener.map_err(|source| StartError::Admin { address: options.admin, source })?;
     let admin = listener.local_addr().map_err(|source| StartError::Admin { address: options.admin, source })?;
 
-    let node = Arc::new(build(&options, identity.node).await?);
-    membership::enter(&node, &options).await?;
+    let control = Control::start()?;
+    let node = Arc::new(build(&options, identity.node, &control).await?);
     let mut tasks = JoinSet::new();
-    tasks.spawn(membership::serve(node.clone(), membership::facts(&options, identity.node)));
+    tasks.spawn_on(pulse(&node).run(node.shutdown.clone()), control.handle());
+    tasks.spawn_on(membership::serve(node.clone(), membership::facts(&options, identity.node)), control.handle());
+    tasks.spawn(service(&node).run(node.ended.clone()));
+    tasks.spawn(node.fetch.clone().serve(node.shutdown.clone()));
+    tasks.spawn(node.fetch.clone().keep_spares(node.raft.clone(), node.shutdown.clone()));
     tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
     tasks.spawn(reconcile(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
-    Ok(Running { node, admin, tasks, _identity: identity })
+    Ok(Running { node, admin, tasks, control, _identity: identity })
 }
 
-async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
+/// The threads of Raft and heartbeats. What runs on them ends with the value.
+struct Control(Option<Runtime>);
+
+impl Control {
+    fn start() -> Result<Self, StartError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(CONTROL_THREADS)
+            .thread_name("trellis-control")
+            .enable_all()
+            .build();
+        runtime.map(|runtime| Self(Some(runtime))).map_err(|why| StartError::Part(format!("threads: {why}")))
+    }
+
+    fn handle(&self) -> &tokio::runtime::Handle {
+        self.0.as_ref().expect("it is taken when the value is dropped").handle()
+    }
+
+    /// Connects on these threads, or on those of the caller.
+    async fn connect(&self, nats: &trellis_bus::Options, here: bool) -> Result<Bus, StartError> {
+        let failed = |why: String| StartError::Part(format!("--nats: {why}"));
+        let (handle, options) = (self.handle().clone(), nats.clone());
+        let handle = if here { handle } else { tokio::runtime::Handle::current() };
+        let connecting = handle.spawn(async move { trellis_bus::Nats::connect(&options).await });
+        let connected = connecting.await.map_err(|why| failed(why.to_string()))?;
+        connected.map(Bus::Nats).map_err(|why| failed(why.to_string()))
+    }
+}
+
+impl Drop for Control {
+    /// A runtime must not be dropped where others wait for it.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// One connection for the control plane and one for the data plane; alone, one bus within the process is both.
+async fn buses(options: &Options, control: &Control) -> Result<(Bus, Bus), StartError> {
+    let Some(nats) = &options.nats else {
+        let alone = Bus::Memory(Memory::alone());
+        return Ok((alone.clone(), alone));
+    };
+    let data = trellis_bus::Options { name: format!("{} data", nats.name), ..nats.clone() };
+    Ok((control.connect(nats, true).await?, control.connect(&data, false).await?))
+}
+
+async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node, StartError> {
     let part = |what: &'static str| move |why: &dyn std::fmt::Display| StartError::Part(format!("{what}: {why}"));
     let engine = Engine::new(trellis_sandbox::Options {
         cache_dir: options.data_dir.join("compiled"),
@@ -174,20 +249,10 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         wasi_p3: options.wasi_p3,
     })?;
     let artifacts = Artifacts::open(&options.data_dir).map_err(|why| part("artifacts")(&why))?;
-    let bus = match &options.nats {
-        Some(nats) => Bus::Nats(trellis_bus::Nats::connect(nats).await.map_err(|why| part("--nats")(&why))?),
-        None => Bus::Memory(Memory::alone()),
-    };
-    let raft = trellis_raft::open(trellis_raft::Options {
-        data_dir: options.data_dir.clone(),
-        node: id,
-        host: membership::hostname(),
-        lattice: options.lattice.clone(),
-        lattice_id: None,
-        bus: bus.clone(),
-        timing: Timing::default(),
-    })
-    .await?;
+    let (bus, data) = buses(options, control).await?;
+    let raft = membership::enter(options, &membership::facts(options, id), &bus, control.handle()).await?;
+    let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, options.patience)));
+    let lines = Lines::new(data.clone(), options.lattice.clone());
     let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
     let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
     let embedded = embedded.map_err(|why| part("embedded store")(&why))?.map_err(|why| part("embedded store")(&why))?;
@@ -198,6 +263,8 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         embedded: Arc::new(embedded),
     };
     let logs = Arc::new(Logs::new());
+    let lattice = options.lattice.clone();
+    let elsewhere = Elsewhere::new(id, lattice.clone(), data.clone(), shares.clone(), liveness.clone(), lines.clone());
     let dispatch = Dispatch::new(
         engine.clone(),
         artifacts.clone(),
@@ -206,7 +273,17 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         logs.clone(),
         Traces::from_environment(id),
         id.to_string(),
+        Arc::new(elsewhere),
     );
+    let fetch = Arc::new(Fetch {
+        me: id,
+        lattice,
+        bus: data.clone(),
+        artifacts: artifacts.clone(),
+        shares: shares.clone(),
+        liveness: liveness.clone(),
+        turn: Default::default(),
+    });
     Ok(Node {
         id,
         lattice: options.lattice.clone(),
@@ -215,7 +292,12 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         oci_insecure: options.oci_insecure.clone(),
         image_aliases: options.image_aliases.clone(),
         bus,
+        data,
+        lines,
         raft,
+        shares,
+        liveness,
+        fetch,
         engine,
         artifacts,
         dispatch,
@@ -224,6 +306,8 @@ async fn build(options: &Options, id: NodeId) -> Result<Node, StartError> {
         logs,
         started: Instant::now(),
         shutdown: CancellationToken::new(),
+        ended: CancellationToken::new(),
+        places: Service::places(),
     })
 }
 
@@ -263,6 +347,35 @@ fn reconcile(node: &Node) -> Reconcile {
         artifacts: node.artifacts.clone(),
         engine: node.engine.clone(),
         board: node.board.clone(),
+        fetch: node.fetch.clone(),
+    }
+}
+
+fn pulse(node: &Node) -> Pulse {
+    let http = node.providers.http.clone();
+    Pulse {
+        node: node.id,
+        lattice: node.lattice.clone(),
+        bus: node.bus.clone(),
+        raft: node.raft.clone(),
+        liveness: node.liveness.clone(),
+        dispatch: node.dispatch.clone(),
+        board: node.board.clone(),
+        at: Box::new(move |id| http.url(id)),
+    }
+}
+
+fn service(node: &Node) -> Service {
+    Service {
+        me: node.id,
+        lattice: node.lattice.clone(),
+        bus: node.data.clone(),
+        shares: node.shares.clone(),
+        dispatch: node.dispatch.clone(),
+        providers: node.providers.clone(),
+        lines: node.lines.clone(),
+        places: node.places.clone(),
+        shutdown: node.shutdown.clone(),
     }
 }
 
@@ -302,15 +415,18 @@ impl Running {
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
         // First the node's own work, so that nothing is held or linked anew; then the providers.
         self.node.shutdown.cancel();
-        if tokio::time::timeout(DRAIN_MAX, self.node.providers.drain()).await.is_err() {
+        let drained = async { tokio::join!(self.node.providers.drain(), Service::drain(&self.node.places)) };
+        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
             tracing::warn!("events were still under way after {DRAIN_MAX:?} and are aborted");
         }
+        self.node.ended.cancel();
         let rest = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(REST_MAX, rest).await.is_err() {
             tracing::warn!("some of the node's own work did not end within {REST_MAX:?}");
         }
         self.node.raft.shutdown().await;
         self.node.dispatch.traces().end().await;
+        drop(self.control);
         ended
     }
 }

@@ -17,6 +17,7 @@ use trellis_wire::{ComponentKey, Digest, LinkId, NodeId};
 use crate::artifacts::Artifacts;
 use crate::board::Board;
 use crate::dispatch::{Dispatch, OfLink};
+use crate::fetch::Fetch;
 use crate::grants::Answers;
 use crate::proposal;
 use crate::providers::Providers;
@@ -43,6 +44,7 @@ pub(crate) struct Reconcile {
     pub(crate) artifacts: Artifacts,
     pub(crate) engine: Arc<Engine>,
     pub(crate) board: Arc<Board>,
+    pub(crate) fetch: Arc<Fetch>,
 }
 
 impl Reconcile {
@@ -232,6 +234,7 @@ impl Reconcile {
     /// Has the code compiled, then lets events in.
     async fn hold(&self, key: &ComponentKey, held: &HeldComponent) -> Result<(), String> {
         if !self.engine.is_compiled(held.digest) {
+            self.fetch.ensure(held.digest).await.map_err(|why| why.to_string())?;
             self.artifacts.compile(&self.engine, held.digest).await?;
         }
         self.dispatch.hold(key.clone(), held.clone());
@@ -245,9 +248,9 @@ impl Reconcile {
         }
         match &held.direction {
             Direction::Wakes { tech, .. } => {
-                let (dispatch, name) = (self.dispatch.clone(), held.link.name.as_str().into());
+                let (dispatch, link, name) = (self.dispatch.clone(), held.link.id.clone(), held.link.name.to_string());
                 let streams = *tech == Tech::Http && held.link.config.get("streaming") == Some("true");
-                let source = OfLink { dispatch, name, system: telemetry::system(*tech), streams };
+                let source = OfLink { dispatch, link, name, system: telemetry::system(*tech), streams };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }
@@ -257,10 +260,10 @@ impl Reconcile {
                 self.dispatch.grants().add(&held.link, Answers::Provider(provider, telemetry::system(*tech)))
             }
             Direction::Between { target } => self.dispatch.grants().add(&held.link, Answers::Component(target.clone())),
-            Direction::GrantsElsewhere { provider, .. } => Err(LinkError::Unsupported(format!(
-                "{provider} runs on other nodes, and calls across nodes are not built yet; take its scaler away, and \
-                 it runs beside the component"
-            ))),
+            Direction::GrantsElsewhere { provider, tech } => {
+                let far = Answers::Elsewhere(provider.clone(), telemetry::system(*tech));
+                self.dispatch.grants().add(&held.link, far)
+            }
         }
     }
 

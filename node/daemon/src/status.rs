@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use trellis_bus::Connection;
 use trellis_manifest::{AppLink, Scaler, Tech};
-use trellis_placement::{Assigned, Direction, Release, State, Versions};
+use trellis_placement::{Assigned, Direction, Life, Release, State, Versions};
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
 
 use crate::api::types::{AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus};
-use crate::board::Health;
+use crate::board::{Health, Mark};
 use crate::node::Node;
 
 /// One line for each app.
@@ -48,7 +48,7 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
     };
     let mut status = empty(state, versions, release, "ready", Vec::new());
     status.components = components(node, state, assigned, release);
-    status.links = release.app.links.iter().map(|link| link_status(node, assigned, release, link)).collect();
+    status.links = release.app.links.iter().map(|link| link_status(node, release, link)).collect();
     status.problems = problems(&status);
     status.state = overall(&status).into();
     if let Some(next) = versions.next() {
@@ -121,9 +121,9 @@ fn holder_status(
         faults: 0,
         problem: None,
     };
-    if holder == node.id
-        && let Some(held) = assigned.components.get(key)
-    {
+    if holder != node.id {
+        elsewhere(node, key, holder, &mut status);
+    } else if let Some(held) = assigned.components.get(key) {
         let health = node.board.of_component(key, held);
         status.state = health.word().into();
         status.problem = health.problem();
@@ -136,6 +136,33 @@ fn holder_status(
     status
 }
 
+/// How a component is on another node, by that node's heartbeat. It is ready once the node says that it holds just what
+/// it is to hold.
+fn elsewhere(node: &Node, key: &ComponentKey, holder: NodeId, status: &mut Holder) {
+    let Some(report) = node.liveness.component(holder, key) else {
+        status.problem = Some("it has not said yet how it is".into());
+        return;
+    };
+    (status.running, status.events, status.faults) = (report.running, report.events, report.faults);
+    if let Some(silent) = silent(node, holder) {
+        status.problem = Some(silent);
+        return;
+    }
+    if node.shares.of(holder).components.get(key).is_some_and(|held| Mark::of(held) == report.mark) {
+        status.state = report.health.word().into();
+        status.problem = report.health.problem();
+    }
+}
+
+/// What is to be said of a node that is late with its heartbeat.
+fn silent(node: &Node, other: NodeId) -> Option<String> {
+    if node.liveness.life(other) == Life::Alive {
+        return None;
+    }
+    let seconds = node.liveness.silence(other)?.as_secs();
+    Some(format!("the node was last heard {seconds} s ago"))
+}
+
 fn asked(scaler: Option<&Scaler>) -> String {
     match scaler {
         None => "one holder".into(),
@@ -146,21 +173,10 @@ fn asked(scaler: Option<&Scaler>) -> String {
     }
 }
 
-fn link_status(node: &Node, assigned: &Assigned, release: &Release, link: &AppLink) -> LinkStatus {
+fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
     let (source, target) = (release.key(&link.source), release.key(&link.target));
     let id = LinkId::new(&source, &target, &link.name, &link.namespace, &link.package, &link.interfaces);
-    let held = assigned.links.get(&id);
-    let mut health = held.map_or(Health::Starting, |held| node.board.of_link(held));
-    let (mut at, mut problem) = (None, health.problem());
-    if health == Health::Ready
-        && let Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) = held.map(|held| &held.direction)
-    {
-        at = address(node, *tech, &id);
-        problem = node.providers.of(*tech).health(&id).err();
-        if problem.is_some() {
-            health = Health::Starting;
-        }
-    }
+    let (health, at, problem) = of_link(node, &id);
     LinkStatus {
         source: link.source.to_string(),
         target: link.target.to_string(),
@@ -169,6 +185,64 @@ fn link_status(node: &Node, assigned: &Assigned, release: &Release, link: &AppLi
         state: health.word().into(),
         at,
         problem,
+    }
+}
+
+/// How a link is on all nodes that apply it: as well as on the one where it is worst, and where it is reached, here if
+/// it is.
+fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
+    let state = node.shares.state();
+    let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links.contains_key(id);
+    let mut nodes: Vec<_> = state.nodes().values().filter(applies).collect();
+    if nodes.is_empty() {
+        return (Health::Starting, None, Some("no node applies it yet".into()));
+    }
+    nodes.sort_by_key(|other| other.facts.id != node.id);
+    let (mut health, mut at, mut problem) = (Health::Ready, None, None);
+    for other in nodes {
+        let (one, reached, why) =
+            if other.facts.id == node.id { link_here(node, id) } else { link_there(node, other.facts.id, id) };
+        at = at.or(reached);
+        if one != Health::Ready && !matches!(health, Health::Failed(_)) {
+            let on = format!("on {} ({})", other.facts.name, other.facts.id);
+            problem = match why {
+                why if other.facts.id == node.id => why,
+                Some(why) => Some(format!("{on}: {why}")),
+                None => Some(format!("not ready {on} yet")),
+            };
+            health = one;
+        }
+    }
+    (health, at, problem)
+}
+
+fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String>, Option<String>) {
+    let wanted = node.shares.of(other).links.get(id).map(Mark::of);
+    match node.liveness.link(other, id) {
+        Some(report) if Some(report.mark) == wanted => {
+            let problem = report.health.problem();
+            (report.health, report.at, problem)
+        }
+        _ => (Health::Starting, None, silent(node, other)),
+    }
+}
+
+fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
+    let share = node.shares.of(node.id);
+    let held = share.links.get(id);
+    let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
+    match held.map(|held| &held.direction) {
+        Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
+            let at = address(node, *tech, id);
+            match node.providers.of(*tech).health(id) {
+                Ok(()) => (health, at, None),
+                Err(why) => (Health::Starting, at, Some(why)),
+            }
+        }
+        _ => {
+            let problem = health.problem();
+            (health, None, problem)
+        }
     }
 }
 
@@ -215,23 +289,42 @@ fn overall(status: &AppStatus) -> &'static str {
 pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
     let state = node.raft.state().borrow().clone();
     let leader = node.raft.leadership().borrow().leader;
+    let members = node.raft.members();
     let status = |known: &trellis_placement::Node| NodeStatus {
         id: known.facts.id.to_string(),
         name: known.facts.name.clone(),
-        role: "voter".into(),
+        role: role(&members, known.facts.id).into(),
         leader: leader == Some(known.facts.id),
-        state: match (known.is_lost(), known.drained) {
-            (true, _) => "lost",
-            (false, true) => "drained",
-            (false, false) => "ready",
+        state: match (known.is_lost(), known.drained, node.liveness.life(known.facts.id)) {
+            (true, ..) => "lost",
+            (false, true, _) => "drained",
+            (false, false, Life::Alive) => "ready",
+            (false, false, Life::Suspect) => "suspect",
+            (false, false, Life::Silent) => "silent",
         }
         .into(),
         labels: known.labels().into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
         version: known.facts.version.clone(),
-        last_seen_ms: (known.facts.id == node.id).then_some(0),
-        running: (known.facts.id == node.id).then(|| node.dispatch.running() as u64),
+        last_seen_ms: node
+            .liveness
+            .silence(known.facts.id)
+            .map(|silence| u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)),
+        running: if known.facts.id == node.id {
+            Some(node.dispatch.running() as u64)
+        } else {
+            node.liveness.beat(known.facts.id).map(|beat| beat.running)
+        },
     };
     state.nodes().values().map(status).collect()
+}
+
+/// What a node is to the log.
+fn role(members: &trellis_raft::Members, id: NodeId) -> &'static str {
+    match () {
+        () if members.voters.contains_key(&id) => "voter",
+        () if members.learners.contains_key(&id) => "learner",
+        () => "joining",
+    }
 }
 
 /// The lattice, and this node in it.
@@ -245,7 +338,11 @@ pub(crate) fn lattice(node: &Node) -> LatticeStatus {
         bus: bus(node),
         version: env!("CARGO_PKG_VERSION").into(),
         generation: state.plan().generation().0,
-        problems: unready(node),
+        trust: match node.nats_url {
+            Some(_) => "open to every node that its NATS account lets in".into(),
+            None => "this node alone".into(),
+        },
+        problems: [unready(node), node.liveness.problems()].concat(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! `trellis nodes`: the nodes of the lattice, as the asked node knows them.
 
-use trellis_daemon::api::types::NodeStatus;
+mod forget;
+
+use trellis_daemon::api::types::{LatticeStatus, NodeStatus};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
@@ -10,16 +12,40 @@ use crate::output::{Output, table};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis nodes
-  trellis nodes -o json")]
+  trellis nodes -o json
+  trellis nodes forget ID")]
 pub(crate) struct Nodes {
+    #[command(subcommand)]
+    action: Option<Action>,
     #[command(flatten)]
     output: Output,
 }
 
 impl Nodes {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let nodes = connection.open().nodes().await?;
-        Ok(self.output.print(&nodes, |nodes| render(nodes))?)
+        if let Some(Action::Forget(forget)) = self.action {
+            return forget.run(connection).await;
+        }
+        let admin = connection.open();
+        let nodes = admin.nodes().await?;
+        self.output.print(&nodes, |nodes| render(nodes))?;
+        if !self.output.is_json() && nodes.len() > 1 {
+            tell(&admin.lattice().await?);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    Forget(forget::Forget),
+}
+
+/// What is to be known of the lattice as a whole, beside the list.
+fn tell(lattice: &LatticeStatus) {
+    eprintln!("lattice {} is {}", lattice.name, lattice.trust);
+    for problem in &lattice.problems {
+        eprintln!("not well: {problem}");
     }
 }
 

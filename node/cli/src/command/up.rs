@@ -49,7 +49,14 @@ impl Up {
         let told = options.clone();
         // Before the node starts, so that a signal during the start is not lost.
         let shutdown = shutdown()?;
-        let running = trellis_daemon::start(options).await.map_err(|error| Failure::Failed(error.to_string()))?;
+        let mut shutdown = std::pin::pin!(shutdown);
+        let running = tokio::select! {
+            started = trellis_daemon::start(options) => {
+                started.map_err(|error| Failure::Failed(error.to_string()))?
+            }
+            // A node may wait for its lattice for as long as it takes.
+            () = &mut shutdown => return Ok(()),
+        };
         print(&banner(&told, &running))?;
         if told.nats.is_some() {
             eprintln!(

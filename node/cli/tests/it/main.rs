@@ -5,6 +5,7 @@
 //! `examples/build.sh` builds.
 //! `deploys`, `durability`, `nats` and `oci` are what people do with a node and what happens to it: versions, kills, full
 //! disks, a NATS that goes and comes, registries.
+//! `lattice` is many nodes at once: they join, serve for each other, die and come back.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -19,6 +20,7 @@ mod examples;
 mod guests;
 mod http_clients;
 mod inspect;
+mod lattice;
 mod messages;
 mod nats;
 mod node;

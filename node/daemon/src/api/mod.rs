@@ -61,6 +61,7 @@ mod tests {
             oci_insecure: Vec::new(),
             edge: false,
             image_aliases: BTreeMap::new(),
+            patience: Default::default(),
         }
     }
 

@@ -16,19 +16,20 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use tokio::sync::broadcast;
-use trellis_placement::{Applied, Command, Refusal as Why};
+use trellis_placement::{Applied, Command, Life, Refusal as Why, Verdict};
 use trellis_provider::Want;
 use trellis_wire::{
-    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, Reply, subject,
+    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply, subject,
 };
 
 use super::problem::Refusal;
 use super::types::{
     AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
-    InvokeRequest, LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
+    InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, NodeVerdict, PublishReply, PublishRequest,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
+use crate::far::message::Origin;
 use crate::node::Node;
 use crate::{deploy, proposal, status};
 
@@ -73,6 +74,10 @@ pub(super) fn routes() -> Vec<Route> {
         route!("get" "/openapi.json" "This document.", None, None, get(document)),
         route!("get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
         route!("get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
+        route!("delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, None, delete(forget)),
+        route!("post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, None, post(drain)),
+        route!("post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, None, post(undrain)),
+        route!("put" "/v1/nodes/{node}/labels" "Changes labels of a node.", Some(shape::<LabelsRequest>), None, put(label)),
         route!("get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
         route!("post" "/v1/deploy" "Puts a version of an app and deploys it.",
         Some(shape::<DeployRequest>), Some(shape::<DeployReply>), post(put_deploy).layer(DefaultBodyLimit::max(JSON_BYTES_MAX))),
@@ -87,6 +92,8 @@ pub(super) fn routes() -> Vec<Route> {
         route!("post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
         None, None, post(replay_dead_letter)),
         route!("delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
+        route!("get" "/v1/apps/{app}/components/{component}/explain" "Why each node holds it or not.",
+        None, Some(shape::<Vec<NodeVerdict>>), get(explain)),
         route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
         route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
         None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
@@ -144,6 +151,65 @@ async fn nodes(State(node): State<Arc<Node>>) -> Json<Vec<NodeStatus>> {
     Json(status::nodes(&node))
 }
 
+/// A node by its id, or by its name where only one has it.
+fn node_id(node: &Node, text: &str) -> Answer<NodeId> {
+    let state = node.raft.state().borrow().clone();
+    if let Ok(id) = text.parse::<NodeId>() {
+        return state.node(id).map(|_| id).ok_or_else(|| Refusal::not_found(Why::UnknownNode(id).to_string()));
+    }
+    let mut named = state.nodes().iter().filter(|(_, known)| known.facts.name == text).map(|(id, _)| *id);
+    match (named.next(), named.next()) {
+        (Some(id), None) => Ok(id),
+        (Some(_), Some(_)) => Err(Refusal::conflict(format!("several nodes are named `{text}`: say its id instead"))),
+        (None, _) => Err(Refusal::not_found(format!("no node is `{text}`; `trellis nodes` lists them"))),
+    }
+}
+
+/// A node that is silent and not declared lost, because too many vanished at once, is given up by this.
+async fn forget(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
+    let id = node_id(&node, &name)?;
+    if node.liveness.life(id) == Life::Silent {
+        drop(propose(&node, Command::Lost(id)).await?);
+    }
+    propose(&node, Command::Forget(id)).await
+}
+
+async fn drain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Drain { node: node_id(&node, &name)?, on: true }).await
+}
+
+async fn undrain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Drain { node: node_id(&node, &name)?, on: false }).await
+}
+
+async fn label(
+    State(node): State<Arc<Node>>,
+    Path(name): Path<String>,
+    Take(request): Take<LabelsRequest>,
+) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Label { node: node_id(&node, &name)?, labels: request.labels }).await
+}
+
+async fn explain(
+    State(node): State<Arc<Node>>,
+    Path((app, component)): Path<(String, String)>,
+) -> Answer<Json<Vec<NodeVerdict>>> {
+    let name: ComponentName = component.parse().map_err(bad_name)?;
+    let key = ComponentKey { app: app_name(&app)?, name };
+    let state = node.raft.state().borrow().clone();
+    let verdict = |(id, verdict): (NodeId, Verdict)| NodeVerdict {
+        node: id.to_string(),
+        name: state.node(id).map(|known| known.facts.name.clone()).unwrap_or_default(),
+        holds: matches!(verdict, Verdict::Holds(_)),
+        why: verdict.to_string(),
+    };
+    let verdicts: Vec<_> = state.explain(&key).into_iter().map(verdict).collect();
+    if verdicts.is_empty() {
+        return Err(Refusal::not_found(format!("{key} does not run; `trellis apps` lists what is deployed")));
+    }
+    Ok(Json(verdicts))
+}
+
 async fn apps(State(node): State<Arc<Node>>) -> Json<Vec<AppSummary>> {
     Json(status::apps(&node))
 }
@@ -161,6 +227,7 @@ async fn manifest(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Ans
     let name = app_name(&app)?;
     let state = node.raft.state().borrow().clone();
     let release = state.app(&name).and_then(status::release).ok_or_else(|| no_app(&name))?;
+    node.fetch.ensure(release.manifest).await.map_err(|why| Refusal::unavailable(why.to_string()))?;
     let text = node.artifacts.get(release.manifest).map_err(|why| Refusal::unavailable(why.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
 }
@@ -176,7 +243,7 @@ async fn delete_app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> A
 async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value>> {
     let entry = proposal::entry(command);
     entry.check_size().map_err(|why| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", why.to_string()))?;
-    match node.raft.propose(entry).await {
+    match proposal::commit(&node.raft, entry).await {
         Ok(Applied::Refused(why @ (Why::UnknownApp(_) | Why::UnknownConfig(_) | Why::UnknownNode(_)))) => {
             Err(Refusal::not_found(why.to_string()))
         }
@@ -193,7 +260,7 @@ async fn invoke(
 ) -> Answer<Json<InvokeReply>> {
     let name: ComponentName = component.parse().map_err(bad_name)?;
     let key = ComponentKey { app: app_name(&app)?, name };
-    let permit = node.dispatch.permit(&key, Want::Answer { at_most: INVOKE_WAIT }, "invoke".into()).await;
+    let permit = node.dispatch.permit(&key, Want::Answer { at_most: INVOKE_WAIT }, Origin::Invoke.into()).await;
     let permit = permit.map_err(|why| match why {
         trellis_wire::Error::NotHeld(_) => Refusal::not_found(format!("{why}; `trellis apps` lists what is deployed")),
         why => Refusal::unavailable(why.to_string()),
@@ -273,7 +340,7 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
     }
     if node.nats_url.is_some() {
         let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let published = node.bus.publish(&request.subject, &headers, body.into()).await;
+        let published = node.data.publish(&request.subject, &headers, body.into()).await;
         published.map_err(|why| Refusal::unavailable(why.to_string()))?;
         return Ok(Json(PublishReply { via: "nats".into(), receivers: None }));
     }

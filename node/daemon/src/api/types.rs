@@ -171,11 +171,11 @@ pub struct NodeStatus {
     pub id: String,
     /// Its host name.
     pub name: String,
-    /// `voter`, `learner` or `follower`.
+    /// `voter`, `learner`, or `joining` while it is neither yet.
     pub role: String,
     /// Whether it leads now.
     pub leader: bool,
-    /// `ready`, `lost` or `drained`.
+    /// `ready`, `suspect` (late), `silent` (late and not declared lost yet), `lost` or `drained`.
     pub state: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -185,6 +185,26 @@ pub struct NodeStatus {
     pub last_seen_ms: Option<u64>,
     /// Sandboxes alive now, where this node knows.
     pub running: Option<u64>,
+}
+
+/// `PUT /v1/nodes/{node}/labels`: changes labels of a node.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct LabelsRequest {
+    /// The new value of each label; `null` takes it away.
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+/// One line of `GET /v1/apps/{app}/components/{component}/explain`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct NodeVerdict {
+    /// The node's id.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it holds the component.
+    pub holds: bool,
+    /// Why it does, or why not.
+    pub why: String,
 }
 
 /// `GET /v1/lattice`: the lattice and the node that answers.
@@ -204,6 +224,8 @@ pub struct LatticeStatus {
     pub version: String,
     /// The generation of the plan.
     pub generation: u64,
+    /// Who can join.
+    pub trust: String,
     /// What is not well, one sentence each.
     pub problems: Vec<String>,
 }

@@ -1,0 +1,39 @@
+//! `trellis label`: changes labels of a node while it runs.
+
+use trellis_daemon::api::types::LabelsRequest;
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::print;
+
+/// Change labels of a node while it runs
+///
+/// They lie over those it was started with, and stay when it starts again. What is placed by labels moves.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  trellis label cellar zone=eu disk=ssd
+  trellis label cellar zone-                takes a label away")]
+pub(crate) struct Label {
+    /// The node: its id, or its name where only one has it
+    node: String,
+    /// The labels
+    #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+    labels: Vec<String>,
+}
+
+impl Label {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let labels = self.labels.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        connection.open().label(&self.node, &LabelsRequest { labels }).await?;
+        Ok(print(&format!("{} labelled: {}", self.node, self.labels.join(" ")))?)
+    }
+}
+
+fn parse(text: &str) -> Result<(String, Option<String>), Failure> {
+    let unclear = || Failure::Usage(format!("`{text}` is no label: write KEY=VALUE, or KEY- to take it away"));
+    match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((key, value)), _) if !key.is_empty() => Ok((key.into(), Some(value.into()))),
+        (None, Some(key)) if !key.is_empty() => Ok((key.into(), None)),
+        _ => Err(unclear()),
+    }
+}

@@ -1,0 +1,23 @@
+//! `trellis nodes forget`: gives up a node that will not come back.
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::print;
+
+/// Forget a node that will not come back
+///
+/// A node that still gives signs of life is not forgotten. By themselves lost nodes are forgotten after seven days.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  trellis nodes forget 01890a5d-ac96-774b-bcce-b302099a8057")]
+pub(crate) struct Forget {
+    /// The node: its id, or its name where only one has it
+    node: String,
+}
+
+impl Forget {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        connection.open().forget(&self.node).await?;
+        Ok(print(&format!("{} is forgotten", self.node))?)
+    }
+}

@@ -1,0 +1,21 @@
+//! `trellis undrain`: lets a drained node hold things again.
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::print;
+
+/// Let a drained node hold things again
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  trellis undrain cellar")]
+pub(crate) struct Undrain {
+    /// The node: its id, or its name where only one has it
+    node: String,
+}
+
+impl Undrain {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        connection.open().drain(&self.node, false).await?;
+        Ok(print(&format!("{} may hold things again", self.node))?)
+    }
+}

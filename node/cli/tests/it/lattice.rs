@@ -1,0 +1,290 @@
+//! Many real nodes on one real nats-server: they join, deploy through any, serve what others hold, die and come back.
+
+use std::io::{BufReader, Write as _};
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::{app, component, eventually, http, link, provider};
+use crate::client::{connect, get, head, read, send};
+use crate::node::{DataDir, Node};
+use crate::trellis::command;
+
+/// Starts a node that is known to the others by its label.
+fn node(nats: &NatsServer, data_dir: &DataDir, n: usize, more: &[&str]) -> Node {
+    let label = format!("n={n}");
+    Node::start_in(data_dir, &[&["--nats", &nats.url, "--label", &label], more].concat())
+}
+
+/// Nodes 1, 2, ... of one lattice, the first of which started it.
+fn lattice(nats: &NatsServer, count: usize) -> Vec<Node> {
+    let mut nodes = vec![node(nats, &DataDir::new(), 1, &["--bootstrap"])];
+    nodes.extend((2..=count).map(|n| node(nats, &DataDir::new(), n, &[])));
+    let voters = if count < 3 { 1 } else { 3 };
+    eventually("the nodes are voters and learners", || {
+        let known = known(&nodes[0]);
+        let is = |role: &str| known.iter().filter(|one| one["role"] == role).count();
+        (is("voter") == voters && is("learner") == count - voters).then_some(())
+    });
+    nodes
+}
+
+/// What `trellis nodes` says.
+fn known(asked: &Node) -> Vec<Value> {
+    serde_json::from_str(&asked.trellis(&["nodes", "-o", "json"]).ok()).unwrap()
+}
+
+fn id(node: &Node) -> String {
+    node.banner.iter().find_map(|line| line.strip_prefix("node ")).unwrap().trim().into()
+}
+
+/// What a node says of another.
+fn of(asked: &Node, other: &str, what: &str) -> Value {
+    known(asked).iter().find(|one| one["id"] == other).map(|one| one[what].clone()).unwrap_or_default()
+}
+
+/// A component on the nodes with these labels, behind an HTTP server on every node.
+fn held_by(name: &str, guest: &str, nodes: &str, more: &[String]) -> String {
+    let spread = format!(
+        "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
+    );
+    let traits = [&[spread], more].concat();
+    let everywhere = http(name, "max_body_bytes: '50000000'").replacen(
+        "traits:\n",
+        "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n",
+        1,
+    );
+    app(name, &[component(name, guest, "limits: {timeout: 30s}", &traits), everywhere])
+}
+
+#[test]
+fn three_nodes_are_one_lattice() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 3);
+    let refused = command()
+        .args(["up", "--bootstrap", "--nats", &nats.url, "--admin", "127.0.0.1:0", "--data-dir"])
+        .arg(DataDir::new().path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && stderr.contains("a lattice named default answers already"), "{stderr}");
+
+    // Through a follower, from which the holder fetches the code.
+    nodes[2].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    for node in &nodes {
+        let at = node.at("far");
+        assert_eq!(get(at, "/").unwrap().ok(), "ok");
+        assert_eq!(get(at, "/config").unwrap().status, 200);
+        let holder = &node.status("far")["components"][0]["holders"][0];
+        assert_eq!((&holder["state"], &holder["node"]), (&"ready".into(), &id(&nodes[1]).into()));
+    }
+    // A fault stays a fault on its way.
+    let trapped = get(nodes[0].at("far"), "/trap").unwrap();
+    assert_eq!((trapped.status, trapped.header("x-trellis-fault")), (500, Some("trap")));
+
+    // 20 MB through a node that does not hold it, up and down at once.
+    let sent: Vec<u8> = (0..20_000_000_u32).map(|n| (n ^ (n >> 11)).to_le_bytes()[0]).collect();
+    let mut down = connect(nodes[0].at("far"));
+    let mut up = down.try_clone().unwrap();
+    let echoed = thread::scope(|scope| {
+        scope.spawn(|| {
+            up.write_all(head("POST", "/echo", &[], sent.len()).as_bytes()).unwrap();
+            up.write_all(&sent).unwrap();
+        });
+        read(&mut BufReader::new(&mut down)).unwrap()
+    });
+    assert!(echoed.status == 200 && echoed.body == sent, "{} {}", echoed.status, echoed.body.len());
+    let huge = get(nodes[2].at("far"), "/huge?bytes=20000000").unwrap();
+    assert_eq!((huge.status, huge.body.len()), (200, 20_000_000));
+
+    let explained = nodes[0].trellis(&["explain", "far/far"]).ok();
+    assert!(
+        explained.contains("holds it with 20 permits") && explained.contains("has label n=3, not n=2"),
+        "{explained}"
+    );
+    nodes[0].trellis(&["label", &id(&nodes[2]), "n=2"]).ok();
+    nodes[1].trellis(&["drain", &id(&nodes[1])]).ok();
+    eventually("what the drained node held is on the other", || {
+        let status = nodes[0].status("far");
+        let holders = status["components"][0]["holders"].as_array().unwrap().clone();
+        (status["state"] == "ready" && holders.len() == 1 && holders[0]["node"] == id(&nodes[2]).as_str()).then_some(())
+    });
+    assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
+}
+
+#[test]
+fn a_client_that_goes_ends_its_sandbox_on_the_other_node() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 2);
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    let mut stream = connect(nodes[0].at("far"));
+    stream.write_all(head("GET", "/loop", &[], 0).as_bytes()).unwrap();
+    nodes[1].until_running("far", 1);
+    drop(stream);
+    nodes[1].until_running("far", 0);
+    assert_eq!(nodes[1].count("far", "faults"), 0);
+}
+
+#[test]
+fn a_store_on_one_node_answers_components_on_others() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 3);
+    let uses = link("store", "wasi:keyvalue/store, atomics, batch");
+    let home = "{type: spreadscaler, properties: {instances: 1, spread: [{name: home, requirements: {n: '1'}}]}}";
+    let store = format!("{}      traits:\n        - {home}\n", provider("store", "embedded"));
+    nodes[1].deploy(&(held_by("far", "test_kv", "2|3", &[uses]) + &store));
+    let value = vec![b'v'; 300_000];
+    for (n, node) in nodes.iter().enumerate() {
+        let put = send(node.at("far"), "PUT", &format!("/k{n}"), &[], &value).unwrap();
+        assert_eq!(put.status, 204, "{}", put.text());
+    }
+    for node in &nodes {
+        assert_eq!(get(node.at("far"), "/?keys").unwrap().ok(), "k0\nk1\nk2\n");
+        assert!(get(node.at("far"), "/k0").unwrap().body == value);
+    }
+}
+
+/// What clients saw while something happened.
+#[derive(Default, Debug)]
+struct Seen {
+    ok: usize,
+    failed: Vec<(Duration, String)>,
+}
+
+/// Asks in a loop while `what` runs, and for a while after. Times count from when `what` began.
+fn under_load(at: SocketAddr, what: impl FnOnce()) -> Seen {
+    let (seen, over) = (Mutex::new(Seen::default()), AtomicBool::new(false));
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let failure = match get(at, "/slow?ms=5") {
+                        Ok(response) if response.status == 200 => None,
+                        Ok(response) => Some(format!("{} {}", response.status, response.text().trim())),
+                        Err(why) => Some(why.to_string()),
+                    };
+                    let mut seen = seen.lock().unwrap();
+                    match failure {
+                        None => seen.ok += 1,
+                        Some(why) => seen.failed.push((began.elapsed(), why)),
+                    }
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(500));
+        what();
+        thread::sleep(Duration::from_secs(15));
+        over.store(true, Ordering::Relaxed);
+    });
+    seen.into_inner().unwrap()
+}
+
+#[test]
+fn whoever_is_killed_the_others_go_on() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 5);
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
+    let role = |asked: &Node, wanted: &dyn Fn(&Value) -> bool| -> String {
+        known(asked).iter().find(|one| wanted(one)).unwrap()["id"].as_str().unwrap().to_owned()
+    };
+    // The last node holds nothing and stays: clients ask it.
+    let stays = id(&nodes[4]);
+    let leads = |one: &Value| one["leader"] == true && one["id"] != stays.as_str();
+    let follows = |one: &Value| one["role"] == "voter" && one["leader"] == false && one["id"] != stays.as_str();
+    let holds = |one: &Value| one["labels"]["n"] == "3";
+    for (name, wanted) in [("leader", &leads as &dyn Fn(&Value) -> bool), ("follower", &follows), ("a holder", &holds)]
+    {
+        let victim = role(&nodes[4], wanted);
+        let position = nodes.iter().position(|node| id(node) == victim).unwrap();
+        let n = known(&nodes[4]).iter().find(|one| one["id"] == victim.as_str()).unwrap()["labels"]["n"].clone();
+        let killed = nodes.remove(position);
+        let last = nodes.last().unwrap();
+        let mut data_dir = None;
+        let seen = under_load(last.at("far"), || data_dir = Some(killed.kill()));
+        let latest = seen.failed.iter().map(|(at, _)| *at).max().unwrap_or_default();
+        println!("killed the {name}: {} ok, {} failed, the last after {latest:?}", seen.ok, seen.failed.len());
+        assert!(seen.ok > 100, "{seen:?}");
+        assert!(latest < Duration::from_secs(10), "{:?}", seen.failed);
+        assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
+        eventually("it is lost", || (of(last, &victim, "state") == "lost").then_some(()));
+        let n = n.as_str().unwrap().parse().unwrap();
+        let back = node(&nats, &data_dir.unwrap(), n, &[]);
+        assert_eq!(id(&back), victim);
+        eventually("it is back", || (of(last, &victim, "state") == "ready").then_some(()));
+        nodes.insert(position, back);
+        nodes.last().unwrap().until_ready("far");
+    }
+}
+
+#[test]
+fn who_leaves_can_come_back_and_a_wiped_directory_is_a_new_node() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 4);
+    let (last, left) = (nodes.pop().unwrap(), 4);
+    let (gone, data_dir) = (id(&last), last.data_dir().clone());
+    assert_eq!(last.stop().code(), Some(0));
+    eventually("who says goodbye is lost at once", || (of(&nodes[0], &gone, "state") == "lost").then_some(()));
+    let refused = nodes[1].trellis(&["nodes", "forget", &id(&nodes[2])]).failed(1);
+    assert!(refused.contains("is not lost"), "{refused}");
+
+    let back = node(&nats, &data_dir, left, &[]);
+    assert_eq!(id(&back), gone);
+    eventually("it is back", || (of(&nodes[0], &gone, "state") == "ready").then_some(()));
+    drop(back);
+
+    let new = node(&nats, &DataDir::new(), left, &[]);
+    assert_ne!(id(&new), gone);
+    eventually("the old one is lost", || (of(&nodes[0], &gone, "state") == "lost").then_some(()));
+    nodes[1].trellis(&["nodes", "forget", &gone]).ok();
+    eventually("it is gone", || of(&new, &gone, "state").is_null().then_some(()));
+    assert_eq!(known(&new).len(), 4);
+
+    // Its data directory is one of this lattice: it is let in again, as whom it was.
+    let again = node(&nats, &data_dir, left, &[]);
+    eventually("it is let in again", || (of(&nodes[0], &id(&again), "role") == "learner").then_some(()));
+}
+
+#[test]
+fn a_node_waits_for_its_lattice() {
+    let nats = NatsServer::start(false);
+    let early = DataDir::new();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| node(&nats, &early, 2, &[]));
+        thread::sleep(Duration::from_secs(4));
+        assert!(!waits.is_finished());
+        let first = node(&nats, &DataDir::new(), 1, &["--bootstrap"]);
+        let second = waits.join().unwrap();
+        assert!(second.log().contains("waiting for lattice default: no member answers yet"), "{}", second.log());
+        assert_eq!(known(&second).len(), 2);
+        assert_eq!(known(&first).len(), 2);
+    });
+}
+
+#[test]
+fn two_lattices_of_one_name_refuse_each_other() {
+    let (one, two) = (NatsServer::start(false), NatsServer::start(false));
+    let here = node(&one, &DataDir::new(), 1, &["--bootstrap"]);
+    let there = node(&two, &DataDir::new(), 1, &["--bootstrap"]).kill();
+    // It comes back on the NATS of the other.
+    let there = node(&one, &there, 1, &[]);
+    for node in [&here, &there] {
+        eventually("each says that there is another", || {
+            let said = get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/v1/lattice");
+            said.unwrap().ok().contains("another lattice of this name").then_some(())
+        });
+        assert_eq!(known(node).len(), 1, "neither takes the other's nodes for its own");
+    }
+    let refused = command()
+        .args(["up", "--nats", &one.url, "--admin", "127.0.0.1:0", "--data-dir"])
+        .arg(DataDir::new().path())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && stderr.contains("two lattices named default answer"), "{stderr}");
+}

@@ -1,0 +1,37 @@
+//! What travels between nodes in the data plane: events for components that are held elsewhere, and calls to providers
+//! that run elsewhere. It has a connection of its own, so that no body ever stands before Raft or a heartbeat.
+//!
+//! Both are one exchange: the asker offers a head and the first 64 KiB of the body, the other node answers at once
+//! whether it takes it ([`message::Taken`]), and from then on pieces flow both ways: chunks with credits, and the reply.
+//! `send` is the asking side, `serve` the answering one, `line` carries the pieces, `cargo` packs and unpacks.
+
+pub(crate) mod cargo;
+pub(crate) mod line;
+pub(crate) mod message;
+pub(crate) mod send;
+pub(crate) mod serve;
+
+use std::time::Duration;
+
+/// How much of a body goes with the head, in bytes.
+const FIRST_BYTES_MAX: usize = 64 * 1024;
+/// The longest chunk after that, in bytes.
+const CHUNK_BYTES_MAX: usize = 128 * 1024;
+/// How many chunks may be under way that the other side has not taken up.
+const CREDITS: usize = 8;
+/// The longest head: headers, a subject, a key.
+const HEAD_BYTES_MAX: usize = 256 * 1024;
+/// The largest body of what is not streamed to a guest: a message, the parameters of a call, a value.
+const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long a body may stand still.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// How long a node may take to say whether it takes an offer.
+const TAKE_WAIT: Duration = Duration::from_millis(500);
+/// How many nodes are asked in one round.
+const TRIES_MAX: usize = 3;
+/// How many events and calls of one node may be elsewhere at one time, and how many of others here.
+const EXCHANGES_MAX: usize = 1_024;
+/// How long after the last sign the other node is asked whether it still works on it, and how long it may take to say.
+const STILL_EVERY: Duration = Duration::from_secs(1);
+/// How often that may go unanswered in a row.
+const STILL_MISSED_MAX: u32 = 3;

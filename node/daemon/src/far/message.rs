@@ -1,0 +1,192 @@
+//! The words of an exchange. Each message is a frame of `trellis_wire::frame`; the enums only grow at their ends.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use trellis_wire::{
+    CallError, ComponentKey, Error, Failure, Generation, LatticeId, LinkId, Message, NodeId, RunOutput, Settle,
+};
+use uuid::Uuid;
+
+/// What comes on a node's `event` and `call` subjects.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Something to do.
+    Offer(Box<Offer>),
+    /// Whether it still works on that exchange.
+    Still(Uuid),
+}
+
+/// Something to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Offer {
+    /// The asker's lattice.
+    pub(crate) lattice: LatticeId,
+    /// The asker.
+    pub(crate) from: NodeId,
+    /// The plan that the asker knows.
+    pub(crate) generation: Generation,
+    /// Names the exchange; minted for this offer alone.
+    pub(crate) exchange: Uuid,
+    /// What is to be done.
+    pub(crate) what: What,
+    /// How long the reply is awaited.
+    pub(crate) within: Duration,
+    /// The body's beginning.
+    pub(crate) first: Bytes,
+    /// Whether that is all of it.
+    pub(crate) whole: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum What {
+    /// An event for a component.
+    Event {
+        /// The component.
+        component: ComponentKey,
+        /// By what right.
+        origin: Origin,
+        /// The event without its body.
+        head: Head,
+    },
+    /// A call to a provider.
+    Call {
+        /// The link that grants it.
+        link: LinkId,
+        /// The call without its body.
+        head: Head,
+    },
+}
+
+/// By what right a component is woken.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Origin {
+    /// A source's link, with its name.
+    Link(LinkId, String),
+    /// A person asked for it.
+    Invoke,
+    /// Another component's link.
+    Component(LinkId),
+}
+
+impl Origin {
+    /// The name of the link that brought the event, as the guest sees it.
+    pub(crate) fn source(&self) -> &str {
+        match self {
+            Self::Link(_, name) => name,
+            Self::Invoke => "invoke",
+            Self::Component(_) => "",
+        }
+    }
+}
+
+/// Headers on the wire.
+pub(crate) type Headers = Vec<(String, Bytes)>;
+
+/// An event or a call without its body.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Head {
+    /// An HTTP request, to a component or out of the lattice.
+    Http {
+        /// The method.
+        method: String,
+        /// The whole URI.
+        uri: String,
+        /// The headers.
+        headers: Headers,
+        /// What an outgoing request may take: connecting, first byte, between bytes. `None` for an event.
+        timeouts: Option<[Duration; 3]>,
+    },
+    /// A message; its body is empty here.
+    Message(Message),
+    /// A run.
+    Run(Vec<String>),
+    /// A function; its parameters are the body.
+    Invoke {
+        /// The interface.
+        interface: String,
+        /// The function.
+        function: String,
+    },
+    /// A key-value operation: the body is the operation itself.
+    KeyValue,
+    /// Publish; the message's body is empty here.
+    Publish(Message),
+    /// Publish and await an answer; the message's body is empty here.
+    Request(Message, Duration),
+}
+
+/// What a node says to an [`Ask`] at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Taken {
+    /// It does it; the reply follows.
+    Accepted,
+    /// It cannot now; another may.
+    Busy(String),
+    /// It will not.
+    Refused(String),
+    /// To [`Ask::Still`].
+    Still(bool),
+}
+
+/// A reply without its body.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Back {
+    /// An HTTP response.
+    Http {
+        /// The status.
+        status: u16,
+        /// The headers.
+        headers: Headers,
+    },
+    /// What a component says of a message.
+    Settle(Settle),
+    /// What a run left behind; standard output of this many bytes and standard error are the body.
+    Run(RunOutput, u64),
+    /// Results; they are the body.
+    Values,
+    /// It failed.
+    Failed(Failure),
+    /// The answer of a key-value operation is the body.
+    KeyValue,
+    /// It is published.
+    Published,
+    /// A message that answers a request; its body is the body.
+    Message(Message),
+    /// The call failed.
+    CallFailed(CallError),
+}
+
+impl From<Error> for Back {
+    fn from(error: Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// What comes on a node's `stream` subject.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Piece {
+    /// Which exchange it belongs to.
+    pub(crate) exchange: Uuid,
+    /// Whether it is for the side that asked.
+    pub(crate) to_asker: bool,
+    /// The word.
+    pub(crate) word: Word,
+}
+
+/// One word of an exchange.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Word {
+    /// The reply, with the beginning of its body and whether that is all of it.
+    Reply(Box<Back>, Bytes, bool),
+    /// The next chunk, numbered from 0.
+    Chunk(u32, Bytes),
+    /// The body has ended after so many chunks, with these trailers.
+    End(u32, Headers),
+    /// So many chunks more may come.
+    Credit(u32),
+    /// It breaks off here.
+    Abort(String),
+}

@@ -1,0 +1,298 @@
+//! The asking side: finds a node that takes an event or a call, and waits for what comes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
+use trellis_bus::{Bus, BusError};
+use trellis_placement::Life;
+use trellis_provider::{Permit, Run, Want};
+use trellis_wire::{
+    Answer, Body, Call, CallError, ComponentKey, Error, Event, LatticeName, LinkId, NodeId, Outcome, frame, subject,
+};
+use uuid::Uuid;
+
+use super::cargo::{self, Load};
+use super::line::{Line, Lines};
+use super::message::{Ask, Back, Head, Offer, Taken, What, Word};
+use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, STILL_MISSED_MAX, TAKE_WAIT, TRIES_MAX};
+use crate::dispatch::{Dispatch, Source, TIMEOUT_DEFAULT};
+use crate::liveness::Liveness;
+use crate::shares::Shares;
+
+/// The pause before those who were busy are asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The other nodes, as the data plane sees them.
+pub(crate) struct Elsewhere {
+    me: NodeId,
+    lattice: LatticeName,
+    bus: Bus,
+    shares: Arc<Shares>,
+    liveness: Arc<Liveness>,
+    lines: Lines,
+    exchanges: Arc<Semaphore>,
+}
+
+/// Why no node took an offer.
+enum NotTaken {
+    /// Those who could are busy, suspect, or did not answer.
+    Busy(String),
+    /// There is none that could.
+    Nobody,
+    /// It cannot be offered as it is, or was refused for good.
+    Never(String),
+}
+
+impl Elsewhere {
+    pub(crate) fn new(
+        me: NodeId,
+        lattice: LatticeName,
+        bus: Bus,
+        shares: Arc<Shares>,
+        liveness: Arc<Liveness>,
+        lines: Lines,
+    ) -> Self {
+        Self { me, lattice, bus, shares, liveness, lines, exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)) }
+    }
+
+    /// Whether another node holds the component and seems alive.
+    pub(crate) fn is_held(&self, component: &ComponentKey) -> bool {
+        self.holders(component).iter().any(|node| self.liveness.life(*node) == Life::Alive)
+    }
+
+    /// A permit to have one event run elsewhere. Which node runs it is found when there is an event to offer.
+    pub(crate) fn permit(
+        self: &Arc<Self>,
+        dispatch: Arc<Dispatch>,
+        component: &ComponentKey,
+        want: Want,
+        source: Source,
+    ) -> Result<Permit, Error> {
+        if self.holders(component).is_empty() {
+            return Err(Error::NotHeld(component.to_string()));
+        }
+        let busy = |_| Error::Busy(format!("{EXCHANGES_MAX} events of this node are on other nodes already"));
+        let place = self.exchanges.clone().try_acquire_owned().map_err(busy)?;
+        let wait = match want {
+            Want::Answer { at_most } => at_most,
+            Want::Pull => TIMEOUT_DEFAULT,
+        };
+        Ok(Permit::new(Turn {
+            elsewhere: self.clone(),
+            dispatch,
+            component: component.clone(),
+            source,
+            wait,
+            _place: place,
+        }))
+    }
+
+    /// Has a call answered by a node on which the provider runs.
+    pub(crate) async fn call(&self, provider: &ComponentKey, link: &LinkId, call: Call) -> Result<Answer, CallError> {
+        let unavailable = |why: String| CallError::Unavailable(why);
+        let _place = self.exchanges.try_acquire().map_err(|_| unavailable("too many calls to other nodes".into()))?;
+        let (head, body) = cargo::call_out(call);
+        let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
+        let what = || What::Call { link: link.clone(), head: head.clone() };
+        let nodes: Vec<NodeId> =
+            self.shares.state().provider_nodes(provider).into_iter().filter(|node| *node != self.me).collect();
+        match self.offer(&nodes, what, (&load.first, load.rest.is_none()), TIMEOUT_DEFAULT).await {
+            Ok(line) => match self.reply(line, load, TIMEOUT_DEFAULT).await {
+                Ok((back, body)) => cargo::answer_in(back, body).await,
+                Err(why) => Err(unavailable(why)),
+            },
+            Err(NotTaken::Never(why)) => Err(CallError::Denied(why)),
+            Err(NotTaken::Busy(why)) => Err(unavailable(why)),
+            Err(NotTaken::Nobody) => Err(unavailable(format!("{provider} runs on no node"))),
+        }
+    }
+
+    /// The other nodes that hold a component, those with the most permits first.
+    fn holders(&self, component: &ComponentKey) -> Vec<NodeId> {
+        let state = self.shares.state();
+        let holding = state.holding(component).into_iter().flatten();
+        let mut holders: Vec<_> = holding.filter(|(node, _)| **node != self.me).collect();
+        holders.sort_by_key(|(_, permits)| std::cmp::Reverse(permits.unwrap_or(u32::MAX)));
+        holders.into_iter().map(|(node, _)| *node).collect()
+    }
+
+    /// Whom to ask, in which order: who seems alive first, and among those with a share of the load each as likely.
+    fn in_turn(&self, nodes: &[NodeId]) -> Vec<NodeId> {
+        let (mut alive, late): (Vec<_>, Vec<_>) =
+            nodes.iter().partition(|node| self.liveness.life(**node) == Life::Alive);
+        if !alive.is_empty() {
+            let first = rand::random_range(0..alive.len());
+            alive.rotate_left(first);
+        }
+        alive.extend(late);
+        alive.truncate(TRIES_MAX);
+        alive
+    }
+
+    /// Offers to one node after the other until one takes it. What was not accepted is as it was.
+    async fn offer(
+        &self,
+        nodes: &[NodeId],
+        what: impl Fn() -> What,
+        (first, whole): (&Bytes, bool),
+        within: Duration,
+    ) -> Result<Line, NotTaken> {
+        let state = self.shares.state();
+        let Some(lattice) = state.lattice_id() else { return Err(NotTaken::Nobody) };
+        let mut busy = None;
+        for to in self.in_turn(nodes) {
+            let exchange = Uuid::now_v7();
+            let offer = Offer {
+                lattice,
+                from: self.me,
+                generation: state.plan().generation(),
+                exchange,
+                what: what(),
+                within,
+                first: first.clone(),
+                whole,
+            };
+            let subject = match &offer.what {
+                What::Event { .. } => subject::event(&self.lattice, to),
+                What::Call { .. } => subject::call(&self.lattice, to),
+            };
+            let question = frame::encode(&Ask::Offer(Box::new(offer)));
+            if question.len() > HEAD_BYTES_MAX + super::FIRST_BYTES_MAX {
+                return Err(NotTaken::Never(format!("its head is longer than {HEAD_BYTES_MAX} bytes")));
+            }
+            let mut line = self.lines.open(exchange, true, to).expect("only what is offered can be unwanted");
+            match self.bus.request(&subject, &[], question.into(), TAKE_WAIT).await {
+                Ok(answer) => match frame::decode(&answer.payload) {
+                    Ok(Taken::Accepted) => return Ok(line),
+                    Ok(Taken::Busy(why)) => busy = Some(why),
+                    Ok(Taken::Refused(why)) => {
+                        line.done();
+                        return Err(NotTaken::Never(why));
+                    }
+                    Ok(Taken::Still(_)) | Err(_) => busy = Some(format!("node {to} does not understand this one")),
+                },
+                // It may have been taken: the line is dropped, which tells that node to let it be.
+                Err(BusError::TimedOut { .. }) => {
+                    busy = Some(format!("node {to} did not answer"));
+                    continue;
+                }
+                Err(why) => busy = Some(why.to_string()),
+            }
+            line.done();
+        }
+        Err(busy.map_or(NotTaken::Nobody, NotTaken::Busy))
+    }
+
+    /// Sends the rest of the body and waits for the reply. After a node took it, its loss is told and not mended.
+    async fn reply(&self, mut line: Line, load: Load, within: Duration) -> Result<(Back, Body), String> {
+        if let Some(rest) = load.rest {
+            // It ends with the exchange: the other side or the line's end breaks it off.
+            tokio::spawn(line.outflow().send(rest));
+        }
+        let (peer, exchange) = (line.peer(), line.exchange());
+        // A little longer than the other node, which knows better why it took so long.
+        let deadline = Instant::now() + within.min(Duration::from_secs(24 * 60 * 60)) + 2 * STILL_EVERY;
+        let mut missed = 0;
+        loop {
+            tokio::select! {
+                biased;
+                word = line.next() => return match word {
+                    Some(Word::Reply(back, first, whole)) => Ok((*back, line.into_body(first, whole))),
+                    Some(_) => Err(format!("node {peer} sent something else than a reply")),
+                    None => Err(format!("node {peer} broke off: {}", line.why())),
+                },
+                () = tokio::time::sleep_until(deadline) => return Err(format!("no reply from node {peer} in time")),
+                () = sleep(STILL_EVERY) => match self.lines.is_still(peer, exchange).await {
+                    Some(true) => missed = 0,
+                    // It may have ended just now, and the reply may be here.
+                    Some(false) if missed > 0 => return Err(format!("node {peer} was lost while it worked on it")),
+                    Some(false) => missed += 1,
+                    None => {
+                        missed += 1;
+                        if missed >= STILL_MISSED_MAX {
+                            return Err(format!("node {peer} does not answer any more"));
+                        }
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// A permit for one event elsewhere.
+struct Turn {
+    elsewhere: Arc<Elsewhere>,
+    dispatch: Arc<Dispatch>,
+    component: ComponentKey,
+    source: Source,
+    /// How long it may take until a node takes it.
+    wait: Duration,
+    _place: OwnedSemaphorePermit,
+}
+
+#[async_trait]
+impl Run for Turn {
+    async fn run(self: Box<Self>, event: Event) -> Outcome {
+        self.go(event, Duration::MAX).await
+    }
+
+    async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
+        self.go(event, at_most).await
+    }
+}
+
+impl Turn {
+    /// Until the wait is over: whoever holds the component elsewhere, then this node if it holds it too, and again.
+    async fn go(self, event: Event, at_most: Duration) -> Outcome {
+        let deadline = Instant::now() + self.wait;
+        let (head, body) = cargo::event_out(event);
+        let load = Load::of(body).map_err(|why| Error::Internal(why.to_string()))?;
+        let (first, whole) = (load.first.clone(), load.rest.is_none());
+        loop {
+            let holders = self.elsewhere.holders(&self.component);
+            let what = || What::Event {
+                component: self.component.clone(),
+                origin: self.source.origin.clone(),
+                head: head.clone(),
+            };
+            let why = match self.elsewhere.offer(&holders, what, (&first, whole), at_most).await {
+                Ok(line) => return self.finish(line, load, at_most).await,
+                Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component)).into()),
+                Err(NotTaken::Busy(why)) => why,
+                Err(NotTaken::Nobody) if self.dispatch.holding(&self.component).is_none() => {
+                    return Err(Error::NotHeld(self.component.to_string()).into());
+                }
+                Err(NotTaken::Nobody) => String::new(),
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.dispatch.holding(&self.component).is_some() {
+                let want = Want::Answer { at_most: left.min(BUSY_PAUSE) };
+                if let Ok(permit) = self.dispatch.permit_here(&self.component, want, self.source.clone()).await {
+                    return here(permit, head, load, at_most).await;
+                }
+            } else {
+                sleep(left.min(BUSY_PAUSE)).await;
+            }
+            if left.is_zero() {
+                return Err(Error::Busy(format!("no node took an event for {}: {why}", self.component)).into());
+            }
+        }
+    }
+
+    async fn finish(&self, line: Line, load: Load, at_most: Duration) -> Outcome {
+        match self.elsewhere.reply(line, load, at_most).await {
+            Ok((back, body)) => cargo::outcome_in(back, body).await,
+            Err(why) => Err(Error::Internal(format!("{}: {why}", self.component)).into()),
+        }
+    }
+}
+
+async fn here(permit: Permit, head: Head, load: Load, at_most: Duration) -> Outcome {
+    let event = cargo::event_in(head, load.into_body()).await;
+    let event = event.map_err(|why| Error::Internal(why.to_string()))?;
+    if at_most == Duration::MAX { permit.run(event).await } else { permit.run_within(event, at_most).await }
+}

@@ -1,0 +1,231 @@
+//! The answering side: checks that the asker may, says at once whether the work is taken, and does it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use trellis_bus::{Bus, Delivered, Subscription};
+use trellis_placement::Direction;
+use trellis_provider::{Permit, Want};
+use trellis_wire::{Body, ComponentKey, Error, LatticeName, LinkId, NodeId, frame, subject};
+
+use super::EXCHANGES_MAX;
+use super::cargo::{self, Load};
+use super::line::{Line, Lines};
+use super::message::{Ask, Back, Offer, Origin, Taken, What, Word};
+use crate::dispatch::Dispatch;
+use crate::providers::Providers;
+use crate::shares::Shares;
+
+/// The wait before a subscription that ended is made again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// What a node does for others.
+pub(crate) struct Service {
+    pub(crate) me: NodeId,
+    pub(crate) lattice: LatticeName,
+    pub(crate) bus: Bus,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) providers: Providers,
+    pub(crate) lines: Lines,
+    pub(crate) places: Arc<Semaphore>,
+    /// Cancelled when nothing new is taken any more.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// What was taken, and the means to do it.
+enum Work {
+    Event(Permit),
+    Call(ComponentCall),
+}
+
+struct ComponentCall {
+    link: LinkId,
+    tech: trellis_manifest::Tech,
+}
+
+impl Service {
+    pub(crate) fn places() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(EXCHANGES_MAX))
+    }
+
+    /// Returns when nothing of other nodes is under way here any more.
+    pub(crate) async fn drain(places: &Semaphore) {
+        // It is never closed, so the only answer is that all places are free.
+        drop(places.acquire_many(u32::try_from(EXCHANGES_MAX).unwrap_or(u32::MAX)).await);
+    }
+
+    /// Serves until `ended`: the pieces of what is under way are taken for longer than anything new.
+    pub(crate) async fn run(self, ended: CancellationToken) {
+        let service = Arc::new(self);
+        let (lattice, me) = (&service.lattice, service.me);
+        let subjects = [subject::event(lattice, me), subject::call(lattice, me), subject::stream(lattice, me)];
+        let [events, calls, pieces] = subjects;
+        tokio::select! {
+            () = ended.cancelled() => {}
+            () = service.listen(&events, |asked| service.clone().take(asked, true)) => {}
+            () = service.listen(&calls, |asked| service.clone().take(asked, false)) => {}
+            () = service.listen(&pieces, |piece| service.lines.take(&piece.payload)) => {}
+        }
+    }
+
+    async fn listen(&self, subject: &str, each: impl Fn(Delivered)) {
+        loop {
+            let subscription: Result<Subscription, _> = self.bus.subscribe(subject, None).await;
+            match subscription {
+                Ok(mut asked) => {
+                    while let Some(one) = asked.next().await {
+                        each(one);
+                    }
+                }
+                Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    /// One question. What is long is done beside the others; there is a bound on how many.
+    fn take(self: Arc<Self>, asked: Delivered, events: bool) {
+        let Some(reply) = asked.reply else { return };
+        let place = self.places.clone().try_acquire_owned();
+        tokio::spawn(async move {
+            let offer = match frame::decode(&asked.payload) {
+                Ok(Ask::Still(exchange)) => return self.say(&reply, Taken::Still(self.lines.is_open(exchange))).await,
+                Ok(Ask::Offer(offer)) => *offer,
+                Err(why) => return self.say(&reply, Taken::Refused(format!("not understood: {why}"))).await,
+            };
+            let Ok(_place) = place else {
+                return self.say(&reply, Taken::Busy("too much of others is under way here".into())).await;
+            };
+            if events != matches!(offer.what, What::Event { .. }) {
+                return self.say(&reply, Taken::Refused("it came on another subject".into())).await;
+            }
+            match self.consider(&offer).await {
+                Err(no) => self.say(&reply, no).await,
+                Ok(work) => {
+                    let Some(line) = self.lines.open(offer.exchange, false, offer.from) else { return };
+                    self.say(&reply, Taken::Accepted).await;
+                    self.work(offer, work, line).await;
+                }
+            }
+        });
+    }
+
+    async fn say(&self, reply: &str, taken: Taken) {
+        if let Err(why) = self.bus.publish(reply, &[], frame::encode(&taken).into()).await {
+            // The asker sees a time-out and asks another node.
+            tracing::debug!(%why, "an offer was not answered");
+        }
+    }
+
+    /// Whether the asker may, by this node's own plan, and whether there is a permit now.
+    async fn consider(&self, offer: &Offer) -> Result<Work, Taken> {
+        if self.shutdown.is_cancelled() {
+            return Err(Taken::Busy("the node is shutting down".into()));
+        }
+        let state = self.shares.state();
+        if state.lattice_id() != Some(offer.lattice) {
+            return Err(Taken::Refused("it comes from another lattice of this name".into()));
+        }
+        let denied = |why: String| {
+            // What the asker's newer plan allows will be allowed here in a moment.
+            if offer.generation > state.plan().generation() { Taken::Busy(why) } else { Taken::Refused(why) }
+        };
+        if state.node(offer.from).is_none() {
+            return Err(denied(format!("node {} is no member", offer.from)));
+        }
+        match &offer.what {
+            What::Event { component, origin, .. } => {
+                if !self.may_wake(offer.from, component, origin) {
+                    return Err(denied(format!("no link lets node {} wake {component}", offer.from)));
+                }
+                let now = Want::Answer { at_most: Duration::ZERO };
+                match self.dispatch.permit_here(component, now, origin.clone().into()).await {
+                    Ok(permit) => Ok(Work::Event(permit)),
+                    Err(why @ (Error::Busy(_) | Error::NotHeld(_) | Error::ShuttingDown)) => {
+                        Err(Taken::Busy(why.to_string()))
+                    }
+                    Err(why) => Err(Taken::Refused(why.to_string())),
+                }
+            }
+            What::Call { link, .. } => {
+                let (mine, theirs) = (self.shares.of(self.me), self.shares.of(offer.from));
+                let calls = theirs.links.get(link).is_some_and(|held| {
+                    matches!(held.direction, Direction::GrantsElsewhere { .. })
+                        && theirs.components.contains_key(&held.link.component)
+                });
+                match mine.links.get(link).map(|held| &held.direction) {
+                    Some(Direction::Grants { tech, .. }) if calls => {
+                        Ok(Work::Call(ComponentCall { link: link.clone(), tech: *tech }))
+                    }
+                    _ => Err(denied(format!("link {link} does not grant node {} a call here", offer.from))),
+                }
+            }
+        }
+    }
+
+    fn may_wake(&self, from: NodeId, component: &ComponentKey, origin: &Origin) -> bool {
+        let theirs = self.shares.of(from);
+        match origin {
+            Origin::Invoke => true,
+            Origin::Link(link, _) => theirs.links.get(link).is_some_and(|held| {
+                matches!(held.direction, Direction::Wakes { .. }) && held.link.component == *component
+            }),
+            Origin::Component(link) => theirs.links.get(link).is_some_and(|held| {
+                matches!(&held.direction, Direction::Between { target } if target == component)
+                    && theirs.components.contains_key(&held.link.component)
+            }),
+        }
+    }
+
+    /// Does it and sends what came of it. Ends at once when the asker breaks it off.
+    async fn work(&self, offer: Offer, work: Work, mut line: Line) {
+        let body = line.request_body(offer.first, offer.whole);
+        let over = line.over();
+        let doing = async {
+            let (back, body) = self.done(offer.what, work, body, offer.within).await;
+            send_back(back, body, &line).await;
+        };
+        tokio::select! {
+            biased;
+            () = over.cancelled() => tracing::debug!(exchange = %line.exchange(), "{}", line.why()),
+            () = doing => {}
+        }
+        line.done();
+    }
+
+    async fn done(&self, what: What, work: Work, body: Body, within: Duration) -> (Back, Body) {
+        match (what, work) {
+            (What::Event { head, .. }, Work::Event(permit)) => match cargo::event_in(head, body).await {
+                Ok(event) if within == Duration::MAX => cargo::outcome_out(permit.run(event).await),
+                Ok(event) => cargo::outcome_out(permit.run_within(event, within).await),
+                Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
+            },
+            (What::Call { head, .. }, Work::Call(ComponentCall { link, tech })) => {
+                match cargo::call_in(head, body).await {
+                    Ok(call) => cargo::answer_out(self.providers.of(tech).call(&link, call).await),
+                    Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
+                }
+            }
+            _ => (Error::Internal("an offer changed on its way".into()).into(), Body::empty()),
+        }
+    }
+}
+
+/// Sends a reply: the head with the body's beginning, then the rest as the asker takes it.
+async fn send_back(back: Back, body: Body, line: &Line) {
+    let (back, load) = match Load::of(body) {
+        Ok(load) => (back, load),
+        Err(why) => (Error::Internal(why.to_string()).into(), Load { first: Default::default(), rest: None }),
+    };
+    let reply = Word::Reply(Box::new(back), load.first, load.rest.is_none());
+    if let Err(why) = line.say(reply).await {
+        return tracing::warn!("a reply did not reach node {}: {why}", line.peer());
+    }
+    if let Some(rest) = load.rest {
+        // Whether it went is the asker's to see.
+        line.outflow().send(rest).await;
+    }
+}

@@ -1,0 +1,193 @@
+//! Artifacts from other nodes: by digest, in chunks, from any node that has them. A fetch that broke off goes on where it
+//! was, from another node if need be; nothing counts before its digest was checked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
+use trellis_bus::{Bus, BusError};
+use trellis_placement::Life;
+use trellis_raft::Raft;
+use trellis_wire::{Digest, LatticeName, NodeId, frame, subject};
+
+use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
+use crate::liveness::Liveness;
+use crate::shares::Shares;
+
+/// The longest chunk, in bytes.
+const CHUNK_BYTES_MAX: usize = 128 * 1024;
+/// How long a node may take to give one.
+const CHUNK_WAIT: Duration = Duration::from_secs(5);
+/// How many chunks are read for others at one time.
+const READS_MAX: usize = 16;
+/// The wait before a subscription that ended is made again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// How often the leader looks whether it has what others hold.
+const SPARE_EVERY: Duration = Duration::from_secs(10);
+
+/// A question on a node's artifact subject: a chunk from here on.
+#[derive(Debug, Serialize, Deserialize)]
+enum Ask {
+    Chunk(Digest, u64),
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Chunk {
+    /// The bytes from there on, and how many there are in all.
+    Bytes(Bytes, u64),
+    /// It has no such artifact.
+    NotHere,
+    /// Too many ask at once.
+    Busy,
+}
+
+/// Why an artifact is not here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    #[error("no other node gave artifact {0}: {1}")]
+    Nobody(Digest, String),
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error("storing artifact {0} broke off")]
+    BrokenOff(Digest),
+}
+
+/// Brings artifacts here, and gives them to others.
+pub(crate) struct Fetch {
+    pub(crate) me: NodeId,
+    pub(crate) lattice: LatticeName,
+    pub(crate) bus: Bus,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) liveness: Arc<Liveness>,
+    /// One fetch at a time: two of one artifact would do the work twice.
+    pub(crate) turn: Mutex<()>,
+}
+
+impl Fetch {
+    /// Returns once the artifact is on this node, whole and checked.
+    pub(crate) async fn ensure(&self, digest: Digest) -> Result<(), FetchError> {
+        let _turn = self.turn.lock().await;
+        if self.artifacts.has(digest) {
+            return Ok(());
+        }
+        let state = self.shares.state();
+        let mut nodes: Vec<NodeId> = state.nodes().keys().copied().filter(|node| *node != self.me).collect();
+        nodes.sort_by_key(|node| self.liveness.life(*node) != Life::Alive);
+        let mut told = vec!["there is none".to_owned()];
+        for node in nodes {
+            match self.fetch(digest, node).await {
+                Ok(()) => {
+                    tracing::info!(%digest, %node, "fetched an artifact");
+                    return Ok(());
+                }
+                Err(why @ FetchError::Artifact(ArtifactError::Disk { .. })) => return Err(why),
+                Err(why) => told.push(format!("{node}: {why}")),
+            }
+        }
+        told.swap_remove(0);
+        Err(FetchError::Nobody(digest, told.join("; ")))
+    }
+
+    /// Takes what is missing from one node.
+    async fn fetch(&self, digest: Digest, node: NodeId) -> Result<(), FetchError> {
+        let subject = subject::artifact(&self.lattice, node);
+        let nobody = |why: &str| FetchError::Nobody(digest, why.into());
+        let mut begun = self.artifacts.begun(digest)?;
+        loop {
+            let question = frame::encode(&Ask::Chunk(digest, begun)).into();
+            let answer = match self.bus.request(&subject, &[], question, CHUNK_WAIT).await {
+                Ok(answer) => frame::decode(&answer.payload).map_err(|why| nobody(&why.to_string()))?,
+                Err(BusError::NoResponders { .. }) => return Err(nobody("it is not there")),
+                Err(why) => return Err(nobody(&why.to_string())),
+            };
+            match answer {
+                Chunk::Bytes(_, total) if total > ARTIFACT_BYTES_MAX => return Err(nobody("it is too large")),
+                Chunk::Bytes(bytes, total) => {
+                    let (artifacts, last) = (self.artifacts.clone(), begun + bytes.len() as u64 >= total);
+                    if bytes.is_empty() && !last {
+                        return Err(nobody("it gave nothing"));
+                    }
+                    let stored = tokio::task::spawn_blocking(move || artifacts.add(digest, begun, &bytes, last));
+                    begun = stored.await.map_err(|_| FetchError::BrokenOff(digest))??;
+                    if last {
+                        return Ok(());
+                    }
+                }
+                Chunk::NotHere => return Err(nobody("it does not have it")),
+                Chunk::Busy => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+
+    /// Gives chunks to others until `shutdown`.
+    pub(crate) async fn serve(self: Arc<Self>, shutdown: CancellationToken) {
+        let subject = subject::artifact(&self.lattice, self.me);
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        let serving = async {
+            loop {
+                match self.bus.subscribe(&subject, None).await {
+                    Ok(mut questions) => {
+                        while let Some(question) = questions.next().await {
+                            let Some(reply) = question.reply else { continue };
+                            let (fetch, place) = (self.clone(), reads.clone().try_acquire_owned());
+                            tokio::spawn(async move {
+                                let answer = match &place {
+                                    Ok(_) => fetch.chunk(&question.payload).await,
+                                    Err(_) => Chunk::Busy,
+                                };
+                                if let Err(why) = fetch.bus.publish(&reply, &[], frame::encode(&answer).into()).await {
+                                    tracing::debug!(%why, "a chunk was not given");
+                                }
+                            });
+                        }
+                    }
+                    Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+                }
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+        };
+        tokio::select! {
+            () = serving => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    async fn chunk(&self, question: &[u8]) -> Chunk {
+        let Ok(Ask::Chunk(digest, from)) = frame::decode(question) else { return Chunk::NotHere };
+        let artifacts = self.artifacts.clone();
+        let read = tokio::task::spawn_blocking(move || artifacts.piece(digest, from, CHUNK_BYTES_MAX)).await;
+        match read {
+            Ok(Ok((bytes, total))) => Chunk::Bytes(bytes.into(), total),
+            Ok(Err(why @ ArtifactError::Disk { .. })) => {
+                tracing::warn!(%digest, "{why}");
+                Chunk::NotHere
+            }
+            _ => Chunk::NotHere,
+        }
+    }
+
+    /// The leader keeps a copy of everything that is deployed, manifests too: a holder may die with the only other one.
+    pub(crate) async fn keep_spares(self: Arc<Self>, raft: Raft, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(SPARE_EVERY) => {}
+            }
+            if !raft.leadership().borrow().me {
+                continue;
+            }
+            let state = self.shares.state();
+            let wanted = state.releases().flat_map(|release| release.artifacts.values().chain([&release.manifest]));
+            for digest in wanted.copied().filter(|digest| !self.artifacts.has(*digest)).collect::<Vec<_>>() {
+                if let Err(why) = self.ensure(digest).await {
+                    tracing::debug!("no spare yet: {why}");
+                }
+            }
+        }
+    }
+}

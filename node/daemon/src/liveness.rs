@@ -1,0 +1,384 @@
+//! Liveness: this node's heartbeat, everyone else's, and what the leader does about those that are silent or new. What
+//! to do is decided by `placement::Membership`; here is only when, and how it is carried out.
+//!
+//! It runs where Raft runs, on threads of their own: a guest that computes for ever delays no heartbeat.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use trellis_bus::Bus;
+use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience};
+use trellis_raft::{Member, Raft};
+use trellis_wire::{ComponentKey, Generation, LatticeId, LatticeName, LinkId, NodeId, frame, subject};
+
+use crate::board::{Board, Health, Mark};
+use crate::dispatch::Dispatch;
+use crate::{clock, proposal};
+
+/// How often the leader looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// The wait before a subscription that ended is made again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// How much one heartbeat says of components and links, in bytes; the rest is said by the next ones, page by page.
+const PAGE_BYTES_MAX: usize = 32 * 1024;
+/// How much is said of what is not well.
+const PROBLEM_CHARS_MAX: usize = 300;
+/// How long another lattice of this name is remembered after it was last heard.
+const STRANGER_MAX: Duration = Duration::from_secs(30);
+
+/// What comes on a heartbeat's subject.
+#[derive(Debug, Serialize, Deserialize)]
+enum Sign {
+    Beat(Box<Beat>),
+    /// The node ends now, on purpose.
+    Goodbye(LatticeId, NodeId),
+}
+
+/// A heartbeat.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Beat {
+    lattice: LatticeId,
+    node: NodeId,
+    /// The plan that the node carries out.
+    pub(crate) generation: Generation,
+    /// Sandboxes alive.
+    pub(crate) running: u64,
+    /// Which page this is, of how many.
+    page: u16,
+    pages: u16,
+    components: Vec<(ComponentKey, OfComponent)>,
+    links: Vec<(LinkId, OfLink)>,
+}
+
+/// How a component is on a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OfComponent {
+    /// Just what it holds.
+    pub(crate) mark: Mark,
+    pub(crate) health: Health,
+    pub(crate) running: u64,
+    pub(crate) events: u64,
+    pub(crate) faults: u64,
+}
+
+/// How a link is on a node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OfLink {
+    /// Just what it applies.
+    pub(crate) mark: Mark,
+    pub(crate) health: Health,
+    /// Where it is reached.
+    pub(crate) at: Option<String>,
+}
+
+/// What is known of each node's life.
+pub(crate) struct Liveness {
+    origin: Instant,
+    me: NodeId,
+    patience: Patience,
+    sheet: Mutex<Sheet>,
+}
+
+struct Sheet {
+    membership: Membership,
+    nodes: BTreeMap<NodeId, Known>,
+    stranger: Option<(LatticeId, NodeId, Instant)>,
+}
+
+/// What a node said of itself.
+struct Known {
+    last: Beat,
+    pages: BTreeMap<u16, Beat>,
+}
+
+impl Liveness {
+    pub(crate) fn new(me: NodeId, patience: Patience) -> Self {
+        let membership = Membership::new(me, patience, Duration::ZERO);
+        let sheet = Sheet { membership, nodes: BTreeMap::new(), stranger: None };
+        Self { origin: Instant::now(), me, patience, sheet: Mutex::new(sheet) }
+    }
+
+    /// How a node seems.
+    pub(crate) fn life(&self, node: NodeId) -> Life {
+        self.lock().membership.life(node, self.now())
+    }
+
+    /// How long ago a node was heard; `None`: never.
+    pub(crate) fn silence(&self, node: NodeId) -> Option<Duration> {
+        if node == self.me {
+            return Some(Duration::ZERO);
+        }
+        let sheet = self.lock();
+        sheet.nodes.contains_key(&node).then(|| sheet.membership.silence(node, self.now())).flatten()
+    }
+
+    /// The last heartbeat of a node, without its pages.
+    pub(crate) fn beat(&self, node: NodeId) -> Option<Beat> {
+        self.lock().nodes.get(&node).map(|known| known.last.clone())
+    }
+
+    /// How a component is on another node.
+    pub(crate) fn component(&self, node: NodeId, key: &ComponentKey) -> Option<OfComponent> {
+        let sheet = self.lock();
+        let pages = sheet.nodes.get(&node)?.pages.values();
+        pages.flat_map(|page| &page.components).find(|(one, _)| one == key).map(|(_, report)| report.clone())
+    }
+
+    /// How a link is on another node.
+    pub(crate) fn link(&self, node: NodeId, id: &LinkId) -> Option<OfLink> {
+        let sheet = self.lock();
+        let pages = sheet.nodes.get(&node)?.pages.values();
+        pages.flat_map(|page| &page.links).find(|(one, _)| one == id).map(|(_, report)| report.clone())
+    }
+
+    /// What is not well with the lattice, one sentence each.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let sheet = self.lock();
+        let mut problems = Vec::new();
+        if sheet.membership.is_deaf(self.now()) {
+            problems.push("this node does not hear its own heartbeats: what it says of other nodes is stale".into());
+        }
+        let frozen: Vec<String> = sheet.membership.frozen().iter().map(ToString::to_string).collect();
+        if !frozen.is_empty() {
+            problems.push(format!(
+                "over a third of the nodes vanished within a minute, so nothing is placed anew until they are back: {}; \
+                 `trellis nodes forget ID` gives one up",
+                frozen.join(", ")
+            ));
+        }
+        if let Some((lattice, node, _)) = sheet.stranger.filter(|(.., heard)| heard.elapsed() < STRANGER_MAX) {
+            problems.push(format!(
+                "another lattice of this name (id {lattice}, heard from node {node}) is on the same NATS; its nodes are \
+                 refused: give one of the two another --lattice or another NATS account"
+            ));
+        }
+        problems
+    }
+
+    fn take(&self, sign: Sign, lattice: LatticeId) {
+        let now = self.now();
+        let mut sheet = self.lock();
+        let (theirs, node) = match &sign {
+            Sign::Beat(beat) => (beat.lattice, beat.node),
+            Sign::Goodbye(theirs, node) => (*theirs, *node),
+        };
+        if theirs != lattice {
+            if sheet.stranger.is_none_or(|(known, ..)| known != theirs) {
+                tracing::error!(%theirs, ours = %lattice, %node, "another lattice of this name is on the same NATS");
+            }
+            sheet.stranger = Some((theirs, node, Instant::now()));
+            return;
+        }
+        match sign {
+            Sign::Goodbye(..) => sheet.membership.left(node),
+            Sign::Beat(beat) => {
+                sheet.membership.heard(node, now);
+                let known =
+                    sheet.nodes.entry(node).or_insert_with(|| Known { last: (*beat).clone(), pages: BTreeMap::new() });
+                known.pages.retain(|page, _| *page < beat.pages);
+                known.last = Beat { components: Vec::new(), links: Vec::new(), ..(*beat).clone() };
+                known.pages.insert(beat.page, *beat);
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sheet> {
+        self.sheet.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// What a node's liveness needs to run.
+pub(crate) struct Pulse {
+    pub(crate) node: NodeId,
+    pub(crate) lattice: LatticeName,
+    pub(crate) bus: Bus,
+    pub(crate) raft: Raft,
+    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) board: Arc<Board>,
+    /// Where a link is reached on this node.
+    pub(crate) at: Box<dyn Fn(&LinkId) -> Option<String> + Send + Sync>,
+}
+
+impl Pulse {
+    /// Beats, listens and, where this node leads, acts, until `shutdown`. Says goodbye then.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.beat() => {}
+            () = self.listen() => {}
+            () = self.lead() => {}
+        }
+        if let Some(lattice) = self.lattice_id() {
+            self.say(&Sign::Goodbye(lattice, self.node)).await;
+        }
+    }
+
+    fn lattice_id(&self) -> Option<LatticeId> {
+        self.raft.state().borrow().lattice_id()
+    }
+
+    async fn beat(&self) {
+        let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut turn: u16 = 0;
+        loop {
+            every.tick().await;
+            let Some(lattice) = self.lattice_id() else { continue };
+            let pages = self.pages(lattice);
+            turn = turn.wrapping_add(1);
+            let page = usize::from(turn) % pages.len();
+            let beat = pages.into_iter().nth(page).expect("it is one of them");
+            self.say(&Sign::Beat(Box::new(beat))).await;
+        }
+    }
+
+    async fn say(&self, sign: &Sign) {
+        let subject = subject::heartbeat(&self.lattice, self.node);
+        if let Err(why) = self.bus.publish(&subject, &[], frame::encode(sign).into()).await {
+            tracing::debug!(%why, "no heartbeat");
+        }
+    }
+
+    /// Everything there is to say, in pages.
+    fn pages(&self, lattice: LatticeId) -> Vec<Beat> {
+        let generation = self.board.generation();
+        let running = self.dispatch.running() as u64;
+        let empty = || Beat {
+            lattice,
+            node: self.node,
+            generation,
+            running,
+            page: 0,
+            pages: 1,
+            components: Vec::new(),
+            links: Vec::new(),
+        };
+        let (components, links) = self.board.all();
+        let (mut pages, mut bytes) = (vec![empty()], 0);
+        let mut room = |pages: &mut Vec<Beat>, more: usize| {
+            if bytes + more > PAGE_BYTES_MAX && bytes > 0 {
+                pages.push(empty());
+                bytes = 0;
+            }
+            bytes += more;
+        };
+        for (key, mark, health) in components {
+            let report = self.of_component(&key, mark, health);
+            room(&mut pages, frame::encode(&(&key, &report)).len());
+            pages.last_mut().expect("there is one").components.push((key, report));
+        }
+        for (id, mark, health) in links {
+            let report = OfLink { mark, health: shortened(health), at: (self.at)(&id) };
+            room(&mut pages, frame::encode(&(&id, &report)).len());
+            pages.last_mut().expect("there is one").links.push((id, report));
+        }
+        let count = u16::try_from(pages.len()).unwrap_or(u16::MAX);
+        for (number, page) in pages.iter_mut().enumerate() {
+            (page.page, page.pages) = (u16::try_from(number).unwrap_or(u16::MAX), count);
+        }
+        pages
+    }
+
+    fn of_component(&self, key: &ComponentKey, mark: Mark, health: Health) -> OfComponent {
+        let holding = self.dispatch.holding(key);
+        let count = |read: fn(&crate::counts::Counts) -> u64| holding.as_ref().map_or(0, |one| read(one.counts()));
+        OfComponent {
+            mark,
+            health: shortened(health),
+            running: holding.as_ref().map_or(0, |holding| holding.running() as u64),
+            events: count(|counts| counts.events.load(Ordering::Relaxed)),
+            faults: count(|counts| counts.faults.load(Ordering::Relaxed)),
+        }
+    }
+
+    async fn listen(&self) {
+        let subject = subject::heartbeats(&self.lattice);
+        loop {
+            match self.bus.subscribe(&subject, None).await {
+                Ok(mut beats) => {
+                    while let Some(beat) = beats.next().await {
+                        let Some(lattice) = self.lattice_id() else { continue };
+                        match frame::decode(&beat.payload) {
+                            Ok(sign) => self.liveness.take(sign, lattice),
+                            Err(why) => tracing::debug!(subject = beat.subject, %why, "a heartbeat is not understood"),
+                        }
+                    }
+                }
+                Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    /// Every node looks, so that whoever comes to lead knows enough; the leader acts.
+    async fn lead(&self) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let state = self.raft.state().borrow().clone();
+            let log = self.log_view();
+            let decisions = {
+                let mut sheet = self.liveness.lock();
+                sheet.nodes.retain(|id, _| state.node(*id).is_some());
+                sheet.membership.decide(&state, &log, self.liveness.now(), clock::now_ms())
+            };
+            for decision in decisions {
+                if !self.raft.leadership().borrow().me {
+                    break;
+                }
+                self.carry_out(decision).await;
+            }
+        }
+    }
+
+    fn log_view(&self) -> LogView {
+        let members = self.raft.members();
+        LogView {
+            voters: members.voters.into_keys().collect(),
+            learners: members.learners.into_keys().collect(),
+            lag: self.raft.lag(),
+        }
+    }
+
+    /// What does not go through now is decided again at the next look.
+    async fn carry_out(&self, decision: Decision) {
+        tracing::info!(?decision, "membership");
+        let done = match decision {
+            Decision::Lost(id) => self.propose(Command::Lost(id)).await,
+            Decision::Back(id) => self.propose(Command::Back(id)).await,
+            Decision::Forget(id) => self.propose(Command::Forget(id)).await,
+            Decision::Listen(id) => {
+                let host = self.raft.state().borrow().node(id).map(|node| node.facts.name.clone());
+                let member = Member { host: host.unwrap_or_default() };
+                self.raft.add_learner(id, member).await.map_err(|why| why.to_string())
+            }
+            Decision::Voters(voters) => self.raft.change_voters(voters).await.map_err(|why| why.to_string()),
+            Decision::Part(gone) => {
+                let gone: BTreeSet<NodeId> = gone;
+                self.raft.remove_learners(gone).await.map_err(|why| why.to_string())
+            }
+        };
+        if let Err(why) = done {
+            tracing::warn!("membership is not changed yet: {why}");
+        }
+    }
+
+    async fn propose(&self, command: Command) -> Result<(), String> {
+        self.raft.propose(proposal::entry(command)).await.map(drop).map_err(|why| why.to_string())
+    }
+}
+
+fn shortened(health: Health) -> Health {
+    match health {
+        Health::Failed(why) => Health::Failed(why.chars().take(PROBLEM_CHARS_MAX).collect()),
+        health => health,
+    }
+}

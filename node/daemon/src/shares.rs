@@ -1,0 +1,37 @@
+//! Shares: what each node has to run by the plan that this node knows. Worked out once for each state and node, so that
+//! the data plane can look up rights for every event.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use trellis_placement::{Assigned, State};
+use trellis_wire::NodeId;
+
+/// What each node has to run.
+pub(crate) struct Shares {
+    states: watch::Receiver<Arc<State>>,
+    known: Mutex<(Arc<State>, HashMap<NodeId, Arc<Assigned>>)>,
+}
+
+impl Shares {
+    pub(crate) fn new(states: watch::Receiver<Arc<State>>) -> Self {
+        let state = states.borrow().clone();
+        Self { states, known: Mutex::new((state, HashMap::new())) }
+    }
+
+    /// The state as it is now.
+    pub(crate) fn state(&self) -> Arc<State> {
+        self.states.borrow().clone()
+    }
+
+    /// What `node` has to run now.
+    pub(crate) fn of(&self, node: NodeId) -> Arc<Assigned> {
+        let state = self.state();
+        let mut known = self.known.lock().expect("no code panics while it holds this lock");
+        if !Arc::ptr_eq(&known.0, &state) {
+            *known = (state.clone(), HashMap::new());
+        }
+        known.1.entry(node).or_insert_with(|| Arc::new(state.assigned(node))).clone()
+    }
+}
