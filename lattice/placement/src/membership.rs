@@ -230,7 +230,7 @@ impl Membership {
         while voters.len() < 5 {
             let pair: Vec<NodeId> = spares.by_ref().take(2).collect();
             // 1 -> 3 and 3 -> 5 in one step; an even number only adds a vote that can be missing.
-            let wanted = if voters.len() % 2 == 0 { 1 } else { 2 };
+            let wanted = if voters.len().is_multiple_of(2) { 1 } else { 2 };
             if pair.len() < wanted {
                 break;
             }

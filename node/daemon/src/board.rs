@@ -55,6 +55,9 @@ impl Mark {
     }
 }
 
+/// What was carried out or failed, by what it is.
+pub(crate) type Noted<K> = Vec<(K, Mark, Health)>;
+
 /// The health of everything assigned to this node.
 #[derive(Default)]
 pub(crate) struct Board(Mutex<Sheet>);
@@ -128,7 +131,7 @@ impl Board {
     }
 
     /// What is held and applied, and how it is.
-    pub(crate) fn all(&self) -> (Vec<(ComponentKey, Mark, Health)>, Vec<(LinkId, Mark, Health)>) {
+    pub(crate) fn all(&self) -> (Noted<ComponentKey>, Noted<LinkId>) {
         let sheet = self.lock();
         let components =
             sheet.components.iter().map(|(key, (held, health))| (key.clone(), Mark::of(held), health.clone()));

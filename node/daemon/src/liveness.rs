@@ -205,8 +205,11 @@ pub(crate) struct Pulse {
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) board: Arc<Board>,
     /// Where a link is reached on this node.
-    pub(crate) at: Box<dyn Fn(&LinkId) -> Option<String> + Send + Sync>,
+    pub(crate) at: At,
 }
+
+/// Says where a link is reached, if it listens.
+pub(crate) type At = Box<dyn Fn(&LinkId) -> Option<String> + Send + Sync>;
 
 impl Pulse {
     /// Beats, listens and, where this node leads, acts, until `shutdown`. Says goodbye then.

@@ -30,7 +30,6 @@ use crate::far::line::Lines;
 use crate::far::send::Elsewhere;
 use crate::far::serve::Service;
 use crate::fetch::Fetch;
-use crate::grants::Grants;
 use crate::identity::{Identity, IdentityError};
 use crate::liveness::{Liveness, Pulse};
 use crate::logs::Logs;
@@ -269,7 +268,6 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
         engine.clone(),
         artifacts.clone(),
         options.sandboxes_max,
-        Grants::default(),
         logs.clone(),
         Traces::from_environment(id),
         id.to_string(),

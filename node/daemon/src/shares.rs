@@ -11,8 +11,11 @@ use trellis_wire::NodeId;
 /// What each node has to run.
 pub(crate) struct Shares {
     states: watch::Receiver<Arc<State>>,
-    known: Mutex<(Arc<State>, HashMap<NodeId, Arc<Assigned>>)>,
+    known: Mutex<Known>,
 }
+
+/// A state, and the shares worked out for it so far.
+type Known = (Arc<State>, HashMap<NodeId, Arc<Assigned>>);
 
 impl Shares {
     pub(crate) fn new(states: watch::Receiver<Arc<State>>) -> Self {

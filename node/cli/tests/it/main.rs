@@ -26,6 +26,7 @@ mod nats;
 mod node;
 mod oci;
 mod old_manifests;
+mod queues;
 mod scripted;
 mod telemetry;
 mod tidy;

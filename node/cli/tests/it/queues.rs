@@ -1,0 +1,76 @@
+//! Durable queues of `trellis://embedded`, end to end: real guests, retries, dead letters, and a node that is started anew.
+
+use serde_json::Value;
+
+use crate::apps::{app, component, eventually, http, link, link_from, provider, waking};
+use crate::client::get;
+use crate::node::{DataDir, Node};
+
+/// A handler behind a queue, and a window on the store that it writes to.
+fn mail() -> String {
+    let store = || link("store", "wasi:keyvalue/store, atomics, batch");
+    let config = "{queue: mail, subject: 'mail.*', delivery.max_faults: '2', delivery.backoff.initial: 100ms}";
+    let publishes = link("bus", "trellis:messaging/producer");
+    app(
+        "post",
+        &[
+            component("window", "test_kv", "", &[store()]),
+            component("worker", "test_messages", "limits: {timeout: 5s}", &[store(), publishes]),
+            http("window", ""),
+            provider("store", "embedded"),
+            waking("bus", "embedded", &[link_from("worker", "trellis:messaging/handler", "mail", config)]),
+        ],
+    )
+}
+
+#[track_caller]
+fn until_stored(node: &Node, key: &str, expected: &str) {
+    let at = node.at("post");
+    eventually(&format!("{key} is {expected}"), || {
+        get(at, &format!("/{key}")).ok().filter(|response| response.status == 200 && response.text() == expected)
+    });
+}
+
+#[track_caller]
+fn letters(node: &Node, count: usize) -> Vec<Value> {
+    eventually(&format!("there are {count} dead letters"), || {
+        let listed: Value =
+            serde_json::from_str(&node.trellis(&["dead-letters", "list", "post", "-o", "json"]).ok()).ok()?;
+        listed.as_array().filter(|letters| letters.len() == count).cloned()
+    })
+}
+
+#[test]
+fn a_queue_keeps_tries_again_gives_up_and_replays() {
+    let data_dir = DataDir::new();
+    let node = Node::start_in(&data_dir, &[]);
+    node.deploy(&mail());
+    node.trellis(&["publish", "mail", "retry-twice"]).ok();
+    node.trellis(&["publish", "mail.eu", "fine"]).ok();
+    until_stored(&node, "last/retry-twice", "mail attempt=3");
+    until_stored(&node, "last/fine", "mail.eu attempt=1");
+
+    node.trellis(&["publish", "mail", "trap", "--header", "by=hand"]).ok();
+    node.trellis(&["publish", "mail", "dead-letter"]).ok();
+    let dead = letters(&node, 2);
+    let trap = dead.iter().find(|letter| letter["body_text"] == "trap").unwrap();
+    assert_eq!((&trap["reason"], &trap["attempts"]), (&"max-faults".into(), &2.into()));
+    assert_eq!(trap["component"], "post/worker");
+    assert!(trap["faults"][1].as_str().unwrap().contains("as asked"), "{trap}");
+    drop(node);
+
+    let node = Node::start_in(&data_dir, &[]);
+    until_stored(&node, "last/fine", "mail.eu attempt=1");
+    assert_eq!(letters(&node, 2), dead, "dead letters outlive the node");
+    let id = trap["id"].as_str().unwrap();
+    let shown = node.trellis(&["dead-letters", "show", "post/worker", id]).ok();
+    assert!(shown.contains("fault 2: ") && shown.contains("header by: hand"), "{shown}");
+    assert_eq!(node.trellis(&["dead-letters", "replay", "post", id]).ok(), "1 replayed\n");
+    until_stored(&node, "seen/trap", "4");
+    let again = letters(&node, 2);
+    let ids: Vec<_> = again.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
+    assert!(!ids.contains(&id), "{ids:?}");
+    node.trellis(&["dead-letters", "replay", "post", id]).failed(2);
+    assert_eq!(node.trellis(&[&["dead-letters", "drop", "post"], ids.as_slice()].concat()).ok(), "2 dropped\n");
+    assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
+}
