@@ -8,6 +8,7 @@ mod failure;
 mod machine;
 mod output;
 mod quantity;
+mod scope;
 mod settings;
 mod source;
 

@@ -1,14 +1,12 @@
 //! `trellis dead-letters`: messages that were given up, to look at, to handle after all, or to forget.
 
-use std::str::FromStr;
-
 use clap::Subcommand;
 use trellis_daemon::api::types::DeadLetterStatus;
-use trellis_wire::{AppName, ComponentName};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, print, table, time};
+use crate::scope::Scope;
 
 /// List, show, replay and drop messages that were given up
 ///
@@ -31,7 +29,7 @@ enum Action {
     List {
         /// The app, or one component of it
         #[arg(value_name = "APP[/COMPONENT]")]
-        of: Of,
+        of: Scope,
         #[command(flatten)]
         output: Output,
     },
@@ -41,7 +39,7 @@ enum Action {
     Show {
         /// The app, or one component of it
         #[arg(value_name = "APP[/COMPONENT]")]
-        of: Of,
+        of: Scope,
         /// Its id, as listed
         id: String,
         #[command(flatten)]
@@ -53,7 +51,7 @@ enum Action {
     Replay {
         /// The app, or one component of it
         #[arg(value_name = "APP[/COMPONENT]")]
-        of: Of,
+        of: Scope,
         /// Ids, as listed
         ids: Vec<String>,
     },
@@ -63,45 +61,24 @@ enum Action {
     Drop {
         /// The app, or one component of it
         #[arg(value_name = "APP[/COMPONENT]")]
-        of: Of,
+        of: Scope,
         /// Ids, as listed
         #[arg(required = true)]
         ids: Vec<String>,
     },
 }
 
-/// `APP` or `APP/COMPONENT`.
-#[derive(Debug, Clone)]
-struct Of {
-    app: AppName,
-    component: Option<ComponentName>,
+async fn letters(of: &Scope, connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
+    Ok(connection.open().dead_letters(&of.app, of.component()).await?)
 }
 
-impl FromStr for Of {
-    type Err = trellis_wire::IdError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('/') {
-            Some((app, component)) => Ok(Self { app: app.parse()?, component: Some(component.parse()?) }),
-            None => Ok(Self { app: text.parse()?, component: None }),
-        }
-    }
-}
-
-impl Of {
-    async fn letters(&self, connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
-        let component = self.component.as_ref().map(ComponentName::as_str);
-        Ok(connection.open().dead_letters(&self.app, component).await?)
-    }
-
-    /// The letters of these ids; a wrong id is said before anything is done.
-    async fn named(&self, ids: &[String], connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
-        let letters = self.letters(connection).await?;
-        let unknown = ids.iter().find(|id| !letters.iter().any(|letter| letter.id == **id));
-        match unknown {
-            Some(id) => Err(Failure::Usage(format!("there is no dead letter {id} of {}", self.app))),
-            None => Ok(letters.into_iter().filter(|letter| ids.contains(&letter.id)).collect()),
-        }
+/// The letters of these ids; a wrong id is said before anything is done.
+async fn named(of: &Scope, ids: &[String], connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
+    let letters = letters(of, connection).await?;
+    let unknown = ids.iter().find(|id| !letters.iter().any(|letter| letter.id == **id));
+    match unknown {
+        Some(id) => Err(Failure::Usage(format!("there is no dead letter {id} of {}", of.app))),
+        None => Ok(letters.into_iter().filter(|letter| ids.contains(&letter.id)).collect()),
     }
 }
 
@@ -109,23 +86,23 @@ impl DeadLetters {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         match self.action {
             Action::List { of, output } => {
-                let letters = of.letters(connection).await?;
+                let letters = letters(&of, connection).await?;
                 Ok(output.print(&letters, |letters| render(letters))?)
             }
             Action::Show { of, id, output } => {
-                let letter = of.named(&[id], connection).await?.remove(0);
+                let letter = named(&of, &[id], connection).await?.remove(0);
                 Ok(output.print(&letter, render_whole)?)
             }
             Action::Replay { of, ids } => {
                 let letters =
-                    if ids.is_empty() { of.letters(connection).await? } else { of.named(&ids, connection).await? };
+                    if ids.is_empty() { letters(&of, connection).await? } else { named(&of, &ids, connection).await? };
                 for letter in &letters {
                     connection.open().replay_dead_letter(&of.app, &letter.id).await?;
                 }
                 Ok(print(&format!("{} replayed", letters.len()))?)
             }
             Action::Drop { of, ids } => {
-                let letters = of.named(&ids, connection).await?;
+                let letters = named(&of, &ids, connection).await?;
                 for letter in &letters {
                     connection.open().drop_dead_letter(&of.app, &letter.id).await?;
                 }

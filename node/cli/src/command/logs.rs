@@ -1,13 +1,11 @@
 //! `trellis logs`: what guests said, printed, and how they failed.
 
-use std::str::FromStr;
-
 use trellis_daemon::api::types::LogLine;
-use trellis_wire::{AppName, ComponentName};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, print, time};
+use crate::scope::Scope;
 
 /// Show what components logged, printed and failed with
 #[derive(Debug, clap::Args)]
@@ -18,7 +16,7 @@ use crate::output::{Output, print, time};
 pub(crate) struct Logs {
     /// The app, or one component of it; everything where none is named
     #[arg(value_name = "APP[/COMPONENT]")]
-    of: Option<Of>,
+    of: Option<Scope>,
     /// Go on printing what comes
     #[arg(short, long)]
     follow: bool,
@@ -29,28 +27,10 @@ pub(crate) struct Logs {
     output: Output,
 }
 
-/// `APP` or `APP/COMPONENT`.
-#[derive(Debug, Clone)]
-struct Of {
-    app: AppName,
-    component: Option<ComponentName>,
-}
-
-impl FromStr for Of {
-    type Err = trellis_wire::IdError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('/') {
-            Some((app, component)) => Ok(Self { app: app.parse()?, component: Some(component.parse()?) }),
-            None => Ok(Self { app: text.parse()?, component: None }),
-        }
-    }
-}
-
 impl Logs {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let app = self.of.as_ref().map(|of| &of.app);
-        let component = self.of.as_ref().and_then(|of| of.component.as_ref()).map(ComponentName::as_str);
+        let component = self.of.as_ref().and_then(Scope::component);
         let mut lines = connection.open().logs(app, component, self.follow, self.lines).await?;
         while let Some(line) = lines.next().await? {
             let text = String::from_utf8_lossy(&line);
