@@ -1,0 +1,1 @@
+//! RabbitMQ as a provider: queues over AMQP 0.9.1. The only crate that knows AMQP.

@@ -1,0 +1,1 @@
+//! Timers as a provider: cron with a time zone, and `every`.
