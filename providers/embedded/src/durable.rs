@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use redb::ReadTransaction;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, PULL_MAX, Progress, Queue, Record, Settlement, Trouble,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, PULL_MAX, Place, Progress, Queue, Record, Settlement, Standing,
+    Trouble,
 };
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{CallError, Config, Link, LinkId, Message};
@@ -289,7 +292,7 @@ impl Queue for Pulled {
                 self.queue.keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
                 Ok(given.into_iter().map(claimed).collect())
             }
-            Ok(Changed::Done) => Ok(Vec::new()),
+            Ok(Changed::Done | Changed::Swapped(_)) => Ok(Vec::new()),
             Err(why) => {
                 self.queue.keep(expired, Instant::now());
                 Err(why.to_string())
@@ -311,7 +314,7 @@ impl Queue for Pulled {
                 claims.remove(&claim.sequence);
             }
         }
-        if matches!(settlement, Settlement::Retry { .. } | Settlement::GiveBack) {
+        if matches!(settlement, Settlement::Retry { .. } | Settlement::GiveBack { .. }) {
             self.queue.notify();
         }
         Ok(())
@@ -325,16 +328,143 @@ impl Queue for Pulled {
         }
         Ok(())
     }
+
+    async fn note(&self, claim: &Token, fault: Option<&str>) -> Result<(), Trouble> {
+        self.change(Change::Note { token: claim.clone(), fault: fault.map(str::to_owned) }).await.map(drop)
+    }
+
+    async fn standing(&self) -> Result<Standing, Trouble> {
+        let (standing, oldest_ms) = self.look(|snapshot| queue::standing(snapshot, &self.queue.name))?;
+        let oldest_age = oldest_ms.map(|at| Duration::from_millis(now_ms().saturating_sub(at)));
+        Ok(Standing { oldest_age, ..standing })
+    }
+
+    async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
+        let after = after.and_then(queue::of_letter).map(|(_, sequence)| sequence);
+        let of = (&*self.queue.name, self.component.as_str());
+        self.look(|snapshot| queue::letters_after(snapshot, of, after, max))
+    }
+
+    async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
+        let own = |(queue, _): &(String, u64)| **queue == *self.queue.name;
+        let Some((queue, sequence)) = queue::of_letter(id).filter(own) else { return Ok(None) };
+        let of = (queue.as_str(), self.component.as_str());
+        let found = self.look(|snapshot| queue::letters_after(snapshot, of, sequence.checked_sub(1), 1))?;
+        let Some(letter) = found.into_iter().find(|letter| letter.id == id) else { return Ok(None) };
+        let change = match fate {
+            Fate::Replay => Change::Replay { queue, sequence, now_ms: now_ms() },
+            Fate::Drop => Change::Forget { queue, sequence },
+        };
+        match self.store.change(change).await {
+            Ok(_) => {
+                self.queue.notify();
+                Ok(Some(letter))
+            }
+            // Someone else was faster.
+            Err(CallError::NoSuch(_)) => Ok(None),
+            Err(why) => Err(why.to_string()),
+        }
+    }
+
+    fn ledger(&self) -> Option<&dyn Ledger> {
+        Some(self)
+    }
+
+    fn keeps_order(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl Ledger for Pulled {
+    async fn read(&self, key: &str) -> Result<Option<Bytes>, Trouble> {
+        self.look(|snapshot| queue::entry(snapshot, &self.queue.name, key, now_ms()))
+    }
+
+    async fn swap(&self, key: &str, old: Option<&[u8]>, new: Option<&[u8]>, keep: Duration) -> Result<bool, Trouble> {
+        let change = Change::Swap {
+            queue: self.queue.name.clone(),
+            key: key.into(),
+            old: old.map(<[u8]>::to_vec),
+            new: new.map(<[u8]>::to_vec),
+            keep_ms: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
+            now_ms: now_ms(),
+        };
+        match self.change(change).await? {
+            Changed::Swapped(swapped) => Ok(swapped),
+            other => Err(format!("a swap came to {other:?}")),
+        }
+    }
+
+    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Trouble> {
+        self.look(|snapshot| queue::keys(snapshot, &self.queue.name, prefix, now_ms()))
+    }
+}
+
+impl Pulled {
+    async fn change(&self, change: Change) -> Result<Changed, Trouble> {
+        self.store.change(change).await.map_err(|why| why.to_string())
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, Trouble> {
+        self.store.look(look).map_err(|why| why.to_string())
+    }
 }
 
 fn claimed(given: Given) -> Claimed<Token> {
-    let Given { token, mut message, kept } = given;
+    let Given { token, mut message, kept, again } = given;
     let age_ms = message.published_ms.map_or(0, |published| now_ms().saturating_sub(published));
     let record =
         Record { attempt: token.attempt, faults: kept.faults, kills: kept.kills, age: Duration::from_millis(age_ms) };
     message.attempt = token.attempt;
+    let place = Place {
+        key: token.sequence.to_string(),
+        position: Some(u128::from(token.sequence)),
+        again,
+        name: Some(message.id.clone()).filter(|id| !id.is_empty()),
+        replay_of: kept.replay_of,
+    };
     if message.id.is_empty() {
         message.id = format!("{}-{}", token.queue, token.sequence);
     }
-    Claimed { claim: token, message, record }
+    Claimed { claim: token, message, record, place }
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_provider::testing::{Broker, contract};
+
+    use super::*;
+
+    /// A node with a data directory of its own.
+    struct Alone(Durable);
+
+    #[async_trait]
+    impl Broker for Alone {
+        type Queue = Pulled;
+
+        async fn queue(&self, name: &str) -> Pulled {
+            let link = LinkId::new(
+                &"shop/queues".parse().unwrap(),
+                &"shop/worker".parse().unwrap(),
+                &"default".parse().unwrap(),
+                "trellis",
+                "messaging",
+                &["handler".into()],
+            );
+            let queue = self.0.create(&link, name, vec![]).await.unwrap();
+            Pulled { store: self.0.store.clone(), queue, component: "shop/worker".into() }
+        }
+
+        async fn publish(&self, name: &str, message: Message) {
+            assert_eq!(self.0.publish(&Message { subject: name.into(), ..message }).await, Ok(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn it_keeps_the_contract_of_brokers() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("embedded.redb")).unwrap();
+        contract(&Alone(Durable::open(Arc::new(store)).unwrap())).await;
+    }
 }

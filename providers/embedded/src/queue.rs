@@ -6,11 +6,13 @@
 //! process died.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use redb::{ReadTransaction, ReadableTable as _, StorageError, Table, TableDefinition, TableError, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use trellis_provider::delivery::{DeadLetter, Settlement};
+use trellis_provider::delivery::{DeadLetter, Settlement, Standing};
 use trellis_wire::{CallError, Message};
 
 /// Messages that one queue may hold.
@@ -38,6 +40,14 @@ const DUE: TableDefinition<'static, (&str, u64, u64), ()> = TableDefinition::new
 const CLAIMED: TableDefinition<'static, (&str, u64), u32> = TableDefinition::new("queue_claimed");
 /// (queue, sequence) -> dead letter.
 const DEAD: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_dead");
+/// (queue, key) -> (milliseconds since 1970 until which it is kept, value): the ledger.
+const LEDGER: TableDefinition<'static, (&str, &str), (u64, &[u8])> = TableDefinition::new("queue_ledger");
+/// (milliseconds since 1970, queue, key): what of the ledger ends when.
+const LEDGER_ENDS: TableDefinition<'static, (u64, &str, &str), ()> = TableDefinition::new("queue_ledger_ends");
+/// Ended entries that one swap removes besides its own: more than it adds, so that they go as they come.
+const LEDGER_SWEEP: usize = 4;
+/// Keys of a ledger in one list.
+const LEDGER_KEYS_MAX: usize = 10_000;
 
 /// What is known of a queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +59,7 @@ pub(crate) struct Meta {
     messages: u64,
     bytes: u64,
     dead_bytes: u64,
+    dead: u64,
 }
 
 /// What is known of a message besides what it is.
@@ -60,6 +71,10 @@ pub(crate) struct Kept {
     /// The newest of them.
     pub(crate) fault_texts: Vec<String>,
     pub(crate) kills: u32,
+    /// Whether it was given out, whatever came of it.
+    given: bool,
+    /// The dead letter that it was.
+    pub(crate) replay_of: Option<String>,
 }
 
 /// A claim on one message.
@@ -85,6 +100,10 @@ pub(crate) enum Change {
     Replay { queue: String, sequence: u64, now_ms: u64 },
     /// Forgets a dead letter.
     Forget { queue: String, sequence: u64 },
+    /// An attempt is over and the claim goes on.
+    Note { token: Token, fault: Option<String> },
+    /// Writes or removes an entry of the ledger if it is `old`.
+    Swap { queue: Arc<str>, key: String, old: Option<Vec<u8>>, new: Option<Vec<u8>>, keep_ms: u64, now_ms: u64 },
 }
 
 impl Change {
@@ -97,6 +116,8 @@ impl Change {
                 settlement: Settlement::Retry { fault, .. } | Settlement::DeadLetter { fault, .. }, ..
             } => fault.as_ref().map_or(0, String::len) + 256,
             Self::Settle { .. } => 256,
+            Self::Note { fault, .. } => fault.as_ref().map_or(0, String::len) + 256,
+            Self::Swap { old, new, .. } => [old, new].into_iter().flatten().map(Vec::len).sum::<usize>() + 256,
         }
     }
 }
@@ -106,6 +127,7 @@ impl Change {
 pub(crate) enum Changed {
     Done,
     Claimed(Vec<Given>),
+    Swapped(bool),
 }
 
 /// A message that was claimed.
@@ -114,6 +136,8 @@ pub(crate) struct Given {
     pub(crate) token: Token,
     pub(crate) message: Message,
     pub(crate) kept: Kept,
+    /// Whether it was given out before.
+    pub(crate) again: bool,
 }
 
 /// The inner error is the caller's.
@@ -127,6 +151,8 @@ pub(crate) struct Tables<'t> {
     due: Table<'t, (&'static str, u64, u64), ()>,
     claimed: Table<'t, (&'static str, u64), u32>,
     dead: Table<'t, (&'static str, u64), &'static [u8]>,
+    ledger: Table<'t, (&'static str, &'static str), (u64, &'static [u8])>,
+    ledger_ends: Table<'t, (u64, &'static str, &'static str), ()>,
 }
 
 impl<'t> Tables<'t> {
@@ -138,6 +164,8 @@ impl<'t> Tables<'t> {
             due: transaction.open_table(DUE)?,
             claimed: transaction.open_table(CLAIMED)?,
             dead: transaction.open_table(DEAD)?,
+            ledger: transaction.open_table(LEDGER)?,
+            ledger_ends: transaction.open_table(LEDGER_ENDS)?,
         })
     }
 
@@ -150,10 +178,10 @@ impl<'t> Tables<'t> {
                 meta.filters.clone_from(filters);
                 self.put_meta(queue, &meta).map(done).map(Ok)
             }
-            Change::Publish { queues, message, now_ms } => Ok(self.publish(queues, message, *now_ms)?.map(done)),
+            Change::Publish { queues, message, now_ms } => Ok(self.publish(queues, message, None, *now_ms)?.map(done)),
             Change::Claim { queue, max, expired, now_ms } => {
                 for token in expired {
-                    self.end_claim(token, *now_ms)?;
+                    self.end_claim(token)?;
                 }
                 self.claim(queue, *max, *now_ms).map(Changed::Claimed).map(Ok)
             }
@@ -164,12 +192,19 @@ impl<'t> Tables<'t> {
                 let letter =
                     self.dead.get((queue.as_str(), *sequence))?.map(|letter| read::<DeadLetter>(letter.value()));
                 let Some(letter) = letter.transpose()? else { return Ok(Err(no_letter(queue, *sequence))) };
+                let message = Message { published_ms: Some(*now_ms), attempt: 0, ..letter.message };
                 // Published first: a queue that is full must not cost the letter.
-                if let Err(why) = self.publish(&[queue.as_str().into()], &letter.message, *now_ms)? {
+                if let Err(why) = self.publish(&[queue.as_str().into()], &message, Some(&letter.id), *now_ms)? {
                     return Ok(Err(why));
                 }
                 self.take_letter(queue, *sequence)?;
                 Ok(Ok(Changed::Done))
+            }
+            Change::Note { token, fault } => self.note(token, fault.as_deref()).map(done).map(Ok),
+            Change::Swap { queue, key, old, new, keep_ms, now_ms } => {
+                self.sweep(*now_ms)?;
+                let new = new.as_deref().map(|value| (now_ms.saturating_add(*keep_ms), value));
+                self.swap((queue, key), old.as_deref(), new, *now_ms).map(Changed::Swapped).map(Ok)
             }
             Change::Forget { queue, sequence } => Ok(self
                 .take_letter(queue, *sequence)?
@@ -178,8 +213,9 @@ impl<'t> Tables<'t> {
         }
     }
 
-    fn publish(&mut self, queues: &[Arc<str>], message: &Message, now_ms: u64) -> Outcome<()> {
+    fn publish(&mut self, queues: &[Arc<str>], message: &Message, replay_of: Option<&str>, now_ms: u64) -> Outcome<()> {
         let bytes = written(message);
+        let kept = written(&Kept { replay_of: replay_of.map(str::to_owned), ..Kept::default() });
         let mut metas = Vec::with_capacity(queues.len());
         for queue in queues {
             let mut meta = self.meta(queue)?.unwrap_or_default();
@@ -193,7 +229,7 @@ impl<'t> Tables<'t> {
         }
         for (queue, meta) in metas {
             self.messages.insert((&**queue, meta.last), bytes.as_slice())?;
-            self.records.insert((&**queue, meta.last), written(&Kept::default()).as_slice())?;
+            self.records.insert((&**queue, meta.last), kept.as_slice())?;
             self.due.insert((&**queue, now_ms, meta.last), ())?;
             self.put_meta(queue, &meta)?;
         }
@@ -211,6 +247,7 @@ impl<'t> Tables<'t> {
         for (at, sequence) in next {
             self.due.remove((name, at, sequence))?;
             let mut kept = self.kept(name, sequence)?;
+            let again = std::mem::replace(&mut kept.given, true);
             kept.attempts = kept.attempts.saturating_add(1);
             self.put_kept(name, sequence, &kept)?;
             self.claimed.insert((name, sequence), kept.attempts)?;
@@ -219,13 +256,68 @@ impl<'t> Tables<'t> {
                 token: Token { queue: queue.clone(), sequence, attempt: kept.attempts },
                 message,
                 kept,
+                again,
             });
         }
         Ok(given)
     }
 
+    /// Counts an attempt whose claim goes on: the next one is under way then.
+    fn note(&mut self, token: &Token, fault: Option<&str>) -> Result<(), StorageError> {
+        let at = (&*token.queue, token.sequence);
+        if self.claimed.get(at)?.is_none_or(|attempt| attempt.value() != token.attempt) {
+            return Ok(());
+        }
+        let mut kept = self.kept(at.0, at.1)?;
+        note_fault(&mut kept, fault);
+        kept.attempts = kept.attempts.saturating_add(1);
+        self.put_kept(at.0, at.1, &kept)
+    }
+
+    fn swap(
+        &mut self,
+        (queue, key): (&str, &str),
+        old: Option<&[u8]>,
+        new: Option<(u64, &[u8])>,
+        now_ms: u64,
+    ) -> Result<bool, StorageError> {
+        let ends = {
+            let found = self.ledger.get((queue, key))?;
+            let found = found.as_ref().map(|entry| entry.value());
+            if found.filter(|(ends, _)| *ends > now_ms).map(|(_, value)| value) != old {
+                return Ok(false);
+            }
+            found.map(|(ends, _)| ends)
+        };
+        if let Some(ends) = ends {
+            self.ledger_ends.remove((ends, queue, key))?;
+        }
+        match new {
+            Some((ends, value)) => {
+                self.ledger.insert((queue, key), (ends, value))?;
+                self.ledger_ends.insert((ends, queue, key), ())?;
+            }
+            None => drop(self.ledger.remove((queue, key))?),
+        }
+        Ok(true)
+    }
+
+    /// Removes some of what has ended.
+    fn sweep(&mut self, now_ms: u64) -> Result<(), StorageError> {
+        for _ in 0..LEDGER_SWEEP {
+            let first = self.ledger_ends.first()?.map(|(at, _)| {
+                let (ends, queue, key) = at.value();
+                (ends, queue.to_owned(), key.to_owned())
+            });
+            let Some((ends, queue, key)) = first.filter(|(ends, ..)| *ends <= now_ms) else { return Ok(()) };
+            self.ledger_ends.remove((ends, queue.as_str(), key.as_str()))?;
+            self.ledger.remove((queue.as_str(), key.as_str()))?;
+        }
+        Ok(())
+    }
+
     /// A claim that nobody settled: the message is given out again at once, and that is remembered.
-    fn end_claim(&mut self, token: &Token, now_ms: u64) -> Result<(), StorageError> {
+    fn end_claim(&mut self, token: &Token) -> Result<(), StorageError> {
         let (name, sequence) = (&*token.queue, token.sequence);
         if !self.take_claim(token)? {
             return Ok(());
@@ -233,7 +325,8 @@ impl<'t> Tables<'t> {
         let mut kept = self.kept(name, sequence)?;
         kept.kills = kept.kills.saturating_add(1);
         self.put_kept(name, sequence, &kept)?;
-        self.due.insert((name, now_ms, sequence), ()).map(drop)
+        // Before all others: it was at the front when it was pulled.
+        self.due.insert((name, 0, sequence), ()).map(drop)
     }
 
     /// Whether the claim stood. It is gone then.
@@ -249,7 +342,7 @@ impl<'t> Tables<'t> {
     /// A claim that has ended is no error: the message waits again, and will be given out again.
     fn settle(&mut self, token: &Token, settlement: &Settlement, component: &str, now_ms: u64) -> Outcome<()> {
         let (name, sequence) = (&*token.queue, token.sequence);
-        if let Settlement::DeadLetter { reason, fault } = settlement {
+        if let Settlement::DeadLetter { reason, fault, ran } = settlement {
             let mut kept = self.kept(name, sequence)?;
             note_fault(&mut kept, fault.as_deref());
             let letter = DeadLetter {
@@ -263,6 +356,7 @@ impl<'t> Tables<'t> {
                 reason: reason.word().into(),
                 detail: reason.to_string(),
                 at_ms: now_ms,
+                ran: ran.clone(),
             };
             return self.bury(token, &letter);
         }
@@ -277,15 +371,15 @@ impl<'t> Tables<'t> {
                 let mut kept = self.kept(name, sequence)?;
                 note_fault(&mut kept, fault.as_deref());
                 self.put_kept(name, sequence, &kept)?;
-                let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-                self.due.insert((name, now_ms.saturating_add(after_ms), sequence), ())?;
+                self.due.insert((name, now_ms.saturating_add(millis(*after)), sequence), ())?;
             }
-            Settlement::GiveBack => {
+            Settlement::GiveBack { after } => {
                 let mut kept = self.kept(name, sequence)?;
                 kept.attempts = kept.attempts.saturating_sub(1);
                 self.put_kept(name, sequence, &kept)?;
                 // Before all others: it was at the front when it was pulled.
-                self.due.insert((name, 0, sequence), ())?;
+                let due_ms = if after.is_zero() { 0 } else { now_ms.saturating_add(millis(*after)) };
+                self.due.insert((name, due_ms, sequence), ())?;
             }
         }
         Ok(Ok(()))
@@ -295,10 +389,13 @@ impl<'t> Tables<'t> {
     fn bury(&mut self, token: &Token, letter: &DeadLetter) -> Outcome<()> {
         let (name, sequence) = (&*token.queue, token.sequence);
         let mut meta = self.meta(name)?.unwrap_or_default();
-        meta.dead_bytes -= self.forget_old(name, letter.at_ms)?.min(meta.dead_bytes);
+        let (forgotten, freed) = self.forget_old(name, letter.at_ms)?;
+        meta.dead_bytes = meta.dead_bytes.saturating_sub(freed);
+        meta.dead = meta.dead.saturating_sub(forgotten);
         self.put_meta(name, &meta)?;
         let bytes = written(letter);
         meta.dead_bytes += bytes.len() as u64;
+        meta.dead += 1;
         if meta.dead_bytes > DEAD_BYTES_MAX {
             return Ok(Err(CallError::Unavailable(format!(
                 "the dead letters of queue `{name}` hold {DEAD_BYTES_MAX} bytes, which is all they may: look at them \
@@ -313,9 +410,9 @@ impl<'t> Tables<'t> {
         self.take_off(name, sequence).map(Ok)
     }
 
-    /// Forgets the dead letters that have been kept long enough. Returns how many bytes they held.
-    fn forget_old(&mut self, name: &str, now_ms: u64) -> Result<u64, StorageError> {
-        let mut freed = 0;
+    /// Forgets the dead letters that have been kept long enough. Returns how many that were and how many bytes they held.
+    fn forget_old(&mut self, name: &str, now_ms: u64) -> Result<(u64, u64), StorageError> {
+        let (mut forgotten, mut freed) = (0, 0);
         loop {
             let oldest = match self.dead.range::<(&str, u64)>((name, 0)..=(name, u64::MAX))?.next() {
                 Some(entry) => {
@@ -323,13 +420,14 @@ impl<'t> Tables<'t> {
                     let letter: DeadLetter = read(bytes.value())?;
                     (at.value().1, bytes.value().len() as u64, letter.at_ms)
                 }
-                None => return Ok(freed),
+                None => return Ok((forgotten, freed)),
             };
             let (sequence, bytes, at_ms) = oldest;
             if at_ms.saturating_add(DEAD_KEPT_MS) > now_ms {
-                return Ok(freed);
+                return Ok((forgotten, freed));
             }
             self.dead.remove((name, sequence))?;
+            forgotten += 1;
             freed += bytes;
         }
     }
@@ -341,6 +439,7 @@ impl<'t> Tables<'t> {
         };
         let mut meta = self.meta(name)?.unwrap_or_default();
         meta.dead_bytes = meta.dead_bytes.saturating_sub(bytes);
+        meta.dead = meta.dead.saturating_sub(1);
         self.put_meta(name, &meta)?;
         Ok(Some(letter))
     }
@@ -378,7 +477,7 @@ impl<'t> Tables<'t> {
     }
 
     /// Gives out again whatever was claimed when the process died.
-    pub(crate) fn recover(&mut self, now_ms: u64) -> Result<usize, StorageError> {
+    pub(crate) fn recover(&mut self) -> Result<usize, StorageError> {
         let mut claims = Vec::new();
         for entry in self.claimed.iter()? {
             let (at, attempt) = entry?;
@@ -386,7 +485,7 @@ impl<'t> Tables<'t> {
             claims.push(Token { queue: queue.into(), sequence, attempt: attempt.value() });
         }
         for token in &claims {
-            self.end_claim(token, now_ms)?;
+            self.end_claim(token)?;
         }
         Ok(claims.len())
     }
@@ -409,6 +508,82 @@ pub(crate) fn due(
         ready += 1;
     }
     Ok((ready, None))
+}
+
+/// How a queue stands; ages are the caller's to work out: when the oldest was published is what it gets.
+pub(crate) fn standing(snapshot: &ReadTransaction, name: &str) -> Result<(Standing, Option<u64>), redb::Error> {
+    let Some(queues) = existing(snapshot.open_table(QUEUES))? else { return Ok(Default::default()) };
+    let meta: Meta = queues.get(name)?.map_or_else(|| Ok(Meta::default()), |meta| read(meta.value()))?;
+    let all = (name, 0)..=(name, u64::MAX);
+    let claimed = match existing(snapshot.open_table(CLAIMED))? {
+        Some(table) => table.range::<(&str, u64)>(all.clone())?.count() as u64,
+        None => 0,
+    };
+    let oldest = match existing(snapshot.open_table(MESSAGES))? {
+        Some(table) => table.range::<(&str, u64)>(all)?.next().transpose()?.map(|(_, message)| read(message.value())),
+        None => None,
+    };
+    let oldest: Option<Message> = oldest.transpose()?;
+    let waiting = meta.messages.saturating_sub(claimed);
+    let standing = Standing { waiting, claimed, oldest_age: None, dead: Some(meta.dead) };
+    Ok((standing, oldest.and_then(|message| message.published_ms)))
+}
+
+/// An entry of the ledger.
+pub(crate) fn entry(
+    snapshot: &ReadTransaction,
+    queue: &str,
+    key: &str,
+    now_ms: u64,
+) -> Result<Option<Bytes>, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(LEDGER))? else { return Ok(None) };
+    let entry = table.get((queue, key))?;
+    let live = entry.as_ref().map(|entry| entry.value()).filter(|(ends, _)| *ends > now_ms);
+    Ok(live.map(|(_, value)| Bytes::copy_from_slice(value)))
+}
+
+/// The keys of the ledger that begin so.
+pub(crate) fn keys(
+    snapshot: &ReadTransaction,
+    queue: &str,
+    prefix: &str,
+    now_ms: u64,
+) -> Result<Vec<String>, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(LEDGER))? else { return Ok(Vec::new()) };
+    let mut keys = Vec::new();
+    for entry in table.range::<(&str, &str)>((queue, prefix)..)? {
+        let (at, value) = entry?;
+        let (found, key) = at.value();
+        if found != queue || !key.starts_with(prefix) || keys.len() == LEDGER_KEYS_MAX {
+            break;
+        }
+        if value.value().0 > now_ms {
+            keys.push(key.to_owned());
+        }
+    }
+    Ok(keys)
+}
+
+/// Up to `max` dead letters of a component in one queue, after the one of this sequence.
+pub(crate) fn letters_after(
+    snapshot: &ReadTransaction,
+    (name, component): (&str, &str),
+    after: Option<u64>,
+    max: usize,
+) -> Result<Vec<DeadLetter>, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(DEAD))? else { return Ok(Vec::new()) };
+    let from = after.map_or(0, |after| after.saturating_add(1));
+    let mut letters = Vec::new();
+    for entry in table.range::<(&str, u64)>((name, from)..=(name, u64::MAX))? {
+        let letter: DeadLetter = read(entry?.1.value())?;
+        if letter.component == component {
+            letters.push(letter);
+        }
+        if letters.len() == max {
+            break;
+        }
+    }
+    Ok(letters)
 }
 
 /// Whether any message was claimed.
@@ -489,6 +664,10 @@ fn note_fault(kept: &mut Kept, fault: Option<&str>) {
     }
     let cut = fault.floor_char_boundary(FAULT_BYTES_MAX);
     kept.fault_texts.push(fault[..cut].to_owned());
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn written(value: &impl Serialize) -> Vec<u8> {

@@ -19,7 +19,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
 
 use crate::keyvalue::{self, Operation, Read, TABLE, Write};
-use crate::messaging::now_ms;
 use crate::queue::{self, Change, Changed, Tables};
 
 /// Writes that may wait for the writer; further callers wait before it, for at most [`QUEUE_WAIT`].
@@ -361,7 +360,7 @@ fn recover(database: &Database) -> Result<(), redb::Error> {
         return Ok(());
     }
     let transaction = database.begin_write()?;
-    let recovered = Tables::open(&transaction)?.recover(now_ms())?;
+    let recovered = Tables::open(&transaction)?.recover()?;
     transaction.commit()?;
     tracing::info!(recovered, "messages that were worked on when the node died are given out again");
     Ok(())

@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | messages of a subject wake a component, at most once | `subscribe.rs` |
 //! | messages of a JetStream stream wake a component, at least once | `stream.rs` |
+//! | what must outlive a node, beside a stream | `ledger.rs` |
+//! | dead letters of a stream | `letters.rs` |
 //! | a component publishes and requests | `publish.rs` |
 //! | a component uses a JetStream key-value bucket | `keyvalue.rs` |
 //!
@@ -13,6 +15,8 @@
 mod config;
 mod connection;
 mod keyvalue;
+mod ledger;
+mod letters;
 mod publish;
 mod stream;
 mod subscribe;

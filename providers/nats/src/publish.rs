@@ -13,7 +13,7 @@ use crate::config::Allowed;
 use crate::connection::{Connection, Connections};
 
 /// The header by which JetStream tells a message that it has already stored.
-const ID_HEADER: &str = "Nats-Msg-Id";
+pub(crate) const ID_HEADER: &str = "Nats-Msg-Id";
 
 /// A link that lets a component publish.
 #[derive(Debug)]

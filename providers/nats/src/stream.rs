@@ -19,22 +19,22 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, pull};
 use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::kv::{self, Store};
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
-use async_nats::{HeaderMap, HeaderValue};
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, Engine, PULL_MAX, Progress, Queue, Reason, Record, Settlement, Trouble,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Progress, Queue, Record, Settlement, Standing, Trouble,
 };
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{ComponentKey, Delivery, Link, Message, pattern};
 
 use crate::config::{self, Allowed};
 use crate::connection::{Connection, Connections};
+use crate::ledger::{Entry, KvLedger};
+use crate::letters::{self, Letters};
 
 /// How long one request to JetStream may take.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -44,16 +44,6 @@ const BIND_WAIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Messages given out or waiting for their next try, in the whole consumer.
 const ACK_PENDING_MAX: i64 = 100_000;
-/// How long ledger entries and dead letters are kept: 14 days.
-const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// Bytes that a stream of dead letters made by us may hold: 1 GiB.
-const DEAD_BYTES_MAX: i64 = 1 << 30;
-/// Faults of one message whose text is kept, the newest, and how long each may be, in bytes.
-const FAULTS_KEPT_MAX: usize = 5;
-const FAULT_BYTES_MAX: usize = 4 * 1_024;
-/// What the headers of a dead letter take besides the faults, at most, in bytes.
-const DEAD_HEADERS_BYTES: usize = 4 * 1_024;
-
 /// A link whose stream wakes a component.
 #[derive(Debug)]
 pub(crate) struct Streamed {
@@ -239,28 +229,26 @@ struct Pulled {
     component: String,
     /// Forgotten whenever something fails, and found anew.
     bound: Mutex<Option<Bound>>,
-    ledger: tokio::sync::OnceCell<Store>,
+    ledger: KvLedger,
 }
 
 /// A message that was given out.
-struct Claim {
-    message: jetstream::Message,
-    sequence: u64,
+pub(crate) struct Claim {
+    pub(crate) message: jetstream::Message,
+    pub(crate) sequence: u64,
     delivered: u64,
-    /// What was known of it before this delivery.
-    entry: Entry,
-    attempt: u32,
+    state: Mutex<Claiming>,
 }
 
-/// What the ledger keeps of one message.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    attempts: u32,
-    faults: u32,
-    kills: u32,
-    /// Deliveries that are accounted for.
-    settled: u64,
-    fault_texts: Vec<String>,
+/// What changes about a claim while it lasts.
+#[derive(Debug, Clone)]
+struct Claiming {
+    /// What was known of it before this delivery, and what was noted since.
+    entry: Entry,
+    attempt: u32,
+    ends: Instant,
+    /// Whether the ledger has something of it.
+    is_kept: bool,
 }
 
 impl Pulled {
@@ -271,7 +259,8 @@ impl Pulled {
             None => jetstream::new(client.clone()),
         };
         context.set_timeout(REQUEST_MAX);
-        Self { context, client, wanted, component, bound: Mutex::default(), ledger: tokio::sync::OnceCell::new() }
+        let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone());
+        Self { context, client, wanted, component, bound: Mutex::default(), ledger }
     }
 
     /// The consumer, found or made.
@@ -338,65 +327,40 @@ impl Pulled {
         format!("{doing} stream `{}`: {why}", self.wanted.stream)
     }
 
-    async fn ledger(&self) -> Result<&Store, Trouble> {
-        let make = async || {
-            let bucket = format!("TRELLIS_LEDGER_{}", self.wanted.stream);
-            if let Ok(store) = self.context.get_key_value(&bucket).await {
-                return Ok(store);
-            }
-            let config = kv::Config { bucket: bucket.clone(), history: 1, max_age: KEPT, ..kv::Config::default() };
-            self.context.create_key_value(config).await.map_err(|why| format!("the ledger `{bucket}`: {why}"))
-        };
-        self.ledger.get_or_try_init(make).await
-    }
-
-    fn key(&self, sequence: u64) -> String {
-        format!("{}.{sequence}", self.wanted.consumer)
-    }
-
-    /// What is known of a message that was delivered before. Without a ledger: that it was.
-    async fn entry(&self, sequence: u64, delivered: u64) -> Entry {
-        let read = async {
-            let store = self.ledger().await?;
-            store.get(self.key(sequence)).await.map_err(|why| why.to_string())
-        };
-        match read.await {
-            Ok(Some(bytes)) => postcard::from_bytes(&bytes).unwrap_or_default(),
-            Ok(None) => Entry::default(),
-            Err(why) => {
-                tracing::warn!(stream = self.wanted.stream, why, "what became of earlier attempts cannot be read");
-                let before = delivered.saturating_sub(1);
-                Entry { attempts: u32::try_from(before).unwrap_or(u32::MAX), settled: before, ..Entry::default() }
-            }
-        }
-    }
-
-    async fn put_entry(&self, claim: &Claim, entry: &Entry) -> Result<(), Trouble> {
-        let bytes = postcard::to_stdvec(entry).expect("plain data can be written");
-        let put = self.ledger().await?.put(self.key(claim.sequence), bytes.into()).await;
-        put.map(drop).map_err(|why| format!("the ledger of stream `{}`: {why}", self.wanted.stream))
-    }
-
     async fn claimed(&self, message: jetstream::Message) -> Result<Claimed<Claim>, Trouble> {
         let info = message.info().map_err(|why| why.to_string())?;
         let (sequence, delivered) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1).max(1));
         let published_ms = u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).ok();
-        let entry = if delivered == 1 { Entry::default() } else { self.entry(sequence, delivered).await };
+        let entry = if delivered == 1 { Entry::default() } else { self.ledger.entry(sequence, delivered).await };
         let unaccounted = u32::try_from((delivered - 1).saturating_sub(entry.settled)).unwrap_or(u32::MAX);
         let attempt = entry.attempts.saturating_add(unaccounted).saturating_add(1);
         let entry = Entry { kills: entry.kills.saturating_add(unaccounted), ..entry };
         let age_ms = published_ms.map_or(0, |published| now_ms().saturating_sub(published));
         let record = Record { attempt, faults: entry.faults, kills: entry.kills, age: Duration::from_millis(age_ms) };
+        let published = letters::published(message.headers.as_ref());
+        let name = published.get(crate::publish::ID_HEADER).map(ToString::to_string);
         let received = Message {
             subject: message.subject.to_string(),
             body: message.payload.clone(),
             reply_to: None,
-            headers: crate::publish::read_headers(message.headers.as_ref()),
+            headers: crate::publish::read_headers(Some(&published)),
             id: format!("{}-{sequence}", self.wanted.stream),
             attempt,
             published_ms,
         };
-        Ok(Claimed { claim: Claim { message, sequence, delivered, entry, attempt }, message: received, record })
+        let ends = Instant::now() + CLAIM;
+        let state = Mutex::new(Claiming { is_kept: delivered > 1, entry, attempt, ends });
+        let claim = Claim { message, sequence, delivered, state };
+        let replay_of = claim.message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_OF));
+        let replay_of = replay_of.map(ToString::to_string);
+        let place = Place {
+            key: sequence.to_string(),
+            position: Some(u128::from(sequence)),
+            again: delivered > 1,
+            name,
+            replay_of,
+        };
+        Ok(Claimed { claim, message: received, record, place })
     }
 
     async fn taken_off(&self, claim: &Claim) -> Result<(), Trouble> {
@@ -405,74 +369,47 @@ impl Pulled {
             .double_ack()
             .await
             .map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))?;
-        if claim.delivered > 1
-            && let Ok(ledger) = self.ledger().await
-            && let Err(why) = ledger.purge(self.key(claim.sequence)).await
-        {
-            // It goes by itself after `KEPT`.
-            tracing::debug!(%why, "an entry of the ledger stays");
+        if claim.state().is_kept {
+            self.ledger.forget(claim.sequence).await;
         }
         Ok(())
     }
 
     async fn handed_back(&self, claim: &Claim, entry: &Entry, after: Option<Duration>) -> Result<(), Trouble> {
-        self.put_entry(claim, entry).await?;
+        self.ledger.put(claim.sequence, entry).await?;
         let handed = claim.message.ack_with(AckKind::Nak(after)).await;
         handed.map_err(|why| format!("handing back to stream `{}`: {why}", self.wanted.stream))
     }
 
-    /// Stores a dead letter; the message is still there then.
-    async fn bury(&self, claim: &Claim, entry: &Entry, reason: &Reason) -> Result<(), Trouble> {
-        let to = &self.wanted.dead_letter;
-        let failed = |why: String| format!("the stream of dead letters `{to}`: {why}");
-        let headers = self.dead_headers(claim, entry, reason);
-        let message = (to.clone(), headers, claim.message.payload.clone());
-        let sent = self.context.publish_with_headers(message.0.clone(), message.1.clone(), message.2.clone()).await;
-        if let Ok(stored) = sent
-            && stored.await.is_ok()
-        {
-            return Ok(());
+    /// A replayed message is for the component that gave it up: others take it off unseen.
+    async fn is_for_another(&self, message: &jetstream::Message) -> bool {
+        let wanted = message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_FOR));
+        let another = wanted.is_some_and(|wanted| wanted.as_str() != self.wanted.consumer);
+        if another && let Err(why) = message.ack().await {
+            tracing::debug!(%why, "a message that is replayed for another comes again");
         }
-        // Most likely it is not there yet.
-        let config = stream::Config {
-            name: to.clone(),
-            subjects: vec![to.clone()],
-            max_age: KEPT,
-            max_bytes: DEAD_BYTES_MAX,
-            discard: stream::DiscardPolicy::New,
-            ..stream::Config::default()
-        };
-        self.context.get_or_create_stream(config).await.map_err(|why| failed(why.to_string()))?;
-        let sent = self.context.publish_with_headers(message.0, message.1, message.2).await;
-        sent.map_err(|why| failed(why.to_string()))?.await.map(drop).map_err(|why| failed(why.to_string()))
+        another
+    }
+}
+
+impl Claim {
+    fn state(&self) -> Claiming {
+        self.state.lock().expect("nothing panics while it holds the claim").clone()
     }
 
-    fn dead_headers(&self, claim: &Claim, entry: &Entry, reason: &Reason) -> HeaderMap {
-        let mut headers = claim.message.headers.clone().unwrap_or_default();
-        let (stream, sequence) = (&self.wanted.stream, claim.sequence);
-        headers.insert("Nats-Msg-Id", format!("{stream}.{}.{sequence}", self.wanted.consumer).as_str());
-        for (name, value) in [
-            ("Trellis-Dead-Reason", reason.word().to_owned()),
-            ("Trellis-Dead-Detail", reason.to_string()),
-            ("Trellis-Dead-Component", self.component.clone()),
-            ("Trellis-Dead-Stream", stream.clone()),
-            ("Trellis-Dead-Sequence", sequence.to_string()),
-            ("Trellis-Dead-Subject", claim.message.subject.to_string()),
-            ("Trellis-Dead-Attempts", claim.attempt.to_string()),
-            ("Trellis-Dead-Kills", entry.kills.to_string()),
-        ] {
-            headers.insert(name, header(&value, FAULT_BYTES_MAX / 4));
-        }
-        // The server bounds body and headers together: the message matters more than the texts.
-        let mut room = self.client.max_payload().saturating_sub(claim.message.payload.len() + DEAD_HEADERS_BYTES);
-        for fault in entry.fault_texts.iter().rev() {
-            if room < fault.len() + 64 {
-                break;
-            }
-            room -= fault.len() + 64;
-            headers.append("Trellis-Dead-Fault", header(fault, FAULT_BYTES_MAX));
-        }
-        headers
+    fn change(&self, change: impl FnOnce(&mut Claiming)) {
+        change(&mut self.state.lock().expect("nothing panics while it holds the claim"));
+    }
+
+    /// The entry after an attempt, and how many attempts it was in all.
+    fn noted(&self, fault: Option<&str>) -> (Entry, u32) {
+        let Claiming { entry, attempt, .. } = self.state();
+        (entry.after(attempt, self.delivered, fault), attempt)
+    }
+
+    /// Whether the server gives the message out again: then it is no longer this claim's to hand back.
+    fn is_over(&self) -> bool {
+        self.state().ends <= Instant::now()
     }
 }
 
@@ -503,6 +440,7 @@ impl Queue for Pulled {
         let mut claimed = Vec::new();
         while let Some(next) = messages.next().await {
             match next {
+                Ok(message) if self.is_for_another(&message).await => {}
                 Ok(message) => claimed.push(self.claimed(message).await?),
                 // What came before it is run; what is wrong shows at the next pull.
                 Err(why) if claimed.is_empty() => return Err(self.failed("pulling from", why)),
@@ -513,51 +451,157 @@ impl Queue for Pulled {
     }
 
     async fn settle(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
-        let with = |fault: &Option<String>| noted(&claim.entry, claim, fault.as_deref());
         match settlement {
             Settlement::Ack | Settlement::Drop { .. } => self.taken_off(claim).await,
-            Settlement::Retry { after, fault } => self.handed_back(claim, &with(fault), Some(*after)).await,
-            Settlement::DeadLetter { reason, fault } => {
-                self.bury(claim, &with(fault), reason).await?;
+            _ if claim.is_over() => Ok(()),
+            Settlement::Retry { after, fault } => {
+                self.handed_back(claim, &claim.noted(fault.as_deref()).0, Some(*after)).await
+            }
+            Settlement::DeadLetter { reason, fault, ran } => {
+                let (entry, attempts) = claim.noted(fault.as_deref());
+                self.letters().bury(claim, &entry, attempts, (reason, ran)).await?;
                 self.taken_off(claim).await
             }
-            Settlement::GiveBack => {
-                let entry = Entry { attempts: claim.attempt - 1, settled: claim.delivered, ..claim.entry.clone() };
-                self.handed_back(claim, &entry, None).await
+            Settlement::GiveBack { after } => {
+                let Claiming { entry, attempt, .. } = claim.state();
+                let entry = Entry { attempts: attempt - 1, settled: claim.delivered, ..entry };
+                self.handed_back(claim, &entry, Some(*after).filter(|after| !after.is_zero())).await
             }
         }
     }
 
     async fn extend(&self, claim: &Claim) -> Result<(), Trouble> {
-        claim.message.ack_with(AckKind::Progress).await.map_err(|why| why.to_string())
+        claim.message.ack_with(AckKind::Progress).await.map_err(|why| why.to_string())?;
+        claim.change(|state| state.ends = Instant::now() + CLAIM);
+        Ok(())
+    }
+
+    async fn note(&self, claim: &Claim, fault: Option<&str>) -> Result<(), Trouble> {
+        // If the claim ends without a settlement from here on, its delivery is the one that nothing accounts for.
+        let entry = Entry { settled: claim.delivered - 1, ..claim.noted(fault).0 };
+        self.ledger.put(claim.sequence, &entry).await?;
+        claim.change(|state| (state.entry, state.attempt, state.is_kept) = (entry, state.attempt + 1, true));
+        Ok(())
+    }
+
+    async fn standing(&self) -> Result<Standing, Trouble> {
+        let consumer = self.consumer().await?;
+        let info = consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
+        let claimed = info.num_ack_pending as u64;
+        let after = if claimed > 0 { info.ack_floor.stream_sequence } else { info.delivered.stream_sequence };
+        let oldest_age = if claimed + info.num_pending > 0 { self.age_of_next(after).await } else { None };
+        let dead = self.letters().count().await;
+        Ok(Standing { waiting: info.num_pending, claimed, oldest_age, dead })
+    }
+
+    async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
+        self.letters().list(after, max).await
+    }
+
+    async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
+        self.letters().decide(id, fate).await
+    }
+
+    fn ledger(&self) -> Option<&dyn trellis_provider::delivery::Ledger> {
+        Some(&self.ledger)
+    }
+
+    fn keeps_order(&self) -> bool {
+        true
     }
 }
 
-/// The entry after a delivery that was one.
-fn noted(entry: &Entry, claim: &Claim, fault: Option<&str>) -> Entry {
-    let mut entry = Entry { attempts: claim.attempt, settled: claim.delivered, ..entry.clone() };
-    if let Some(fault) = fault {
-        entry.faults = entry.faults.saturating_add(1);
-        if entry.fault_texts.len() == FAULTS_KEPT_MAX {
-            entry.fault_texts.remove(0);
+impl Pulled {
+    fn letters(&self) -> Letters<'_> {
+        Letters {
+            context: &self.context,
+            client: &self.client,
+            stream: &self.wanted.stream,
+            consumer: &self.wanted.consumer,
+            component: &self.component,
+            to: &self.wanted.dead_letter,
         }
-        entry.fault_texts.push(fault[..fault.floor_char_boundary(FAULT_BYTES_MAX)].to_owned());
     }
-    entry
-}
 
-/// A header's value has no line breaks.
-fn header(text: &str, bytes_max: usize) -> HeaderValue {
-    let cut = &text[..text.floor_char_boundary(bytes_max)];
-    let line: String = cut.split(['\r', '\n']).map(str::trim_end).collect::<Vec<_>>().join(" | ");
-    line.parse().expect("a text without line breaks is a header's value")
+    /// How old the next message of the link after this one is.
+    async fn age_of_next(&self, after: u64) -> Option<Duration> {
+        let stream = self.context.get_stream_no_info(&self.wanted.stream).await.ok()?;
+        let subject = self.wanted.subject.as_deref().unwrap_or(">");
+        let next = stream.get_first_raw_message_by_subject(subject, after + 1).await.ok()?;
+        let at_ms = u64::try_from(next.time.unix_timestamp_nanos() / 1_000_000).ok()?;
+        Some(Duration::from_millis(now_ms().saturating_sub(at_ms)))
+    }
 }
 
 fn is_no_consumer(why: &ConsumerInfoErrorKind) -> bool {
     matches!(why, ConsumerInfoErrorKind::JetStream(refused) if refused.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_bus::testing::NatsServer;
+    use trellis_provider::testing::{Broker, contract};
+    use trellis_wire::{Config, LinkId, LinkName};
+
+    use super::*;
+    use crate::Options;
+
+    /// A server with a stream for each queue.
+    struct Served {
+        server: NatsServer,
+        connections: Connections,
+    }
+
+    impl Served {
+        fn link(name: &str) -> Link {
+            let (component, provider): (ComponentKey, ComponentKey) =
+                ("shop/worker".parse().unwrap(), "shop/nats".parse().unwrap());
+            let (link, interfaces) = (LinkName::default(), vec!["handler".to_owned()]);
+            Link {
+                id: LinkId::new(&provider, &component, &link, "trellis", "messaging", &interfaces),
+                component,
+                name: link,
+                namespace: "trellis".into(),
+                package: "messaging".into(),
+                interfaces,
+                config: Config::from_iter([("stream", name), ("create", "true")]),
+                delivery: Delivery::default(),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Broker for Served {
+        type Queue = Pulled;
+
+        async fn queue(&self, name: &str) -> Pulled {
+            let link = Self::link(name);
+            let connection = self.connections.get(&link.config).await.unwrap();
+            let pulled = Pulled::new(&connection, Wanted::read(&link).unwrap(), link.component.to_string());
+            while pulled.consumer().await.is_err() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            pulled
+        }
+
+        async fn publish(&self, name: &str, message: Message) {
+            let context = jetstream::new(async_nats::connect(&self.server.url).await.unwrap());
+            let mut headers = async_nats::HeaderMap::new();
+            message.headers.iter().for_each(|(name, value)| headers.append(name.as_str(), value.as_str()));
+            let sent = context.publish_with_headers(name.to_owned(), headers, message.body).await;
+            sent.unwrap().await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn it_keeps_the_contract_of_brokers() {
+        let server = NatsServer::start(true);
+        let options = Options { default_url: Some(server.url.clone()), ..Options::default() };
+        contract(&Served { server, connections: Connections::new(options) }).await;
+    }
 }

@@ -11,16 +11,20 @@
 //! applies the new one. [`Provider`] is all a provider implements; `providers/embedded` is the shortest example.
 //!
 //! A source that redelivers (a queue) does not write that loop itself: [`delivery`] has it, and asks of a broker only to
-//! pull, settle and extend.
+//! be a [`delivery::Queue`].
 //!
 //! Everything that crosses this contract can be serialised but [`Body`](trellis_wire::Body), which streams: a provider
 //! may live in the node's process or, later, in one of its own.
 
 pub mod delivery;
 mod permit;
+mod share;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use async_trait::async_trait;
-pub use permit::{Permit, PermitSource, Permits, Run, Want};
+pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
+pub use share::{Begun, Caps, Share, Use};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 /// A capability provider. One value serves every link of its technology on a node.

@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use trellis_wire::{ComponentKey, Error, Event, Outcome};
+use serde::{Deserialize, Serialize};
+use trellis_wire::{CallError, ComponentKey, Error, Event, LinkId, Message, Outcome};
+
+use crate::delivery::Ran;
+use crate::{Caps, Share};
 
 /// Who asks for a permit. Someone who waits for an answer goes before the next pull from a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,19 @@ pub trait PermitSource: Send + Sync + 'static {
     /// [`Error::Busy`] when the wait is over or the queue is full, [`Error::NotHeld`] when no node holds it,
     /// [`Error::ShuttingDown`].
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error>;
+
+    /// Sends what a handler of `component` published, once it has said ok and that cannot be forgotten any more.
+    ///
+    /// # Errors
+    /// As for the guest's own publish.
+    async fn send(&self, component: &ComponentKey, _outgoing: Outgoing) -> Result<(), CallError> {
+        Err(CallError::Unavailable(format!("nothing is sent for {component} from here")))
+    }
+
+    /// What this node may use of the caps of `link`, which the whole lattice shares. Alone, it is all of them.
+    fn share(&self, _link: &LinkId, whole: Caps) -> Arc<Share> {
+        Share::new(whole)
+    }
 }
 
 /// The permits of one component.
@@ -55,6 +72,19 @@ impl Permits {
     pub async fn acquire(&self, want: Want) -> Result<Permit, Error> {
         self.source.acquire(&self.component, want).await
     }
+
+    /// Sends what a handler published.
+    ///
+    /// # Errors
+    /// As for [`PermitSource::send`].
+    pub async fn send(&self, outgoing: Outgoing) -> Result<(), CallError> {
+        self.source.send(&self.component, outgoing).await
+    }
+
+    /// This node's share of the caps of a link.
+    pub fn share(&self, link: &LinkId, whole: Caps) -> Arc<Share> {
+        self.source.share(link, whole)
+    }
 }
 
 impl fmt::Debug for Permits {
@@ -74,6 +104,37 @@ pub trait Run: Send {
     async fn run_within(self: Box<Self>, event: Event, _at_most: Duration) -> Outcome {
         self.run(event).await
     }
+
+    /// Hands a message to a handler that may be tried again: what it publishes is not sent but given back.
+    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
+        self.run_within(Event::Message(message), at_most).await.into()
+    }
+}
+
+/// What a delivery came to.
+#[derive(Debug)]
+pub struct Delivered {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What the handler published, in order, to be sent where it said ok. Each has an id that is made of its message's.
+    pub sends: Vec<Outgoing>,
+    /// What ran.
+    pub ran: Ran,
+}
+
+impl From<Outcome> for Delivered {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, sends: Vec::new(), ran: Ran::default() }
+    }
+}
+
+/// What a handler published: by which of its links, and what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    /// The link that grants it.
+    pub link: LinkId,
+    /// The message.
+    pub message: Message,
 }
 
 /// The right to run one sandbox now. Dropping it unused gives it back.
@@ -102,6 +163,11 @@ impl Permit {
     /// As for [`Permit::run`].
     pub async fn run_within(self, event: Event, at_most: Duration) -> Outcome {
         self.0.run_within(event, at_most).await
+    }
+
+    /// Hands a message to a handler that may be tried again, as [`Permit::run_within`] runs an event.
+    pub async fn deliver(self, message: Message, at_most: Duration) -> Delivered {
+        self.0.deliver(message, at_most).await
     }
 }
 

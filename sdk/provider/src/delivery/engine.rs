@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -16,14 +15,9 @@ use tokio_util::task::TaskTracker;
 use trellis_wire::{Delivery, Error, Event, Failure, Fault, LinkId, Message, Outcome, Rate};
 
 use super::policy::{self, Record, Settlement};
+use super::queue::{Claimed, EXTEND_EVERY, PULL_MAX, Queue, Trouble};
 use crate::{LinkError, Permit, Permits, Want};
 
-/// How long a claim lasts that is not extended.
-pub const CLAIM: Duration = Duration::from_secs(10);
-/// How often a claim is extended while its sandbox runs.
-pub const EXTEND_EVERY: Duration = Duration::from_secs(3);
-/// Messages that one pull may bring.
-pub const PULL_MAX: usize = 256;
 /// The pauses of a link when the node or the broker is short of something.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -31,51 +25,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const SETTLE_TRIES: u32 = 20;
 /// How much longer than its timeout a run is waited for, since the node ends it by itself.
 const RUN_GRACE: Duration = Duration::from_secs(5);
-
-/// Why a broker could not do something, for people. The engine tries again.
-pub type Trouble = String;
-
-/// What a broker supplies. Claims are the broker's own: whatever it needs to settle.
-#[async_trait]
-pub trait Queue: Send + Sync + 'static {
-    /// A message that was given out and is not settled.
-    type Claim: Send + Sync + 'static;
-
-    /// Waits until there is probably something to pull, and says about how many. Claims nothing, and may be dropped.
-    ///
-    /// # Errors
-    /// The broker is not there, or what is to be pulled from is not.
-    async fn ready(&self) -> Result<usize, Trouble>;
-
-    /// Claims up to `max` messages for [`CLAIM`] and returns soon, with none if there are none.
-    ///
-    /// # Errors
-    /// As for [`Queue::ready`].
-    async fn pull(&self, max: usize) -> Result<Vec<Claimed<Self::Claim>>, Trouble>;
-
-    /// Carries out a settlement. A claim that has ended meanwhile is no error: the message is given out again.
-    ///
-    /// # Errors
-    /// It is not carried out, and is tried again.
-    async fn settle(&self, claim: &Self::Claim, settlement: &Settlement) -> Result<(), Trouble>;
-
-    /// Makes a claim last for [`CLAIM`] from now on.
-    ///
-    /// # Errors
-    /// It is tried again with the next tick.
-    async fn extend(&self, claim: &Self::Claim) -> Result<(), Trouble>;
-}
-
-/// A message that a broker gave out.
-#[derive(Debug)]
-pub struct Claimed<C> {
-    /// To settle it with.
-    pub claim: C,
-    /// The message, with `attempt` as in the record.
-    pub message: Message,
-    /// What is known of it.
-    pub record: Record,
-}
 
 /// The engine of one link.
 pub struct Engine<Q: Queue> {
@@ -235,9 +184,9 @@ impl<Q: Queue> Engine<Q> {
 
     /// Runs one message and settles it. Without a turn it is only given back.
     async fn deliver(self: Arc<Self>, turn: Option<Turn>, claimed: Claimed<Q::Claim>) {
-        let Claimed { claim, message, record } = claimed;
+        let Claimed { claim, message, record, .. } = claimed;
         let settlement = match (turn, policy::begin(&self.policy, &record)) {
-            (None, _) => Settlement::GiveBack,
+            (None, _) => Settlement::GiveBack { after: Duration::ZERO },
             (Some(_), Some(instead)) => instead,
             (Some(Turn { permit, place }), None) => {
                 let subject = message.subject.clone();

@@ -6,7 +6,7 @@ use trellis_wire::Message;
 /// A dead letter: everything that a person needs to find out why, and to have the message handled after all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
-    /// Names it among the dead letters of its provider.
+    /// Names it among the dead letters of its queue.
     pub id: String,
     /// The queue or stream that it was taken off.
     pub queue: String,
@@ -26,4 +26,26 @@ pub struct DeadLetter {
     pub detail: String,
     /// When it was given up, in milliseconds since 1970.
     pub at_ms: u64,
+    /// What ran at the last attempt.
+    pub ran: Ran,
+}
+
+/// What ran at an attempt. Empty where nothing did, such as for a message that killed its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// The component's code, as `sha256:...`.
+    pub digest: String,
+    /// The plan by which it was held.
+    pub generation: u64,
+    /// The trace of the attempt, in hex; empty where none was kept.
+    pub trace: String,
+}
+
+/// What becomes of a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// It goes through its queue once more, as if it were new.
+    Replay,
+    /// It is forgotten.
+    Drop,
 }

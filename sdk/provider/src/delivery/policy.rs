@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use trellis_wire::{Delivery, Error, Failure, Outcome, Reply, Settle};
 
+use super::letter::Ran;
+
 /// Claims on one message that may end without a settlement, because the node died, before it is given up.
 pub const KILLS_MAX: u32 = 3;
 /// The longest wait that a component may ask for: 7 days.
@@ -54,14 +56,26 @@ pub enum Settlement {
         reason: Reason,
         /// What the component failed with on this delivery, if it did.
         fault: Option<String>,
+        /// What ran.
+        ran: Ran,
     },
     /// Take it off.
     Drop {
         /// What the component said.
         reason: String,
     },
-    /// Give it out again at once; this was no delivery.
-    GiveBack,
+    /// Give it out again, before all that was never given out but not before `after` is over; this was no delivery.
+    GiveBack {
+        /// How long to wait.
+        after: Duration,
+    },
+}
+
+impl Settlement {
+    /// A dead letter of which it is not said yet what ran.
+    fn dead(reason: Reason, fault: Option<String>) -> Self {
+        Self::DeadLetter { reason, fault, ran: Ran::default() }
+    }
 }
 
 /// Why a message was given up.
@@ -121,7 +135,7 @@ impl fmt::Display for Reason {
 /// What is to be done with a message instead of running it; `None`: run it. A message that has waited long is tried
 /// once whatever its age.
 pub fn begin(policy: &Delivery, record: &Record) -> Option<Settlement> {
-    let given_up = |reason| Some(Settlement::DeadLetter { reason, fault: None });
+    let given_up = |reason| Some(Settlement::dead(reason, None));
     if record.kills >= KILLS_MAX {
         return given_up(Reason::KilledItsNode { kills: record.kills });
     }
@@ -137,9 +151,7 @@ pub fn settle(policy: &Delivery, record: &Record, outcome: &Outcome, jitter01: f
     match outcome {
         Ok(Reply::Settle(Settle::Ack)) => Settlement::Ack,
         Ok(Reply::Settle(Settle::Drop(reason))) => Settlement::Drop { reason: reason.clone() },
-        Ok(Reply::Settle(Settle::DeadLetter(reason))) => {
-            Settlement::DeadLetter { reason: Reason::Refused(reason.clone()), fault: None }
-        }
+        Ok(Reply::Settle(Settle::DeadLetter(reason))) => Settlement::dead(Reason::Refused(reason.clone()), None),
         Ok(Reply::Settle(Settle::Retry { after, reason })) => {
             let after = after.unwrap_or_else(backoff).min(RETRY_AFTER_MAX);
             refused(policy, record, after, reason.clone())
@@ -148,7 +160,7 @@ pub fn settle(policy: &Delivery, record: &Record, outcome: &Outcome, jitter01: f
         Err(Failure::Fault(fault)) => faulted(policy, record, backoff(), fault.to_string()),
         Err(Failure::Error(Error::Internal(why))) => refused(policy, record, backoff(), why.clone()),
         Err(Failure::Error(Error::Busy(_) | Error::NotHeld(_) | Error::Unusable(_) | Error::ShuttingDown)) => {
-            Settlement::GiveBack
+            Settlement::GiveBack { after: Duration::ZERO }
         }
     }
 }
@@ -156,7 +168,7 @@ pub fn settle(policy: &Delivery, record: &Record, outcome: &Outcome, jitter01: f
 fn refused(policy: &Delivery, record: &Record, after: Duration, said: String) -> Settlement {
     if record.attempt >= policy.max_attempts {
         let reason = Reason::MaxAttempts { attempts: record.attempt, said };
-        return Settlement::DeadLetter { reason, fault: None };
+        return Settlement::dead(reason, None);
     }
     again(policy, record, after, None)
 }
@@ -164,7 +176,7 @@ fn refused(policy: &Delivery, record: &Record, after: Duration, said: String) ->
 fn faulted(policy: &Delivery, record: &Record, after: Duration, fault: String) -> Settlement {
     let faults = record.faults.saturating_add(1);
     if faults >= policy.max_faults {
-        return Settlement::DeadLetter { reason: Reason::MaxFaults { faults }, fault: Some(fault) };
+        return Settlement::dead(Reason::MaxFaults { faults }, Some(fault));
     }
     again(policy, record, after, Some(fault))
 }
@@ -172,9 +184,7 @@ fn faulted(policy: &Delivery, record: &Record, after: Duration, fault: String) -
 /// Another try, unless the message would be too old by then: to wait for what will not be tried helps nobody.
 fn again(policy: &Delivery, record: &Record, after: Duration, fault: Option<String>) -> Settlement {
     match policy.max_age {
-        Some(limit) if record.age.saturating_add(after) >= limit => {
-            Settlement::DeadLetter { reason: Reason::MaxAge { limit }, fault }
-        }
+        Some(limit) if record.age.saturating_add(after) >= limit => Settlement::dead(Reason::MaxAge { limit }, fault),
         _ => Settlement::Retry { after, fault },
     }
 }
@@ -208,7 +218,7 @@ mod tests {
                     record.faults += u32::from(fault.is_some());
                     record.age += after;
                 }
-                Settlement::GiveBack => {}
+                Settlement::GiveBack { .. } => {}
                 Settlement::Ack | Settlement::DeadLetter { .. } | Settlement::Drop { .. } => return told,
             }
         }
@@ -226,7 +236,7 @@ mod tests {
             Settlement::Retry { after, fault: Some(_) } => format!("again in {after:?}, one fault more"),
             Settlement::DeadLetter { reason, .. } => format!("dead letter {}: {reason}", reason.word()),
             Settlement::Drop { reason } => format!("off, dropped: {reason}"),
-            Settlement::GiveBack => "given back".into(),
+            Settlement::GiveBack { .. } => "given back".into(),
         }
     }
 

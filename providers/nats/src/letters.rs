@@ -1,0 +1,284 @@
+//! Dead letters of a stream: the stream `<stream>_DEAD` beside it, or the one that `delivery.dead_letter` names. Body and
+//! headers are as they were, what is known of it is in headers `Trellis-Dead-*`.
+//!
+//! A replay is published under the subject that the message had, with an id, so that a crash in between brings it once;
+//! a header says for which consumer it is, and other components that read the stream take it off unseen.
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{self, RawMessageErrorKind};
+use async_nats::jetstream::{Context, ErrorCode};
+use async_nats::{HeaderMap, HeaderValue};
+use futures::StreamExt as _;
+use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
+use trellis_wire::Message;
+
+use crate::ledger::{Entry, FAULT_BYTES_MAX, KEPT};
+use crate::publish::ID_HEADER;
+use crate::stream::Claim;
+
+/// The consumer that a replayed message is for.
+pub(crate) const REPLAY_FOR: &str = "Trellis-Replay-For";
+/// The dead letter that it was.
+pub(crate) const REPLAY_OF: &str = "Trellis-Replay-Of";
+/// The id that its publisher gave it, if it did: the server knows the replay by another.
+const REPLAY_ID: &str = "Trellis-Replay-Msg-Id";
+/// What the headers of a dead letter begin with.
+const DEAD: &str = "Trellis-Dead-";
+/// Bytes that a stream of dead letters made by us may hold: 1 GiB.
+const DEAD_BYTES_MAX: i64 = 1 << 30;
+/// What the headers of a dead letter take besides the faults, at most, in bytes.
+const DEAD_HEADERS_BYTES: usize = 4 * 1_024;
+/// What stands for a line break in a header.
+const LINE_BREAK: &str = " | ";
+/// How long the server keeps the consumer that reads a list, after the last read.
+const READER_KEPT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The dead letters of one consumer.
+pub(crate) struct Letters<'a> {
+    pub(crate) context: &'a Context,
+    pub(crate) client: &'a async_nats::Client,
+    pub(crate) stream: &'a str,
+    pub(crate) consumer: &'a str,
+    pub(crate) component: &'a str,
+    /// The stream that they are in, and their subject there.
+    pub(crate) to: &'a str,
+}
+
+impl Letters<'_> {
+    /// Stores a dead letter; the message is still there then.
+    pub(crate) async fn bury(
+        &self,
+        claim: &Claim,
+        entry: &Entry,
+        attempts: u32,
+        (reason, ran): (&Reason, &Ran),
+    ) -> Result<(), Trouble> {
+        let headers = self.headers(claim, entry, attempts, (reason, ran));
+        let message = (self.to.to_owned(), headers, claim.message.payload.clone());
+        let sent = self.context.publish_with_headers(message.0.clone(), message.1.clone(), message.2.clone()).await;
+        if let Ok(stored) = sent
+            && stored.await.is_ok()
+        {
+            return Ok(());
+        }
+        // Most likely it is not there yet.
+        let config = stream::Config {
+            name: self.to.to_owned(),
+            subjects: vec![self.to.to_owned()],
+            max_age: KEPT,
+            max_bytes: DEAD_BYTES_MAX,
+            discard: stream::DiscardPolicy::New,
+            ..stream::Config::default()
+        };
+        self.context.get_or_create_stream(config).await.map_err(|why| self.failed(why))?;
+        let sent = self.context.publish_with_headers(message.0, message.1, message.2).await;
+        sent.map_err(|why| self.failed(why))?.await.map(drop).map_err(|why| self.failed(why))
+    }
+
+    fn failed(&self, why: impl std::fmt::Display) -> Trouble {
+        format!("the stream of dead letters `{}`: {why}", self.to)
+    }
+
+    fn headers(&self, claim: &Claim, entry: &Entry, attempts: u32, (reason, ran): (&Reason, &Ran)) -> HeaderMap {
+        let mut headers = published(claim.message.headers.as_ref());
+        let id = headers.get(ID_HEADER).map(ToString::to_string);
+        headers.insert(ID_HEADER, format!("{}.{}.{}", self.stream, self.consumer, claim.sequence).as_str());
+        for (name, value) in [
+            ("Reason", reason.word().to_owned()),
+            ("Detail", reason.to_string()),
+            ("Component", self.component.to_owned()),
+            ("Stream", self.stream.to_owned()),
+            ("Sequence", claim.sequence.to_string()),
+            ("Subject", claim.message.subject.to_string()),
+            ("Attempts", attempts.to_string()),
+            ("Kills", entry.kills.to_string()),
+            ("Digest", ran.digest.clone()),
+            ("Generation", ran.generation.to_string()),
+            ("Trace", ran.trace.clone()),
+            ("Msg-Id", id.unwrap_or_default()),
+        ] {
+            headers.insert(format!("{DEAD}{name}").as_str(), header(&value, FAULT_BYTES_MAX / 4));
+        }
+        // The server bounds body and headers together: the message matters more than the texts.
+        let mut room = self.client.max_payload().saturating_sub(claim.message.payload.len() + DEAD_HEADERS_BYTES);
+        let fits = entry.fault_texts.iter().rev().take_while(|fault| {
+            let takes = fault.len() + 64;
+            let fits = takes <= room;
+            room = room.saturating_sub(takes);
+            fits
+        });
+        let newest_first: Vec<_> = fits.collect();
+        for fault in newest_first.into_iter().rev() {
+            headers.append(format!("{DEAD}Fault").as_str(), header(fault, FAULT_BYTES_MAX));
+        }
+        headers
+    }
+
+    /// How many there are, of whatever component.
+    pub(crate) async fn count(&self) -> Option<u64> {
+        match self.stream().await.ok()? {
+            Some(stream) => Some(stream.cached_info().state.messages),
+            None => Some(0),
+        }
+    }
+
+    /// The stream that they are in, once there is one.
+    async fn stream(&self) -> Result<Option<stream::Stream>, Trouble> {
+        use async_nats::jetstream::context::GetStreamErrorKind;
+        match self.context.get_stream(self.to).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(why)
+                if matches!(why.kind(), GetStreamErrorKind::JetStream(refused)
+                    if refused.error_code() == ErrorCode::STREAM_NOT_FOUND) =>
+            {
+                Ok(None)
+            }
+            Err(why) => Err(self.failed(why)),
+        }
+    }
+
+    /// Up to `max` of this component's, after the one of this id.
+    pub(crate) async fn list(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
+        let Some(stream) = self.stream().await? else { return Ok(Vec::new()) };
+        let from = after.and_then(|id| self.sequence_of(id)).map_or(1, |sequence| sequence + 1);
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
+            ack_policy: AckPolicy::None,
+            inactive_threshold: READER_KEPT,
+            memory_storage: true,
+            ..pull::Config::default()
+        };
+        let reader = stream.create_consumer(config).await.map_err(|why| self.failed(why))?;
+        let mut letters = Vec::new();
+        while letters.len() < max {
+            let fetched = reader.fetch().max_messages(max).messages().await;
+            let mut messages = fetched.map_err(|why| self.failed(why))?;
+            let mut came = 0;
+            while let Some(message) = messages.next().await {
+                let message = message.map_err(|why| self.failed(why))?;
+                came += 1;
+                let info = message.info().map_err(|why| self.failed(why))?;
+                let (sequence, at) = (info.stream_sequence, info.published);
+                let headers = message.headers.clone().unwrap_or_default();
+                letters.extend(self.letter(sequence, at.unix_timestamp_nanos(), &headers, message.payload.clone()));
+            }
+            if came < max {
+                break;
+            }
+        }
+        letters.truncate(max);
+        Ok(letters)
+    }
+
+    /// A message of that stream as a dead letter, if it is one of this component.
+    fn letter(&self, sequence: u64, at_ns: i128, headers: &HeaderMap, body: bytes::Bytes) -> Option<DeadLetter> {
+        let text = |name: &str| headers.get(format!("{DEAD}{name}").as_str()).map(ToString::to_string);
+        let number = |name: &str| text(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let component = text("Component").filter(|component| component == self.component)?;
+        let stream = text("Stream").filter(|stream| stream == self.stream)?;
+        let faults = headers.get_all(format!("{DEAD}Fault").as_str());
+        Some(DeadLetter {
+            id: format!("{}-{sequence}", self.to),
+            component,
+            message: Message {
+                subject: text("Subject").unwrap_or_default(),
+                body,
+                headers: crate::publish::read_headers(Some(&restored(headers))),
+                id: format!("{stream}-{}", text("Sequence").unwrap_or_default()),
+                ..Message::default()
+            },
+            queue: stream,
+            attempts: number("Attempts"),
+            faults: faults.map(|fault| fault.as_str().replace(LINE_BREAK, "\n")).collect(),
+            kills: number("Kills"),
+            reason: text("Reason").unwrap_or_default(),
+            detail: text("Detail").unwrap_or_default(),
+            at_ms: u64::try_from(at_ns / 1_000_000).unwrap_or(0),
+            ran: Ran {
+                digest: text("Digest").unwrap_or_default(),
+                generation: text("Generation").and_then(|text| text.parse().ok()).unwrap_or(0),
+                trace: text("Trace").unwrap_or_default(),
+            },
+        })
+    }
+
+    fn sequence_of(&self, id: &str) -> Option<u64> {
+        let (stream, sequence) = id.rsplit_once('-')?;
+        sequence.parse().ok().filter(|_| stream == self.to)
+    }
+
+    /// Decides on a letter of this component, if there is such a one.
+    pub(crate) async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
+        let (Some(sequence), Some(stream)) = (self.sequence_of(id), self.stream().await?) else { return Ok(None) };
+        let StreamMessage { headers, payload, time, .. } = match stream.get_raw_message(sequence).await {
+            Ok(found) => found,
+            Err(why) if why.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
+            Err(why)
+                if matches!(why.kind(), RawMessageErrorKind::JetStream(refused)
+                    if refused.error_code() == ErrorCode::NO_MESSAGE_FOUND) =>
+            {
+                return Ok(None);
+            }
+            Err(why) => return Err(self.failed(why)),
+        };
+        let letter = self.letter(sequence, time.unix_timestamp_nanos(), &headers, payload.clone());
+        let Some(letter) = letter else { return Ok(None) };
+        if fate == Fate::Replay {
+            let mut headers = restored(&headers);
+            if let Some(id) = headers.get(ID_HEADER).cloned() {
+                headers.insert(REPLAY_ID, id);
+            }
+            headers.insert(REPLAY_FOR, self.consumer);
+            headers.insert(REPLAY_OF, id);
+            headers.insert(ID_HEADER, format!("{id}.replay").as_str());
+            let sent = self.context.publish_with_headers(letter.message.subject.clone(), headers, payload).await;
+            let sent = sent.map_err(|why| why.to_string())?.await.map_err(|why| why.to_string());
+            sent.map_err(|why| format!("stream `{}` does not take it back: {why}", self.stream))?;
+        }
+        let deleted = stream.delete_message(sequence).await.map_err(|why| self.failed(why))?;
+        Ok(deleted.then_some(letter))
+    }
+}
+
+/// The headers of a message as they were published, also where it is replayed.
+pub(crate) fn published(headers: Option<&HeaderMap>) -> HeaderMap {
+    let Some(headers) = headers else { return HeaderMap::new() };
+    if headers.get(REPLAY_OF).is_none() {
+        return headers.clone();
+    }
+    let mut published = HeaderMap::new();
+    for (name, values) in headers.iter() {
+        if ![ID_HEADER, REPLAY_FOR, REPLAY_OF, REPLAY_ID].contains(&name.as_ref()) {
+            values.iter().for_each(|value| published.append(name.clone(), value.clone()));
+        }
+    }
+    if let Some(id) = headers.get(REPLAY_ID) {
+        published.insert(ID_HEADER, id.clone());
+    }
+    published
+}
+
+/// The headers as they were before the message was given up.
+fn restored(headers: &HeaderMap) -> HeaderMap {
+    let mut restored = HeaderMap::new();
+    for (name, values) in headers.iter() {
+        let text: &str = name.as_ref();
+        if text.starts_with(DEAD) || text == ID_HEADER {
+            continue;
+        }
+        values.iter().for_each(|value| restored.append(name.clone(), value.clone()));
+    }
+    let id = headers.get(format!("{DEAD}Msg-Id").as_str()).filter(|id| !id.as_str().is_empty());
+    if let Some(id) = id {
+        restored.insert(ID_HEADER, id.clone());
+    }
+    restored
+}
+
+/// A header's value has no line breaks.
+fn header(text: &str, bytes_max: usize) -> HeaderValue {
+    let cut = &text[..text.floor_char_boundary(bytes_max)];
+    let line: String = cut.split(['\r', '\n']).map(str::trim_end).collect::<Vec<_>>().join(LINE_BREAK);
+    line.parse().expect("a text without line breaks is a header's value")
+}
