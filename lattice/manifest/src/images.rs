@@ -21,7 +21,7 @@ const PROVIDERS: &[(&[&str], Known)] = &[
     (&["messaging-nats", "nats-messaging", "nats-messaging-provider"], Known::Builtin(Tech::Nats)),
     (&["keyvalue-nats", "kv-nats", "nats-kv"], Known::Builtin(Tech::Nats)),
     (&["messaging-kafka", "kafka-messaging", "kafka"], Known::NotBuilt),
-    (&["keyvalue-redis", "kvredis", "kv-redis"], Known::NotBuilt),
+    (&["keyvalue-redis", "kvredis", "kv-redis"], Known::Builtin(Tech::Redis)),
     (&["keyvalue-vault", "kvvault", "kv-vault"], Known::NotBuilt),
     (&["keyvalue-couchbase", "couchbase"], Known::NotBuilt),
     (&["blobstore-fs"], Known::NotBuilt),
@@ -34,7 +34,7 @@ const PROVIDERS: &[(&[&str], Known)] = &[
 ];
 
 /// `trellis://<tech>`: ours by name, beside the built-in ones.
-const PLANNED: &[&str] = &["redis", "rabbitmq", "mqtt", "timer", "kafka", "postgres"];
+const PLANNED: &[&str] = &["rabbitmq", "mqtt", "timer", "kafka", "postgres"];
 
 /// Who serves an image, or the nearest known name for one that begins with `trellis://` and is no provider of ours.
 ///
@@ -113,11 +113,12 @@ mod tests {
         assert_eq!(served("ghcr.io/wasmcloud/messaging-nats:canary"), Served::Builtin(Tech::Nats));
         assert_eq!(served("wasmcloud+builtin://messaging-nats"), Served::Builtin(Tech::Nats));
         assert_eq!(served("trellis://embedded"), Served::Builtin(Tech::Embedded));
+        assert_eq!(served("wasmcloud.azurecr.io/kvredis:0.19"), Served::Builtin(Tech::Redis));
     }
 
     #[test]
     fn what_is_not_built_keeps_its_name_or_its_image() {
-        assert_eq!(served("wasmcloud.azurecr.io/kvredis:0.19"), Served::NotBuilt("keyvalue-redis".into()));
+        assert_eq!(served("wasmcloud.azurecr.io/kvvault:0.8"), Served::NotBuilt("keyvalue-vault".into()));
         assert_eq!(served("trellis://rabbitmq"), Served::NotBuilt("rabbitmq".into()));
         assert_eq!(served("ghcr.io/acme/own:1"), Served::NotBuilt("ghcr.io/acme/own:1".into()));
         assert!(is_known("keyvalue-redis") && is_known("rabbitmq") && !is_known("ghcr.io/acme/own:1"));

@@ -51,6 +51,22 @@ const NATS: &[&str] = &[
     "replicas",
     "allowed_subjects",
 ];
+/// The wadm-era key of keyvalue-redis, and ours.
+const REDIS: &[&str] = &[
+    "URL",
+    "url",
+    "stream",
+    "group",
+    "create",
+    "delete",
+    "prefix",
+    "allowed_subjects",
+    "user",
+    "password",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 
 /// Every key of a provider that is not of the form `delivery.*`.
@@ -59,6 +75,7 @@ pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
         Tech::Http => HTTP,
         Tech::Nats => NATS,
         Tech::Embedded => EMBEDDED,
+        Tech::Redis => REDIS,
     };
     own.iter().chain(ANY).copied()
 }

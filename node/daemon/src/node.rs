@@ -19,6 +19,7 @@ use trellis_manifest::Parsed;
 use trellis_nats::Nats;
 use trellis_placement::Patience;
 use trellis_raft::{Raft, RaftError};
+use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
 use trellis_wire::{LatticeName, NodeId};
 
@@ -260,6 +261,7 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
         nats: Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default())),
         embedded: Arc::new(embedded),
+        redis: Arc::new(Redis::new()),
     };
     let logs = Arc::new(Logs::new());
     let lattice = options.lattice.clone();

@@ -7,6 +7,7 @@ use trellis_http::Http;
 use trellis_manifest::Tech;
 use trellis_nats::Nats;
 use trellis_provider::Provider;
+use trellis_redis::Redis;
 
 /// Every built-in provider. Adding one is a field here, a variant of [`Tech`], and a crate under `providers/`.
 #[derive(Clone)]
@@ -14,6 +15,7 @@ pub(crate) struct Providers {
     pub(crate) http: Arc<Http>,
     pub(crate) nats: Arc<Nats>,
     pub(crate) embedded: Arc<Embedded>,
+    pub(crate) redis: Arc<Redis>,
 }
 
 impl Providers {
@@ -23,11 +25,12 @@ impl Providers {
             Tech::Http => self.http.clone(),
             Tech::Nats => self.nats.clone(),
             Tech::Embedded => self.embedded.clone(),
+            Tech::Redis => self.redis.clone(),
         }
     }
 
     /// No new events; those under way end.
     pub(crate) async fn drain(&self) {
-        tokio::join!(self.http.drain(), self.nats.drain(), self.embedded.drain());
+        tokio::join!(self.http.drain(), self.nats.drain(), self.embedded.drain(), self.redis.drain());
     }
 }

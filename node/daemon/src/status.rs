@@ -250,7 +250,7 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
 fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
     match tech {
         Tech::Http => node.providers.http.url(id),
-        Tech::Nats | Tech::Embedded => None,
+        Tech::Nats | Tech::Embedded | Tech::Redis => None,
     }
 }
 

@@ -16,13 +16,19 @@
 //! Everything that crosses this contract can be serialised but [`Body`](trellis_wire::Body), which streams: a provider
 //! may live in the node's process or, later, in one of its own.
 
+mod access;
+mod allowed;
 pub mod delivery;
+mod dialed;
 mod permit;
 mod share;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use access::{Access, Pem, Secret, check_url, flag};
+pub use allowed::Allowed;
 use async_trait::async_trait;
+pub use dialed::{Dial, Dialed};
 pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
 pub use share::{Begun, Caps, Share, Use};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

@@ -74,7 +74,7 @@ fn shared_components_name_their_app() {
 #[test]
 fn what_is_not_built_is_named() {
     let named: Vec<_> = app("accepted", "secrets").not_built().iter().map(NotBuilt::to_string).collect();
-    assert_eq!(named, ["provider `keyvalue-redis` of `redis`", "secrets backend `vault-prod` of policy `vault`"]);
+    assert_eq!(named, ["secrets backend `vault-prod` of policy `vault`"]);
     let named = app("accepted", "own-provider").not_built();
     assert_eq!(named[0].to_string(), "provider `wasmcloud.azurecr.io/ledblinky:0.0.1` of `ledblinky`");
     let aliases = BTreeMap::from([("keyvalue-redis".to_owned(), "trellis://embedded".to_owned())]);

@@ -75,12 +75,12 @@ fn the_old_http_server_is_the_built_in_one() {
 #[test]
 fn providers_that_are_not_built_yet_are_warned_of_and_refused_by_name() {
     let kafka = "    - name: stream\n      type: capability\n      properties:\n        image: ghcr.io/wasmcloud/messaging-kafka:0.1.0\n";
-    let manifest = manifest("ghcr.io/wasmcloud/keyvalue-redis:0.28.1", kafka);
+    let manifest = manifest("ghcr.io/wasmcloud/keyvalue-vault:0.9.0", kafka);
     let validated = fed(&["validate", "-"], manifest.as_bytes());
     assert_eq!(validated.code, 0, "{validated:#?}");
     let node = Node::start(&[]);
     let refused = node.try_deploy(&manifest).failed(1);
-    for name in ["keyvalue-redis", "messaging-kafka"] {
+    for name in ["keyvalue-vault", "messaging-kafka"] {
         assert!(validated.stdout.contains(&format!("the provider `{name}` is not built yet")), "{validated:#?}");
         assert!(refused.contains(&format!("provider `{name}`")) && refused.contains("not built into"), "{refused}");
     }

@@ -36,6 +36,7 @@ pub(crate) const fn system(tech: Tech) -> &'static str {
         Tech::Http => "http",
         Tech::Nats => "nats",
         Tech::Embedded => "trellis",
+        Tech::Redis => "redis",
     }
 }
 

@@ -13,6 +13,7 @@ mod engine;
 mod letter;
 mod policy;
 mod queue;
+mod running;
 
 pub use engine::{Engine, Progress};
 pub use letter::{DeadLetter, Fate, Ran};
@@ -21,3 +22,4 @@ pub use queue::{
     CLAIM, Claimed, EXTEND_EVERY, LEDGER_KEY_BYTES_MAX, LEDGER_VALUE_BYTES_MAX, Ledger, PULL_MAX, Place, Queue,
     Standing, Trouble,
 };
+pub use running::Running;

@@ -1,0 +1,295 @@
+//! Messages of a stream wake a component, at least once.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+use trellis_provider::Provider as _;
+use trellis_provider::delivery::{DeadLetter, Queue as _};
+use trellis_provider::testing::lab::{Node, PATIENCE, link, silent, text, until};
+use trellis_provider::testing::{Broker, contract};
+use trellis_redis::testing::RedisServer;
+use trellis_redis::{Redis, Source};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+
+use crate::client;
+
+struct Lab {
+    server: RedisServer,
+    redis: Redis,
+    publishes: LinkId,
+}
+
+impl Lab {
+    async fn start() -> Self {
+        Self::on(RedisServer::start()).await
+    }
+
+    async fn on(server: RedisServer) -> Self {
+        let redis = Redis::new();
+        let link = link("messaging", &[("url", &server.url), ("for", "the test")]);
+        let publishes = link.id.clone();
+        redis.grant(link).await.unwrap();
+        Self { server, redis, publishes }
+    }
+
+    fn link(&self, config: &[(&str, &str)]) -> Link {
+        link("messaging", &[&[("url", self.server.url.as_str())], config].concat())
+    }
+
+    async fn send(&self, message: Message) -> Result<(), CallError> {
+        let answer = self.redis.call(&self.publishes, Call::Publish(message)).await?;
+        assert!(matches!(answer, Answer::Published));
+        Ok(())
+    }
+
+    async fn publish(&self, stream: &str, body: &str) {
+        self.send(Message { subject: stream.into(), body: body.to_owned().into(), ..Message::default() })
+            .await
+            .unwrap();
+    }
+
+    async fn until_letters(&self, link: &Link, count: usize) -> Vec<DeadLetter> {
+        let source = self.redis.source(link).unwrap();
+        let mut letters = Vec::new();
+        for _ in 0..PATIENCE.as_millis() / 50 {
+            letters = source.letters(None, 10_000).await.unwrap_or_default();
+            if letters.len() >= count {
+                return letters;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{count} dead letters were expected: {letters:?}")
+    }
+
+    async fn until_settled(&self, link: &Link) {
+        let source = self.redis.source(link).unwrap();
+        for _ in 0..PATIENCE.as_millis() / 50 {
+            let standing = source.standing().await;
+            if standing.is_ok_and(|standing| (standing.waiting, standing.claimed) == (0, 0)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("still not settled: {:?}", source.standing().await)
+    }
+}
+
+#[async_trait]
+impl Broker for Lab {
+    type Queue = Source;
+
+    async fn queue(&self, name: &str) -> Source {
+        self.redis.source(&self.link(&[("stream", name), ("create", "true")])).unwrap()
+    }
+
+    async fn publish(&self, name: &str, message: Message) {
+        self.send(Message { subject: name.into(), ..message }).await.unwrap();
+    }
+}
+
+/// How many messages of the group's are not acknowledged, by Redis's own count.
+async fn pending(client: &mut MultiplexedConnection, stream: &str) -> usize {
+    client.xpending::<_, _, redis::streams::StreamPendingReply>(stream, "shop/worker").await.unwrap().count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_a_queue() {
+    contract(&Lab::start().await).await;
+}
+
+#[tokio::test]
+async fn each_word_of_a_handler_has_its_consequence() {
+    let lab = Lab::start().await;
+    let node = Node::new(8);
+    let link = lab.link(&[("stream", "orders"), ("create", "true")]);
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    for body in ["ok", "retry", "retry-twice", "dead", "drop", "trap"] {
+        lab.publish("orders", body).await;
+    }
+    let letters = lab.until_letters(&link, 3).await;
+    until("the third attempt came", || node.attempts("retry-twice") == [1, 2, 3]).await;
+    assert_eq!(node.attempts("ok"), [1]);
+    assert_eq!(node.attempts("drop"), [1]);
+    assert_eq!(node.attempts("retry"), [1, 2, 3, 4], "max_attempts");
+    assert_eq!(node.attempts("trap"), [1, 2, 3], "max_faults");
+    let reason = |body: &str| letters.iter().find(|letter| text(&letter.message) == body).unwrap().reason.clone();
+    assert_eq!([reason("retry"), reason("dead"), reason("trap")], ["max-attempts", "refused", "max-faults"]);
+    lab.until_settled(&link).await;
+    let mut client = client(&lab.server).await;
+    assert_eq!(pending(&mut client, "orders").await, 0, "Redis itself has nothing left that is not acknowledged");
+    assert_eq!(client.xlen::<_, usize>("orders").await.unwrap(), 6, "what was handled stays, unless `delete` is set");
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named_and_found_when_it_appears() {
+    let lab = Lab::start().await;
+    let node = Node::new(1);
+    let link = lab.link(&[("stream", "orders"), ("group", "mine")]);
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let says = |what: &str| lab.redis.health(&link.id).is_err_and(|why| why.contains(what));
+    until("the stream is named", || says("stream `orders` does not exist") && says("create: \"true\"")).await;
+    let mut client = client(&lab.server).await;
+    let _: String = client.xadd("orders", "*", &[("data", "1")]).await.unwrap();
+    until("the group is named", || says("group `mine` of stream `orders` does not exist")).await;
+    let _: () = client.xgroup_create("orders", "mine", "0").await.unwrap();
+    until("it is handled", || node.bodies() == ["1"]).await;
+    until("all is well", || lab.redis.health(&link.id).is_ok()).await;
+    // Someone deletes the stream, and makes a list of that name.
+    let _: usize = client.del("orders").await.unwrap();
+    let _: usize = client.lpush("orders", "1").await.unwrap();
+    until("what it is instead is named", || says("is no stream but holds a list")).await;
+    let _: usize = client.del("orders").await.unwrap();
+    let _: () = client.xgroup_create_mkstream("orders", "mine", "0").await.unwrap();
+    lab.publish("orders", "2").await;
+    until("it is handled as well", || node.bodies() == ["1", "2"]).await;
+}
+
+#[tokio::test]
+async fn what_others_left_unsettled_or_trimmed_is_handled_all_the_same() {
+    let lab = Lab::start().await;
+    let mut client = client(&lab.server).await;
+    let _: () = client.xgroup_create_mkstream("orders", "shop/worker", "0").await.unwrap();
+    lab.publish("orders", "left").await;
+    // A consumer of another program, which never acknowledges.
+    let options = redis::streams::StreamReadOptions::default().group("shop/worker", "other");
+    let read: Option<redis::streams::StreamReadReply> =
+        client.xread_options(&["orders"], &[">"], &options).await.unwrap();
+    assert_eq!(read.unwrap().keys[0].ids.len(), 1);
+    let node = Node::new(4);
+    let link = lab.link(&[("stream", "orders"), ("delete", "true")]);
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("what was left is handled", || node.attempts("left") == [2]).await;
+    lab.publish("orders", "retry-twice 1").await;
+    until("it is tried", || node.attempts("retry-twice 1").len() == 1).await;
+    // A publisher trims the stream while a message waits for another try.
+    let _: usize = client.xtrim("orders", redis::streams::StreamMaxlen::Equals(0)).await.unwrap();
+    until("it is handled from the copy", || node.attempts("retry-twice 1") == [1, 2, 3]).await;
+    lab.publish("orders", "new").await;
+    until("it is handled", || node.attempts("new") == [1]).await;
+    lab.until_settled(&link).await;
+    assert_eq!(pending(&mut client, "orders").await, 0);
+    assert_eq!(client.xlen::<_, usize>("orders").await.unwrap(), 0, "what was handled is deleted");
+}
+
+#[tokio::test]
+async fn headers_that_are_no_text_and_the_end_of_a_link_lose_nothing() {
+    let lab = Lab::start().await;
+    let mut client = client(&lab.server).await;
+    let fields: [(&str, &[u8]); 2] = [("body", b"busy 1"), ("kind", b"\xff\xfe")];
+    let _: String = client.xadd("orders", "*", &fields).await.unwrap();
+    let busy = Node::new(1);
+    let link = lab.link(&[("stream", "orders")]);
+    lab.redis.wake(link.clone(), busy.permits(&link)).await.unwrap();
+    until("it was given back a few times", || busy.done() >= 3).await;
+    lab.redis.remove(&link.id).await;
+    assert!(busy.attempts("busy 1").iter().all(|attempt| *attempt == 1), "{:?}", busy.attempts("busy 1"));
+    let node = Node::saying(1, |_| Ok(trellis_wire::Reply::Settle(trellis_wire::Settle::DeadLetter("no".into()))));
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("it is handled", || node.attempts("busy 1") == [1]).await;
+    assert_eq!(node.woken()[0].headers, [("kind".to_owned(), "\u{fffd}\u{fffd}".to_owned())]);
+    lab.until_letters(&link, 1).await;
+    let dead: redis::streams::StreamRangeReply = client.xrange_all("orders:dead").await.unwrap();
+    let kind = dead.ids[0].map.get("kind");
+    assert_eq!(kind, Some(&redis::Value::BulkString(b"\xff\xfe".to_vec())), "a dead letter keeps the bytes");
+}
+
+#[tokio::test]
+async fn a_message_with_an_id_is_published_once_and_a_large_one_not_at_all() {
+    let lab = Lab::start().await;
+    let message = Message { subject: "orders".into(), id: "7".into(), ..Message::default() };
+    for _ in 0..3 {
+        lab.send(message.clone()).await.unwrap();
+    }
+    let mut client = client(&lab.server).await;
+    assert_eq!(client.xlen::<_, usize>("orders").await.unwrap(), 1);
+    let large = Message { body: vec![0; trellis_redis::MESSAGE_BYTES_MAX + 1].into(), ..message.clone() };
+    let why = lab.send(large.clone()).await.unwrap_err().to_string();
+    assert!(why.contains("is too large") && why.contains("1048576"), "{why}");
+    assert!(lab.redis.check_publish(&lab.publishes, &large).is_err(), "and it is known beforehand");
+    let ours = Message { subject: "trellis:orders:x:due".into(), ..message.clone() };
+    assert!(matches!(lab.send(ours).await, Err(CallError::Invalid(_))));
+    let _: () = client.set("text", "1").await.unwrap();
+    let wrong = lab.send(Message { subject: "text".into(), id: String::new(), ..message }).await.unwrap_err();
+    assert!(matches!(&wrong, CallError::Invalid(why) if why.contains("WRONGTYPE")), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn who_may_not_in_and_who_does_not_answer_is_said() {
+    let server = RedisServer::start_with(&["--requirepass", "s3cret"]);
+    let lab = Lab::on(server).await;
+    let says = |link: &Link, what: &str| lab.redis.health(&link.id).is_err_and(|why| why.contains(what));
+    let node = Node::new(1);
+    let link = lab.link(&[("stream", "orders"), ("create", "true")]);
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("a login is asked for", || says(&link, "give `password` in the link")).await;
+    let with = |password: &str| {
+        let mut link = link.clone();
+        link.config.set("password", password);
+        link
+    };
+    lab.redis.wake(with("wrong"), node.permits(&link)).await.unwrap();
+    until("the login is refused", || says(&link, "the login is refused: check `user` and `password`")).await;
+    assert!(!lab.redis.health(&link.id).unwrap_err().contains("wrong"));
+    lab.redis.wake(with("s3cret"), node.permits(&link)).await.unwrap();
+    until("it is let in", || lab.redis.health(&link.id).is_ok()).await;
+
+    let silent = silent();
+    let mute =
+        trellis_provider::testing::lab::link("messaging", &[("url", &format!("redis://{silent}")), ("stream", "x")]);
+    lab.redis.wake(mute.clone(), node.permits(&mute)).await.unwrap();
+    until("that it does not answer is said", || says(&mute, "no answer within 5s")).await;
+    let publishing = trellis_provider::testing::lab::link("messaging", &[("url", &format!("redis://{silent}"))]);
+    lab.redis.grant(publishing.clone()).await.unwrap();
+    let call = lab.redis.call(&publishing.id, Call::Publish(Message { subject: "x".into(), ..Message::default() }));
+    let answered = tokio::time::timeout(PATIENCE, call).await.expect("every wait has an end");
+    assert!(matches!(&answered, Err(CallError::Unavailable(_))), "{answered:?}");
+    lab.redis.remove(&mute.id).await;
+}
+
+/// 500 messages; the server is killed, frozen and started again in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_is_accounted_for_across_deaths_of_the_server() {
+    const MESSAGES: usize = 500;
+    const WORDS: [&str; 5] = ["ok", "retry-twice", "dead", "drop", "trap"];
+    let mut lab = Lab::start().await;
+    let node = Node::new(16);
+    let link = lab.link(&[("stream", "orders"), ("create", "true")]);
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let body = |i: usize| format!("{} {i}", WORDS[i % WORDS.len()]);
+    for i in 0..MESSAGES {
+        let message =
+            Message { subject: "orders".into(), body: body(i).into(), id: i.to_string(), ..Message::default() };
+        // What it is not answered a publisher sends again, under the same id.
+        while lab.send(message.clone()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        match i {
+            150 => lab.server.kill(),
+            _ if i % 100 == 50 => lab.server.restart(),
+            _ => {}
+        }
+        if i == 150 {
+            until("that it is away is said", || lab.redis.health(&link.id).is_err()).await;
+            lab.server.restart();
+        }
+    }
+    let of = |words: &[&str]| (0..MESSAGES).filter(|i| words.contains(&WORDS[i % WORDS.len()])).count();
+    let letters = lab.until_letters(&link, of(&["dead", "trap"])).await;
+    lab.until_settled(&link).await;
+    let mut bodies: Vec<_> = letters.iter().map(|letter| text(&letter.message)).collect();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), of(&["dead", "trap"]), "each once");
+    assert_eq!(letters.len(), bodies.len(), "and no double entry");
+    assert!(bodies.iter().all(|body| body.starts_with("dead") || body.starts_with("trap")), "{bodies:?}");
+    for i in 0..MESSAGES {
+        let attempts = node.attempts(&body(i));
+        assert!(!attempts.is_empty(), "{} never came", body(i));
+        if body(i).starts_with("retry-twice") {
+            assert!(attempts.iter().any(|attempt| *attempt >= 3), "{}: {attempts:?}", body(i));
+        }
+    }
+    assert_eq!(lab.redis.health(&link.id), Ok(()));
+}
