@@ -57,7 +57,7 @@ impl State {
     /// The spreads of an app that are not fully placed.
     pub fn unplaced(&self, app: &AppName) -> Vec<Unplaced> {
         let Some(release) = self.app(app).and_then(Versions::deployed) else { return Vec::new() };
-        let mut ground = Ground::survey(self);
+        let mut ground = Ground::unloaded(self);
         let nothing = Holding::new();
         let mut unplaced = Vec::new();
         for (key, demand, sandboxes) in Self::demands(release) {

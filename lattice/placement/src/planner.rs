@@ -130,15 +130,21 @@ struct Class {
 
 impl<'a> Ground<'a> {
     pub(crate) fn survey(state: &'a State) -> Self {
-        let nodes: Vec<_> =
-            state.nodes().iter().filter(|(_, node)| node.is_open()).map(|(&id, node)| (id, node)).collect();
-        let index: BTreeMap<NodeId, usize> = nodes.iter().enumerate().map(|(i, &(id, _))| (id, i)).collect();
-        let mut loads = vec![0; nodes.len()];
+        let mut ground = Self::unloaded(state);
         for (node, permits) in state.plan().holdings().values().flatten() {
-            if let Some(&i) = index.get(node) {
-                loads[i] += load(*permits);
+            if let Some(&i) = ground.index.get(node) {
+                ground.loads[i] += load(*permits);
             }
         }
+        ground
+    }
+
+    /// The nodes alone, to see what may go where: in time that does not depend on how much is held.
+    pub(crate) fn unloaded(state: &'a State) -> Self {
+        let nodes: Vec<_> =
+            state.nodes().iter().filter(|(_, node)| node.is_open()).map(|(&id, node)| (id, node)).collect();
+        let index = nodes.iter().enumerate().map(|(i, &(id, _))| (id, i)).collect();
+        let loads = vec![0; nodes.len()];
         Self { nodes, index, loads, known: BTreeMap::new() }
     }
 

@@ -1,7 +1,7 @@
 //! The board: what this node has carried out, and what it could not. Written by reconcile, read by the admin API and
 //! `/readyz`; no decision is taken by it.
 //!
-//! It keeps what was carried out, not only that something was: a component whose new version is still compiling is
+//! It keeps the mark of what was carried out, not only that something was: a component whose new version is still compiling is
 //! starting, however well the former one runs.
 
 use std::collections::BTreeMap;
@@ -64,36 +64,38 @@ pub(crate) struct Board(Mutex<Sheet>);
 
 #[derive(Default)]
 struct Sheet {
-    components: BTreeMap<ComponentKey, (HeldComponent, Health)>,
-    links: BTreeMap<LinkId, (HeldLink, Health)>,
+    components: BTreeMap<ComponentKey, (Mark, Health)>,
+    links: BTreeMap<LinkId, (Mark, Health)>,
+    /// Counts the changes of both.
+    revision: u64,
     /// The last generation that reconcile went through, whether all of it succeeded or not.
     passed: Option<Generation>,
 }
 
 impl Board {
     /// Notes what came of holding a component.
-    pub(crate) fn component(&self, key: ComponentKey, held: HeldComponent, done: Result<(), String>) {
-        self.lock().components.insert(key, (held, health(done)));
+    pub(crate) fn component(&self, key: ComponentKey, held: &HeldComponent, done: Result<(), String>) {
+        self.change().components.insert(key, (Mark::of(held), health(done)));
     }
 
     /// Notes that a component is no longer held.
     pub(crate) fn component_gone(&self, key: &ComponentKey) {
-        self.lock().components.remove(key);
+        self.change().components.remove(key);
     }
 
     /// Notes what came of applying a link.
-    pub(crate) fn link(&self, held: HeldLink, done: Result<(), String>) {
-        self.lock().links.insert(held.link.id.clone(), (held, health(done)));
+    pub(crate) fn link(&self, held: &HeldLink, done: Result<(), String>) {
+        self.change().links.insert(held.link.id.clone(), (Mark::of(held), health(done)));
     }
 
     /// Notes that a link is no longer applied.
     pub(crate) fn link_gone(&self, id: &LinkId) {
-        self.lock().links.remove(id);
+        self.change().links.remove(id);
     }
 
     /// Forgets what failed and is no longer asked for.
     pub(crate) fn keep(&self, assigned: &Assigned) {
-        let mut sheet = self.lock();
+        let mut sheet = self.change();
         let failed = |health: &Health| matches!(health, Health::Failed(_));
         sheet.components.retain(|key, (_, health)| !failed(health) || assigned.components.contains_key(key));
         sheet.links.retain(|id, (_, health)| !failed(health) || assigned.links.contains_key(id));
@@ -112,7 +114,7 @@ impl Board {
     /// How a component is that is to be held like this.
     pub(crate) fn of_component(&self, key: &ComponentKey, held: &HeldComponent) -> Health {
         match self.lock().components.get(key) {
-            Some((noted, health)) if noted == held => health.clone(),
+            Some((mark, health)) if *mark == Mark::of(held) => health.clone(),
             _ => Health::Starting,
         }
     }
@@ -120,7 +122,7 @@ impl Board {
     /// How a link is that is to be applied like this.
     pub(crate) fn of_link(&self, held: &HeldLink) -> Health {
         match self.lock().links.get(&held.link.id) {
-            Some((noted, health)) if noted == held => health.clone(),
+            Some((mark, health)) if *mark == Mark::of(held) => health.clone(),
             _ => Health::Starting,
         }
     }
@@ -130,13 +132,24 @@ impl Board {
         self.lock().passed.unwrap_or_default()
     }
 
+    /// Which revision of the next this is.
+    pub(crate) fn revision(&self) -> u64 {
+        self.lock().revision
+    }
+
     /// What is held and applied, and how it is.
     pub(crate) fn all(&self) -> (Noted<ComponentKey>, Noted<LinkId>) {
         let sheet = self.lock();
-        let components =
-            sheet.components.iter().map(|(key, (held, health))| (key.clone(), Mark::of(held), health.clone()));
-        let links = sheet.links.iter().map(|(id, (held, health))| (id.clone(), Mark::of(held), health.clone()));
+        let components = sheet.components.iter().map(|(key, (mark, health))| (key.clone(), *mark, health.clone()));
+        let links = sheet.links.iter().map(|(id, (mark, health))| (id.clone(), *mark, health.clone()));
         (components.collect(), links.collect())
+    }
+
+    /// The sheet, to change what is on it.
+    fn change(&self) -> MutexGuard<'_, Sheet> {
+        let mut sheet = self.lock();
+        sheet.revision += 1;
+        sheet
     }
 
     fn lock(&self) -> MutexGuard<'_, Sheet> {

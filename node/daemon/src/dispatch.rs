@@ -2,11 +2,11 @@
 //! the event (`providers/http/src/server.rs`) and before the sandbox (`node/sandbox/src/run.rs`).
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use trellis_placement::HeldComponent;
 use trellis_provider::{Permit, PermitSource, Run, Want};
@@ -22,12 +22,21 @@ use crate::grants::{Grants, Outward};
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
+use crate::shards::Shards;
 use crate::telemetry::{Trace, Traces, Waking};
 
 /// How long one event may take where the manifest says nothing.
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// How much linear memory one sandbox may have where the manifest says nothing, in bytes.
 pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 * 1024 * 1024;
+
+/// Components whose code may be in memory; beyond that those go that were used least recently. Each takes a few of the
+/// mappings that the kernel gives one process (65,530, unless it is told otherwise).
+const LOADED_MAX: usize = 2_000;
+/// How many loads it takes until it is looked whether there are too many.
+const LOADS_BETWEEN: usize = 200;
+/// Pools that are gone and still have their entry, beyond as many as there are components.
+const POOLS_GONE_MAX: usize = 256;
 
 /// The components that this node holds, and the permits to run them.
 pub(crate) struct Dispatch {
@@ -38,7 +47,9 @@ pub(crate) struct Dispatch {
     permits_max: u32,
     /// The pool of each component that is held, or has a permit out.
     pools: Mutex<HashMap<ComponentKey, Weak<Pool>>>,
-    held: ArcSwap<HashMap<ComponentKey, Arc<Holding>>>,
+    held: Shards<ComponentKey, Arc<Holding>>,
+    /// How often code was loaded.
+    loads: AtomicUsize,
     grants: Grants,
     logs: Arc<Logs>,
     traces: Traces,
@@ -79,7 +90,8 @@ impl Dispatch {
             node_pool,
             permits_max,
             pools: Mutex::default(),
-            held: ArcSwap::default(),
+            held: Shards::default(),
+            loads: AtomicUsize::new(0),
             grants: Grants::default(),
             logs,
             traces,
@@ -91,7 +103,7 @@ impl Dispatch {
 
     /// Holds a component, or the new form of one: events that began with the old form end with it.
     pub(crate) fn hold(&self, key: ComponentKey, held: HeldComponent) {
-        let before = self.held.load().get(&key).cloned();
+        let before = self.holding(&key);
         let permits =
             held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize;
         let pool = self.pool(&key, permits);
@@ -109,14 +121,17 @@ impl Dispatch {
             key: key.clone(),
             held,
         });
-        self.change(|all| all.insert(key.clone(), holding.clone()));
+        self.held.insert(&key, &holding);
     }
 
     /// The component's pool, with so many permits. It outlives its holding for as long as a permit is out, so that a
     /// component which goes and comes back never has more sandboxes than permits.
     fn pool(&self, key: &ComponentKey, permits: usize) -> Arc<Pool> {
         let mut pools = self.pools.lock().expect("no code panics while it holds this lock");
-        pools.retain(|_, pool| pool.strong_count() > 0);
+        // Now and then, so that each of many holds does not look at all of them.
+        if pools.len() > 2 * self.held.len() + POOLS_GONE_MAX {
+            pools.retain(|_, pool| pool.strong_count() > 0);
+        }
         let pool = pools.get(key).and_then(Weak::upgrade).unwrap_or_else(|| Pool::new(key.to_string(), permits));
         pool.open(permits);
         pools.insert(key.clone(), Arc::downgrade(&pool));
@@ -125,21 +140,19 @@ impl Dispatch {
 
     /// Lets go of a component: no new event gets a permit, those under way end on their own.
     pub(crate) fn release(&self, key: &ComponentKey) {
-        let holding = self.holding(key);
-        self.change(|all| all.remove(key));
-        if let Some(holding) = holding {
+        if let Some(holding) = self.held.remove(key) {
             holding.pool.close();
         }
     }
 
     /// The holding of a component, if this node holds it.
     pub(crate) fn holding(&self, key: &ComponentKey) -> Option<Arc<Holding>> {
-        self.held.load().get(key).cloned()
+        self.held.get(key)
     }
 
     /// Every component held now.
     pub(crate) fn holdings(&self) -> Vec<Arc<Holding>> {
-        self.held.load().values().cloned().collect()
+        self.held.values().collect()
     }
 
     /// Sandboxes that may run now are taken from these permits.
@@ -149,25 +162,32 @@ impl Dispatch {
 
     /// Whether no component has more permits out than it has.
     pub(crate) fn is_within_permits(&self) -> bool {
-        self.held.load().values().all(|holding| holding.pool.is_within())
+        self.held.values().all(|holding| holding.pool.is_within())
     }
 
     /// Drops the code of components that had no event since `idle`: they cost disk, not memory.
     pub(crate) fn unload_idle(&self, idle: Duration) {
         let before_ms = clock::now_ms().saturating_sub(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
-        for holding in self.held.load().values() {
-            if holding.counts.last_event_ms.load(Ordering::Relaxed) < before_ms && holding.pool.taken() == 0 {
-                holding.loaded.store(None);
-            }
+        self.held.values().filter(|holding| holding.last_event_ms() < before_ms).for_each(|holding| holding.unload());
+    }
+
+    /// Code was loaded. Now and then it is looked whether that is too much, beside the event that it was loaded for.
+    fn note_load(&self) {
+        if self.loads.fetch_add(1, Ordering::Relaxed) % LOADS_BETWEEN == LOADS_BETWEEN - 1
+            && let Some(dispatch) = self.this.upgrade()
+        {
+            tokio::task::spawn_blocking(move || dispatch.unload_beyond(LOADED_MAX));
         }
     }
 
-    fn change<T>(&self, change: impl Fn(&mut HashMap<ComponentKey, Arc<Holding>>) -> T) {
-        self.held.rcu(|all| {
-            let mut all = HashMap::clone(all);
-            change(&mut all);
-            all
-        });
+    /// Drops the code of those that were used least recently, if more than `max` are loaded.
+    fn unload_beyond(&self, max: usize) {
+        let mut loaded: Vec<_> = self.held.values().filter(|holding| holding.loaded.load().is_some()).collect();
+        if loaded.len() > max {
+            loaded.sort_by_key(|holding| holding.last_event_ms());
+            let beyond = loaded.len() - max;
+            loaded.iter().take(beyond).for_each(|holding| holding.unload());
+        }
     }
 
     fn run_done(&self, holding: &Holding, event: EventId, outcome: &Outcome) {
@@ -354,6 +374,17 @@ impl Holding {
         self.pool.waiting()
     }
 
+    fn last_event_ms(&self) -> u64 {
+        self.counts.last_event_ms.load(Ordering::Relaxed)
+    }
+
+    /// Drops the code, unless a sandbox may be running it.
+    fn unload(&self) {
+        if self.pool.taken() == 0 {
+            self.loaded.store(None);
+        }
+    }
+
     /// What it did.
     pub(crate) fn counts(&self) -> &Arc<Counts> {
         &self.counts
@@ -380,6 +411,7 @@ impl Holding {
         })?;
         self.counts.cold_starts.fetch_add(1, Ordering::Relaxed);
         self.loaded.store(Some(component.clone()));
+        dispatch.note_load();
         Ok(component)
     }
 

@@ -1,7 +1,7 @@
 //! Artifacts from other nodes: by digest, in chunks, from any node that has them. A fetch that broke off goes on where it
 //! was, from another node if need be; nothing counts before its digest was checked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -173,18 +173,22 @@ impl Fetch {
 
     /// The leader keeps a copy of everything that is deployed, manifests too: a holder may die with the only other one.
     pub(crate) async fn keep_spares(self: Arc<Self>, raft: Raft, shutdown: CancellationToken) {
+        // The state of which everything was here when it was last looked at.
+        let mut complete = Weak::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(SPARE_EVERY) => {}
             }
-            if !raft.leadership().borrow().me {
+            let state = self.shares.state();
+            if !raft.leadership().borrow().me || std::ptr::eq(complete.as_ptr(), &*state) {
                 continue;
             }
-            let state = self.shares.state();
+            complete = Arc::downgrade(&state);
             let wanted = state.releases().flat_map(|release| release.artifacts.values().chain([&release.manifest]));
             for digest in wanted.copied().filter(|digest| !self.artifacts.has(*digest)).collect::<Vec<_>>() {
                 if let Err(why) = self.ensure(digest).await {
+                    complete = Weak::new();
                     tracing::debug!("no spare yet: {why}");
                 }
             }

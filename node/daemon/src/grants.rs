@@ -1,12 +1,10 @@
 //! Grants: a component's right to make a call. It comes only from a link; what no link grants is denied, and the
 //! denial shows the link to add. The stop of the hot path between a host interface and the provider that answers.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use trellis_provider::{LinkError, Provider, Want};
@@ -18,6 +16,7 @@ use crate::counts::Counts;
 use crate::dispatch::{Dispatch, Holding, Source, TIMEOUT_DEFAULT};
 use crate::far::message::Origin;
 use crate::outbox::Outbox;
+use crate::shards::Shards;
 use crate::telemetry::{self, Trace};
 
 /// Calls that may wait at one `max_in_flight`.
@@ -28,7 +27,7 @@ const GATE_WAIT: Duration = Duration::from_secs(30);
 /// The grants of every component on this node: an in-memory copy of what the links say.
 #[derive(Default)]
 pub(crate) struct Grants {
-    by_component: ArcSwap<HashMap<ComponentKey, Vec<Arc<Grant>>>>,
+    by_component: Shards<ComponentKey, Arc<Vec<Arc<Grant>>>>,
 }
 
 /// One grant.
@@ -63,27 +62,19 @@ impl Grants {
     /// `max_in_flight` is no number.
     pub(crate) fn add(&self, link: &Link, answers: Answers) -> Result<(), LinkError> {
         let grant = Arc::new(Grant { link: link.clone(), answers, gate: Gate::of(link)? });
-        self.by_component.rcu(|all| {
-            let mut all = HashMap::clone(all);
-            let grants = all.entry(link.component.clone()).or_default();
-            grants.retain(|grant| grant.link.id != link.id);
-            grants.push(grant.clone());
-            all
+        self.by_component.change(&link.component, |before| {
+            let others = before.iter().flat_map(|all| all.iter()).filter(|grant| grant.link.id != link.id);
+            Some(Arc::new(others.chain([&grant]).cloned().collect()))
         });
         Ok(())
     }
 
     /// Takes back what a link granted.
     pub(crate) fn remove(&self, component: &ComponentKey, link: &LinkId) {
-        self.by_component.rcu(|all| {
-            let mut all = HashMap::clone(all);
-            if let Some(grants) = all.get_mut(component) {
-                grants.retain(|grant| grant.link.id != *link);
-                if grants.is_empty() {
-                    all.remove(component);
-                }
-            }
-            all
+        self.by_component.change(component, |before| {
+            let others = before.iter().flat_map(|all| all.iter()).filter(|grant| grant.link.id != *link);
+            let others: Vec<_> = others.cloned().collect();
+            (!others.is_empty()).then(|| Arc::new(others))
         });
     }
 
@@ -95,9 +86,8 @@ impl Grants {
         link_name: &str,
         capability: &Capability,
     ) -> Result<Arc<Grant>, CallError> {
-        let all = self.by_component.load();
-        let mut of_capability =
-            all.get(component).into_iter().flatten().filter(|grant| grants(&grant.link, capability)).peekable();
+        let all = self.by_component.get(component).unwrap_or_default();
+        let mut of_capability = all.iter().filter(|grant| grants(&grant.link, capability)).peekable();
         if of_capability.peek().is_none() {
             return Err(CallError::Denied(denial(component, capability)));
         }

@@ -26,6 +26,7 @@ mod pool;
 mod proposal;
 mod providers;
 mod reconcile;
+mod shards;
 mod shares;
 mod status;
 mod telemetry;

@@ -4,6 +4,7 @@
 //! It runs where Raft runs, on threads of their own: a guest that computes for ever delays no heartbeat.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience};
 use trellis_raft::{Member, Raft};
 use trellis_wire::{ComponentKey, Generation, LatticeId, LatticeName, LinkId, NodeId, frame, subject};
 
-use crate::board::{Board, Health, Mark};
+use crate::board::{Board, Health, Mark, Noted};
 use crate::dispatch::Dispatch;
 use crate::{clock, proposal};
 
@@ -25,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How much one heartbeat says of components and links, in bytes; the rest is said by the next ones, page by page.
 const PAGE_BYTES_MAX: usize = 32 * 1024;
+/// What a page says of one component or link besides what is on the board, at most: counts, or an address.
+const MORE_BYTES_MAX: usize = 32;
 /// How much is said of what is not well.
 const PROBLEM_CHARS_MAX: usize = 300;
 /// How long another lattice of this name is remembered after it was last heard.
@@ -195,6 +198,43 @@ impl Liveness {
     }
 }
 
+/// What is on a node's board, cut into pages. It is made anew when the board changes, and not for each heartbeat: there may
+/// be thousands of components, with nothing new of any.
+struct Pages {
+    revision: u64,
+    components: Noted<ComponentKey>,
+    links: Noted<LinkId>,
+    /// What is on each page; the first is there even if it is empty.
+    ranges: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Pages {
+    fn of(board: &Board) -> Self {
+        // Read first: what changes in between makes the pages anew.
+        let revision = board.revision();
+        let (components, links) = board.all();
+        let mut ranges = vec![(0..0, 0..0)];
+        let mut bytes = 0;
+        let mut room = |ranges: &mut Vec<(Range<usize>, Range<usize>)>, more: usize| {
+            if bytes + more > PAGE_BYTES_MAX && bytes > 0 {
+                let (components, links) = ranges.last().expect("there is one");
+                ranges.push((components.end..components.end, links.end..links.end));
+                bytes = 0;
+            }
+            bytes += more;
+        };
+        for entry in &components {
+            room(&mut ranges, frame::encode(entry).len() + MORE_BYTES_MAX);
+            ranges.last_mut().expect("there is one").0.end += 1;
+        }
+        for entry in &links {
+            room(&mut ranges, frame::encode(entry).len() + MORE_BYTES_MAX);
+            ranges.last_mut().expect("there is one").1.end += 1;
+        }
+        Self { revision, components, links, ranges }
+    }
+}
+
 /// What a node's liveness needs to run.
 pub(crate) struct Pulse {
     pub(crate) node: NodeId,
@@ -233,14 +273,15 @@ impl Pulse {
         let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut turn: u16 = 0;
+        let mut pages = Pages::of(&self.board);
         loop {
             every.tick().await;
             let Some(lattice) = self.lattice_id() else { continue };
-            let pages = self.pages(lattice);
+            if pages.revision != self.board.revision() {
+                pages = Pages::of(&self.board);
+            }
             turn = turn.wrapping_add(1);
-            let page = usize::from(turn) % pages.len();
-            let beat = pages.into_iter().nth(page).expect("it is one of them");
-            self.say(&Sign::Beat(Box::new(beat))).await;
+            self.say(&Sign::Beat(Box::new(self.beat_of(&pages, lattice, turn)))).await;
         }
     }
 
@@ -251,44 +292,27 @@ impl Pulse {
         }
     }
 
-    /// Everything there is to say, in pages.
-    fn pages(&self, lattice: LatticeId) -> Vec<Beat> {
-        let generation = self.board.generation();
-        let running = self.dispatch.running() as u64;
-        let empty = || Beat {
+    /// The heartbeat whose turn it is: one page of all there is to say.
+    fn beat_of(&self, pages: &Pages, lattice: LatticeId, turn: u16) -> Beat {
+        let nth = usize::from(turn) % pages.ranges.len();
+        let (components, links) = pages.ranges[nth].clone();
+        let components = pages.components[components].iter();
+        let links = pages.links[links].iter();
+        let link = |(id, mark, health): &(LinkId, Mark, Health)| {
+            (id.clone(), OfLink { mark: *mark, health: shortened(health.clone()), at: (self.at)(id) })
+        };
+        Beat {
             lattice,
             node: self.node,
-            generation,
-            running,
-            page: 0,
-            pages: 1,
-            components: Vec::new(),
-            links: Vec::new(),
-        };
-        let (components, links) = self.board.all();
-        let (mut pages, mut bytes) = (vec![empty()], 0);
-        let mut room = |pages: &mut Vec<Beat>, more: usize| {
-            if bytes + more > PAGE_BYTES_MAX && bytes > 0 {
-                pages.push(empty());
-                bytes = 0;
-            }
-            bytes += more;
-        };
-        for (key, mark, health) in components {
-            let report = self.of_component(&key, mark, health);
-            room(&mut pages, frame::encode(&(&key, &report)).len());
-            pages.last_mut().expect("there is one").components.push((key, report));
+            generation: self.board.generation(),
+            running: self.dispatch.running() as u64,
+            page: u16::try_from(nth).unwrap_or(u16::MAX),
+            pages: u16::try_from(pages.ranges.len()).unwrap_or(u16::MAX),
+            components: components
+                .map(|(key, mark, health)| (key.clone(), self.of_component(key, *mark, health.clone())))
+                .collect(),
+            links: links.map(link).collect(),
         }
-        for (id, mark, health) in links {
-            let report = OfLink { mark, health: shortened(health), at: (self.at)(&id) };
-            room(&mut pages, frame::encode(&(&id, &report)).len());
-            pages.last_mut().expect("there is one").links.push((id, report));
-        }
-        let count = u16::try_from(pages.len()).unwrap_or(u16::MAX);
-        for (number, page) in pages.iter_mut().enumerate() {
-            (page.page, page.pages) = (u16::try_from(number).unwrap_or(u16::MAX), count);
-        }
-        pages
     }
 
     fn of_component(&self, key: &ComponentKey, mark: Mark, health: Health) -> OfComponent {

@@ -348,6 +348,7 @@ fn reconcile(node: &Node) -> Reconcile {
         engine: node.engine.clone(),
         board: node.board.clone(),
         fetch: node.fetch.clone(),
+        shares: node.shares.clone(),
     }
 }
 

@@ -21,6 +21,7 @@ use crate::fetch::Fetch;
 use crate::grants::Answers;
 use crate::proposal;
 use crate::providers::Providers;
+use crate::shares::Shares;
 use crate::telemetry;
 
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
@@ -45,6 +46,7 @@ pub(crate) struct Reconcile {
     pub(crate) engine: Arc<Engine>,
     pub(crate) board: Arc<Board>,
     pub(crate) fetch: Arc<Fetch>,
+    pub(crate) shares: Arc<Shares>,
 }
 
 impl Reconcile {
@@ -56,8 +58,8 @@ impl Reconcile {
         let mut retry = RETRY_FIRST;
         let mut idle = tokio::time::interval(IDLE);
         loop {
-            let state = self.planned(&mut states, &running).await;
-            let mut all_done = self.carry_out(&mut running, state.assigned(self.node)).await;
+            let (state, assigned) = self.planned(&mut states, &running).await;
+            let mut all_done = self.carry_out(&mut running, &assigned).await;
             all_done &= self.acknowledge(&state, &running, all_done).await;
             self.board.passed(running.generation);
             let wait = retry;
@@ -80,22 +82,27 @@ impl Reconcile {
         }
     }
 
-    /// The state as it is now. Where something ends by it and a plan is still to come, the plan is waited for a moment:
-    /// it says what takes the place of what ends.
-    async fn planned(&self, states: &mut watch::Receiver<Arc<State>>, running: &Assigned) -> Arc<State> {
+    /// The state as it is now, and this node's share. Where something ends by it and a plan is still to come, the plan is
+    /// waited for a moment: it says what takes the place of what ends.
+    async fn planned(
+        &self,
+        states: &mut watch::Receiver<Arc<State>>,
+        running: &Assigned,
+    ) -> (Arc<State>, Arc<Assigned>) {
         let deadline = tokio::time::Instant::now() + PLAN_WAIT;
         loop {
             let state = states.borrow_and_update().clone();
-            let ends = diff(running, &state.assigned(self.node))
+            let assigned = self.shares.by(&state, self.node);
+            let ends = diff(running, &assigned)
                 .iter()
                 .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_)));
             if !ends || plan(&state).is_none() {
-                return state;
+                return (state, assigned);
             }
             match tokio::time::timeout_at(deadline, states.changed()).await {
                 Ok(Ok(())) => {}
                 // No plan in time, or Raft is gone: what ends, ends.
-                Ok(Err(_)) | Err(_) => return state,
+                Ok(Err(_)) | Err(_) => return (state, assigned),
             }
         }
     }
@@ -104,14 +111,14 @@ impl Reconcile {
     ///
     /// What ends goes on until what takes its place is there, so that a new version finds no request without an answer.
     /// A link that could not begin is tried once more afterwards: what ended may have been in its way.
-    async fn carry_out(&self, running: &mut Assigned, assigned: Assigned) -> bool {
+    async fn carry_out(&self, running: &mut Assigned, assigned: &Assigned) -> bool {
         if assigned.generation < running.generation {
             tracing::warn!(older = %assigned.generation, newer = %running.generation, "an older plan is refused");
             return true;
         }
-        self.board.keep(&assigned);
+        self.board.keep(assigned);
         let (mut late, mut steps): (Vec<_>, Vec<_>) =
-            diff(running, &assigned).into_iter().partition(|step| is_late(step, running, &assigned));
+            diff(running, assigned).into_iter().partition(|step| is_late(step, running, assigned));
         steps.sort_by_key(|step| rank(step, running));
         late.sort_by_key(|step| rank(step, running));
         for step in &late {
@@ -173,7 +180,7 @@ impl Reconcile {
                 if taken == Taken::Done {
                     running.components.insert(key.clone(), (*held).clone());
                 }
-                self.board.component(key, *held, done);
+                self.board.component(key, &held, done);
                 taken
             }
             Step::AddLink(held) => {
@@ -189,7 +196,7 @@ impl Reconcile {
                 if taken == Taken::Done {
                     running.links.insert(held.link.id.clone(), (*held).clone());
                 }
-                self.board.link(*held, done.map_err(|why| why.to_string()));
+                self.board.link(&held, done.map_err(|why| why.to_string()));
                 taken
             }
         }

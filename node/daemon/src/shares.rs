@@ -30,9 +30,13 @@ impl Shares {
 
     /// What `node` has to run now.
     pub(crate) fn of(&self, node: NodeId) -> Arc<Assigned> {
-        let state = self.state();
+        self.by(&self.state(), node)
+    }
+
+    /// What `node` has to run by a state. Only what is worked out for the last one that was asked about is known.
+    pub(crate) fn by(&self, state: &Arc<State>, node: NodeId) -> Arc<Assigned> {
         let mut known = self.known.lock().expect("no code panics while it holds this lock");
-        if !Arc::ptr_eq(&known.0, &state) {
+        if !Arc::ptr_eq(&known.0, state) {
             *known = (state.clone(), HashMap::new());
         }
         known.1.entry(node).or_insert_with(|| Arc::new(state.assigned(node))).clone()

@@ -15,8 +15,8 @@ use crate::node::Node;
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
-    let state = node.raft.state().borrow().clone();
-    let assigned = state.assigned(node.id);
+    let state = node.shares.state();
+    let assigned = node.shares.by(&state, node.id);
     let summary = |name: &AppName| {
         let status = app_of(node, &state, &assigned, name)?;
         let release = release(state.app(name)?)?;
@@ -34,8 +34,8 @@ pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
 
 /// Everything about one app; `None` if there is none of that name.
 pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppStatus> {
-    let state = node.raft.state().borrow().clone();
-    app_of(node, &state, &state.assigned(node.id), name)
+    let state = node.shares.state();
+    app_of(node, &state, &node.shares.by(&state, node.id), name)
 }
 
 fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Option<AppStatus> {

@@ -27,12 +27,14 @@ use crate::queue::{self, Change, Changed, Given, Token};
 use crate::store::Store;
 use crate::subject::{self, Filter};
 
-/// The longest time after which a queue is looked at anyway, which also bounds what a jump of the clock can do.
+/// The longest time after which a queue is looked at anyway, which also bounds what a jump of the clock can do: where
+/// something is due later, and where nothing is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY_IDLE: Duration = Duration::from_secs(60);
 /// Dead letters in one list.
 pub const LETTERS_MAX: usize = 1_000;
 /// Queues of one node.
-pub const QUEUES_MAX: usize = 1_000;
+pub const QUEUES_MAX: usize = 16_384;
 /// Longest name of a queue, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -278,7 +280,7 @@ impl Queue for Pulled {
                 return Ok(ready.max(1));
             }
             let due = next_ms.map(|at| Duration::from_millis(at.saturating_sub(now)));
-            let wait = [due, ends].into_iter().flatten().min().unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+            let wait = [due, ends].into_iter().flatten().min().map_or(LOOK_EVERY_IDLE, |wait| wait.min(LOOK_EVERY));
             // Either way it looks again.
             let _ = tokio::time::timeout(wait, changed.changed()).await;
         }

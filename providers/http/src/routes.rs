@@ -2,6 +2,7 @@
 //! one, so that a request never waits for a change.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, header};
 use trellis_wire::{ComponentKey, LinkId};
@@ -17,16 +18,18 @@ pub(crate) struct Conflict {
     pub(crate) component: ComponentKey,
 }
 
-/// The links at one address, each with what answers for it.
+/// The links at one address, each with what answers for it. A copy shares the entries: there may be thousands.
 #[derive(Debug, Clone)]
 pub(crate) struct Routes<T> {
-    entries: Vec<Entry<T>>,
+    entries: Vec<Arc<Entry<T>>>,
     table: Table,
+    /// The places of links in `entries`.
+    places: HashMap<Arc<LinkId>, usize>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Entry<T> {
-    link: LinkId,
+    link: Arc<LinkId>,
     component: ComponentKey,
     at: At,
     to: T,
@@ -39,18 +42,18 @@ enum Table {
     Nobody,
     Address,
     Path {
-        literal: HashMap<String, usize>,
+        literal: HashMap<Arc<str>, usize>,
         patterns: matchit::Router<usize>,
     },
     Host {
         header: HeaderName,
-        hosts: HashMap<String, usize>,
+        hosts: HashMap<Arc<str>, usize>,
     },
 }
 
 impl<T> Default for Routes<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), table: Table::Nobody }
+        Self { entries: Vec::new(), table: Table::Nobody, places: HashMap::new() }
     }
 }
 
@@ -65,30 +68,39 @@ impl<T: Clone> Routes<T> {
         to: T,
         leaving: impl Fn(&LinkId) -> bool,
     ) -> Result<Self, Conflict> {
-        let mut entries: Vec<_> = self.entries.iter().filter(|entry| entry.link != *link).cloned().collect();
-        entries.push(Entry { link: link.clone(), component: component.clone(), at, to });
+        let mut routes = if self.places.contains_key(link) { self.without(link) } else { self.clone() };
+        let entry = Arc::new(Entry { link: Arc::new(link.clone()), component: component.clone(), at, to });
         loop {
-            match Table::of(&entries) {
-                Ok(table) => return Ok(Self { entries, table }),
-                Err(other) if leaving(&entries[other].link) => drop(entries.remove(other)),
-                Err(other) => {
-                    let other = &entries[other];
-                    return Err(Conflict { what: described(&other.at), component: other.component.clone() });
-                }
+            let Err(nth) = routes.push(entry.clone()) else { return Ok(routes) };
+            let other = routes.entries[nth].clone();
+            if !leaving(&other.link) {
+                return Err(Conflict { what: described(&other.at), component: other.component.clone() });
             }
+            routes = routes.without(&other.link);
         }
     }
 
     /// The table without a link.
     pub(crate) fn without(&self, link: &LinkId) -> Self {
-        let entries: Vec<_> = self.entries.iter().filter(|entry| entry.link != *link).cloned().collect();
-        let table = Table::of(&entries).expect("fewer links do not conflict where more did not");
-        Self { entries, table }
+        let mut routes = Self::default();
+        for entry in self.entries.iter().filter(|entry| *entry.link != *link) {
+            routes.push(entry.clone()).expect("fewer links do not conflict where more did not");
+        }
+        routes
+    }
+
+    /// Adds an entry, or says the place of the one in its way.
+    fn push(&mut self, entry: Arc<Entry<T>>) -> Result<(), usize> {
+        let nth = self.entries.len();
+        self.table.add(&entry.at, nth)?;
+        self.places.insert(entry.link.clone(), nth);
+        self.entries.push(entry);
+        Ok(())
     }
 
     /// What answers for `link`.
     pub(crate) fn of_link(&self, link: &LinkId) -> Option<&T> {
-        self.entries.iter().find(|entry| entry.link == *link).map(|entry| &entry.to)
+        self.places.get(link).map(|nth| &self.entries[*nth].to)
     }
 }
 
@@ -126,15 +138,6 @@ impl<T> Routes<T> {
 }
 
 impl Table {
-    /// How these are found, or the place of the first that is in the way of a later one.
-    fn of<T>(entries: &[Entry<T>]) -> Result<Self, usize> {
-        let mut table = Self::Nobody;
-        for (nth, entry) in entries.iter().enumerate() {
-            table.add(&entry.at, nth)?;
-        }
-        Ok(table)
-    }
-
     /// Adds the entry at place `nth`, or names the place of the one in its way.
     fn add(&mut self, at: &At, nth: usize) -> Result<(), usize> {
         if matches!(self, Self::Nobody) {
@@ -165,7 +168,7 @@ impl Table {
     }
 }
 
-fn claim(map: &mut HashMap<String, usize>, key: &str, nth: usize) -> Result<(), usize> {
+fn claim(map: &mut HashMap<Arc<str>, usize>, key: &str, nth: usize) -> Result<(), usize> {
     match map.get(key) {
         Some(other) => Err(*other),
         None => {
@@ -184,7 +187,7 @@ fn first_in_the_way(mut patterns: matchit::Router<usize>, path: &str) -> usize {
 }
 
 /// An exact path goes first, then a pattern, then the longest path that it lies below.
-fn find_path(literal: &HashMap<String, usize>, patterns: &matchit::Router<usize>, path: &str) -> Option<usize> {
+fn find_path(literal: &HashMap<Arc<str>, usize>, patterns: &matchit::Router<usize>, path: &str) -> Option<usize> {
     let exact = literal.get(path).copied();
     let pattern = || patterns.at(path).ok().map(|found| *found.value);
     let below = || {
@@ -206,13 +209,13 @@ fn trimmed(path: &str) -> &str {
 }
 
 /// With its port first, then without it. Hosts are compared in lower case.
-fn find_host(hosts: &HashMap<String, usize>, authority: &str) -> Option<usize> {
+fn find_host(hosts: &HashMap<Arc<str>, usize>, authority: &str) -> Option<usize> {
     let authority = authority.to_ascii_lowercase();
     let without_port = || match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => hosts.get(host),
         _ => None,
     };
-    hosts.get(&authority).or_else(without_port).copied()
+    hosts.get(authority.as_str()).or_else(without_port).copied()
 }
 
 fn described(at: &At) -> String {

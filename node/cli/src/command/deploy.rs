@@ -21,8 +21,10 @@ use crate::source::{Source, told};
 
 /// A deploy that is ready sooner says nothing of what it waited for.
 const TELL_AFTER: Duration = Duration::from_secs(2);
-/// How often the status is asked for while it is waited for.
-const POLL_EVERY: Duration = Duration::from_millis(200);
+/// How soon the status is asked for again while it is waited for: most deploys take only milliseconds. The pause doubles
+/// up to the second.
+const POLL_FIRST: Duration = Duration::from_millis(5);
+const POLL_MAX: Duration = Duration::from_millis(200);
 
 /// Deploy what a manifest declares, and wait until it runs
 ///
@@ -170,6 +172,7 @@ fn told_of(reply: &DeployReply) -> String {
 async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration) -> Result<AppStatus, Failure> {
     let began = Instant::now();
     let mut told = Vec::<String>::new();
+    let mut pause = POLL_FIRST;
     loop {
         let missing = match admin.app(app).await {
             Ok(status) if status.version == reply.version && status.state == "ready" => return Ok(status),
@@ -192,7 +195,8 @@ async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration
             missing.iter().filter(|line| !told.contains(line)).for_each(|line| eprintln!("waiting: {line}"));
             told = missing;
         }
-        sleep(POLL_EVERY).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(POLL_MAX);
     }
 }
 
