@@ -14,6 +14,7 @@
 //!
 //! Limits of this: when the ledger cannot be read, a delivery counts as an attempt and earlier faults are not known.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -229,6 +230,8 @@ struct Pulled {
     component: String,
     /// Forgotten whenever something fails, and found anew.
     bound: Mutex<Option<Bound>>,
+    /// How many messages were still to be given out, as the last one said that was.
+    pending: AtomicUsize,
     ledger: KvLedger,
 }
 
@@ -260,7 +263,8 @@ impl Pulled {
         };
         context.set_timeout(REQUEST_MAX);
         let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone());
-        Self { context, client, wanted, component, bound: Mutex::default(), ledger }
+        let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
+        Self { context, client, wanted, component, bound, pending, ledger }
     }
 
     /// The consumer, found or made.
@@ -418,6 +422,11 @@ impl Queue for Pulled {
     type Claim = Claim;
 
     async fn ready(&self) -> Result<usize, Trouble> {
+        // Said once by each pull, so that a stream that is busy is not asked before each of them.
+        let pending = self.pending.swap(0, Ordering::Relaxed);
+        if pending > 0 {
+            return Ok(pending);
+        }
         loop {
             let consumer = self.consumer().await?;
             let info = consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
@@ -440,8 +449,13 @@ impl Queue for Pulled {
         let mut claimed = Vec::new();
         while let Some(next) = messages.next().await {
             match next {
-                Ok(message) if self.is_for_another(&message).await => {}
-                Ok(message) => claimed.push(self.claimed(message).await?),
+                Ok(message) => {
+                    let pending = message.info().map_or(0, |info| info.pending);
+                    self.pending.store(usize::try_from(pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
+                    if !self.is_for_another(&message).await {
+                        claimed.push(self.claimed(message).await?);
+                    }
+                }
                 // What came before it is run; what is wrong shows at the next pull.
                 Err(why) if claimed.is_empty() => return Err(self.failed("pulling from", why)),
                 Err(_) => break,
