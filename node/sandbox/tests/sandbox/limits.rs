@@ -2,43 +2,9 @@
 
 use std::time::Duration;
 
-use trellis_wire::{Error, Event, Failure, Fault, Reply};
+use trellis_wire::{Error, Event, Failure, Fault};
 
 use crate::lab::{Lab, MEBIBYTE, get, response};
-
-/// Ends in `err` if it finds memory, a global or a table that an earlier run dirtied; then dirties them.
-const SCRIBBLER: &str = r#"(component
-    (core module $m
-        (memory 1)
-        (global $dirty (mut i32) (i32.const 0))
-        (table $t 10 funcref)
-        (elem declare func $run)
-        (func $run (export "run") (result i32)
-            (i32.or (i32.or
-                (i32.ne (global.get $dirty) (i32.const 0))
-                (i32.ne (i32.load (i32.const 65000)) (i32.const 0)))
-                (i32.or
-                (i32.ne (memory.size) (i32.const 1))
-                (i32.eqz (ref.is_null (table.get $t (i32.const 3))))))
-            (global.set $dirty (i32.const 1))
-            (i32.store (i32.const 65000) (i32.const -1))
-            (drop (memory.grow (i32.const 3)))
-            (memory.fill (i32.const 65536) (i32.const 255) (i32.const 196608))
-            (table.set $t (i32.const 3) (ref.func $run))))
-    (core instance $i (instantiate $m))
-    (func $run (result (result)) (canon lift (core func $i "run")))
-    (instance $export (export "run" (func $run)))
-    (export "wasi:cli/run@0.2.0" (instance $export)))"#;
-
-#[tokio::test]
-async fn memory_globals_and_tables_are_fresh_for_each_run() {
-    let lab = Lab::new();
-    for _ in 0..50 {
-        let Ok(Reply::Run(output)) = lab.run(SCRIBBLER, Event::Run(vec![])).await else { panic!("it failed") };
-        assert!(output.ok, "an earlier run shows through");
-    }
-    lab.all_gone().await;
-}
 
 #[tokio::test]
 async fn a_guest_over_its_own_memory_is_at_fault() {

@@ -5,6 +5,7 @@
 
 mod artifacts;
 mod custom;
+mod fresh;
 mod http;
 mod lab;
 mod limits;
