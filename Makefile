@@ -30,5 +30,7 @@ fmt: ## Format all Rust
 	@cargo fmt --all
 	@cargo fmt --all --manifest-path examples/Cargo.toml
 
-bench: ## Measure the promised numbers (release build; takes long)
-	@cargo bench --workspace
+bench: ## Measure the promised numbers beside their peers, into BENCHMARKS.md (BENCH="http cold": some; BENCH=quick: try)
+	@deploy/setup/setup.sh rust tools nats js python bench
+	@examples/build.sh
+	@cargo bench --locked -p trellis-cli --bench promises -- $(BENCH) write

@@ -37,6 +37,11 @@ for part in "${parts[@]}"; do
             python3 -c 'import ensurepip' 2>/dev/null || need ensurepip python3-venv
             echo "setup: the commands for Python guests are in $(sh ./python.sh)"
             ;;
-        *) fail "no part is called $part: rust, tools, nats, brokers, registry, js and python are" ;;
+        # Not among the default parts: only `make bench` needs it.
+        bench)
+            need wrk wrk
+            echo "setup: wasmtime, to compare with, is $(sh ./wasmtime.sh)"
+            ;;
+        *) fail "no part is called $part: rust, tools, nats, brokers, registry, js, python and bench are" ;;
     esac
 done

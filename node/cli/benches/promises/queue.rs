@@ -1,0 +1,198 @@
+//! Queues: message -> fresh sandbox -> settled, beside a bare loop in one process that pulls a batch, runs each message of
+//! it in a sandbox of its own, and acknowledges.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, consumer, stream};
+use futures::StreamExt as _;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+use trellis_bus::testing::NatsServer;
+
+use crate::Scale;
+use crate::admin::BODY;
+use crate::apps::{app, component, link_from, waking};
+use crate::bare::Handler;
+use crate::node::Node;
+use crate::table::{Figures, Table, count, times};
+
+/// How many messages are given out at a time. For Trellis: as many permits as that.
+const BATCHES: &[usize] = &[1, 4, 16, 64, 256];
+
+pub(crate) fn bench(scale: Scale) -> String {
+    let messages = scale.or(20_000, 320);
+    let rounds = scale.or(3, 1);
+    let mut table =
+        Table::new(&["queue", "batch", "bare loop, per second", "Trellis, per second", "beside the bare loop"]);
+    let runtime = Runtime::new().unwrap();
+    let handler = Arc::new(Handler::load("test_ack"));
+    for batch in BATCHES.iter().copied().take(scale.or(BATCHES.len(), 1)) {
+        for (name, bare, ours) in [
+            (
+                "embedded (redb, fsync)",
+                bare_redb as fn(&Arc<Handler>, usize, usize, &Runtime) -> f64,
+                embedded as fn(usize, usize, &Runtime) -> f64,
+            ),
+            ("JetStream", bare_jetstream, on_jetstream),
+        ] {
+            let (mut peer, mut trellis) = (Figures::default(), Figures::default());
+            for _ in 0..rounds {
+                peer.push(bare(&handler, batch, messages, &runtime));
+                trellis.push(ours(batch, messages, &runtime));
+            }
+            table.row(&[
+                name.into(),
+                batch.to_string(),
+                peer.shown(count),
+                trellis.shown(count),
+                times(trellis.median() / peer.median()),
+            ]);
+        }
+    }
+    format!(
+        "{messages} messages of {} bytes wait; {rounds} rounds in turn. The bare loop runs the messages of a batch at once and \
+         commits or acknowledges each of them; it has no retries, limits, deadlines or counts.\n\n{}",
+        BODY.len(),
+        table.finish()
+    )
+}
+
+/// Runs a batch, each message in its own sandbox, all at once.
+async fn run_batch(handler: &Arc<Handler>, bodies: Vec<Vec<u8>>) {
+    let mut running = JoinSet::new();
+    for body in bodies {
+        let handler = handler.clone();
+        running.spawn(async move { handler.handle("bench", &body).await });
+    }
+    while let Some(ran) = running.join_next().await {
+        ran.unwrap();
+    }
+}
+
+const WAITING: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("waiting");
+
+/// A file of messages: read a batch, run it, delete it, with a commit that is on disk when it returns.
+fn bare_redb(handler: &Arc<Handler>, batch: usize, messages: usize, runtime: &Runtime) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::create(folder.path().join("queue.redb")).unwrap();
+    let filling = database.begin_write().unwrap();
+    {
+        let mut waiting = filling.open_table(WAITING).unwrap();
+        (0..messages as u64).for_each(|key| drop(waiting.insert(key, BODY).unwrap()));
+    }
+    filling.commit().unwrap();
+    let began = Instant::now();
+    runtime.block_on(async {
+        loop {
+            let (keys, bodies): (Vec<u64>, Vec<Vec<u8>>) = {
+                let table = database.begin_read().unwrap().open_table(WAITING).unwrap();
+                let rows = table.iter().unwrap().take(batch).map(|row| row.unwrap());
+                rows.map(|(key, body)| (key.value(), body.value().to_vec())).unzip()
+            };
+            if keys.is_empty() {
+                return;
+            }
+            run_batch(handler, bodies).await;
+            let done = database.begin_write().unwrap();
+            {
+                let mut table = done.open_table(WAITING).unwrap();
+                keys.iter().for_each(|key| drop(table.remove(key).unwrap()));
+            }
+            done.commit().unwrap();
+        }
+    });
+    messages as f64 / began.elapsed().as_secs_f64()
+}
+
+fn bare_jetstream(handler: &Arc<Handler>, batch: usize, messages: usize, runtime: &Runtime) -> f64 {
+    let server = NatsServer::start(true);
+    runtime.block_on(async {
+        let stream = filled(&server, messages).await;
+        let config = consumer::pull::Config {
+            durable_name: Some("bare".into()),
+            max_ack_pending: 100_000,
+            ..Default::default()
+        };
+        let consumer = stream.create_consumer(config).await.unwrap();
+        let began = Instant::now();
+        let mut left = messages;
+        while left > 0 {
+            let pulled = consumer.fetch().max_messages(batch).messages().await.unwrap();
+            let mut running = JoinSet::new();
+            let mut pulled = std::pin::pin!(pulled);
+            while let Some(message) = pulled.next().await {
+                let (message, handler) = (message.unwrap(), handler.clone());
+                running.spawn(async move {
+                    handler.handle("bench", &message.payload).await;
+                    message.ack().await.unwrap();
+                });
+                left -= 1;
+            }
+            while let Some(ran) = running.join_next().await {
+                ran.unwrap();
+            }
+        }
+        messages as f64 / began.elapsed().as_secs_f64()
+    })
+}
+
+/// A stream with so many messages.
+async fn filled(server: &NatsServer, messages: usize) -> stream::Stream {
+    let context = jetstream::new(async_nats::connect(&server.url).await.unwrap());
+    let config = stream::Config { name: "BENCH".into(), subjects: vec!["bench".into()], ..Default::default() };
+    let stream = context.create_stream(config).await.unwrap();
+    let mut stored = std::collections::VecDeque::new();
+    for _ in 0..messages {
+        stored.push_back(context.publish("bench", BODY.into()).await.unwrap());
+        if stored.len() > 256 {
+            stored.pop_front().unwrap().await.unwrap();
+        }
+    }
+    for one in stored {
+        one.await.unwrap();
+    }
+    stream
+}
+
+/// The app: one handler behind one queue, with as many permits as a batch has messages.
+fn taking(tech: &str, batch: usize, config: &str) -> String {
+    let scaler = format!("{{type: spreadscaler, properties: {{instances: {batch}}}}}");
+    let source = link_from("taker", "trellis:messaging/handler", "queue", config);
+    app("bench", &[component("taker", "test_ack", "", &[scaler]), waking("queue", tech, &[source])])
+}
+
+fn embedded(batch: usize, messages: usize, _: &Runtime) -> f64 {
+    let node = Node::start(&[]);
+    let app = taking("embedded", batch, "{queue: bench}");
+    // The queue is made by the first deploy, and takes messages while nobody pulls them.
+    node.deploy(&app);
+    node.trellis(&["undeploy", "bench"]).ok();
+    node.publish_all("bench", messages);
+    drained(&node, &app, messages)
+}
+
+fn on_jetstream(batch: usize, messages: usize, runtime: &Runtime) -> f64 {
+    let server = NatsServer::start(true);
+    runtime.block_on(filled(&server, messages));
+    let node = Node::start(&["--nats", &server.url, "--bootstrap"]);
+    drained(&node, &taking("nats", batch, "{stream: BENCH}"), messages)
+}
+
+/// Deploys, and sees how fast the events of the component are counted up, from when it began.
+fn drained(node: &Node, app: &str, messages: usize) -> f64 {
+    node.deploy_with(app, &["--no-wait"]).ok();
+    let seen = || node.asked("bench")["components"][0]["holders"][0]["events"].as_u64().unwrap_or(0) as usize;
+    let (mut first, mut began) = (0, Instant::now());
+    loop {
+        let now = seen();
+        if first == 0 {
+            (first, began) = (now, Instant::now());
+        }
+        if now >= messages {
+            return (now - first) as f64 / began.elapsed().as_secs_f64();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
