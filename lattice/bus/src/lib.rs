@@ -9,10 +9,13 @@
 
 mod error;
 mod faults;
+#[cfg(feature = "testing")]
+pub mod members;
 mod memory;
 mod nats;
 mod options;
 mod rules;
+mod sealed;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod wire;
@@ -28,6 +31,7 @@ pub use faults::Faults;
 pub use memory::Memory;
 pub use nats::Nats;
 pub use options::{Auth, Options, OptionsError, Secret, Tls};
+pub use sealed::{Heard, Listening, Reply, Sealed, SealedError};
 pub use wire::Wire;
 
 /// How many messages wait in one subscription before the newest is dropped, counted and reported.

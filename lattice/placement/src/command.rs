@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, CommandId, Config, Generation, LatticeId, LatticeName, NodeId, frame};
 
-use crate::{Delta, NodeFacts, Release};
+use crate::{Delta, NodeFacts, Release, TrustChange};
 
 /// The longest entry the log takes, in bytes. One that does not fit a message would be sent again for ever.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
@@ -82,6 +82,8 @@ pub enum Command {
         /// The generation.
         generation: Generation,
     },
+    /// Who may become a member.
+    Trust(TrustChange),
 }
 
 impl Entry {

@@ -21,6 +21,7 @@ mod planner;
 mod refusal;
 mod release;
 mod state;
+mod trust;
 
 pub use assigned::{Assigned, Direction, HeldComponent, HeldLink};
 pub use command::{Command, ENTRY_BYTES_MAX, ENTRY_ENVELOPE_BYTES, Entry, EntryTooLarge};
@@ -35,3 +36,4 @@ pub use planner::plan;
 pub use refusal::{Applied, Refusal};
 pub use release::{HISTORY_MAX, Release, Version, Versions};
 pub use state::{APPLIED_IDS_MAX, State};
+pub use trust::{ALLOWED_MAX, NotAdmitted, Trust, TrustChange};

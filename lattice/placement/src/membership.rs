@@ -242,7 +242,7 @@ impl Membership {
 
 #[cfg(test)]
 mod tests {
-    use trellis_wire::CommandId;
+    use trellis_wire::{CommandId, NodeKey};
 
     use super::*;
     use crate::{Capacity, Command, Entry, NodeFacts};
@@ -278,7 +278,15 @@ mod tests {
         fn join(&mut self, node: NodeId, edge: bool) {
             let capacity = Capacity { permits: 10, memory_bytes: 1 << 30 };
             let (name, version, labels) = (node.to_string(), "0.1.0".into(), BTreeMap::new());
-            self.apply(Command::Join(NodeFacts { id: node, name, labels, version, capacity, edge }));
+            self.apply(Command::Join(NodeFacts {
+                id: node,
+                name,
+                labels,
+                version,
+                capacity,
+                edge,
+                key: NodeKey::new([0; 32]),
+            }));
             self.alive.insert(node);
         }
 

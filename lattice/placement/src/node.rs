@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use trellis_wire::NodeId;
+use trellis_wire::{NodeId, NodeKey};
 
 /// The label that names the edge. A node that joined with `--edge` has it, and only spreads that name it go there.
 pub(crate) const EDGE_LABEL: &str = "edge";
@@ -24,6 +24,8 @@ pub struct NodeFacts {
     pub capacity: Capacity,
     /// Whether it joined with `--edge`.
     pub edge: bool,
+    /// Its public key: who shows another one is not this node.
+    pub key: NodeKey,
 }
 
 /// What a node can hold. It is declared, not measured: live load shows in `status` and moves nothing.

@@ -1,9 +1,9 @@
 //! What a proposer is told: that a command was applied, or why not, in words for people.
 
 use serde::{Deserialize, Serialize};
-use trellis_wire::{AppName, ComponentKey, ComponentName, Generation, LatticeName, NodeId};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Generation, LatticeName, NodeId, NodeKey};
 
-use crate::Conflict;
+use crate::{ALLOWED_MAX, Conflict};
 
 /// What came of a command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,4 +118,23 @@ pub enum Refusal {
         /// What the plan is at.
         current: Generation,
     },
+    /// The node is known with another key.
+    #[error(
+        "node {node} is known with key {known} and shows key {found}: put back the file `node-key` that was made with its \
+         data directory, or begin with an empty --data-dir, which makes a new node"
+    )]
+    OtherKey {
+        /// The node.
+        node: NodeId,
+        /// The key that the lattice knows.
+        known: NodeKey,
+        /// The key that was shown.
+        found: NodeKey,
+    },
+    /// Too many keys are on the list.
+    #[error("{ALLOWED_MAX} keys are on the list of nodes that are let in, the most that it takes")]
+    ListFull,
+    /// The founder has yet to say who may join.
+    #[error("the lattice is not founded yet")]
+    NotFounded,
 }

@@ -9,7 +9,7 @@ use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, Lattice
 
 use crate::demand::Demand;
 use crate::{
-    Applied, Command, Configs, Entry, Holding, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Versions,
+    Applied, Command, Configs, Entry, Holding, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Trust, Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -27,6 +27,7 @@ pub struct State {
     pub(crate) plan: Plan,
     /// Commands that were applied and not refused, oldest first.
     applied: VecDeque<CommandId>,
+    pub(crate) trust: Option<Arc<Trust>>,
 }
 
 impl State {
@@ -50,7 +51,7 @@ impl State {
     fn change(&mut self, entry: &Entry) -> Result<Applied, Refusal> {
         match &entry.command {
             Command::Found { lattice, name } => self.found(*lattice, name),
-            Command::Join(facts) => Ok(self.join(facts)),
+            Command::Join(facts) => self.join(facts),
             Command::Lost(id) => {
                 self.set_node(*id, |node| node.lost_since_ms = Some(node.lost_since_ms.unwrap_or(entry.at_ms)))
             }
@@ -71,6 +72,7 @@ impl State {
                 Ok(Applied::Done)
             }
             Command::Acked { node, generation } => Ok(done_if(self.plan.ack(*node, *generation))),
+            Command::Trust(change) => self.change_trust(change),
         }
     }
 
@@ -85,16 +87,18 @@ impl State {
         }
     }
 
-    /// A member that joins again keeps its drain and its labels. Being lost ends by [`Command::Back`] or by this.
-    fn join(&mut self, facts: &NodeFacts) -> Applied {
+    /// A member that joins again keeps its drain and its labels. Being lost ends by [`Command::Back`] or by this. Its key
+    /// never changes.
+    fn join(&mut self, facts: &NodeFacts) -> Result<Applied, Refusal> {
         match self.nodes.get(&facts.id) {
             None => {
                 Arc::make_mut(&mut self.nodes).insert(facts.id, Node::new(facts.clone()));
-                Applied::Done
+                Ok(Applied::Done)
             }
-            Some(_) => self
-                .set_node(facts.id, |node| (node.facts, node.lost_since_ms) = (facts.clone(), None))
-                .expect("the node was just found"),
+            Some(known) if known.facts.key != facts.key => {
+                Err(Refusal::OtherKey { node: facts.id, known: known.facts.key, found: facts.key })
+            }
+            Some(_) => self.set_node(facts.id, |node| (node.facts, node.lost_since_ms) = (facts.clone(), None)),
         }
     }
 

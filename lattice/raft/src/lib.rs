@@ -9,8 +9,8 @@
 //! This crate is the only one that knows openraft.
 //!
 //! Promises: what [`Raft::propose`] answered survives any crash of fewer than half of the voters' disks; each command
-//! id takes effect once; a data directory serves one node of one lattice. Not promised: protection from a peer that
-//! speaks for others on purpose. Frames are checked for sense here; who may send them is decided above.
+//! id takes effect once; a data directory serves one node of one lattice. What a peer sends was sealed by a member for this
+//! node, and is checked for sense here. Not promised: protection from a member that lies on purpose.
 
 mod error;
 mod log;

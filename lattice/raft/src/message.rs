@@ -1,5 +1,5 @@
-//! What nodes say to each other about Raft. Each message is a frame of `trellis_wire::frame`; the enums only grow at
-//! their ends.
+//! What nodes say to each other about Raft. Each message is a frame of `trellis_wire::frame`, sealed for its receiver by
+//! `trellis_bus::Sealed`; the enums only grow at their ends.
 
 use openraft::error::SnapshotMismatch;
 use openraft::raft::{
@@ -12,17 +12,6 @@ use trellis_wire::subject::RaftRpc;
 use trellis_wire::{LatticeId, NodeId};
 
 use crate::types::Types;
-
-/// A message and whom it is from.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Envelope<T> {
-    /// The lattice that the sender belongs to; a node that has yet to hear from one does not know.
-    pub(crate) lattice: Option<LatticeId>,
-    /// The sender.
-    pub(crate) from: NodeId,
-    /// The message.
-    pub(crate) body: T,
-}
 
 /// What one node asks of another.
 #[derive(Debug, Serialize, Deserialize)]

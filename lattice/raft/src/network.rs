@@ -16,12 +16,13 @@ use openraft::raft::{
     VoteResponse,
 };
 use tokio::sync::watch;
-use trellis_bus::{Bus, BusError};
+use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::State;
+use trellis_trust::{Book, Distrust, Refused};
 use trellis_wire::frame::{self, FrameError};
-use trellis_wire::{LatticeId, LatticeName, NodeId, subject};
+use trellis_wire::{LatticeId, LatticeSecret, NodeId, NodeKey, subject};
 
-use crate::message::{Answer, Ask, Envelope, Refusal};
+use crate::message::{Answer, Ask, Refusal};
 use crate::types::{Member, Types, node};
 
 /// Why a node did not answer what it was asked.
@@ -30,6 +31,9 @@ pub(crate) enum AskError {
     /// The bus did not carry the question or the answer.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// One of the two does not take the other's words.
+    #[error(transparent)]
+    Distrust(Distrust),
     /// The answer makes no sense.
     #[error("node {node} answers what this one does not understand: {why}")]
     Frame {
@@ -57,9 +61,7 @@ pub(crate) enum AskError {
 /// This node's way to all others.
 #[derive(Clone)]
 pub(crate) struct Network {
-    pub(crate) bus: Bus,
-    pub(crate) lattice: LatticeName,
-    pub(crate) me: NodeId,
+    pub(crate) sealed: Sealed,
     /// The id that the node was told to expect, for as long as its state names none.
     pub(crate) expected: Option<LatticeId>,
     pub(crate) state: watch::Receiver<Arc<State>>,
@@ -73,25 +75,40 @@ impl Network {
         self.state.borrow().lattice_id().or(self.expected)
     }
 
-    /// Wraps a message as from this node.
-    pub(crate) fn seal<T>(&self, body: T) -> Envelope<T> {
-        Envelope { lattice: self.lattice_id(), from: self.me, body }
-    }
-
     /// Asks a node and awaits its answer, at most for `wait`.
     pub(crate) async fn ask(&self, to: NodeId, ask: Ask, wait: Duration) -> Result<Answer, AskError> {
-        let subject = subject::raft(&self.lattice, to, ask.rpc());
-        let question = frame::encode(&self.seal(ask)).into();
-        let delivered = self.bus.request(&subject, &[], question, wait).await?;
-        let answer: Envelope<Answer> =
-            frame::decode(&delivered.payload).map_err(|why| AskError::Frame { node: to, why })?;
-        match (answer.body, self.lattice_id(), answer.lattice) {
-            (Answer::Refused(why), ..) => Err(AskError::Refused { node: to, why }),
-            (_, Some(ours), Some(theirs)) if ours != theirs => {
-                Err(AskError::Refused { node: to, why: Refusal::OtherLattice(theirs) })
-            }
-            (answer, ..) => Ok(answer),
+        let subject = subject::raft(self.sealed.lattice(), to, ask.rpc());
+        let answer = self.sealed.ask(to, &subject, &frame::encode(&ask), wait).await.map_err(|why| match why {
+            SealedError::Bus(why) => AskError::Bus(why),
+            SealedError::Distrust(
+                Distrust::Refused { why: Refused::OtherLattice(theirs), .. } | Distrust::OtherLattice { theirs, .. },
+            ) => AskError::Refused { node: to, why: Refusal::OtherLattice(theirs) },
+            SealedError::Distrust(why) => AskError::Distrust(why),
+        })?;
+        match frame::decode(&answer).map_err(|why| AskError::Frame { node: to, why })? {
+            Answer::Refused(why) => Err(AskError::Refused { node: to, why }),
+            answer => Ok(answer),
         }
+    }
+}
+
+/// Who is who, as the log says it.
+pub(crate) struct StateBook {
+    pub(crate) expected: Option<LatticeId>,
+    pub(crate) state: watch::Receiver<Arc<State>>,
+}
+
+impl Book for StateBook {
+    fn lattice(&self) -> Option<LatticeId> {
+        self.state.borrow().lattice_id().or(self.expected)
+    }
+
+    fn key(&self, node: NodeId) -> Option<NodeKey> {
+        self.state.borrow().node(node).map(|node| node.facts.key)
+    }
+
+    fn secret(&self) -> Option<LatticeSecret> {
+        self.state.borrow().trust().map(|trust| trust.secret.clone())
     }
 }
 

@@ -10,13 +10,13 @@ use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use trellis_bus::Bus;
+use trellis_bus::Sealed;
 use trellis_placement::{Command, Entry, State};
 use trellis_wire::{CommandId, LatticeId, LatticeName, NodeId};
 
 use crate::log::Log;
 use crate::machine::Machine;
-use crate::network::Network;
+use crate::network::{Network, StateBook};
 use crate::serve::Server;
 use crate::store::{Closed, Store};
 use crate::types::{Member, Types, node, number};
@@ -36,17 +36,13 @@ const CLOSE_WAIT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Where `raft.redb` is, or will be made.
     pub data_dir: PathBuf,
-    /// This node.
-    pub node: NodeId,
     /// The host's name, which the membership shows.
     pub host: String,
-    /// The lattice's name.
-    pub lattice: LatticeName,
     /// The lattice's id, where the node was told one: by the answer to its join. Another lattice's messages are then
     /// refused from the first on.
     pub lattice_id: Option<LatticeId>,
-    /// What carries Raft's messages.
-    pub bus: Bus,
+    /// What carries Raft's messages, sealed.
+    pub sealed: Sealed,
     /// How long and how often.
     pub timing: Timing,
 }
@@ -168,7 +164,8 @@ struct Inner {
 /// # Errors
 /// The data directory is in use, damaged, or another node's or lattice's; the timing or the bus does not fit.
 pub async fn open(options: Options) -> Result<Raft, RaftError> {
-    let (store, closed) = Store::open(options.data_dir.clone(), options.node, options.lattice.clone()).await?;
+    let (store, closed) =
+        Store::open(options.data_dir.clone(), options.sealed.node(), options.sealed.lattice().clone()).await?;
     run(options, store, closed).await
 }
 
@@ -187,22 +184,17 @@ pub(crate) async fn run(options: Options, store: Store, closed: Closed) -> Resul
 }
 
 async fn begin(options: Options, store: Store) -> Result<Raft, RaftError> {
-    let config = options.timing.config(&options.lattice)?;
-    let carried = options.bus.payload_bytes_max();
+    let config = options.timing.config(options.sealed.lattice())?;
+    let carried = options.sealed.bus().payload_bytes_max();
     if carried < BUS_BYTES_MIN {
         let why = format!("it takes messages of at most {carried} bytes; set `max_payload` to {BUS_BYTES_MIN} or more");
         return Err(RaftError::Bus(why));
     }
     let (machine, state) = Machine::restore(store.clone()).await?;
-    let network = Network {
-        bus: options.bus.clone(),
-        lattice: options.lattice.clone(),
-        me: options.node,
-        expected: options.lattice_id,
-        state,
-        pause: options.timing.heartbeat,
-    };
-    let me = number(options.node);
+    let expected = options.lattice_id;
+    options.sealed.seal().read(Arc::new(StateBook { expected, state: state.clone() }));
+    let network = Network { sealed: options.sealed.clone(), expected, state, pause: options.timing.heartbeat };
+    let me = number(options.sealed.node());
     let raft = openraft::Raft::new(me, Arc::new(config), network.clone(), Log::new(store.clone()), machine)
         .await
         .map_err(|why| fatal(&store, &why))?;
@@ -227,9 +219,9 @@ async fn start(
         return Err(RaftError::OtherLatticeId { path: store.path().into(), found, wanted });
     }
     if let Some(name) = state.lattice_name()
-        && *name != options.lattice
+        && name != options.sealed.lattice()
     {
-        let (found, wanted) = (name.clone(), options.lattice.clone());
+        let (found, wanted) = (name.clone(), options.sealed.lattice().clone());
         return Err(RaftError::OtherLattice { path: store.path().into(), found, wanted });
     }
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -287,7 +279,7 @@ impl Raft {
         if let Some(found) = self.state().borrow().lattice_id() {
             return Ok(found);
         }
-        let name = self.0.options.lattice.clone();
+        let name = self.0.options.sealed.lattice().clone();
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
         let entry = Entry {
             // One lattice is founded once, however often its founder starts again.
@@ -395,7 +387,7 @@ impl Raft {
     }
 
     pub(crate) fn node(&self) -> NodeId {
-        self.0.options.node
+        self.0.options.sealed.node()
     }
 
     pub(crate) fn timing(&self) -> &Timing {

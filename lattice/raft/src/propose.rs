@@ -9,6 +9,7 @@ use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError as PeerErr
 use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::BusError;
 use trellis_placement::{Applied, Entry, EntryTooLarge};
+use trellis_trust::Distrust;
 use trellis_wire::{LatticeId, NodeId};
 
 use crate::PROPOSALS_WAITING_MAX;
@@ -148,8 +149,13 @@ impl Raft {
                 // It may have been committed before that node stopped or ran out of time.
                 Refusal::Busy | Refusal::Stopped(_) => Attempt::Unanswered,
             },
-            Err(AskError::Bus(BusError::NoResponders { .. })) => Attempt::Nothing,
-            Err(AskError::Bus(_) | AskError::Frame { .. } | AskError::Beside { .. }) => Attempt::Unanswered,
+            // What a node does not take does nothing there.
+            Err(AskError::Bus(BusError::NoResponders { .. }) | AskError::Distrust(Distrust::Refused { .. })) => {
+                Attempt::Nothing
+            }
+            Err(AskError::Bus(_) | AskError::Frame { .. } | AskError::Beside { .. } | AskError::Distrust(_)) => {
+                Attempt::Unanswered
+            }
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The answering side: what this node does when its peers ask.
 //!
-//! Bytes that come from the bus may be anything. Whatever is not a sound request gets a [`Refusal`] as its answer, and
-//! nothing of it reaches openraft, which takes much for granted and stops for good on what it cannot store.
+//! Only what a member sealed for this node comes here at all. Whatever is not a sound request gets a [`Refusal`] as its
+//! answer, and nothing of it reaches openraft, which takes much for granted and stops for good on what it cannot store.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use openraft::{LogIdOptionExt, SnapshotSegmentId};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trellis_bus::{BusError, Delivered, Subscription};
+use trellis_bus::{BusError, Heard, Listening, Reply};
 use trellis_wire::subject::RaftRpc;
 use trellis_wire::{frame, subject};
 
 use crate::machine::decode_snapshot;
-use crate::message::{Answer, Ask, Envelope, Refusal};
+use crate::message::{Answer, Ask, Refusal};
 use crate::network::Network;
 use crate::propose::lead;
 use crate::types::{Snapshot, Types};
@@ -61,83 +61,82 @@ impl Server {
         let (incoming, tasks, stop) = (Mutex::default(), tasks.clone(), stop.clone());
         let server = Arc::new(Self { raft, network, incoming, forwarded, tasks, stop });
         for rpc in [RaftRpc::Append, RaftRpc::Vote, RaftRpc::Snapshot, RaftRpc::Forward] {
-            let subscription = server.subscribe(rpc).await?;
-            server.tasks.spawn(server.clone().run(rpc, subscription));
+            let words = server.words(rpc).await?;
+            server.tasks.spawn(server.clone().run(rpc, words));
         }
+        let (greeted, stop) = (server.network.sealed.be_greeted().await?, server.stop.clone());
+        server.tasks.spawn(async move { stop.run_until_cancelled_owned(greeted).await.unwrap_or_default() });
         Ok(())
     }
 
-    async fn subscribe(&self, rpc: RaftRpc) -> Result<Subscription, BusError> {
-        self.network.bus.subscribe(&subject::raft(&self.network.lattice, self.network.me, rpc), None).await
+    async fn words(&self, rpc: RaftRpc) -> Result<Listening, BusError> {
+        let sealed = &self.network.sealed;
+        sealed.listen(&subject::raft(sealed.lattice(), sealed.node(), rpc)).await
     }
 
-    async fn run(self: Arc<Self>, rpc: RaftRpc, subscription: Subscription) {
+    async fn run(self: Arc<Self>, rpc: RaftRpc, words: Listening) {
         let stop = self.stop.clone();
-        stop.run_until_cancelled_owned(self.serve(rpc, subscription)).await.unwrap_or_default();
+        stop.run_until_cancelled_owned(self.serve(rpc, words)).await.unwrap_or_default();
     }
 
-    async fn serve(self: Arc<Self>, rpc: RaftRpc, mut subscription: Subscription) {
+    async fn serve(self: Arc<Self>, rpc: RaftRpc, mut words: Listening) {
         loop {
-            match subscription.next().await {
-                Some(asked) if rpc == RaftRpc::Forward => self.forward(asked).await,
-                Some(asked) => self.reply(rpc, &asked).await,
-                None => subscription = self.listen_again(rpc).await,
+            match words.next().await {
+                Some(Ok(asked)) if rpc == RaftRpc::Forward => self.forward(asked).await,
+                Some(Ok(asked)) => self.reply(rpc, asked).await,
+                // Who sent it was told.
+                Some(Err(_)) => {}
+                None => words = self.listen_again(rpc).await,
             }
         }
     }
 
-    async fn listen_again(&self, rpc: RaftRpc) -> Subscription {
+    async fn listen_again(&self, rpc: RaftRpc) -> Listening {
         loop {
             tokio::time::sleep(LISTEN_AGAIN).await;
-            match self.subscribe(rpc).await {
-                Ok(subscription) => return subscription,
+            match self.words(rpc).await {
+                Ok(words) => return words,
                 Err(why) => tracing::warn!(?rpc, %why, "listening for Raft again"),
             }
         }
     }
 
     /// Commands wait for a quorum, so they are worked on beside each other.
-    async fn forward(self: &Arc<Self>, asked: Delivered) {
+    async fn forward(self: &Arc<Self>, asked: Heard) {
         let Ok(slot) = self.forwarded.clone().try_acquire_owned() else {
-            return self.send(&asked, Answer::Refused(Refusal::Busy)).await;
+            return self.send(asked.reply, Answer::Refused(Refusal::Busy)).await;
         };
         let (server, stop) = (self.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(server.reply(RaftRpc::Forward, &asked)).await.unwrap_or_default();
+            stop.run_until_cancelled_owned(server.reply(RaftRpc::Forward, asked)).await.unwrap_or_default();
             drop(slot);
         });
     }
 
-    async fn reply(&self, rpc: RaftRpc, asked: &Delivered) {
-        let answer = tokio::time::timeout(ANSWER_WAIT, self.answer(rpc, &asked.payload)).await;
+    async fn reply(&self, rpc: RaftRpc, asked: Heard) {
+        let answer = tokio::time::timeout(ANSWER_WAIT, self.answer(rpc, &asked.body)).await;
         let answer = answer.unwrap_or(Ok(Answer::Refused(Refusal::Busy))).unwrap_or_else(Answer::Refused);
         if let Answer::Refused(why @ (Refusal::Malformed(_) | Refusal::OtherLattice(_))) = &answer {
-            tracing::warn!(subject = asked.subject, %why, "refused a Raft message");
+            tracing::warn!(?rpc, from = %asked.from, %why, "refused a Raft message");
         }
-        self.send(asked, answer).await;
+        self.send(asked.reply, answer).await;
     }
 
-    async fn send(&self, asked: &Delivered, answer: Answer) {
-        let Some(reply) = &asked.reply else { return };
-        let answer = frame::encode(&self.network.seal(answer)).into();
-        if let Err(why) = self.network.bus.publish(reply, &[], answer).await {
+    async fn send(&self, reply: Option<Reply>, answer: Answer) {
+        let Some(reply) = reply else { return };
+        if let Err(why) = self.network.sealed.answer(reply, &frame::encode(&answer)).await {
             // The asker sees a time-out and asks again.
-            tracing::debug!(subject = asked.subject, %why, "answering a Raft message");
+            tracing::debug!(%why, "answering a Raft message");
         }
     }
 
-    async fn answer(&self, rpc: RaftRpc, payload: &[u8]) -> Result<Answer, Refusal> {
-        let asked: Envelope<Ask> = frame::decode(payload).map_err(|why| Refusal::Malformed(why.to_string()))?;
-        if let (Some(ours), Some(theirs)) = (self.network.lattice_id(), asked.lattice)
-            && ours != theirs
-        {
-            return Err(Refusal::OtherLattice(ours));
-        }
-        if asked.body.rpc() != rpc {
-            return Err(Refusal::Malformed(format!("{:?} came on the subject of {rpc:?}", asked.body.rpc())));
+    async fn answer(&self, rpc: RaftRpc, body: &[u8]) -> Result<Answer, Refusal> {
+        let asked: Ask = frame::decode(body).map_err(|why| Refusal::Malformed(why.to_string()))?;
+        if asked.rpc() != rpc {
+            return Err(Refusal::Malformed(format!("{:?} came on the subject of {rpc:?}", asked.rpc())));
         }
         let stopped = |why: &dyn std::fmt::Display| Refusal::Stopped(why.to_string());
-        match asked.body {
+        match asked {
             Ask::Append(request) => {
                 check_append(&request)?;
                 self.raft.append_entries(request).await.map(Answer::Append).map_err(|why| stopped(&why))

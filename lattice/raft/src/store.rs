@@ -22,7 +22,7 @@ use crate::RaftError;
 /// The file's name in the data directory.
 const FILE: &str = "raft.redb";
 /// What the file's layout is called in it.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 /// How many writes may wait for the thread. Raft waits for each of its own; only a snapshot comes beside them.
 const WRITES_WAITING_MAX: usize = 16;
 /// How long one piece of a stored snapshot is, in bytes.

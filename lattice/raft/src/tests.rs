@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trellis_bus::Bus;
+use trellis_bus::{Bus, Sealed, members};
 use trellis_placement::{Command, Entry, State};
 use trellis_wire::{CommandId, Config, LatticeId, LatticeName, NodeId};
 use uuid::Uuid;
@@ -19,6 +19,8 @@ use crate::{Options, Raft, Timing};
 
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Nodes that know each other's keys.
+const NODES: u128 = 10;
 
 fn node(n: u128) -> NodeId {
     NodeId::new(Uuid::from_u128(n))
@@ -46,13 +48,18 @@ fn timing() -> Timing {
 fn options(dir: &Path, n: u128, bus: Bus) -> Options {
     Options {
         data_dir: dir.into(),
-        node: node(n),
         host: format!("host-{n}"),
-        lattice: lattice_name(),
-        lattice_id: None,
-        bus,
+        lattice_id: Some(lattice_id(7)),
+        sealed: sealed(n, bus),
         timing: timing(),
     }
+}
+
+/// A start of node `n` on a bus. These nodes join by no command, so each is introduced to all.
+fn sealed(n: u128, bus: Bus) -> Sealed {
+    let sealed = members::start(node(n), lattice_name(), bus);
+    (1..=NODES).for_each(|other| sealed.seal().introduce(node(other), members::secret(node(other)).key()));
+    sealed
 }
 
 /// A command that leaves a mark of its own in the state.

@@ -39,16 +39,23 @@ pub fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 /// # Errors
 /// The bytes come from a peer and may be anything; every way in which they can be wrong is a [`FrameError`].
 pub fn decode<T: DeserializeOwned>(frame: &[u8]) -> Result<T, FrameError> {
+    match decode_head(frame)? {
+        (message, []) => Ok(message),
+        (_, left) => Err(FrameError::Trailing(left.len())),
+    }
+}
+
+/// Reads a frame that [`encode`] wrote and to which other bytes were added: the message, and those bytes.
+///
+/// # Errors
+/// As for [`decode`]; no bytes are too many here.
+pub fn decode_head<T: DeserializeOwned>(frame: &[u8]) -> Result<(T, &[u8]), FrameError> {
     if frame.len() > FRAME_BYTES_MAX {
         return Err(FrameError::TooLarge(frame.len()));
     }
     match frame.split_first() {
         None => Err(FrameError::Empty),
-        Some((&VERSION, rest)) => match postcard::take_from_bytes(rest) {
-            Ok((message, [])) => Ok(message),
-            Ok((_, left)) => Err(FrameError::Trailing(left.len())),
-            Err(why) => Err(FrameError::Malformed(why)),
-        },
+        Some((&VERSION, rest)) => postcard::take_from_bytes(rest).map_err(FrameError::Malformed),
         Some((&version, _)) => Err(FrameError::Version(version)),
     }
 }

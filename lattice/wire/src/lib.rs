@@ -11,6 +11,7 @@ mod event;
 mod fault;
 pub mod frame;
 mod id;
+mod key;
 mod link;
 pub mod pattern;
 pub mod subject;
@@ -25,4 +26,5 @@ pub use id::{
     AppName, CommandId, ComponentKey, ComponentName, Digest, EventId, Generation, IdError, LatticeId, LatticeName,
     LinkName, NodeId,
 };
+pub use key::{LatticeSecret, NodeKey};
 pub use link::{Link, LinkId};

@@ -29,6 +29,11 @@ pub fn heartbeat(lattice: &LatticeName, node: NodeId) -> String {
     format!("trellis.v1.{lattice}.hb.{}", token(node))
 }
 
+/// `trellis.v1.<lattice>.greet.<node>`: which start of its process a node is in, asked before the first sealed word.
+pub fn greet(lattice: &LatticeName, node: NodeId) -> String {
+    format!("trellis.v1.{lattice}.greet.{}", token(node))
+}
+
 /// `trellis.v1.<lattice>.raft.<node>.<rpc>`: one Raft call to one node.
 pub fn raft(lattice: &LatticeName, node: NodeId, rpc: RaftRpc) -> String {
     let rpc = match rpc {
@@ -115,6 +120,7 @@ mod tests {
         assert_eq!(heartbeats(&lattice), "trellis.v1.home.hb.*");
         assert_eq!(stream(&lattice, node), format!("trellis.v1.home.stream.{node_token}"));
         assert_eq!(delta(&lattice), "trellis.v1.home.delta");
+        assert_eq!(greet(&lattice, node), format!("trellis.v1.home.greet.{node_token}"));
     }
 
     #[test]

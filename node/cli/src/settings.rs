@@ -11,7 +11,8 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use trellis_bus::{Auth, Options as NatsOptions, Secret, Tls};
 use trellis_daemon::{Options, Patience};
-use trellis_wire::LatticeName;
+use trellis_trust::TOKEN_CHARS_MIN;
+use trellis_wire::{LatticeName, NodeKey};
 
 use crate::admin::{ADMIN_DEFAULT, Connection, Endpoint};
 use crate::failure::Failure;
@@ -70,6 +71,16 @@ pub(crate) struct Settings {
     #[arg(long, env = "TRELLIS_BOOTSTRAP", value_name = "BOOL", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "true", help_heading = "NATS")]
     bootstrap: Option<bool>,
+    /// The lattice's join token: founded with one, a lattice lets in only nodes that have it. Better in a file, or set in
+    /// the environment, than as a flag, which shows in process lists
+    #[arg(long, env = "TRELLIS_JOIN_TOKEN", value_name = "TEXT", hide_env_values = true, help_heading = "Lattice")]
+    join_token: Option<String>,
+    /// A file that holds the join token
+    #[arg(long, env = "TRELLIS_JOIN_TOKEN_FILE", value_name = "FILE", help_heading = "Lattice")]
+    join_token_file: Option<PathBuf>,
+    /// With --bootstrap: a node with this key (N...) is let in without the token; may be given several times
+    #[arg(long, env = "TRELLIS_ALLOW_NODE", value_name = "KEY", value_delimiter = ',', help_heading = "Lattice")]
+    allow_node: Option<Vec<NodeKey>>,
     /// How often this node gives a sign of life; the same on every node [default: 1s]
     #[arg(long, env = "TRELLIS_HEARTBEAT", value_name = "TIME", help_heading = "Lattice")]
     heartbeat: Option<Time>,
@@ -163,6 +174,9 @@ impl Settings {
             nats_tls_cert: self.nats_tls_cert.or(below.nats_tls_cert),
             nats_tls_key: self.nats_tls_key.or(below.nats_tls_key),
             bootstrap: self.bootstrap.or(below.bootstrap),
+            join_token: self.join_token.or(below.join_token),
+            join_token_file: self.join_token_file.or(below.join_token_file),
+            allow_node: self.allow_node.or(below.allow_node),
             heartbeat: self.heartbeat.or(below.heartbeat),
             suspect_after: self.suspect_after.or(below.suspect_after),
             lost_after: self.lost_after.or(below.lost_after),
@@ -196,7 +210,9 @@ impl Settings {
             admin: admin.resolve().map_err(|problem| Failure::Usage(format!("--admin: {problem}")))?,
             nats: self.nats(&lattice)?,
             bootstrap: self.bootstrap.unwrap_or(false),
+            join_token: self.join_token()?,
             patience: self.patience()?,
+            allow_nodes: self.allow_node.unwrap_or_default().into_iter().collect(),
             labels: labels(self.label.unwrap_or_default())?,
             sandboxes_max: at_least_one("--max-sandboxes", self.max_sandboxes.unwrap_or(SANDBOXES_MAX_DEFAULT))?,
             sandbox_memory_bytes: self.sandbox_memory.map_or_else(machine::half_of_memory_bytes, |memory| memory.0),
@@ -226,6 +242,26 @@ impl Settings {
             )));
         }
         Ok(patience)
+    }
+
+    fn join_token(&self) -> Result<Option<Secret>, Failure> {
+        let token = match (&self.join_token, &self.join_token_file) {
+            (Some(_), Some(_)) => return Err(Failure::Usage("give one of --join-token and --join-token-file".into())),
+            (Some(text), None) => Secret::new(text),
+            (None, Some(path)) => {
+                let unread = |error: std::io::Error| {
+                    Failure::Usage(format!("cannot read --join-token-file {}: {}", path.display(), error.kind()))
+                };
+                Secret::new(&std::fs::read_to_string(path).map_err(unread)?)
+            }
+            (None, None) => return Ok(None),
+        };
+        if token.expose().chars().count() < TOKEN_CHARS_MIN {
+            return Err(Failure::Usage(format!(
+                "a join token has at least {TOKEN_CHARS_MIN} characters; `openssl rand -hex 24` makes a good one"
+            )));
+        }
+        Ok(Some(token))
     }
 
     fn nats(&self, lattice: &LatticeName) -> Result<Option<NatsOptions>, Failure> {

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
-use trellis_bus::{Bus, BusError};
+use trellis_bus::{BusError, Heard, Sealed, SealedError};
 use trellis_placement::Life;
 use trellis_raft::Raft;
-use trellis_wire::{Digest, LatticeName, NodeId, frame, subject};
+use trellis_wire::{Digest, NodeId, frame, subject};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
 use crate::liveness::Liveness;
@@ -58,9 +58,7 @@ pub(crate) enum FetchError {
 
 /// Brings artifacts here, and gives them to others.
 pub(crate) struct Fetch {
-    pub(crate) me: NodeId,
-    pub(crate) lattice: LatticeName,
-    pub(crate) bus: Bus,
+    pub(crate) sealed: Sealed,
     pub(crate) artifacts: Artifacts,
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
@@ -76,7 +74,7 @@ impl Fetch {
             return Ok(());
         }
         let state = self.shares.state();
-        let mut nodes: Vec<NodeId> = state.nodes().keys().copied().filter(|node| *node != self.me).collect();
+        let mut nodes: Vec<NodeId> = state.nodes().keys().copied().filter(|node| *node != self.sealed.node()).collect();
         nodes.sort_by_key(|node| self.liveness.life(*node) != Life::Alive);
         let mut told = vec!["there is none".to_owned()];
         for node in nodes {
@@ -95,14 +93,14 @@ impl Fetch {
 
     /// Takes what is missing from one node.
     async fn fetch(&self, digest: Digest, node: NodeId) -> Result<(), FetchError> {
-        let subject = subject::artifact(&self.lattice, node);
+        let subject = subject::artifact(self.sealed.lattice(), node);
         let nobody = |why: &str| FetchError::Nobody(digest, why.into());
         let mut begun = self.artifacts.begun(digest)?;
         loop {
-            let question = frame::encode(&Ask::Chunk(digest, begun)).into();
-            let answer = match self.bus.request(&subject, &[], question, CHUNK_WAIT).await {
-                Ok(answer) => frame::decode(&answer.payload).map_err(|why| nobody(&why.to_string()))?,
-                Err(BusError::NoResponders { .. }) => return Err(nobody("it is not there")),
+            let question = frame::encode(&Ask::Chunk(digest, begun));
+            let answer = match self.sealed.ask(node, &subject, &question, CHUNK_WAIT).await {
+                Ok(answer) => frame::decode(&answer).map_err(|why| nobody(&why.to_string()))?,
+                Err(SealedError::Bus(BusError::NoResponders { .. })) => return Err(nobody("it is not there")),
                 Err(why) => return Err(nobody(&why.to_string())),
             };
             match answer {
@@ -126,24 +124,17 @@ impl Fetch {
 
     /// Gives chunks to others until `shutdown`.
     pub(crate) async fn serve(self: Arc<Self>, shutdown: CancellationToken) {
-        let subject = subject::artifact(&self.lattice, self.me);
+        let subject = subject::artifact(self.sealed.lattice(), self.sealed.node());
         let reads = Arc::new(Semaphore::new(READS_MAX));
         let serving = async {
             loop {
-                match self.bus.subscribe(&subject, None).await {
+                match self.sealed.listen(&subject).await {
                     Ok(mut questions) => {
                         while let Some(question) = questions.next().await {
-                            let Some(reply) = question.reply else { continue };
-                            let (fetch, place) = (self.clone(), reads.clone().try_acquire_owned());
-                            tokio::spawn(async move {
-                                let answer = match &place {
-                                    Ok(_) => fetch.chunk(&question.payload).await,
-                                    Err(_) => Chunk::Busy,
-                                };
-                                if let Err(why) = fetch.bus.publish(&reply, &[], frame::encode(&answer).into()).await {
-                                    tracing::debug!(%why, "a chunk was not given");
-                                }
-                            });
+                            // Who sent what is not taken was told.
+                            if let Ok(question) = question {
+                                self.clone().give(question, &reads);
+                            }
                         }
                     }
                     Err(why) => tracing::warn!("not listening on {subject}: {why}"),
@@ -155,6 +146,21 @@ impl Fetch {
             () = serving => {}
             () = shutdown.cancelled() => {}
         }
+    }
+
+    /// Beside the others; there is a bound on how many.
+    fn give(self: Arc<Self>, question: Heard, reads: &Arc<Semaphore>) {
+        let Some(reply) = question.reply else { return };
+        let place = reads.clone().try_acquire_owned();
+        tokio::spawn(async move {
+            let answer = match &place {
+                Ok(_) => self.chunk(&question.body).await,
+                Err(_) => Chunk::Busy,
+            };
+            if let Err(why) = self.sealed.answer(reply, &frame::encode(&answer)).await {
+                tracing::debug!(%why, "a chunk was not given");
+            }
+        });
     }
 
     async fn chunk(&self, question: &[u8]) -> Chunk {

@@ -15,6 +15,7 @@ mod far;
 mod fetch;
 mod grants;
 mod identity;
+mod join;
 mod liveness;
 mod logs;
 mod membership;

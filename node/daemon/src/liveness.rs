@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use trellis_bus::Bus;
+use trellis_bus::{Heard, Sealed};
 use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience};
 use trellis_raft::{Member, Raft};
-use trellis_wire::{ComponentKey, Generation, LatticeId, LatticeName, LinkId, NodeId, frame, subject};
+use trellis_trust::Distrust;
+use trellis_wire::{ComponentKey, Generation, LatticeId, LinkId, NodeId, frame, subject};
 
 use crate::board::{Board, Health, Mark, Noted};
 use crate::dispatch::Dispatch;
@@ -38,14 +39,12 @@ const STRANGER_MAX: Duration = Duration::from_secs(30);
 enum Sign {
     Beat(Box<Beat>),
     /// The node ends now, on purpose.
-    Goodbye(LatticeId, NodeId),
+    Goodbye,
 }
 
 /// A heartbeat.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Beat {
-    lattice: LatticeId,
-    node: NodeId,
     /// The plan that the node carries out.
     pub(crate) generation: Generation,
     /// Sandboxes alive.
@@ -162,22 +161,11 @@ impl Liveness {
         problems
     }
 
-    fn take(&self, sign: Sign, lattice: LatticeId) {
+    fn take(&self, node: NodeId, sign: Sign) {
         let now = self.now();
         let mut sheet = self.lock();
-        let (theirs, node) = match &sign {
-            Sign::Beat(beat) => (beat.lattice, beat.node),
-            Sign::Goodbye(theirs, node) => (*theirs, *node),
-        };
-        if theirs != lattice {
-            if sheet.stranger.is_none_or(|(known, ..)| known != theirs) {
-                tracing::error!(%theirs, ours = %lattice, %node, "another lattice of this name is on the same NATS");
-            }
-            sheet.stranger = Some((theirs, node, Instant::now()));
-            return;
-        }
         match sign {
-            Sign::Goodbye(..) => sheet.membership.left(node),
+            Sign::Goodbye => sheet.membership.left(node),
             Sign::Beat(beat) => {
                 sheet.membership.heard(node, now);
                 let known =
@@ -187,6 +175,15 @@ impl Liveness {
                 known.pages.insert(beat.page, *beat);
             }
         }
+    }
+
+    /// Another lattice of this name was heard.
+    fn note(&self, theirs: LatticeId, node: NodeId) {
+        let mut sheet = self.lock();
+        if sheet.stranger.is_none_or(|(known, ..)| known != theirs) {
+            tracing::error!(%theirs, %node, "another lattice of this name is on the same NATS");
+        }
+        sheet.stranger = Some((theirs, node, Instant::now()));
     }
 
     fn now(&self) -> Duration {
@@ -237,9 +234,7 @@ impl Pages {
 
 /// What a node's liveness needs to run.
 pub(crate) struct Pulse {
-    pub(crate) node: NodeId,
-    pub(crate) lattice: LatticeName,
-    pub(crate) bus: Bus,
+    pub(crate) sealed: Sealed,
     pub(crate) raft: Raft,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) dispatch: Arc<Dispatch>,
@@ -260,13 +255,7 @@ impl Pulse {
             () = self.listen() => {}
             () = self.lead() => {}
         }
-        if let Some(lattice) = self.lattice_id() {
-            self.say(&Sign::Goodbye(lattice, self.node)).await;
-        }
-    }
-
-    fn lattice_id(&self) -> Option<LatticeId> {
-        self.raft.state().borrow().lattice_id()
+        self.say(&Sign::Goodbye).await;
     }
 
     async fn beat(&self) {
@@ -276,24 +265,23 @@ impl Pulse {
         let mut pages = Pages::of(&self.board);
         loop {
             every.tick().await;
-            let Some(lattice) = self.lattice_id() else { continue };
             if pages.revision != self.board.revision() {
                 pages = Pages::of(&self.board);
             }
             turn = turn.wrapping_add(1);
-            self.say(&Sign::Beat(Box::new(self.beat_of(&pages, lattice, turn)))).await;
+            self.say(&Sign::Beat(Box::new(self.beat_of(&pages, turn)))).await;
         }
     }
 
     async fn say(&self, sign: &Sign) {
-        let subject = subject::heartbeat(&self.lattice, self.node);
-        if let Err(why) = self.bus.publish(&subject, &[], frame::encode(sign).into()).await {
+        let subject = subject::heartbeat(self.sealed.lattice(), self.sealed.node());
+        if let Err(why) = self.sealed.announce(&subject, &frame::encode(sign)).await {
             tracing::debug!(%why, "no heartbeat");
         }
     }
 
     /// The heartbeat whose turn it is: one page of all there is to say.
-    fn beat_of(&self, pages: &Pages, lattice: LatticeId, turn: u16) -> Beat {
+    fn beat_of(&self, pages: &Pages, turn: u16) -> Beat {
         let nth = usize::from(turn) % pages.ranges.len();
         let (components, links) = pages.ranges[nth].clone();
         let components = pages.components[components].iter();
@@ -302,8 +290,6 @@ impl Pulse {
             (id.clone(), OfLink { mark: *mark, health: shortened(health.clone()), at: (self.at)(id) })
         };
         Beat {
-            lattice,
-            node: self.node,
             generation: self.board.generation(),
             running: self.dispatch.running() as u64,
             page: u16::try_from(nth).unwrap_or(u16::MAX),
@@ -328,21 +314,29 @@ impl Pulse {
     }
 
     async fn listen(&self) {
-        let subject = subject::heartbeats(&self.lattice);
+        let subject = subject::heartbeats(self.sealed.lattice());
         loop {
-            match self.bus.subscribe(&subject, None).await {
+            match self.sealed.listen(&subject).await {
                 Ok(mut beats) => {
                     while let Some(beat) = beats.next().await {
-                        let Some(lattice) = self.lattice_id() else { continue };
-                        match frame::decode(&beat.payload) {
-                            Ok(sign) => self.liveness.take(sign, lattice),
-                            Err(why) => tracing::debug!(subject = beat.subject, %why, "a heartbeat is not understood"),
-                        }
+                        self.hear(beat);
                     }
                 }
                 Err(why) => tracing::warn!("not listening on {subject}: {why}"),
             }
             tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    fn hear(&self, beat: Result<Heard, Distrust>) {
+        match beat {
+            Ok(heard) => match frame::decode(&heard.body) {
+                Ok(sign) => self.liveness.take(heard.from, sign),
+                Err(why) => tracing::debug!(from = %heard.from, %why, "a heartbeat is not understood"),
+            },
+            Err(Distrust::OtherLattice { theirs, from }) => self.liveness.note(theirs, from),
+            // A node that just started, a repetition, or a stranger.
+            Err(_) => {}
         }
     }
 

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
-use trellis_bus::{Bus, Connection, Subscription};
-use trellis_placement::{Applied, Capacity, Command, MEMBERS_MAX, NodeFacts};
+use trellis_bus::{Bus, Connection, Sealed, Secret, Subscription};
+use trellis_placement::{Applied, Capacity, Command, MEMBERS_MAX, NodeFacts, Refusal, State, TrustChange};
 use trellis_raft::{ProposeError, Raft, RaftError, Timing};
-use trellis_wire::{LatticeId, LatticeName, NodeId, frame, subject};
+use trellis_trust::{Presented, Token, presented};
+use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, frame, subject};
 
+use crate::join::{Answer, Challenges, Here, Nonce, Question, Said};
 use crate::node::{Node, Options};
 use crate::proposal;
 
@@ -20,10 +21,14 @@ use crate::proposal;
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// The wait between two tries to record this node's facts.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often a node that knows itself recorded looks whether somebody spoke whom it does not know.
+const INTRODUCE_EVERY: Duration = Duration::from_secs(5);
 /// How often a node that waits says for what.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Keeps the id of the lattice that a node was told to belong to, before the log says it.
 const LATTICE_ID: &str = "lattice-id";
+/// How many lattices of one name are looked at.
+const LATTICES_MAX: usize = 4;
 
 /// Why a node cannot be in its lattice.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,20 @@ pub enum MembershipError {
     /// The lattice will not have it.
     #[error("lattice {0} does not admit this node: {1}")]
     NotAdmitted(LatticeName, String),
+    /// What answers does not know the join token that this node was given.
+    #[error(
+        "lattice {name} answers (id {ids}) and does not prove that it knows this node's --join-token: the token is another \
+         one, or the lattice has none, or something else answers in its name"
+    )]
+    Unproven {
+        /// Its name.
+        name: LatticeName,
+        /// What it says its id is.
+        ids: String,
+    },
+    /// The data directory's key is not the node's.
+    #[error("this node cannot go on in its lattice: {0}")]
+    Key(Refusal),
     /// The data directory.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -84,56 +103,37 @@ pub enum MembershipError {
     Propose(#[from] ProposeError),
 }
 
-/// What comes on the join subject. Answers go to the asker's own subject.
-#[derive(Debug, Serialize, Deserialize)]
-enum Question {
-    /// Which lattices of this name are here? Every member answers.
-    Who(NodeId),
-    /// Let this node in. The leader answers.
-    Admit(Box<NodeFacts>, LatticeId),
-}
-
-/// What a member answers.
-#[derive(Debug, Serialize, Deserialize)]
-enum Here {
-    /// This lattice is here.
-    Lattice(LatticeId),
-    /// The node is recorded; the log comes to it by itself.
-    Admitted(LatticeId),
-    /// It is not.
-    Refused(LatticeId, String),
-}
-
 /// Opens the log and brings the node into its lattice: starts one, goes on in the one its data directory belongs to, or
 /// asks to join and waits until somebody answers.
 pub(crate) async fn enter(
     options: &Options,
     facts: &NodeFacts,
-    bus: &Bus,
+    sealed: &Sealed,
     control: &Handle,
 ) -> Result<Raft, MembershipError> {
     let told = read_lattice_id(&options.data_dir)?;
-    let raft = open(options, facts.id, bus, told, control).await?;
+    let raft = open(options, sealed, told, control).await?;
     if raft.is_initialized().await? {
+        check_key(&raft.state().borrow(), facts)?;
         // A founder that was stopped in between goes on with founding.
-        if raft.state().borrow().lattice_id().is_none() && (options.nats.is_none() || options.bootstrap) {
-            raft.bootstrap(LatticeId::new(uuid::Uuid::now_v7())).await?;
+        if options.nats.is_none() || options.bootstrap {
+            found(options, &raft).await?;
         }
         return Ok(raft);
     }
     if options.nats.is_some() {
-        let lattice = &options.lattice;
-        let mut answers = bus.subscribe(&subject::joining(lattice, facts.id), None).await?;
+        let mut asking = Asking::new(facts, sealed).await?;
         if !options.bootstrap {
-            connected(bus, lattice).await;
-            return join(options, facts, bus, control, raft, told, &mut answers).await;
+            connected(sealed.bus(), &options.lattice).await;
+            return join(options, &mut asking, control, raft, told).await;
         }
         // Whoever founds a lattice while its NATS is down is told later if there is another one of its name.
-        drop(timeout(ANSWER_WAIT, bus.connection().wait_for(Connection::is_connected)).await);
-        match who_is_there(bus, lattice, facts.id, &mut answers).await {
-            Ok(found) => {
-                if let Some(id) = found.first() {
-                    return Err(MembershipError::Exists { name: lattice.clone(), id: *id });
+        drop(timeout(ANSWER_WAIT, sealed.bus().connection().wait_for(Connection::is_connected)).await);
+        let lattice = &options.lattice;
+        match asking.who().await {
+            Ok(answers) => {
+                if let Some((_, answer)) = answers.first() {
+                    return Err(MembershipError::Exists { name: lattice.clone(), id: answer.here.lattice });
                 }
             }
             Err(why) => {
@@ -141,25 +141,57 @@ pub(crate) async fn enter(
             }
         }
     }
-    raft.bootstrap(LatticeId::new(uuid::Uuid::now_v7())).await?;
+    found(options, &raft).await?;
     Ok(raft)
+}
+
+/// A node is its id together with its key.
+fn check_key(state: &State, facts: &NodeFacts) -> Result<(), MembershipError> {
+    match state.node(facts.id) {
+        Some(known) if known.facts.key != facts.key => {
+            Err(MembershipError::Key(Refusal::OtherKey { node: facts.id, known: known.facts.key, found: facts.key }))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Founds the lattice and says who may join it, as far as that is not done. Where others vote too it is.
+async fn found(options: &Options, raft: &Raft) -> Result<(), MembershipError> {
+    if raft.state().borrow().trust().is_some() || raft.members().voters.len() > 1 {
+        return Ok(());
+    }
+    let lattice = raft.bootstrap(LatticeId::new(uuid::Uuid::now_v7())).await?;
+    let token = match &options.join_token {
+        Some(text) => Some(token(lattice, text).await.key()),
+        None => None,
+    };
+    let secret = LatticeSecret::new(rand::random());
+    let begin = TrustChange::Begin { secret, token, allowed: options.allow_nodes.clone() };
+    raft.propose(proposal::entry(Command::Trust(begin))).await?;
+    raft.read_barrier().await?;
+    Ok(())
+}
+
+/// Takes some tenths of a second of a core, on purpose.
+pub(crate) async fn token(lattice: LatticeId, text: &Secret) -> Token {
+    let text = text.clone();
+    tokio::task::spawn_blocking(move || Token::new(lattice, text.expose()))
+        .await
+        .expect("deriving a key does not panic")
 }
 
 /// On the threads that busy guests cannot starve.
 async fn open(
     options: &Options,
-    node: NodeId,
-    bus: &Bus,
+    sealed: &Sealed,
     lattice_id: Option<LatticeId>,
     control: &Handle,
 ) -> Result<Raft, MembershipError> {
     let opening = trellis_raft::open(trellis_raft::Options {
         data_dir: options.data_dir.clone(),
-        node,
         host: hostname(),
-        lattice: options.lattice.clone(),
         lattice_id,
-        bus: bus.clone(),
+        sealed: sealed.clone(),
         timing: Timing::default(),
     });
     let opened = control.spawn(opening).await;
@@ -182,35 +214,119 @@ async fn connected(bus: &Bus, lattice: &LatticeName) {
     }
 }
 
-/// Every lattice of this name that answers in time.
-async fn who_is_there(
-    bus: &Bus,
-    lattice: &LatticeName,
-    me: NodeId,
-    answers: &mut Subscription,
-) -> Result<BTreeSet<LatticeId>, MembershipError> {
-    bus.publish(&subject::join(lattice), &[], frame::encode(&Question::Who(me)).into()).await?;
-    let (deadline, mut found) = (Instant::now() + ANSWER_WAIT, BTreeSet::new());
-    while let Ok(Some(answer)) = timeout_at(deadline, answers.next()).await {
-        match frame::decode(&answer.payload) {
-            Ok(Here::Lattice(id) | Here::Admitted(id) | Here::Refused(id, _)) => drop(found.insert(id)),
-            Err(why) => tracing::warn!("something answers for lattice {lattice} that is not understood: {why}"),
+/// A node that asks, and where its answers come.
+struct Asking<'a> {
+    facts: &'a NodeFacts,
+    sealed: &'a Sealed,
+    answers: Subscription,
+}
+
+/// An answer, and who gave it.
+type Answered = (Presented, Answer);
+
+/// What came of asking to be let in.
+enum Admission {
+    /// The node is recorded.
+    Admitted,
+    /// It is not to be.
+    Refused(String),
+    /// Nobody who could decide answered.
+    Unanswered,
+}
+
+impl<'a> Asking<'a> {
+    async fn new(facts: &'a NodeFacts, sealed: &'a Sealed) -> Result<Self, MembershipError> {
+        let answers = sealed.bus().subscribe(&subject::joining(sealed.lattice(), facts.id), None).await?;
+        Ok(Self { facts, sealed, answers })
+    }
+
+    async fn ask(&self, question: &Question) -> Result<(), MembershipError> {
+        let subject = subject::join(self.sealed.lattice());
+        let asked = self.sealed.seal().present(&subject, &frame::encode(question));
+        Ok(self.sealed.bus().publish(&subject, &[], asked.into()).await?)
+    }
+
+    /// The next answer to the question with this nonce. `None`: none came in time.
+    async fn answer(&mut self, nonce: Nonce, deadline: Instant) -> Option<Answered> {
+        while let Ok(Some(answer)) = timeout_at(deadline, self.answers.next()).await {
+            let read = presented(&answer.subject, &answer.payload).map_err(|why| why.to_string());
+            let read = read.and_then(|by| Ok((frame::decode::<Answer>(&by.body).map_err(|why| why.to_string())?, by)));
+            match read {
+                Ok((answer, by)) if answer.here.echo == nonce => return Some((by, answer)),
+                Ok(_) => {}
+                Err(why) => {
+                    let lattice = self.sealed.lattice();
+                    tracing::warn!("something answers for lattice {lattice} that is not understood: {why}");
+                }
+            }
+        }
+        None
+    }
+
+    /// Everyone of a lattice of this name who answers in time.
+    async fn who(&mut self) -> Result<Vec<Answered>, MembershipError> {
+        let nonce = rand::random();
+        self.ask(&Question::Who(nonce)).await?;
+        let (deadline, mut found) = (Instant::now() + ANSWER_WAIT, Vec::new());
+        while let Some(answered) = self.answer(nonce, deadline).await {
+            found.push(answered);
+            if found.len() >= 2 * MEMBERS_MAX {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks the leader of this lattice to be let in, once. With a token only one that proves to know it is asked.
+    async fn admit(&mut self, lattice: LatticeId, token: Option<&Token>) -> Result<Admission, MembershipError> {
+        let (id, key) = (self.facts.id, self.facts.key);
+        let is_it = |(by, answer): &Answered| {
+            answer.here.lattice == lattice && token.is_none_or(|token| answer.is_vouched(&token.key(), id, by))
+        };
+        let leads = |(_, answer): &Answered| match answer.here.said {
+            Said::Present(Some(challenge)) => Some(challenge),
+            _ => None,
+        };
+        let answered = self.who().await?;
+        let Some(challenge) = answered.iter().filter(|answered| is_it(answered)).find_map(leads) else {
+            return Ok(Admission::Unanswered);
+        };
+        let proof = token.map(|token| token.prove(&challenge, id, key));
+        self.ask(&Question::Admit { facts: Box::new(self.facts.clone()), lattice, challenge, proof }).await?;
+        let deadline = Instant::now() + 2 * ANSWER_WAIT;
+        while let Some(answered) = self.answer(challenge, deadline).await {
+            if !is_it(&answered) {
+                continue;
+            }
+            let (by, answer) = answered;
+            match answer.here.said {
+                Said::Admitted => {
+                    self.introduce(answer.here.members.into_iter().chain([(by.from, by.key)]));
+                    return Ok(Admission::Admitted);
+                }
+                Said::Refused(why) => return Ok(Admission::Refused(why)),
+                Said::Present(_) => {}
+            }
+        }
+        Ok(Admission::Unanswered)
+    }
+
+    fn introduce(&self, members: impl Iterator<Item = (NodeId, NodeKey)>) {
+        for (node, key) in members.take(MEMBERS_MAX) {
+            self.sealed.seal().introduce(node, key);
         }
     }
-    Ok(found)
 }
 
 async fn join(
     options: &Options,
-    facts: &NodeFacts,
-    bus: &Bus,
+    asking: &mut Asking<'_>,
     control: &Handle,
     raft: Raft,
     told: Option<LatticeId>,
-    answers: &mut Subscription,
 ) -> Result<Raft, MembershipError> {
     let name = &options.lattice;
-    let found = find(bus, name, facts.id, answers).await?;
+    let (found, token) = find(options, asking).await?;
     let raft = match told {
         Some(ours) if ours == found => raft,
         Some(ours) => return Err(MembershipError::Other { name: name.clone(), ours, theirs: found }),
@@ -218,10 +334,10 @@ async fn join(
             // From here on another lattice's messages are refused from the first on.
             raft.shutdown().await;
             write_lattice_id(&options.data_dir, found)?;
-            open(options, facts.id, bus, Some(found), control).await?
+            open(options, asking.sealed, Some(found), control).await?
         }
     };
-    match admitted(name, facts, bus, &raft, found, answers).await {
+    match admitted(name, asking, &raft, found, token.as_ref()).await {
         Ok(()) => Ok(raft),
         Err(why) => {
             raft.shutdown().await;
@@ -230,79 +346,84 @@ async fn join(
     }
 }
 
-/// Asks until exactly one lattice of this name answers.
-async fn find(
-    bus: &Bus,
-    name: &LatticeName,
-    me: NodeId,
-    answers: &mut Subscription,
-) -> Result<LatticeId, MembershipError> {
+/// Asks until exactly one lattice of this name answers, and proves to know the node's token if it has one.
+async fn find(options: &Options, asking: &mut Asking<'_>) -> Result<(LatticeId, Option<Token>), MembershipError> {
+    let name = &options.lattice;
     let mut told: Option<Instant> = None;
     loop {
-        match who_is_there(bus, name, me, answers).await {
-            Ok(found) => {
-                let mut ids = found.iter();
-                match (ids.next(), ids.next()) {
-                    (Some(id), None) => return Ok(*id),
-                    (Some(_), Some(_)) => {
-                        let ids = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                        return Err(MembershipError::Two { name: name.clone(), ids });
-                    }
-                    (None, _) if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) => {
-                        told = Some(Instant::now());
-                        tracing::warn!(
-                            "waiting for lattice {name}: no member answers yet. Is one started with --bootstrap, on \
-                             this NATS and in this account?"
-                        );
-                    }
-                    (None, _) => {}
-                }
-            }
+        let answered = match asking.who().await {
+            Ok(answered) => answered,
             Err(why) => {
                 tracing::warn!("waiting for lattice {name}: {why}");
                 tokio::time::sleep(RETRY).await;
+                continue;
             }
+        };
+        if !answered.is_empty() {
+            return one_of(options, asking.facts.id, &answered).await;
         }
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            told = Some(Instant::now());
+            tracing::warn!(
+                "waiting for lattice {name}: no member answers yet. Is one started with --bootstrap, on this NATS and in \
+                 this account?"
+            );
+        }
+    }
+}
+
+/// The one lattice that answered.
+async fn one_of(
+    options: &Options,
+    me: NodeId,
+    answered: &[Answered],
+) -> Result<(LatticeId, Option<Token>), MembershipError> {
+    let name = options.lattice.clone();
+    let ids: BTreeSet<LatticeId> = answered.iter().map(|(_, answer)| answer.here.lattice).take(LATTICES_MAX).collect();
+    let text = |ids: &BTreeSet<LatticeId>| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut proven = Vec::new();
+    for id in &ids {
+        let Some(text) = &options.join_token else {
+            proven.push((*id, None));
+            continue;
+        };
+        let token = token(*id, text).await;
+        let of_it = |(by, answer): &Answered| answer.here.lattice == *id && answer.is_vouched(&token.key(), me, by);
+        if answered.iter().any(of_it) {
+            proven.push((*id, Some(token)));
+        }
+    }
+    match (proven.pop(), proven.is_empty()) {
+        (Some(one), true) => Ok(one),
+        (Some(_), false) => Err(MembershipError::Two { name, ids: text(&ids) }),
+        (None, _) => Err(MembershipError::Unproven { name, ids: text(&ids) }),
     }
 }
 
 /// Asks to be let in until this node's own log says that it is.
 async fn admitted(
     name: &LatticeName,
-    facts: &NodeFacts,
-    bus: &Bus,
+    asking: &mut Asking<'_>,
     raft: &Raft,
     lattice: LatticeId,
-    answers: &mut Subscription,
+    token: Option<&Token>,
 ) -> Result<(), MembershipError> {
-    let question = frame::encode(&Question::Admit(Box::new(facts.clone()), lattice));
-    let mut states = raft.state();
+    let (mut states, me) = (raft.state(), asking.facts.id);
     tracing::info!("joining lattice {name} (id {lattice})");
     loop {
-        if let Err(why) = bus.publish(&subject::join(name), &[], question.clone().into()).await {
-            tracing::warn!("joining lattice {name}: {why}");
-        }
-        let deadline = Instant::now() + 2 * ANSWER_WAIT;
-        loop {
-            let seen = states.wait_for(|state| state.node(facts.id).is_some());
-            tokio::select! {
-                Ok(_) = seen => {
-                    tracing::info!("joined lattice {name}");
-                    return Ok(());
-                }
-                answer = timeout_at(deadline, answers.next()) => match answer {
-                    Ok(Some(answer)) => match frame::decode(&answer.payload) {
-                        Ok(Here::Refused(id, why)) if id == lattice => {
-                            return Err(MembershipError::NotAdmitted(name.clone(), why));
-                        }
-                        Ok(Here::Admitted(id)) if id == lattice => tracing::info!("admitted; the log is on its way"),
-                        _ => {}
-                    },
-                    _ => break,
-                },
+        match asking.admit(lattice, token).await {
+            Ok(Admission::Admitted) => tracing::info!("admitted; the log is on its way"),
+            Ok(Admission::Refused(why)) => return Err(MembershipError::NotAdmitted(name.clone(), why)),
+            Ok(Admission::Unanswered) => {
+                tracing::warn!("waiting for lattice {name}: its leader has not let this node in yet; asking again");
             }
+            Err(why) => tracing::warn!("joining lattice {name}: {why}"),
         }
-        tracing::warn!("waiting for lattice {name}: its leader has not let this node in yet; asking again");
+        let seen = states.wait_for(|state| state.node(me).is_some());
+        if let Ok(Ok(_)) = timeout(2 * ANSWER_WAIT, seen).await {
+            tracing::info!("joined lattice {name}");
+            return Ok(());
+        }
     }
 }
 
@@ -341,46 +462,73 @@ async fn record(node: &Node, facts: &NodeFacts) {
         let state = states.borrow_and_update().clone();
         if state.node(node.id).is_some_and(|known| known.facts == *facts) {
             // A node that was forgotten while it was away, or is now, asks again.
-            if states.changed().await.is_err() {
-                return;
+            match timeout(INTRODUCE_EVERY, states.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => be_introduced(node, facts, &state).await,
             }
             continue;
         }
-        if let Err(why) = node.raft.propose(proposal::entry(Command::Join(facts.clone()))).await {
-            tracing::warn!("this node is not recorded in the lattice yet: {why}");
-            // Its own log may not reach the leader any more, if the lattice has forgotten it. Then the leader lets it in.
-            if let Some(lattice) = state.lattice_id() {
-                let question = frame::encode(&Question::Admit(Box::new(facts.clone()), lattice));
-                if let Err(why) = node.bus.publish(&subject::join(&node.lattice), &[], question.into()).await {
-                    tracing::debug!(%why, "asking to be let in again");
-                }
-            }
-            tokio::time::sleep(RETRY).await;
+        let why = match node.raft.propose(proposal::entry(Command::Join(facts.clone()))).await {
+            Ok(Applied::Refused(why)) => why.to_string(),
+            Ok(_) => continue,
+            Err(why) => why.to_string(),
+        };
+        tracing::warn!("this node is not recorded in the lattice yet: {why}");
+        // Its own log may not reach the leader any more, if the lattice has forgotten it. Then the leader lets it in.
+        if let Some(lattice) = state.lattice_id() {
+            ask_again(node, facts, lattice).await;
         }
+        tokio::time::sleep(RETRY).await;
     }
+}
+
+async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId) {
+    let token = match &node.join_token {
+        Some(text) => Some(token(lattice, text).await),
+        None => None,
+    };
+    let asked = match Asking::new(facts, &node.control).await {
+        Ok(mut asking) => asking.admit(lattice, token.as_ref()).await,
+        Err(why) => Err(why),
+    };
+    match asked {
+        Ok(Admission::Refused(why)) => {
+            tracing::error!("lattice {} does not let this node in again: {why}", node.lattice)
+        }
+        Ok(Admission::Admitted | Admission::Unanswered) => {}
+        Err(why) => tracing::debug!(%why, "asking to be let in again"),
+    }
+}
+
+/// Learns who else is a member, if one spoke that this node does not know: while it was away, those it knows may have
+/// let others in, and one of these may lead now. Only members that this node knows are believed.
+async fn be_introduced(node: &Node, facts: &NodeFacts, state: &State) {
+    let Some(unknown) = node.control.seal().take_unknown() else { return };
+    let answered = match Asking::new(facts, &node.control).await {
+        Ok(mut asking) => asking.who().await,
+        Err(why) => Err(why),
+    };
+    let known = |(by, _): &Answered| state.node(by.from).is_some_and(|known| known.facts.key == by.key);
+    let vouched = answered.unwrap_or_default().into_iter().filter(known);
+    for (other, key) in vouched.flat_map(|(_, answer)| answer.here.members).take(LATTICES_MAX * MEMBERS_MAX) {
+        node.control.seal().introduce(other, key);
+    }
+    tracing::debug!(node = %unknown, "a node spoke that is not known here; members were asked who is one");
 }
 
 async fn answer(node: &Node) {
     let subject = subject::join(&node.lattice);
+    let mut challenges = Challenges::default();
     loop {
-        match node.bus.subscribe(&subject, None).await {
+        match node.control.bus().subscribe(&subject, None).await {
             Ok(mut questions) => {
                 while let Some(question) = questions.next().await {
-                    let Some(ours) = node.raft.state().borrow().lattice_id() else { continue };
-                    let (to, here) = match frame::decode(&question.payload) {
-                        Ok(Question::Who(asker)) => (asker, Here::Lattice(ours)),
-                        Ok(Question::Admit(facts, lattice)) if node.raft.leadership().borrow().me => {
-                            (facts.id, admit(node, *facts, lattice, ours).await)
-                        }
-                        Ok(Question::Admit(..)) => continue,
-                        Err(why) => {
-                            tracing::warn!("a question on {subject} is not understood: {why}");
-                            continue;
-                        }
-                    };
-                    let to = subject::joining(&node.lattice, to);
-                    if let Err(why) = node.bus.publish(&to, &[], frame::encode(&here).into()).await {
-                        tracing::warn!("a question on {subject} was not answered: {why}");
+                    let asked = presented(&question.subject, &question.payload).map_err(|why| why.to_string());
+                    let asked = asked.and_then(|by| Ok((frame::decode(&by.body).map_err(|why| why.to_string())?, by)));
+                    match asked {
+                        Ok((question, by)) => reply(node, &mut challenges, question, &by).await,
+                        Err(why) => tracing::warn!("a question on {subject} is not understood: {why}"),
                     }
                 }
             }
@@ -390,26 +538,86 @@ async fn answer(node: &Node) {
     }
 }
 
-/// Records a node. That it then listens to the log follows from the state, by `placement::Membership`.
-async fn admit(node: &Node, facts: NodeFacts, wanted: LatticeId, ours: LatticeId) -> Here {
+/// Answers one question, if it is for this node to answer.
+async fn reply(node: &Node, challenges: &mut Challenges, question: Question, by: &Presented) {
+    let leads = node.raft.leadership().borrow().me;
+    let (echo, said) = match question {
+        Question::Who(nonce) => {
+            let now = std::time::Instant::now();
+            (nonce, Said::Present(leads.then(|| challenges.keep(by.from, rand::random(), now)).flatten()))
+        }
+        Question::Admit { facts, lattice, challenge, proof } => {
+            if !leads || !challenges.take(by.from, challenge, std::time::Instant::now()) {
+                return;
+            }
+            match admit(node, *facts, (lattice, challenge), proof.as_ref(), by).await {
+                Ok(()) => (challenge, Said::Admitted),
+                Err(Some(why)) => (challenge, Said::Refused(why)),
+                // It asks again.
+                Err(None) => return,
+            }
+        }
+    };
+    let state = node.raft.state().borrow().clone();
+    let Some((lattice, trust)) = state.lattice_id().zip(state.trust()) else { return };
+    let is_member = said == Said::Admitted || state.node(by.from).is_some_and(|known| known.facts.key == by.key);
+    let members = if is_member { members(node, &state) } else { Vec::new() };
+    let here = Here { lattice, echo, said, members };
+    let seal = node.control.seal();
+    let answer = Answer::new(here, trust.token.as_ref(), by.from, (seal.node(), seal.key()));
+    let to = subject::joining(&node.lattice, by.from);
+    let answer = seal.present(&to, &frame::encode(&answer));
+    if let Err(why) = node.control.bus().publish(&to, &[], answer.into()).await {
+        tracing::warn!("a question of node {} was not answered: {why}", by.from);
+    }
+}
+
+/// Who belongs to the log, with their keys.
+fn members(node: &Node, state: &State) -> Vec<(NodeId, NodeKey)> {
+    let members = node.raft.members();
+    let ids = members.voters.into_keys().chain(members.learners.into_keys());
+    ids.filter_map(|id| Some((id, state.node(id)?.facts.key))).collect()
+}
+
+/// Records a node that may join. That it then listens to the log follows from the state, by `placement::Membership`.
+///
+/// # Errors
+/// Why not; `None`: it could not be recorded just now.
+async fn admit(
+    node: &Node,
+    facts: NodeFacts,
+    (wanted, challenge): (LatticeId, Nonce),
+    proof: Option<&trellis_trust::Proof>,
+    by: &Presented,
+) -> Result<(), Option<String>> {
+    let state = node.raft.state().borrow().clone();
+    let (ours, trust) = state.lattice_id().zip(state.trust()).ok_or(None)?;
     if wanted != ours {
-        return Here::Refused(ours, format!("this is the lattice with id {ours}, not {wanted}"));
+        return Err(Some(format!("this is the lattice with id {ours}, not {wanted}")));
     }
-    let (state, name) = (node.raft.state().borrow().clone(), facts.name.clone());
-    if state.node(facts.id).is_none() && state.nodes().len() >= MEMBERS_MAX {
-        return Here::Refused(ours, format!("it has {MEMBERS_MAX} nodes, the most that this version takes"));
+    if (facts.id, facts.key) != (by.from, by.key) {
+        return Err(Some("it presents itself with another id or key than it wants to be known by".into()));
     }
-    let id = facts.id;
+    if state.node(facts.id).is_none() {
+        let admits = trust.admits(ours, &challenge, (facts.id, facts.key), proof);
+        admits.map_err(|why| {
+            tracing::warn!(node = %facts.id, key = %facts.key, name = facts.name, "a node is not admitted: {why}");
+            Some(why.to_string())
+        })?;
+        if state.nodes().len() >= MEMBERS_MAX {
+            return Err(Some(format!("it has {MEMBERS_MAX} nodes, the most that this version takes")));
+        }
+    }
+    let (id, name) = (facts.id, facts.name.clone());
     match node.raft.propose(proposal::entry(Command::Join(facts))).await {
-        Ok(Applied::Refused(why)) => Here::Refused(ours, why.to_string()),
+        Ok(Applied::Refused(why)) => Err(Some(why.to_string())),
         Ok(_) => {
             tracing::info!(node = %id, name, "admitted a node");
-            Here::Admitted(ours)
+            Ok(())
         }
-        // It asks again.
         Err(why) => {
             tracing::warn!(node = %id, "a node is not admitted yet: {why}");
-            Here::Lattice(ours)
+            Err(None)
         }
     }
 }
@@ -421,7 +629,7 @@ pub(crate) fn hostname() -> String {
 }
 
 /// What the lattice is told of this node.
-pub(crate) fn facts(options: &Options, id: NodeId) -> NodeFacts {
+pub(crate) fn facts(options: &Options, id: NodeId, key: NodeKey) -> NodeFacts {
     let name = hostname();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let family = std::env::consts::FAMILY;
@@ -443,5 +651,6 @@ pub(crate) fn facts(options: &Options, id: NodeId) -> NodeFacts {
         version: env!("CARGO_PKG_VERSION").into(),
         capacity: Capacity { permits: options.sandboxes_max, memory_bytes: options.sandbox_memory_bytes },
         edge: options.edge,
+        key,
     }
 }

@@ -1,6 +1,6 @@
 //! A node: the parts of the daemon, put together. It is started, it runs until it is told to stop, it drains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -12,16 +12,17 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use trellis_bus::{Auth, Bus, Memory};
+use trellis_bus::{Auth, Bus, Memory, Sealed, Secret};
 use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Parsed;
 use trellis_nats::Nats;
-use trellis_placement::Patience;
+use trellis_placement::{NodeFacts, Patience};
 use trellis_raft::{Raft, RaftError};
 use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
-use trellis_wire::{LatticeName, NodeId};
+use trellis_trust::Seal;
+use trellis_wire::{LatticeName, NodeId, NodeKey};
 
 use crate::api;
 use crate::artifacts::Artifacts;
@@ -39,6 +40,7 @@ use crate::planner;
 use crate::providers::Providers;
 use crate::reconcile::Reconcile;
 use crate::shares::Shares;
+use crate::status;
 use crate::telemetry::Traces;
 
 /// How long events under way may take to end after a shutdown was asked for.
@@ -63,6 +65,10 @@ pub struct Options {
     pub nats: Option<trellis_bus::Options>,
     /// Start the lattice. Ignored where the data directory belongs to one already.
     pub bootstrap: bool,
+    /// The lattice's join token: what it is founded with, or what this node joins with.
+    pub join_token: Option<Secret>,
+    /// Whose nodes are let in without it, where the lattice is founded.
+    pub allow_nodes: BTreeSet<NodeKey>,
     /// Replaces the host part of every address that a manifest names for an HTTP listener.
     pub listen_host: Option<IpAddr>,
     /// Labels for placement.
@@ -133,10 +139,11 @@ pub(crate) struct Node {
     pub(crate) nats_url: Option<String>,
     pub(crate) oci_insecure: Vec<String>,
     pub(crate) image_aliases: BTreeMap<String, String>,
+    pub(crate) join_token: Option<Secret>,
     /// For Raft, heartbeats and joining.
-    pub(crate) bus: Bus,
+    pub(crate) control: Sealed,
     /// For events, calls, bodies, artifacts and what people publish.
-    pub(crate) data: Bus,
+    pub(crate) data: Sealed,
     pub(crate) lines: Lines,
     pub(crate) raft: Raft,
     pub(crate) shares: Arc<Shares>,
@@ -180,10 +187,11 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let admin = listener.local_addr().map_err(|source| StartError::Admin { address: options.admin, source })?;
 
     let control = Control::start()?;
-    let node = Arc::new(build(&options, identity.node, &control).await?);
+    let facts = membership::facts(&options, identity.seal.node(), identity.seal.key());
+    let node = Arc::new(build(&options, &identity.seal, &facts, &control).await?);
     let mut tasks = JoinSet::new();
     tasks.spawn_on(pulse(&node).run(node.shutdown.clone()), control.handle());
-    tasks.spawn_on(membership::serve(node.clone(), membership::facts(&options, identity.node)), control.handle());
+    tasks.spawn_on(membership::serve(node.clone(), facts), control.handle());
     tasks.spawn(service(&node).run(node.ended.clone()));
     tasks.spawn(node.fetch.clone().serve(node.shutdown.clone()));
     tasks.spawn(node.fetch.clone().keep_spares(node.raft.clone(), node.shutdown.clone()));
@@ -231,16 +239,18 @@ impl Drop for Control {
 }
 
 /// One connection for the control plane and one for the data plane; alone, one bus within the process is both.
-async fn buses(options: &Options, control: &Control) -> Result<(Bus, Bus), StartError> {
+async fn buses(options: &Options, seal: &Arc<Seal>, control: &Control) -> Result<(Sealed, Sealed), StartError> {
+    let sealed = |bus| Sealed::new(bus, options.lattice.clone(), seal.clone());
     let Some(nats) = &options.nats else {
-        let alone = Bus::Memory(Memory::alone());
+        let alone = sealed(Bus::Memory(Memory::alone()));
         return Ok((alone.clone(), alone));
     };
     let data = trellis_bus::Options { name: format!("{} data", nats.name), ..nats.clone() };
-    Ok((control.connect(nats, true).await?, control.connect(&data, false).await?))
+    Ok((sealed(control.connect(nats, true).await?), sealed(control.connect(&data, false).await?)))
 }
 
-async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node, StartError> {
+async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: &Control) -> Result<Node, StartError> {
+    let id = facts.id;
     let part = |what: &'static str| move |why: &dyn std::fmt::Display| StartError::Part(format!("{what}: {why}"));
     let engine = Engine::new(trellis_sandbox::Options {
         cache_dir: options.data_dir.join("compiled"),
@@ -249,10 +259,10 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
         wasi_p3: options.wasi_p3,
     })?;
     let artifacts = Artifacts::open(&options.data_dir).map_err(|why| part("artifacts")(&why))?;
-    let (bus, data) = buses(options, control).await?;
-    let raft = membership::enter(options, &membership::facts(options, id), &bus, control.handle()).await?;
+    let (control, data) = buses(options, seal, threads).await?;
+    let raft = membership::enter(options, facts, &control, threads.handle()).await?;
     let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, options.patience)));
-    let lines = Lines::new(data.clone(), options.lattice.clone());
+    let lines = Lines::new(data.clone());
     let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
     let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
     let embedded = embedded.map_err(|why| part("embedded store")(&why))?.map_err(|why| part("embedded store")(&why))?;
@@ -264,8 +274,7 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
         redis: Arc::new(Redis::new()),
     };
     let logs = Arc::new(Logs::new());
-    let lattice = options.lattice.clone();
-    let elsewhere = Elsewhere::new(id, lattice.clone(), data.clone(), shares.clone(), liveness.clone(), lines.clone());
+    let elsewhere = Elsewhere::new(data.clone(), shares.clone(), liveness.clone(), lines.clone());
     let dispatch = Dispatch::new(
         engine.clone(),
         artifacts.clone(),
@@ -276,9 +285,7 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
         Arc::new(elsewhere),
     );
     let fetch = Arc::new(Fetch {
-        me: id,
-        lattice,
-        bus: data.clone(),
+        sealed: data.clone(),
         artifacts: artifacts.clone(),
         shares: shares.clone(),
         liveness: liveness.clone(),
@@ -291,7 +298,8 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
         nats_url,
         oci_insecure: options.oci_insecure.clone(),
         image_aliases: options.image_aliases.clone(),
-        bus,
+        join_token: options.join_token.clone(),
+        control,
         data,
         lines,
         raft,
@@ -314,7 +322,7 @@ async fn build(options: &Options, id: NodeId, control: &Control) -> Result<Node,
 /// How the NATS provider reaches the lattice's own server, for links that name none: as the node itself does.
 fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
     use trellis_nats::Auth as As;
-    let secret = |secret: &trellis_bus::Secret| trellis_nats::Secret::new(secret.expose());
+    let secret = |secret: &Secret| trellis_nats::Secret::new(secret.expose());
     trellis_nats::Options {
         default_url: Some(nats.urls.join(",")),
         auth: match &nats.auth {
@@ -355,9 +363,7 @@ fn reconcile(node: &Node) -> Reconcile {
 fn pulse(node: &Node) -> Pulse {
     let http = node.providers.http.clone();
     Pulse {
-        node: node.id,
-        lattice: node.lattice.clone(),
-        bus: node.bus.clone(),
+        sealed: node.control.clone(),
         raft: node.raft.clone(),
         liveness: node.liveness.clone(),
         dispatch: node.dispatch.clone(),
@@ -368,9 +374,7 @@ fn pulse(node: &Node) -> Pulse {
 
 fn service(node: &Node) -> Service {
     Service {
-        me: node.id,
-        lattice: node.lattice.clone(),
-        bus: node.data.clone(),
+        sealed: node.data.clone(),
         shares: node.shares.clone(),
         dispatch: node.dispatch.clone(),
         providers: node.providers.clone(),
@@ -400,6 +404,21 @@ impl Running {
     /// The node's id.
     pub fn node(&self) -> NodeId {
         self.node.id
+    }
+
+    /// The node's public key.
+    pub fn key(&self) -> NodeKey {
+        self.node.control.seal().key()
+    }
+
+    /// Whether every node that reaches the lattice's bus can join it.
+    pub fn is_open(&self) -> bool {
+        self.node.raft.state().borrow().trust().is_some_and(|trust| trust.open)
+    }
+
+    /// Who can join the lattice, in words.
+    pub fn trust(&self) -> String {
+        status::trust(&self.node)
     }
 
     /// Runs until `shutdown` or until the node can no longer go on, then drains: no new events, those under way end,

@@ -338,16 +338,31 @@ pub(crate) fn lattice(node: &Node) -> LatticeStatus {
         bus: bus(node),
         version: env!("CARGO_PKG_VERSION").into(),
         generation: state.plan().generation().0,
-        trust: match node.nats_url {
-            Some(_) => "open to every node that its NATS account lets in".into(),
-            None => "this node alone".into(),
-        },
+        trust: trust(node),
         problems: [unready(node), node.liveness.problems()].concat(),
     }
 }
 
+/// Who can join the lattice.
+pub(crate) fn trust(node: &Node) -> String {
+    let state = node.raft.state().borrow().clone();
+    match (&node.nats_url, state.trust()) {
+        (None, _) => "this node alone".into(),
+        (Some(_), None) => "not known yet".into(),
+        (Some(_), Some(trust)) if trust.open => "open to every node that its NATS account lets in".into(),
+        (Some(_), Some(trust)) => {
+            let list = format!("a key on its list of {}", trust.allowed.len());
+            match (&trust.token, trust.allowed.is_empty()) {
+                (Some(_), true) => "closed: a node joins with the join token".into(),
+                (Some(_), false) => format!("closed: a node joins with the join token, or with {list}"),
+                (None, _) => format!("closed: a node joins with {list}"),
+            }
+        }
+    }
+}
+
 fn bus(node: &Node) -> String {
-    let connection = node.bus.connection().borrow().clone();
+    let connection = node.control.bus().connection().borrow().clone();
     match (&node.nats_url, connection) {
         (None, _) => "embedded".into(),
         (Some(_), Connection::Connected { server }) => format!("connected to nats {server}"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use trellis_manifest::{App, AppLink, Component, Delivery, Image, Limits, Provider, Scaler, Served, Spread, Tech};
 use trellis_placement::{Applied, Capacity, Command, Entry, NodeFacts, Release, State, plan};
-use trellis_wire::{CommandId, ComponentName, Digest, LinkName, NodeId};
+use trellis_wire::{CommandId, ComponentName, Digest, LinkName, NodeId, NodeKey};
 
 /// A state with the commands that made it.
 #[derive(Debug, Default)]
@@ -51,7 +51,15 @@ pub(crate) fn node_id(n: usize) -> NodeId {
 
 pub(crate) fn facts(n: usize, name: &str, permits: u32, labels: BTreeMap<String, String>, edge: bool) -> NodeFacts {
     let capacity = Capacity { permits, memory_bytes: 1 << 30 };
-    NodeFacts { id: node_id(n), name: name.into(), labels, version: "0.1.0".into(), capacity, edge }
+    NodeFacts {
+        id: node_id(n),
+        name: name.into(),
+        labels,
+        version: "0.1.0".into(),
+        capacity,
+        edge,
+        key: NodeKey::new([0; 32]),
+    }
 }
 
 /// A release of an app that declares nothing yet.

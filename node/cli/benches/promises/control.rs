@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use trellis_placement::{Assigned, Capacity, Command, Entry, NodeFacts, Release, State, diff, plan};
-use trellis_wire::{CommandId, Digest, NodeId};
+use trellis_wire::{CommandId, Digest, NodeId, NodeKey};
 
 use crate::Scale;
 use crate::density::manifest;
@@ -93,7 +93,8 @@ impl Lattice {
 
 fn facts(id: NodeId) -> NodeFacts {
     let capacity = Capacity { permits: 1_000, memory_bytes: 1 << 30 };
-    NodeFacts { id, name: "bench".into(), labels: BTreeMap::new(), version: "1".into(), capacity, edge: false }
+    let key = NodeKey::new([0; 32]);
+    NodeFacts { id, name: "bench".into(), labels: BTreeMap::new(), version: "1".into(), capacity, edge: false, key }
 }
 
 fn deploy(nth: usize) -> Command {

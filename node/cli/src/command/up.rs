@@ -23,7 +23,8 @@ const LOG_DEFAULT: &str = "info,openraft=warn,async_nats=warn,cranelift=warn,was
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis up
-  trellis up --nats nats://10.0.0.2:4222 --bootstrap --label zone=cellar
+  trellis up --nats nats://10.0.0.2:4222 --bootstrap --join-token-file /etc/trellis/join-token
+  trellis up --nats nats://10.0.0.2:4222 --join-token-file /etc/trellis/join-token --label zone=cellar
   trellis up --config /etc/trellis/node.yaml
 
 The config file has the same keys as the flags:
@@ -58,7 +59,7 @@ impl Up {
             () = &mut shutdown => return Ok(()),
         };
         print(&banner(&told, &running))?;
-        if told.nats.is_some() {
+        if told.nats.is_some() && running.is_open() {
             eprintln!(
                 "warning: lattice {} has no join token: every node that its NATS account lets in can join it",
                 told.lattice
@@ -75,10 +76,12 @@ fn banner(options: &Options, running: &Running) -> String {
         None => "embedded (this node alone; --nats makes it a lattice of many)".into(),
     };
     format!(
-        "trellis  {}\nnode     {}\nlattice  {}\nadmin    http://{}\nbus      {bus}\ndata     {}",
+        "trellis  {}\nnode     {}\nkey      {}\nlattice  {}\ntrust    {}\nadmin    http://{}\nbus      {bus}\ndata     {}",
         env!("CARGO_PKG_VERSION"),
         running.node(),
+        running.key(),
         options.lattice,
+        running.trust(),
         running.admin(),
         options.data_dir.display()
     )

@@ -10,9 +10,10 @@ const FUNCTION_LINES_P95_MAX: usize = 60;
 const ARROWS: &[(&str, &[&str])] = &[
     ("lattice/wire", &[]),
     ("lattice/manifest", &["lattice/wire"]),
-    ("lattice/placement", &["lattice/manifest", "lattice/wire"]),
-    ("lattice/bus", &["lattice/wire"]),
-    ("lattice/raft", &["lattice/bus", "lattice/manifest", "lattice/placement", "lattice/wire"]),
+    ("lattice/placement", &["lattice/manifest", "lattice/trust", "lattice/wire"]),
+    ("lattice/trust", &["lattice/wire"]),
+    ("lattice/bus", &["lattice/trust", "lattice/wire"]),
+    ("lattice/raft", &["lattice/bus", "lattice/manifest", "lattice/placement", "lattice/trust", "lattice/wire"]),
     ("sdk/provider", &["lattice/wire"]),
     ("node/sandbox", &["lattice/wire"]),
     ("node/daemon", &["lattice/*", "node/sandbox", "providers/*", "sdk/provider"]),
@@ -35,6 +36,8 @@ const KNOWN_BY: &[(&str, &[&str])] = &[
     ("oci-client", &["node/daemon"]),
     ("opentelemetry", &["node/daemon"]),
     ("clap", &["node/cli"]),
+    ("ring", &["lattice/trust"]),
+    ("ed25519-dalek", &["lattice/trust"]),
 ];
 
 #[test]

@@ -53,6 +53,8 @@ mod tests {
             lattice: "test".parse().unwrap(),
             nats: None,
             bootstrap: false,
+            join_token: None,
+            allow_nodes: Default::default(),
             listen_host: None,
             labels: BTreeMap::new(),
             sandboxes_max: 10,

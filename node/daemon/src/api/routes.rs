@@ -340,7 +340,7 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
     }
     if node.nats_url.is_some() {
         let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let published = node.data.publish(&request.subject, &headers, body.into()).await;
+        let published = node.data.bus().publish(&request.subject, &headers, body.into()).await;
         published.map_err(|why| Refusal::unavailable(why.to_string()))?;
         return Ok(Json(PublishReply { via: "nats".into(), receivers: None }));
     }

@@ -11,8 +11,8 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use trellis_bus::{Bus, BusError};
-use trellis_wire::{Body, BodyError, LatticeName, NodeId, frame, subject};
+use trellis_bus::{BusError, Sealed, SealedError};
+use trellis_wire::{Body, BodyError, NodeId, frame, subject};
 use uuid::Uuid;
 
 use super::cargo::{Rest, headers_in, headers_out};
@@ -27,8 +27,7 @@ const UNWANTED_MAX: usize = 1_024;
 /// Every exchange of this node that is under way.
 #[derive(Clone)]
 pub(crate) struct Lines {
-    bus: Bus,
-    lattice: LatticeName,
+    sealed: Sealed,
     table: Arc<Mutex<Table>>,
 }
 
@@ -36,12 +35,13 @@ pub(crate) struct Lines {
 struct Table {
     /// By exchange, and whether this node asked.
     open: HashMap<(Uuid, bool), Arc<End>>,
-    /// Broken off by the asker before the offer came: an offer that was held up is not carried out any more.
-    unwanted: VecDeque<Uuid>,
+    /// Broken off by the asker before its offer came: an offer that was held up is not carried out any more.
+    unwanted: VecDeque<(NodeId, Uuid)>,
 }
 
 /// What pieces of one exchange do at this end.
 struct End {
+    peer: NodeId,
     words: mpsc::Sender<Word>,
     credits: Semaphore,
     over: CancellationToken,
@@ -70,21 +70,22 @@ struct Leftover {
 
 impl Lines {
     /// Nothing is under way.
-    pub(crate) fn new(bus: Bus, lattice: LatticeName) -> Self {
-        Self { bus, lattice, table: Arc::default() }
+    pub(crate) fn new(sealed: Sealed) -> Self {
+        Self { sealed, table: Arc::default() }
     }
 
     /// Opens this node's end of an exchange with `peer`. `None`: the asker has broken it off already.
     pub(crate) fn open(&self, exchange: Uuid, asked: bool, peer: NodeId) -> Option<Line> {
         let (sender, words) = mpsc::channel(WORDS_MAX);
         let end = Arc::new(End {
+            peer,
             words: sender,
             credits: Semaphore::new(CREDITS),
             over: CancellationToken::new(),
             why: OnceLock::new(),
         });
         let mut table = self.lock();
-        if !asked && table.unwanted.contains(&exchange) {
+        if !asked && table.unwanted.contains(&(peer, exchange)) {
             return None;
         }
         table.open.insert((exchange, asked), end.clone());
@@ -100,31 +101,32 @@ impl Lines {
 
     /// Asks the other node whether an exchange is still under way there. `None`: it did not say in time.
     pub(crate) async fn is_still(&self, peer: NodeId, exchange: Uuid) -> Option<bool> {
-        let question = frame::encode(&Ask::Still(exchange)).into();
-        match self.bus.request(&subject::event(&self.lattice, peer), &[], question, STILL_EVERY).await {
-            Ok(answer) => match frame::decode(&answer.payload) {
+        let (subject, question) = (subject::event(self.sealed.lattice(), peer), frame::encode(&Ask::Still(exchange)));
+        match self.sealed.ask(peer, &subject, &question, STILL_EVERY).await {
+            Ok(answer) => match frame::decode(&answer) {
                 Ok(Taken::Still(still)) => Some(still),
                 _ => None,
             },
             // The server says at once that nobody listens there any more.
-            Err(BusError::NoResponders { .. }) => Some(false),
+            Err(SealedError::Bus(BusError::NoResponders { .. })) => Some(false),
             Err(_) => None,
         }
     }
 
-    /// Takes one piece from the bus.
-    pub(crate) fn take(&self, payload: &[u8]) {
-        let piece: Piece = match frame::decode(payload) {
+    /// Takes one piece from another node.
+    pub(crate) fn take(&self, from: NodeId, piece: &[u8]) {
+        let piece: Piece = match frame::decode(piece) {
             Ok(piece) => piece,
-            Err(why) => return tracing::warn!("a piece of an exchange is malformed: {why}"),
+            Err(why) => return tracing::warn!(%from, "a piece of an exchange is malformed: {why}"),
         };
         let mut table = self.lock();
-        let Some(end) = table.open.get(&(piece.exchange, piece.to_asker)).cloned() else {
+        let end = table.open.get(&(piece.exchange, piece.to_asker)).filter(|end| end.peer == from).cloned();
+        let Some(end) = end else {
             if matches!(piece.word, Word::Abort(_)) && !piece.to_asker {
                 if table.unwanted.len() == UNWANTED_MAX {
                     table.unwanted.pop_front();
                 }
-                table.unwanted.push_back(piece.exchange);
+                table.unwanted.push_back((from, piece.exchange));
             }
             return;
         };
@@ -143,8 +145,8 @@ impl Lines {
         }
     }
 
-    async fn send(&self, peer: NodeId, piece: &Piece) -> Result<(), BusError> {
-        self.bus.publish(&subject::stream(&self.lattice, peer), &[], frame::encode(piece).into()).await
+    async fn send(&self, peer: NodeId, piece: &Piece) -> Result<(), SealedError> {
+        self.sealed.tell(peer, &subject::stream(self.sealed.lattice(), peer), &frame::encode(piece)).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -187,7 +189,7 @@ impl Line {
     }
 
     /// Sends a word.
-    pub(crate) async fn say(&self, word: Word) -> Result<(), BusError> {
+    pub(crate) async fn say(&self, word: Word) -> Result<(), SealedError> {
         let piece = Piece { exchange: self.exchange, to_asker: !self.asked, word };
         self.lines.send(self.peer, &piece).await
     }
@@ -392,7 +394,7 @@ impl Outflow {
         Ok(())
     }
 
-    async fn say(&self, word: Word) -> Result<(), BusError> {
+    async fn say(&self, word: Word) -> Result<(), SealedError> {
         let piece = Piece { exchange: self.exchange, to_asker: self.to_asker, word };
         self.lines.send(self.peer, &piece).await
     }
@@ -408,7 +410,9 @@ async fn next_frame(body: &mut Option<Body>) -> Result<Option<Frame<Bytes>>, Str
 #[cfg(test)]
 mod tests {
     use http_body_util::Full;
-    use trellis_bus::Memory;
+    use trellis_bus::members::members;
+    use trellis_bus::{Bus, Memory};
+    use trellis_wire::LatticeId;
 
     use super::*;
     use crate::far::cargo::Load;
@@ -419,16 +423,16 @@ mod tests {
 
     /// Both ends of one exchange on one bus, with what brings pieces to each.
     async fn ends() -> (Line, Line) {
-        let bus = Bus::Memory(Memory::alone());
-        let lattice: LatticeName = "test".parse().unwrap();
         let mut lines = Vec::new();
-        for n in 0..2 {
-            let all = Lines::new(bus.clone(), lattice.clone());
-            let mut pieces = bus.subscribe(&subject::stream(&lattice, node(n)), None).await.unwrap();
+        for sealed in members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node(0), node(1)]) {
+            let all = Lines::new(sealed.clone());
+            let mut pieces = sealed.listen(&subject::stream(sealed.lattice(), sealed.node())).await.unwrap();
             let taker = all.clone();
+            tokio::spawn(sealed.be_greeted().await.unwrap());
             tokio::spawn(async move {
                 while let Some(piece) = pieces.next().await {
-                    taker.take(&piece.payload);
+                    let piece = piece.unwrap();
+                    taker.take(piece.from, &piece.body);
                 }
             });
             lines.push(all);
@@ -463,14 +467,26 @@ mod tests {
 
     #[tokio::test]
     async fn an_offer_that_was_broken_off_before_it_came_is_not_opened() {
-        let bus = Bus::Memory(Memory::alone());
-        let lines = Lines::new(bus, "test".parse().unwrap());
+        let [sealed] = members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node(0)]);
+        let lines = Lines::new(sealed);
         let exchange = Uuid::now_v7();
         let abort = Piece { exchange, to_asker: false, word: Word::Abort(String::new()) };
-        lines.take(&frame::encode(&abort));
+        lines.take(node(1), &frame::encode(&abort));
         assert!(lines.open(exchange, false, node(1)).is_none());
-        lines.take(b"what?");
+        assert!(lines.open(exchange, false, node(2)).is_some(), "another node's is another one");
+        lines.take(node(1), b"what?");
         assert!(lines.open(Uuid::now_v7(), false, node(1)).is_some());
+    }
+
+    #[tokio::test]
+    async fn another_member_puts_nothing_into_a_line() {
+        let (asker, mut answerer) = ends().await;
+        let (exchange, to_asker) = (asker.exchange(), false);
+        let inject = |word| frame::encode(&Piece { exchange, to_asker, word });
+        answerer.lines.take(node(2), &inject(Word::Chunk(0, Bytes::from_static(b"not yours"))));
+        answerer.lines.take(node(2), &inject(Word::Abort("not yours".into())));
+        asker.say(Word::Chunk(0, Bytes::from_static(b"mine"))).await.unwrap();
+        assert!(matches!(answerer.next().await, Some(Word::Chunk(0, bytes)) if bytes == "mine"));
     }
 
     #[tokio::test]

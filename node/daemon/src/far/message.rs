@@ -1,12 +1,11 @@
-//! The words of an exchange. Each message is a frame of `trellis_wire::frame`; the enums only grow at their ends.
+//! The words of an exchange. Each message is a frame of `trellis_wire::frame`, sealed for its receiver by
+//! `trellis_bus::Sealed`; the enums only grow at their ends.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use trellis_wire::{
-    CallError, ComponentKey, Error, Failure, Generation, LatticeId, LinkId, Message, NodeId, RunOutput, Settle,
-};
+use trellis_wire::{CallError, ComponentKey, Error, Failure, Generation, LinkId, Message, RunOutput, Settle};
 use uuid::Uuid;
 
 /// What comes on a node's `event` and `call` subjects.
@@ -21,10 +20,6 @@ pub(crate) enum Ask {
 /// Something to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Offer {
-    /// The asker's lattice.
-    pub(crate) lattice: LatticeId,
-    /// The asker.
-    pub(crate) from: NodeId,
     /// The plan that the asker knows.
     pub(crate) generation: Generation,
     /// Names the exchange; minted for this offer alone.

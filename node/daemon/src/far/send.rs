@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
-use trellis_bus::{Bus, BusError};
+use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::Life;
 use trellis_provider::{Permit, Run, Want};
 use trellis_wire::{
-    Answer, Body, Call, CallError, ComponentKey, Error, Event, LatticeName, LinkId, NodeId, Outcome, frame, subject,
+    Answer, Body, Call, CallError, ComponentKey, Error, Event, LinkId, NodeId, Outcome, frame, subject,
 };
 use uuid::Uuid;
 
@@ -28,9 +28,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The other nodes, as the data plane sees them.
 pub(crate) struct Elsewhere {
-    me: NodeId,
-    lattice: LatticeName,
-    bus: Bus,
+    sealed: Sealed,
     shares: Arc<Shares>,
     liveness: Arc<Liveness>,
     lines: Lines,
@@ -48,15 +46,8 @@ enum NotTaken {
 }
 
 impl Elsewhere {
-    pub(crate) fn new(
-        me: NodeId,
-        lattice: LatticeName,
-        bus: Bus,
-        shares: Arc<Shares>,
-        liveness: Arc<Liveness>,
-        lines: Lines,
-    ) -> Self {
-        Self { me, lattice, bus, shares, liveness, lines, exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)) }
+    pub(crate) fn new(sealed: Sealed, shares: Arc<Shares>, liveness: Arc<Liveness>, lines: Lines) -> Self {
+        Self { sealed, shares, liveness, lines, exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)) }
     }
 
     /// Whether another node holds the component and seems alive.
@@ -98,8 +89,13 @@ impl Elsewhere {
         let (head, body) = cargo::call_out(call);
         let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
         let what = || What::Call { link: link.clone(), head: head.clone() };
-        let nodes: Vec<NodeId> =
-            self.shares.state().provider_nodes(provider).into_iter().filter(|node| *node != self.me).collect();
+        let nodes: Vec<NodeId> = self
+            .shares
+            .state()
+            .provider_nodes(provider)
+            .into_iter()
+            .filter(|node| *node != self.sealed.node())
+            .collect();
         match self.offer(&nodes, what, (&load.first, load.rest.is_none()), TIMEOUT_DEFAULT).await {
             Ok(line) => match self.reply(line, load, TIMEOUT_DEFAULT).await {
                 Ok((back, body)) => cargo::answer_in(back, body).await,
@@ -115,7 +111,7 @@ impl Elsewhere {
     fn holders(&self, component: &ComponentKey) -> Vec<NodeId> {
         let state = self.shares.state();
         let holding = state.holding(component).into_iter().flatten();
-        let mut holders: Vec<_> = holding.filter(|(node, _)| **node != self.me).collect();
+        let mut holders: Vec<_> = holding.filter(|(node, _)| **node != self.sealed.node()).collect();
         holders.sort_by_key(|(_, permits)| std::cmp::Reverse(permits.unwrap_or(u32::MAX)));
         holders.into_iter().map(|(node, _)| *node).collect()
     }
@@ -142,13 +138,10 @@ impl Elsewhere {
         within: Duration,
     ) -> Result<Line, NotTaken> {
         let state = self.shares.state();
-        let Some(lattice) = state.lattice_id() else { return Err(NotTaken::Nobody) };
         let mut busy = None;
         for to in self.in_turn(nodes) {
             let exchange = Uuid::now_v7();
             let offer = Offer {
-                lattice,
-                from: self.me,
                 generation: state.plan().generation(),
                 exchange,
                 what: what(),
@@ -157,16 +150,16 @@ impl Elsewhere {
                 whole,
             };
             let subject = match &offer.what {
-                What::Event { .. } => subject::event(&self.lattice, to),
-                What::Call { .. } => subject::call(&self.lattice, to),
+                What::Event { .. } => subject::event(self.sealed.lattice(), to),
+                What::Call { .. } => subject::call(self.sealed.lattice(), to),
             };
             let question = frame::encode(&Ask::Offer(Box::new(offer)));
             if question.len() > HEAD_BYTES_MAX + super::FIRST_BYTES_MAX {
                 return Err(NotTaken::Never(format!("its head is longer than {HEAD_BYTES_MAX} bytes")));
             }
             let mut line = self.lines.open(exchange, true, to).expect("only what is offered can be unwanted");
-            match self.bus.request(&subject, &[], question.into(), TAKE_WAIT).await {
-                Ok(answer) => match frame::decode(&answer.payload) {
+            match self.sealed.ask(to, &subject, &question, TAKE_WAIT).await {
+                Ok(answer) => match frame::decode(&answer) {
                     Ok(Taken::Accepted) => return Ok(line),
                     Ok(Taken::Busy(why)) => busy = Some(why),
                     Ok(Taken::Refused(why)) => {
@@ -176,7 +169,7 @@ impl Elsewhere {
                     Ok(Taken::Still(_)) | Err(_) => busy = Some(format!("node {to} does not understand this one")),
                 },
                 // It may have been taken: the line is dropped, which tells that node to let it be.
-                Err(BusError::TimedOut { .. }) => {
+                Err(SealedError::Bus(BusError::TimedOut { .. })) => {
                     busy = Some(format!("node {to} did not answer"));
                     continue;
                 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use trellis_bus::{Bus, Delivered, Subscription};
+use trellis_bus::{Heard, Reply, Sealed};
 use trellis_placement::Direction;
 use trellis_provider::{Permit, Want};
-use trellis_wire::{Body, ComponentKey, Error, LatticeName, LinkId, NodeId, frame, subject};
+use trellis_wire::{Body, ComponentKey, Error, LinkId, NodeId, frame, subject};
 
 use super::EXCHANGES_MAX;
 use super::cargo::{self, Load};
@@ -23,9 +23,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a node does for others.
 pub(crate) struct Service {
-    pub(crate) me: NodeId,
-    pub(crate) lattice: LatticeName,
-    pub(crate) bus: Bus,
+    pub(crate) sealed: Sealed,
     pub(crate) shares: Arc<Shares>,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) providers: Providers,
@@ -60,24 +58,26 @@ impl Service {
     /// Serves until `ended`: the pieces of what is under way are taken for longer than anything new.
     pub(crate) async fn run(self, ended: CancellationToken) {
         let service = Arc::new(self);
-        let (lattice, me) = (&service.lattice, service.me);
+        let (lattice, me) = (service.sealed.lattice(), service.sealed.node());
         let subjects = [subject::event(lattice, me), subject::call(lattice, me), subject::stream(lattice, me)];
         let [events, calls, pieces] = subjects;
         tokio::select! {
             () = ended.cancelled() => {}
             () = service.listen(&events, |asked| service.clone().take(asked, true)) => {}
             () = service.listen(&calls, |asked| service.clone().take(asked, false)) => {}
-            () = service.listen(&pieces, |piece| service.lines.take(&piece.payload)) => {}
+            () = service.listen(&pieces, |piece| service.lines.take(piece.from, &piece.body)) => {}
         }
     }
 
-    async fn listen(&self, subject: &str, each: impl Fn(Delivered)) {
+    async fn listen(&self, subject: &str, each: impl Fn(Heard)) {
         loop {
-            let subscription: Result<Subscription, _> = self.bus.subscribe(subject, None).await;
-            match subscription {
-                Ok(mut asked) => {
-                    while let Some(one) = asked.next().await {
-                        each(one);
+            match self.sealed.listen(subject).await {
+                Ok(mut words) => {
+                    while let Some(word) = words.next().await {
+                        // Who sent what is not taken was told.
+                        if let Ok(word) = word {
+                            each(word);
+                        }
                     }
                 }
                 Err(why) => tracing::warn!("not listening on {subject}: {why}"),
@@ -87,59 +87,56 @@ impl Service {
     }
 
     /// One question. What is long is done beside the others; there is a bound on how many.
-    fn take(self: Arc<Self>, asked: Delivered, events: bool) {
+    fn take(self: Arc<Self>, asked: Heard, events: bool) {
         let Some(reply) = asked.reply else { return };
         let place = self.places.clone().try_acquire_owned();
         tokio::spawn(async move {
-            let offer = match frame::decode(&asked.payload) {
-                Ok(Ask::Still(exchange)) => return self.say(&reply, Taken::Still(self.lines.is_open(exchange))).await,
+            let offer = match frame::decode(&asked.body) {
+                Ok(Ask::Still(exchange)) => return self.say(reply, Taken::Still(self.lines.is_open(exchange))).await,
                 Ok(Ask::Offer(offer)) => *offer,
-                Err(why) => return self.say(&reply, Taken::Refused(format!("not understood: {why}"))).await,
+                Err(why) => return self.say(reply, Taken::Refused(format!("not understood: {why}"))).await,
             };
             let Ok(_place) = place else {
-                return self.say(&reply, Taken::Busy("too much of others is under way here".into())).await;
+                return self.say(reply, Taken::Busy("too much of others is under way here".into())).await;
             };
             if events != matches!(offer.what, What::Event { .. }) {
-                return self.say(&reply, Taken::Refused("it came on another subject".into())).await;
+                return self.say(reply, Taken::Refused("it came on another subject".into())).await;
             }
-            match self.consider(&offer).await {
-                Err(no) => self.say(&reply, no).await,
+            match self.consider(asked.from, &offer).await {
+                Err(no) => self.say(reply, no).await,
                 Ok(work) => {
-                    let Some(line) = self.lines.open(offer.exchange, false, offer.from) else { return };
-                    self.say(&reply, Taken::Accepted).await;
+                    let Some(line) = self.lines.open(offer.exchange, false, asked.from) else { return };
+                    self.say(reply, Taken::Accepted).await;
                     self.work(offer, work, line).await;
                 }
             }
         });
     }
 
-    async fn say(&self, reply: &str, taken: Taken) {
-        if let Err(why) = self.bus.publish(reply, &[], frame::encode(&taken).into()).await {
+    async fn say(&self, reply: Reply, taken: Taken) {
+        if let Err(why) = self.sealed.answer(reply, &frame::encode(&taken)).await {
             // The asker sees a time-out and asks another node.
             tracing::debug!(%why, "an offer was not answered");
         }
     }
 
     /// Whether the asker may, by this node's own plan, and whether there is a permit now.
-    async fn consider(&self, offer: &Offer) -> Result<Work, Taken> {
+    async fn consider(&self, from: NodeId, offer: &Offer) -> Result<Work, Taken> {
         if self.shutdown.is_cancelled() {
             return Err(Taken::Busy("the node is shutting down".into()));
         }
         let state = self.shares.state();
-        if state.lattice_id() != Some(offer.lattice) {
-            return Err(Taken::Refused("it comes from another lattice of this name".into()));
-        }
         let denied = |why: String| {
             // What the asker's newer plan allows will be allowed here in a moment.
             if offer.generation > state.plan().generation() { Taken::Busy(why) } else { Taken::Refused(why) }
         };
-        if state.node(offer.from).is_none() {
-            return Err(denied(format!("node {} is no member", offer.from)));
+        if state.node(from).is_none() {
+            return Err(denied(format!("node {from} is no member")));
         }
         match &offer.what {
             What::Event { component, origin, .. } => {
-                if !self.may_wake(offer.from, component, origin) {
-                    return Err(denied(format!("no link lets node {} wake {component}", offer.from)));
+                if !self.may_wake(from, component, origin) {
+                    return Err(denied(format!("no link lets node {from} wake {component}")));
                 }
                 let now = Want::Answer { at_most: Duration::ZERO };
                 match self.dispatch.permit_here(component, now, origin.clone().into()).await {
@@ -151,7 +148,7 @@ impl Service {
                 }
             }
             What::Call { link, .. } => {
-                let (mine, theirs) = (self.shares.of(self.me), self.shares.of(offer.from));
+                let (mine, theirs) = (self.shares.of(self.sealed.node()), self.shares.of(from));
                 let calls = theirs.links.get(link).is_some_and(|held| {
                     matches!(held.direction, Direction::GrantsElsewhere { .. })
                         && theirs.components.contains_key(&held.link.component)
@@ -160,7 +157,7 @@ impl Service {
                     Some(Direction::Grants { tech, .. }) if calls => {
                         Ok(Work::Call(ComponentCall { link: link.clone(), tech: *tech }))
                     }
-                    _ => Err(denied(format!("link {link} does not grant node {} a call here", offer.from))),
+                    _ => Err(denied(format!("link {link} does not grant node {from} a call here"))),
                 }
             }
         }
