@@ -84,6 +84,31 @@ pub enum Command {
     },
     /// Who may become a member.
     Trust(TrustChange),
+    /// Takes the next step of a roll-out.
+    Advance {
+        /// The app.
+        app: AppName,
+        /// The version that is rolled out.
+        version: String,
+        /// The step that it comes to, as an index of [`SHARES`](crate::SHARES); one more than the last ends it.
+        step: u8,
+    },
+    /// Takes back the version that is rolled out or watched, because it is not what it should be.
+    GiveUp {
+        /// The app.
+        app: AppName,
+        /// The version.
+        version: String,
+        /// Why, for people.
+        why: String,
+    },
+    /// Goes back to a version that is kept, by hand.
+    Rollback {
+        /// The app.
+        app: AppName,
+        /// The version; `None`: the one before.
+        version: Option<String>,
+    },
 }
 
 impl Entry {

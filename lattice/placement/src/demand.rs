@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 
 use trellis_manifest::{Component, Provider, Scaler, Spread};
+use trellis_wire::ComponentName;
+
+use crate::Release;
 
 static ANY_NODE: BTreeMap<String, String> = BTreeMap::new();
 
@@ -27,6 +30,38 @@ pub(crate) struct Portion<'a> {
 }
 
 impl<'a> Demand<'a> {
+    /// What an entry of a release asks for, and whether it needs sandboxes. `None`: it is not planned.
+    pub(crate) fn of_entry(release: &'a Release, entry: &ComponentName) -> Option<(Self, bool)> {
+        if release.shared(entry).is_some() {
+            return None;
+        }
+        if let Some(component) = release.app.components.get(entry) {
+            return Some((Self::of_component(component), true));
+        }
+        let provider = release.app.providers.get(entry).filter(|provider| provider.tech().is_some())?;
+        Some((Self::of_provider(provider)?, false))
+    }
+
+    /// What is asked for while a newer version, which asks for `newer`, has this share of the events, in percent. Only
+    /// counted permits move step by step; there are at most as many as the one that asks for more has.
+    pub(crate) fn giving_way_to(self, newer: Self, share: u8) -> Self {
+        match (self, newer) {
+            (Self::Permits(older), Self::Permits(newer)) if share > 0 && share < 100 => {
+                let part = |portions: Vec<Portion<'a>>, of_hundred: u64, up: bool| {
+                    let total: u64 = portions.iter().map(|portion| u64::from(portion.wanted)).sum();
+                    let left = if up { (total * of_hundred).div_ceil(100) } else { total * of_hundred / 100 };
+                    thinned(portions, total, left)
+                };
+                let share = u64::from(share);
+                let mut both = part(older, 100 - share, false);
+                both.extend(part(newer, share, true));
+                Self::Permits(both)
+            }
+            (older, _) if share < 100 => older,
+            (_, newer) => newer,
+        }
+    }
+
     /// Without a scaler a component is held by one node.
     pub(crate) fn of_component(component: &'a Component) -> Self {
         let in_flight_max = component.limits.max_in_flight.unwrap_or(u32::MAX);
@@ -74,6 +109,20 @@ impl<'a> Demand<'a> {
             Self::Nodes(_) | Self::Every { .. } => None,
         }
     }
+}
+
+/// Portions in the same proportion that sum to `left` instead of `total`.
+fn thinned<'a>(portions: Vec<Portion<'a>>, total: u64, left: u64) -> Vec<Portion<'a>> {
+    // The sums up to each portion are rounded, not the portions: so they add up.
+    let (mut before, mut given) = (0, 0);
+    let thin = |portion: Portion<'a>| {
+        before += u64::from(portion.wanted);
+        let upto = (before * left).checked_div(total).unwrap_or(0);
+        let wanted = u32::try_from(upto - given).unwrap_or(u32::MAX);
+        given = upto;
+        Portion { wanted, ..portion }
+    };
+    portions.into_iter().map(thin).collect()
 }
 
 /// Divides `instances` over spreads by weight.

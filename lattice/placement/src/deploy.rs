@@ -6,9 +6,9 @@ use std::sync::Arc;
 use trellis_wire::{AppName, ComponentKey};
 
 use crate::conflict::{self, Conflict, Listener};
-use crate::release::Put;
 use crate::state::done_if;
-use crate::{Applied, Refusal, Release, State, StoredConfig, Versions};
+use crate::versions::{End, Put};
+use crate::{Applied, Refusal, Release, Rollout, State, StoredConfig, Versions};
 
 impl State {
     /// What the newest deploy of an app waits for, in words. Empty: it waits for nothing.
@@ -47,21 +47,21 @@ impl State {
             self.waiting.insert(app.clone());
             return Ok(Applied::Waiting(blockers));
         }
-        self.start(&release, listeners);
-        self.start_waiting();
+        self.start(&release, at_ms);
+        self.start_waiting(at_ms);
         Ok(Applied::Done)
     }
 
-    pub(crate) fn undeploy(&mut self, app: &AppName) -> Result<Applied, Refusal> {
+    pub(crate) fn undeploy(&mut self, app: &AppName, at_ms: u64) -> Result<Applied, Refusal> {
         self.check_unused(app)?;
         let versions = self.apps.get_mut(app).ok_or_else(|| Refusal::UnknownApp(app.clone()))?;
-        let stopped = Arc::make_mut(versions).stop();
-        self.waiting.remove(app);
-        self.start_waiting();
+        let stopped = Arc::make_mut(versions).stop(at_ms);
+        self.forget_ways(app);
+        self.start_waiting(at_ms);
         Ok(done_if(stopped))
     }
 
-    pub(crate) fn delete(&mut self, app: &AppName) -> Result<Applied, Refusal> {
+    pub(crate) fn delete(&mut self, app: &AppName, at_ms: u64) -> Result<Applied, Refusal> {
         self.check_unused(app)?;
         if !self.apps.contains_key(app) {
             return Err(Refusal::UnknownApp(app.clone()));
@@ -73,11 +73,18 @@ impl State {
             }
         }
         self.apps.remove(app);
-        self.waiting.remove(app);
+        self.forget_ways(app);
         let configs = Arc::make_mut(&mut self.configs);
         owned.iter().for_each(|name| configs.remove(name));
-        self.start_waiting();
+        self.start_waiting(at_ms);
         Ok(Applied::Done)
+    }
+
+    /// Nothing of an app waits or is on its way any more.
+    fn forget_ways(&mut self, app: &AppName) {
+        self.waiting.remove(app);
+        self.rolling.remove(app);
+        self.plan.unstage(app);
     }
 
     /// Checks what no waiting would mend.
@@ -107,7 +114,7 @@ impl State {
     /// An id is one component's in the whole lattice: queue groups and consumers are named by it.
     fn check_ids(&self, release: &Release) -> Result<(), Refusal> {
         let ids: BTreeSet<&str> = ids(release).map(|(_, id)| id).collect();
-        let others = self.releases().filter(|other| other.app.name != release.app.name);
+        let others = self.running().filter(|other| other.app.name != release.app.name);
         for other in others {
             if let Some((owner, id)) = self::ids(other).find(|(_, id)| ids.contains(id)) {
                 return Err(Refusal::IdTaken { id: id.into(), owner });
@@ -118,10 +125,10 @@ impl State {
 
     /// Another app that runs may use what this one shares.
     fn check_unused(&self, app: &AppName) -> Result<(), Refusal> {
-        if !self.app(app).and_then(Versions::deployed).is_some_and(|release| release.app.shared) {
+        if !self.app(app).is_some_and(|versions| versions.running().any(|release| release.app.shared)) {
             return Ok(());
         }
-        for user in self.releases().filter(|release| release.app.name != *app) {
+        for user in self.running().filter(|release| release.app.name != *app) {
             if let Some(shared) = user.uses().find(|used| used.app == *app) {
                 return Err(Refusal::SharedInUse { shared, user: user.app.name.clone() });
             }
@@ -138,36 +145,55 @@ impl State {
         configs.chain(used.into_iter().map(|key| format!("component {key}"))).collect()
     }
 
-    /// Makes a release what runs, with its config.
-    fn start(&mut self, release: &Arc<Release>, listeners: Vec<Listener>) {
+    /// Makes a release what runs: step by step where another one runs, at once where none does.
+    fn start(&mut self, release: &Arc<Release>, at_ms: u64) {
         let app = &release.app.name;
+        self.waiting.remove(app);
+        match self.app(app).and_then(Versions::deployed) {
+            None => {
+                self.versions_mut(app).run(release, at_ms);
+                self.own_configs(app);
+            }
+            // What runs is wanted again: what was to take its place is given up.
+            Some(deployed) if **deployed == **release => {
+                self.versions_mut(app).forget_next();
+                if !self.app(app).and_then(Versions::rollout).is_some_and(Rollout::is_last) {
+                    self.take_back(app, at_ms, End::Replaced(release.version.clone()));
+                }
+            }
+            Some(_) => self.begin(release, at_ms),
+        }
+        self.listen_as_running(app);
+    }
+
+    /// Gives the lattice the config of an app's manifest.
+    pub(crate) fn own_configs(&mut self, app: &AppName) {
+        let Some(release) = self.app(app).and_then(Versions::deployed).cloned() else { return };
         let gone = self.owned_configs(app).into_iter().filter(|name| !release.app.configs.contains_key(name));
         // What another app still reads stays until this app is deleted.
         let gone: Vec<String> = gone.filter(|name| self.config_users(name).all(|user| user.app.name == *app)).collect();
-        if !gone.is_empty() || !release.app.configs.is_empty() {
-            let configs = Arc::make_mut(&mut self.configs);
-            gone.iter().for_each(|name| configs.remove(name));
-            for (name, values) in &release.app.configs {
-                configs.put(name, StoredConfig { values: values.clone(), owner: Some(app.clone()) });
-            }
+        if gone.is_empty() && release.app.configs.is_empty() {
+            return;
         }
-        Arc::make_mut(self.apps.entry(app.clone()).or_default()).run(Arc::clone(release), listeners);
-        self.waiting.remove(app);
+        let configs = Arc::make_mut(&mut self.configs);
+        gone.iter().for_each(|name| configs.remove(name));
+        for (name, values) in &release.app.configs {
+            configs.put(name, StoredConfig { values: values.clone(), owner: Some(app.clone()) });
+        }
     }
 
     /// Starts whatever waits and can start now. One start may be what the next one waits for.
-    pub(crate) fn start_waiting(&mut self) {
-        while let Some((release, listeners)) = self.startable() {
-            self.start(&release, listeners);
+    pub(crate) fn start_waiting(&mut self, at_ms: u64) {
+        while let Some(release) = self.startable() {
+            self.start(&release, at_ms);
         }
     }
 
-    fn startable(&self) -> Option<(Arc<Release>, Vec<Listener>)> {
+    fn startable(&self) -> Option<Arc<Release>> {
         self.waiting.iter().find_map(|app| {
             let release = self.app(app)?.next()?;
             let is_ready = self.check(release).is_ok() && self.blockers(release).is_empty();
-            let listeners = self.listeners(release);
-            (is_ready && self.conflict(app, &listeners).is_none()).then(|| (Arc::clone(release), listeners))
+            (is_ready && self.conflict(app, &self.listeners(release)).is_none()).then(|| Arc::clone(release))
         })
     }
 
@@ -187,20 +213,26 @@ impl State {
         conflict::find(listeners, others)
     }
 
+    /// Notes where what runs of an app listens, and where what is on its way will. What is only kept ready listens nowhere.
+    pub(crate) fn listen_as_running(&mut self, app: &AppName) {
+        let Some(versions) = self.app(app) else { return };
+        let next = versions.newer().filter(|_| !versions.rollout().is_some_and(Rollout::is_last));
+        let running = versions.deployed().into_iter().chain(next);
+        let listeners: Vec<Listener> = running.flat_map(|release| self.listeners(release)).collect();
+        self.versions_mut(app).listen(listeners);
+    }
+
     /// Finds out anew where the users of a config listen. On a conflict nothing changes.
     pub(crate) fn listen_again(&mut self, config: &str) -> Result<(), Box<Conflict>> {
-        let users = self.config_users(config);
-        let anew: Vec<_> = users.map(|release| (release.app.name.clone(), self.listeners(release))).collect();
-        let others = self.apps.iter().filter(|(name, _)| anew.iter().all(|(user, _)| user != *name));
-        let others = others.flat_map(|(_, versions)| versions.listeners());
-        let wanted: Vec<Listener> = anew.iter().flat_map(|(_, listeners)| listeners).cloned().collect();
-        if let Some(conflict) = conflict::find(&wanted, others) {
-            return Err(conflict);
-        }
-        for (app, listeners) in anew {
-            Arc::make_mut(self.apps.entry(app).or_default()).listen(listeners);
-        }
-        Ok(())
+        let users: Vec<_> = self.config_users(config).cloned().collect();
+        let apps: BTreeSet<&AppName> = users.iter().map(|release| &release.app.name).collect();
+        let before: Vec<_> = apps.iter().filter_map(|&app| Some((app.clone(), self.apps.get(app)?.clone()))).collect();
+        apps.iter().for_each(|app| self.listen_as_running(app));
+        let mut found = users.iter().map(|release| self.conflict(&release.app.name, &self.listeners(release)));
+        let Some(conflict) = found.find_map(|conflict| conflict) else { return Ok(()) };
+        drop(found);
+        self.apps.extend(before);
+        Err(conflict)
     }
 
     /// What runs and reads a config from the lattice, not from its own manifest.
@@ -208,7 +240,7 @@ impl State {
         let reads = move |release: &&Arc<Release>| {
             !release.app.configs.contains_key(name) && release.config_names().any(|read| read == name)
         };
-        self.releases().filter(reads)
+        self.running().filter(reads)
     }
 
     fn owned_configs(&self, app: &AppName) -> Vec<String> {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use trellis_wire::{ComponentKey, LinkId};
 
-use crate::{Assigned, HeldComponent, HeldLink};
+use crate::{Assigned, Beside, HeldComponent, HeldLink};
 
 /// One step. Steps are carried out in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,10 @@ pub enum Step {
     Adjust(ComponentKey, Box<HeldComponent>),
     /// Apply a link. One that changed was removed before.
     AddLink(Box<HeldLink>),
+    /// Hold a component in the other version of a roll-out too, or go on so with another share of the events.
+    HoldBeside(ComponentKey, Box<Beside>),
+    /// Hold that version no longer.
+    RemoveBeside(ComponentKey),
 }
 
 /// The steps from `running` to `assigned`: links end before their components go, components are there before their
@@ -31,8 +35,12 @@ pub fn diff(running: &Assigned, assigned: &Assigned) -> Vec<Step> {
         _ => Some(Step::Hold(key.clone(), Box::new(held.clone()))),
     });
     let begun = assigned.links.iter().filter(|(id, held)| running.links.get(id) != Some(held));
+    let beside = assigned.beside.iter().filter(|(key, beside)| running.beside.get(key) != Some(beside));
+    let beside_gone = running.beside.keys().filter(|key| !assigned.beside.contains_key(key));
     let ended = ended.map(|(id, _)| Step::RemoveLink(id.clone()));
     let gone = gone.map(|key| Step::RemoveComponent(key.clone()));
     let begun = begun.map(|(_, held)| Step::AddLink(Box::new(held.clone())));
-    ended.chain(gone).chain(held).chain(begun).collect()
+    let beside = beside.map(|(key, beside)| Step::HoldBeside(key.clone(), Box::new(beside.clone())));
+    let beside_gone = beside_gone.map(|key| Step::RemoveBeside(key.clone()));
+    ended.chain(gone).chain(held).chain(beside).chain(begun).chain(beside_gone).collect()
 }

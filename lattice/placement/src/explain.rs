@@ -5,17 +5,24 @@ use std::fmt;
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::demand::{Demand, Portion};
+use crate::node::EDGE_LABEL;
 use crate::planner::Ground;
+use crate::rollout::Want;
 use crate::{Holding, State, Unfit, Versions};
 
 /// How many nodes an explanation names one by one.
 const NODES_NAMED_MAX: usize = 3;
+
+/// What is said until the leader has planned.
+const NOT_PLANNED_YET: &str = "the plan has not come to it yet";
 
 /// Whether a node may hold a component, and why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It holds it, with so many permits; `None`: as many as it allows. A provider runs there.
     Holds(Option<u32>),
+    /// It makes the newer version of a roll-out ready.
+    Staged,
     /// It could, and nothing more is needed there now.
     Fits,
     /// It cannot: for each spread by name, why.
@@ -37,13 +44,16 @@ pub struct Unplaced {
     pub placed: u64,
     /// Why not more, for people.
     pub why: String,
+    /// Whether the spread names the edge: nobody waits for what is there.
+    pub edge: bool,
 }
 
 impl State {
     /// Why each node may or may not hold `key`. Empty when it does not run.
     pub fn explain(&self, key: &ComponentKey) -> Vec<(NodeId, Verdict)> {
-        if let Some((demand, sandboxes)) = self.demand(key) {
-            let judge = |(&id, _)| (id, self.judge(&demand, sandboxes, key, id));
+        if let Some(want) = self.want(key) {
+            let Some(demand) = want.demand.as_ref().or(want.newer.as_ref()) else { return Vec::new() };
+            let judge = |(&id, _)| (id, self.judge(demand, want.sandboxes, key, id));
             return self.nodes().iter().map(judge).collect();
         }
         if self.provider(key).is_none() {
@@ -56,11 +66,11 @@ impl State {
 
     /// The spreads of an app that are not fully placed.
     pub fn unplaced(&self, app: &AppName) -> Vec<Unplaced> {
-        let Some(release) = self.app(app).and_then(Versions::deployed) else { return Vec::new() };
         let mut ground = Ground::unloaded(self);
         let nothing = Holding::new();
         let mut unplaced = Vec::new();
-        for (key, demand, sandboxes) in Self::demands(release) {
+        for Want { key, demand, sandboxes, .. } in self.app(app).into_iter().flat_map(Want::all) {
+            let Some(demand) = demand else { continue };
             let placed = ground.met(&demand, sandboxes, self.holding(&key).unwrap_or(&nothing));
             let reach = ground.reach(&demand, sandboxes);
             for ((portion, list), placed) in demand.portions().iter().zip(&reach.lists).zip(placed) {
@@ -77,6 +87,7 @@ impl State {
                         wanted,
                         placed,
                         why,
+                        edge: portion.requirements.contains_key(EDGE_LABEL),
                     });
                 }
             }
@@ -84,9 +95,38 @@ impl State {
         unplaced
     }
 
+    /// Why the plan is not ready for the next step of an app's roll-out, for people. What is for the edge is not waited for.
+    pub fn unready(&self, app: &AppName) -> Vec<String> {
+        let Some(rollout) = self.app(app).and_then(Versions::rollout) else { return Vec::new() };
+        let mut unready = Vec::new();
+        if rollout.is_last() {
+            unready.extend(self.unplaced(app).iter().filter(|unplaced| !unplaced.edge).map(ToString::to_string));
+        }
+        let mut ground = Ground::survey(self);
+        for want in self.app(app).into_iter().flat_map(Want::all) {
+            let Some(newer) = &want.newer else { continue };
+            let reach = ground.reach(newer, want.sandboxes);
+            let is_staged = self.plan().staged(&want.key).is_some_and(|nodes| !nodes.is_empty());
+            let wanted = newer.portions().iter().zip(&reach.lists);
+            for (portion, list) in
+                wanted.filter(|(portion, _)| portion.wanted > 0 && !portion.requirements.contains_key(EDGE_LABEL))
+            {
+                if list.is_empty() {
+                    unready.push(format!("{}: {}", want.key, self.why_nowhere(portion, want.sandboxes)));
+                } else if !is_staged {
+                    unready.push(format!("{}: {NOT_PLANNED_YET}", want.key));
+                }
+            }
+        }
+        unready
+    }
+
     fn judge(&self, demand: &Demand<'_>, sandboxes: bool, key: &ComponentKey, id: NodeId) -> Verdict {
         if let Some(&permits) = self.holding(key).and_then(|holding| holding.get(&id)) {
             return Verdict::Holds(permits);
+        }
+        if self.plan().staged(key).is_some_and(|nodes| nodes.contains(&id)) {
+            return Verdict::Staged;
         }
         let node = &self.nodes()[&id];
         let unfit =
@@ -114,7 +154,7 @@ impl State {
         if matches!(demand, Demand::Nodes(_)) && eligible < u64::from(portion.wanted) {
             return format!("only {eligible} nodes fit");
         }
-        "the plan has not come to it yet".into()
+        NOT_PLANNED_YET.into()
     }
 
     fn why_nowhere(&self, portion: &Portion<'_>, sandboxes: bool) -> String {
@@ -131,9 +171,21 @@ impl State {
     }
 }
 
+impl Verdict {
+    /// What would change it on the node of this name or id, for people.
+    pub fn remedy(&self, node: &str) -> Option<String> {
+        match self {
+            Self::Holds(_) | Self::Staged => None,
+            Self::Fits => Some("more `instances`, or another node that has no room".into()),
+            Self::Unfit(reasons) => reasons.first().map(|(_, unfit)| unfit.remedy(node)),
+            Self::NotLinked => Some("a component that it is linked with is placed there".into()),
+        }
+    }
+}
+
 impl fmt::Display for Unplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { component, spread, wanted, placed, why } = self;
+        let Self { component, spread, wanted, placed, why, edge: _ } = self;
         write!(f, "{component}: {placed} of {wanted} placed for spread `{spread}`: {why}")
     }
 }
@@ -143,6 +195,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::Holds(Some(permits)) => write!(f, "holds it with {permits} permits"),
             Self::Holds(None) => f.write_str("holds it"),
+            Self::Staged => f.write_str("makes the newer version ready, and has no permits of it yet"),
             Self::Fits => f.write_str("could hold it; not needed"),
             Self::NotLinked => f.write_str("holds no component that it is linked with"),
             Self::Unfit(reasons) => {

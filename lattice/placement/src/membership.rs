@@ -127,11 +127,11 @@ impl Membership {
 
     /// How a node seems.
     pub fn life(&self, node: NodeId, now: Duration) -> Life {
-        if node == self.me {
-            return Life::Alive;
-        }
         if self.left.contains(&node) {
             return Life::Silent;
+        }
+        if node == self.me {
+            return Life::Alive;
         }
         match self.silence(node, now) {
             Some(silence) if silence >= self.patience.lost => Life::Silent,
@@ -166,7 +166,9 @@ impl Membership {
         let silent: BTreeSet<NodeId> =
             state.nodes().keys().copied().filter(|id| self.life(*id, now) == Life::Silent).collect();
         self.vanished.retain(|id, _| silent.contains(id));
-        self.frozen.retain(|id| silent.contains(id));
+        let undeclared = |id: &NodeId| state.node(*id).is_some_and(|node| !node.is_lost());
+        // Declared lost by hand, a node is frozen no longer.
+        self.frozen.retain(|id| silent.contains(id) && undeclared(id));
         for &id in &silent {
             self.vanished.entry(id).or_insert(now);
         }
@@ -176,7 +178,6 @@ impl Membership {
         };
         let together: Vec<NodeId> = self.vanished.iter().filter_map(fresh).collect();
         if together.len() >= 2 && together.len() * 3 > state.nodes().len() {
-            let undeclared = |id: &NodeId| state.node(*id).is_some_and(|node| !node.is_lost());
             self.frozen.extend(together.into_iter().filter(undeclared));
         }
     }
@@ -403,6 +404,10 @@ mod tests {
         lattice.alive.remove(&id(1));
         lattice.membership.left(id(1));
         assert_eq!(lattice.second(), [Decision::Lost(id(1))]);
+        // So is whoever leads: what it holds goes elsewhere while it still serves.
+        lattice.alive.remove(&id(0));
+        lattice.membership.left(id(0));
+        assert_eq!(lattice.second(), [Decision::Lost(id(0))]);
     }
 
     #[test]
@@ -427,6 +432,17 @@ mod tests {
         lattice.alive.extend([id(1), id(2)]);
         lattice.second();
         assert!(lattice.membership.frozen().is_empty());
+
+        // By hand it ends, too; who comes back is taken in again.
+        lattice.seconds(70);
+        lattice.alive = BTreeSet::from([id(0), id(3), id(4)]);
+        assert_eq!(lattice.seconds(20), []);
+        [1, 2].iter().for_each(|n| lattice.apply(Command::Lost(id(*n))));
+        lattice.second();
+        assert!(lattice.membership.frozen().is_empty() && lattice.is_lost(1) && lattice.is_lost(2));
+        lattice.alive.extend([id(1), id(2)]);
+        assert_eq!(lattice.second(), [Decision::Back(id(1)), Decision::Back(id(2))]);
+        lattice.seconds(70);
 
         // One after the other, each a minute after the last, is no burst.
         lattice.alive.remove(&id(1));

@@ -96,6 +96,14 @@ impl Node {
         if self.drained {
             return Err(Unfit::Drained);
         }
+        self.suits(requirements, sandboxes)
+    }
+
+    /// The same of what does not come and go: labels, sandboxes, the edge.
+    ///
+    /// # Errors
+    /// The first reason why not.
+    pub(crate) fn suits(&self, requirements: &BTreeMap<String, String>, sandboxes: bool) -> Result<(), Unfit> {
         if sandboxes && self.facts.capacity.permits == 0 {
             return Err(Unfit::NoSandboxes);
         }
@@ -139,6 +147,26 @@ pub enum Unfit {
         /// What the node has.
         found: Option<String>,
     },
+}
+
+impl Unfit {
+    /// What would change it on the node of this name or id, for people.
+    pub fn remedy(&self, node: &str) -> String {
+        match self {
+            Self::Lost => format!("start it again, or give it up with `trellis nodes forget {node}`"),
+            Self::Drained => format!("`trellis undrain {node}`"),
+            Self::NoSandboxes => "start it with --max-sandboxes".into(),
+            Self::Edge => format!("a spread with `requirements: {{{EDGE_LABEL}: '*'}}` goes there"),
+            Self::Label { key, wanted, .. } if wanted.starts_with('!') => {
+                format!("`trellis label {node} {key}-`, or a spread that takes it")
+            }
+            Self::Label { key, wanted, .. } => {
+                let value = wanted.split('|').next().unwrap_or_default().trim();
+                let value = if value == "*" { "VALUE" } else { value };
+                format!("`trellis label {node} {key}={value}`")
+            }
+        }
+    }
 }
 
 impl fmt::Display for Unfit {

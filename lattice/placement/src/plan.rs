@@ -1,10 +1,10 @@
 //! The plan: which node holds what, with how many permits. It changes by deltas, each of which is one generation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use trellis_wire::{ComponentKey, Generation, NodeId};
+use trellis_wire::{AppName, ComponentKey, Generation, NodeId};
 
 use crate::Refusal;
 
@@ -14,7 +14,8 @@ pub const DELTA_BYTES_MAX: usize = 48 * 1024;
 /// What one change takes in a delta at most, in bytes: a node id, the kind of change and the permits.
 const CHANGE_BYTES_MAX: usize = 24;
 
-/// The nodes that hold a component or run a provider, with their permits. `None`: as many as the node allows.
+/// The nodes that hold a component or run a provider, with their permits. `None`: as many as the node allows. A node with
+/// 0 makes it ready and has permits once others gave some up.
 pub type Holding = BTreeMap<NodeId, Option<u32>>;
 
 /// One step of the plan.
@@ -33,6 +34,10 @@ pub enum Change {
     Hold(Option<u32>),
     /// It no longer holds it.
     Release,
+    /// It holds the newer version of a roll-out too.
+    Stage,
+    /// It no longer does.
+    Unstage,
 }
 
 impl Delta {
@@ -66,7 +71,8 @@ impl Draft {
             return;
         }
         self.bytes += key_bytes + CHANGE_BYTES_MAX;
-        self.delta.changes.entry(key.clone()).or_default().insert(node, change);
+        // Of two changes for one node the second is left for the next delta, too.
+        self.delta.changes.entry(key.clone()).or_default().entry(node).or_insert(change);
     }
 
     pub(crate) const fn is_full(&self) -> bool {
@@ -85,6 +91,8 @@ pub struct Plan {
     holdings: Arc<BTreeMap<ComponentKey, Holding>>,
     /// Permits that were taken from a node which has not said yet that it carries that out.
     unacked: BTreeMap<ComponentKey, BTreeMap<NodeId, Unacked>>,
+    /// Who holds the newer version of a roll-out. Few: only of apps that are rolled out.
+    staged: BTreeMap<ComponentKey, BTreeSet<NodeId>>,
 }
 
 /// Permits that a node may still use.
@@ -112,6 +120,16 @@ impl Plan {
         self.holdings.get(key)
     }
 
+    /// Who holds the newer version of `key` while its app is rolled out.
+    pub fn staged(&self, key: &ComponentKey) -> Option<&BTreeSet<NodeId>> {
+        self.staged.get(key)
+    }
+
+    /// Nobody holds a newer version of an app any more.
+    pub(crate) fn unstage(&mut self, app: &AppName) {
+        self.staged.retain(|key, _| key.app != *app);
+    }
+
     /// Permits of `key` that nodes may still use, though the plan gives them fewer.
     pub fn unacked(&self, key: &ComponentKey) -> impl Iterator<Item = (NodeId, u32)> {
         self.unacked.get(key).into_iter().flatten().map(|(&node, unacked)| (node, unacked.permits))
@@ -136,6 +154,16 @@ impl Plan {
                     Change::Hold(permits) if is_open(node) => holding.insert(node, *permits),
                     Change::Hold(_) => continue,
                     Change::Release => holding.remove(&node),
+                    Change::Stage => {
+                        if is_open(node) {
+                            self.staged.entry(key.clone()).or_default().insert(node);
+                        }
+                        continue;
+                    }
+                    Change::Unstage => {
+                        self.staged.entry(key.clone()).or_default().remove(&node);
+                        continue;
+                    }
                 };
                 let after = holding.get(&node).map_or(Some(0), |permits| *permits);
                 if let (Some(Some(before)), Some(after)) = (before, after)
@@ -173,6 +201,9 @@ impl Plan {
                 holding.remove(&node);
                 !holding.is_empty()
             });
+        }
+        for nodes in self.staged.values_mut() {
+            nodes.remove(&node);
         }
         self.ack(node, self.generation);
     }

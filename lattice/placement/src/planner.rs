@@ -22,24 +22,39 @@ pub fn plan(state: &State) -> Option<Delta> {
     let mut ground = Ground::survey(state);
     let mut draft = Draft::new(state.plan().generation());
     for (key, holding) in state.plan().holdings() {
-        if state.demand(key).is_none() {
+        if state.want(key).is_none_or(|want| want.demand.is_none()) {
             holding.keys().for_each(|&node| draft.add(key, node, Change::Release));
         }
     }
     let nothing = Holding::new();
-    for release in state.releases() {
-        for (key, demand, sandboxes) in State::demands(release) {
-            if draft.is_full() {
-                return draft.finish();
+    for want in state.wants() {
+        if draft.is_full() {
+            break;
+        }
+        let holding = state.plan().holding(&want.key).unwrap_or(&nothing);
+        let owing: Vec<NodeId> = state.plan().unacked(&want.key).map(|(node, _)| node).collect();
+        let mut target = None;
+        if let Some(demand) = &want.demand {
+            target = ground.place(demand, want.sandboxes, holding, &owing);
+            if let Some(target) = &target {
+                change(state, &want.key, holding, target, demand.pool(), &mut draft);
             }
-            let holding = state.plan().holding(&key).unwrap_or(&nothing);
-            let owing: Vec<NodeId> = state.plan().unacked(&key).map(|(node, _)| node).collect();
-            if let Some(target) = ground.place(&demand, sandboxes, holding, &owing) {
-                change(state, &key, holding, &target, demand.pool(), &mut draft);
-            }
+        }
+        if let Some(newer) = &want.newer {
+            let placed = if want.demand.is_some() { target.as_ref().unwrap_or(holding) } else { &nothing };
+            stage(state, &want.key, &ground.nodes(newer, want.sandboxes, placed, &owing), &mut draft);
         }
     }
     draft.finish()
+}
+
+/// Writes who is to make the newer version ready. Who did already goes on with it, needed or not.
+fn stage(state: &State, key: &ComponentKey, wanted: &BTreeSet<NodeId>, draft: &mut Draft) {
+    let nobody = BTreeSet::new();
+    let staged = state.plan().staged(key).unwrap_or(&nobody);
+    let is_closed = |node: &&NodeId| !state.node(**node).is_some_and(Node::is_open);
+    wanted.difference(staged).for_each(|&node| draft.add(key, node, Change::Stage));
+    staged.iter().filter(is_closed).for_each(|&node| draft.add(key, node, Change::Unstage));
 }
 
 /// Writes the changes from `holding` to `target`: what shrinks, then what grows as far as the pool has permits that no
@@ -73,7 +88,8 @@ fn change(
             }
             _ => wanted,
         };
-        if grown != Some(0) && held.is_none_or(|held| is_less(held, grown)) {
+        // Who has to wait for permits makes itself ready meanwhile.
+        if held.is_none_or(|held| is_less(held, grown)) {
             draft.add(key, node, Change::Hold(grown));
         }
     }
@@ -172,23 +188,37 @@ impl<'a> Ground<'a> {
             return None;
         }
         self.unload(holding);
-        let target = match demand {
-            Demand::Permits(portions) => self.name(&self.place_permits(portions, &reach, holding, owing), Some),
-            Demand::Nodes(portions) => self.name(&self.place_nodes(portions, &reach, holding), |_| None),
+        let target = self.target(demand, &reach, holding, owing);
+        self.reload(&target);
+        (target != *holding).then_some(target)
+    }
+
+    /// The nodes that would hold what is demanded, from what is held now. Nothing is placed.
+    fn nodes(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding, owing: &[NodeId]) -> BTreeSet<NodeId> {
+        let reach = self.reach(demand, sandboxes);
+        self.unload(holding);
+        let target = self.target(demand, &reach, holding, owing);
+        self.reload(holding);
+        target.into_keys().collect()
+    }
+
+    fn target(&self, demand: &Demand<'a>, reach: &Reach, holding: &Holding, owing: &[NodeId]) -> Holding {
+        match demand {
+            Demand::Permits(portions) => self.name(&self.place_permits(portions, reach, holding, owing), Some),
+            Demand::Nodes(portions) => self.name(&self.place_nodes(portions, reach, holding), |_| None),
             Demand::Every { permits: Some(0), .. } => Holding::new(),
             Demand::Every { permits, .. } => {
                 reach.lists.iter().flatten().map(|&i| (self.nodes[i].0, *permits)).collect()
             }
-        };
-        self.reload(&target);
-        (target != *holding).then_some(target)
+        }
     }
 
     /// The common case, in time that depends on the holders and not on the nodes.
     fn is_placed(&self, portions: &[Portion<'_>], reach: &Reach, holding: &Holding) -> bool {
         let ([portion], [list]) = (portions, &reach.lists[..]) else { return false };
         let is_right = |(node, permits): (&NodeId, &Option<u32>)| {
-            permits.is_some() && self.index.get(node).is_some_and(|i| list.binary_search(i).is_ok())
+            permits.is_some_and(|permits| permits > 0)
+                && self.index.get(node).is_some_and(|i| list.binary_search(i).is_ok())
         };
         let held: u64 = holding.values().flatten().map(|&permits| u64::from(permits)).sum();
         let is_lonely = holding.len() == 1 && portion.wanted > 1 && list.len() > 1;
@@ -338,7 +368,9 @@ impl<'a> Ground<'a> {
     /// What is placed next sees what was placed before.
     fn reload(&mut self, target: &Holding) {
         for (node, permits) in target {
-            self.loads[self.index[node]] += load(*permits);
+            if let Some(&i) = self.index.get(node) {
+                self.loads[i] += load(*permits);
+            }
         }
     }
 

@@ -110,6 +110,14 @@ pub enum Refusal {
     /// Two components would listen at one place.
     #[error(transparent)]
     Conflict(#[from] Box<Conflict>),
+    /// There is no such version to go back to.
+    #[error("app {app} has no {}; `trellis history {app}` lists those that are kept", version.as_ref().map_or("version before this one that ran well".into(), |version| format!("version {version}")))]
+    NoSuchVersion {
+        /// The app.
+        app: AppName,
+        /// The version that was asked for; `None`: the one before.
+        version: Option<String>,
+    },
     /// The delta was made from a plan that is no longer the newest.
     #[error("the plan is at generation {current}, the delta was made from {parent}; plan again")]
     StalePlan {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use trellis_manifest::{Component, Provider};
 use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId};
 
-use crate::demand::Demand;
+use crate::rollout::Want;
 use crate::{
     Applied, Command, Configs, Entry, Holding, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Trust, Versions,
 };
@@ -23,6 +23,8 @@ pub struct State {
     pub(crate) apps: BTreeMap<AppName, Arc<Versions>>,
     /// The apps with a version that waits: few, while apps may be many.
     pub(crate) waiting: BTreeSet<AppName>,
+    /// The apps with a roll-out under way: few, too.
+    pub(crate) rolling: BTreeSet<AppName>,
     pub(crate) configs: Arc<Configs>,
     pub(crate) plan: Plan,
     /// Commands that were applied and not refused, oldest first.
@@ -62,9 +64,9 @@ impl State {
             }
             Command::Drain { node, on } => self.set_node(*node, |node| node.drained = *on),
             Command::Deploy(release) => self.deploy(release, entry.at_ms),
-            Command::Undeploy(app) => self.undeploy(app),
-            Command::Delete(app) => self.delete(app),
-            Command::PutConfig { name, values } => self.put_config(name, values),
+            Command::Undeploy(app) => self.undeploy(app, entry.at_ms),
+            Command::Delete(app) => self.delete(app, entry.at_ms),
+            Command::PutConfig { name, values } => self.put_config(name, values, entry.at_ms),
             Command::DeleteConfig(name) => self.delete_config(name),
             Command::Plan(delta) => {
                 let nodes = &self.nodes;
@@ -73,6 +75,9 @@ impl State {
             }
             Command::Acked { node, generation } => Ok(done_if(self.plan.ack(*node, *generation))),
             Command::Trust(change) => self.change_trust(change),
+            Command::Advance { app, version, step } => self.advance(app, version, *step, entry.at_ms),
+            Command::GiveUp { app, version, why } => self.give_up(app, version, why, entry.at_ms),
+            Command::Rollback { app, version } => self.roll_back(app, version.as_deref(), entry.at_ms),
         }
     }
 
@@ -122,7 +127,7 @@ impl State {
         Ok(Applied::Done)
     }
 
-    fn put_config(&mut self, name: &str, values: &Config) -> Result<Applied, Refusal> {
+    fn put_config(&mut self, name: &str, values: &Config, at_ms: u64) -> Result<Applied, Refusal> {
         let before = self.configs.get(name).cloned();
         if let Some(owner) = before.as_ref().and_then(|before| before.owner.clone()) {
             return Err(Refusal::ConfigOwned { name: name.into(), owner });
@@ -139,7 +144,7 @@ impl State {
             }
             return Err(conflict.into());
         }
-        self.start_waiting();
+        self.start_waiting(at_ms);
         Ok(Applied::Done)
     }
 
@@ -188,9 +193,19 @@ impl State {
         self.apps.get(name).map(|versions| &**versions)
     }
 
-    /// What runs.
+    /// What runs. Of an app that is rolled out this is the deployed version only.
     pub fn releases(&self) -> impl Iterator<Item = &Arc<Release>> {
         self.apps.values().filter_map(|versions| versions.deployed())
+    }
+
+    /// What runs, and what a roll-out has beside it.
+    pub fn running(&self) -> impl Iterator<Item = &Arc<Release>> {
+        self.apps.values().flat_map(|versions| versions.running())
+    }
+
+    /// Every app that is rolled out now.
+    pub fn rolling(&self) -> impl Iterator<Item = (&AppName, &Versions)> {
+        self.rolling.iter().filter_map(|app| Some((app, self.app(app)?)))
     }
 
     /// Every named config.
@@ -228,47 +243,41 @@ impl State {
         provider.tech().is_some().then_some((release, provider))
     }
 
-    /// The nodes on which a provider runs: where its scaler says, or where the components are that it is linked with.
+    /// The nodes on which a provider runs in some version: where its scaler says, or where the components are that it is
+    /// linked with.
     pub fn provider_nodes(&self, key: &ComponentKey) -> BTreeSet<NodeId> {
-        match self.provider(key) {
-            None => BTreeSet::new(),
-            Some((_, provider)) if provider.scaler.is_some() => {
-                self.holding(key).into_iter().flatten().map(|(&node, _)| node).collect()
-            }
-            Some(_) => {
-                let links =
-                    self.releases().flat_map(|release| release.app.links.iter().map(move |link| (release, link)));
-                let ends = links.map(|(release, link)| (release.key(&link.source), release.key(&link.target)));
-                let others = ends.filter_map(|(source, target)| match () {
-                    () if source == *key => Some(target),
-                    () if target == *key => Some(source),
-                    () => None,
-                });
-                others.filter_map(|other| self.holding(&other)).flatten().map(|(&node, _)| node).collect()
-            }
+        let runs =
+            |release: &&Arc<Release>| release.app.name == key.app && release.app.providers.contains_key(&key.name);
+        let Some(release) = self.app(&key.app).and_then(|versions| versions.running().find(runs)) else {
+            return BTreeSet::new();
+        };
+        if release.app.providers[&key.name].scaler.is_some() {
+            return self.holders(key);
         }
+        let links = self.running().flat_map(|release| release.app.links.iter().map(move |link| (release, link)));
+        let ends = links.map(|(release, link)| (release.key(&link.source), release.key(&link.target)));
+        let others = ends.filter_map(|(source, target)| match () {
+            () if source == *key => Some(target),
+            () if target == *key => Some(source),
+            () => None,
+        });
+        others.flat_map(|other| self.holders(&other)).collect()
     }
 
-    /// What an entry's scaler asks for, and whether it needs sandboxes. `None`: it does not run, or is not planned.
-    pub(crate) fn demand(&self, key: &ComponentKey) -> Option<(Demand<'_>, bool)> {
-        match (self.component(key), self.provider(key)) {
-            (Some((_, component)), _) => Some((Demand::of_component(component), true)),
-            (None, Some((_, provider))) => Some((Demand::of_provider(provider)?, false)),
-            (None, None) => None,
-        }
+    /// The nodes that hold a component in some version.
+    pub fn holders(&self, key: &ComponentKey) -> BTreeSet<NodeId> {
+        let placed = self.holding(key).into_iter().flat_map(|holding| holding.keys());
+        placed.chain(self.plan.staged(key).into_iter().flatten()).copied().collect()
     }
 
-    /// Everything of a release that is planned, as [`State::demand`] says it.
-    pub(crate) fn demands(release: &Release) -> impl Iterator<Item = (ComponentKey, Demand<'_>, bool)> {
-        let own = |entry| ComponentKey { app: release.app.name.clone(), name: entry };
-        let components = release.app.components.iter().filter(|(entry, _)| release.shared(entry).is_none());
-        let components =
-            components.map(move |(entry, component)| (own(entry.clone()), Demand::of_component(component), true));
-        let providers = release.app.providers.iter().filter(|(_, provider)| provider.tech().is_some());
-        components.chain(
-            providers
-                .filter_map(move |(entry, provider)| Some((own(entry.clone()), Demand::of_provider(provider)?, false))),
-        )
+    /// What the plan is to fulfil for an entry. `None`: it does not run, or is not planned.
+    pub(crate) fn want(&self, key: &ComponentKey) -> Option<Want<'_>> {
+        Want::of(self.app(&key.app)?, key)
+    }
+
+    /// The same for everything that runs.
+    pub(crate) fn wants(&self) -> impl Iterator<Item = Want<'_>> {
+        self.apps.values().flat_map(|versions| Want::all(versions))
     }
 }
 

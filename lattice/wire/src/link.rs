@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ComponentKey, Config, Delivery, LinkName};
 
+/// Between a link's id and what names its config. No name has control characters.
+const GRANT_MARK: char = '\u{1f}';
+
 /// Names one link in the lattice, for as long as source, target, name and interfaces stay the same.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -23,17 +26,37 @@ impl LinkId {
     ) -> Self {
         Self(format!("{source} -> {target} {namespace}:{package}/{} {name}", interfaces.join(",")))
     }
+
+    /// The id of what the link grants with this config: another config is another grant, and two versions of an app may
+    /// have one each at one time.
+    pub fn granting(&self, config: &Config) -> Self {
+        if config.iter().next().is_none() {
+            return self.clone();
+        }
+        // FNV-1a, 64 bits; keys and values have no end of their own.
+        let bytes = config.iter().flat_map(|(key, value)| key.bytes().chain([0]).chain(value.bytes()).chain([0]));
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Self(format!("{}{GRANT_MARK}{hash:016x}", self.0))
+    }
+
+    /// The link that this is a grant of, or the same.
+    pub fn link(&self) -> Self {
+        Self(self.0.split(GRANT_MARK).next().unwrap_or_default().into())
+    }
 }
 
+/// For people: without what names the config.
 impl fmt::Display for LinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.0.split(GRANT_MARK).next().unwrap_or_default())
     }
 }
 
 impl fmt::Debug for LinkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -56,4 +79,22 @@ pub struct Link {
     pub config: Config,
     /// How messages of it are delivered, with the keys `delivery.*` of the config laid on top.
     pub delivery: Delivery,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_is_named_by_its_config_and_shown_by_its_link() {
+        let (api, store) = ("shop/api".parse().unwrap(), "shop/store".parse().unwrap());
+        let link = LinkId::new(&api, &store, &LinkName::default(), "wasi", "keyvalue", &["store".into()]);
+        let of = |pairs: &[(&str, &str)]| link.granting(&pairs.iter().copied().collect());
+        assert_eq!(of(&[]), link);
+        assert_eq!(of(&[("bucket", "one")]), of(&[("bucket", "one")]));
+        assert_ne!(of(&[("bucket", "one")]), of(&[("bucket", "two")]));
+        assert_ne!(of(&[("a", "bc")]), of(&[("ab", "c")]));
+        assert_eq!(of(&[("bucket", "one")]).link(), link);
+        assert_eq!(of(&[("bucket", "one")]).to_string(), "shop/api -> shop/store wasi:keyvalue/store default");
+    }
 }

@@ -11,8 +11,9 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
-    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
-    InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, NodeVerdict, Problem, PublishReply, PublishRequest,
+    AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
+    InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
+    RollbackReply, RollbackRequest,
 };
 use trellis_wire::{AppName, ComponentKey, Digest};
 
@@ -141,10 +142,14 @@ impl Admin {
         self.ask(Method::PUT, &path, Some(json(request)), AGREE_WITHIN).await.map(drop)
     }
 
-    /// Why each node holds a component or not.
-    pub(crate) async fn explain(&self, component: &ComponentKey) -> Result<Vec<NodeVerdict>, AdminError> {
-        let (app, name) = (encoded(component.app.as_str()), encoded(component.name.as_str()));
-        self.get(&format!("/v1/apps/{app}/components/{name}/explain")).await
+    /// Why an app is placed as it is.
+    pub(crate) async fn explain(&self, app: &AppName) -> Result<AppExplanation, AdminError> {
+        self.get(&format!("/v1/apps/{}/explain", encoded(app.as_str()))).await
+    }
+
+    /// Has what frozen nodes hold placed anew.
+    pub(crate) async fn thaw(&self) -> Result<(), AdminError> {
+        self.ask(Method::POST, "/v1/nodes/thaw", None, AGREE_WITHIN).await.map(drop)
     }
 
     /// Puts a version of an app and deploys it.
@@ -156,6 +161,12 @@ impl Admin {
     pub(crate) async fn undeploy(&self, app: &AppName) -> Result<(), AdminError> {
         let path = format!("/v1/apps/{}/undeploy", encoded(app.as_str()));
         self.ask(Method::POST, &path, None, AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Goes back to the version before, or to a named one.
+    pub(crate) async fn rollback(&self, app: &AppName, version: Option<String>) -> Result<RollbackReply, AdminError> {
+        let path = format!("/v1/apps/{}/rollback", encoded(app.as_str()));
+        self.post(&path, &RollbackRequest { version }, AGREE_WITHIN).await
     }
 
     /// Stops an app and forgets it.

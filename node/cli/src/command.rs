@@ -8,12 +8,14 @@ mod delete;
 mod deploy;
 mod drain;
 mod explain;
+mod history;
 mod inspect;
 mod invoke;
 mod label;
 mod logs;
 mod nodes;
 mod publish;
+mod rollback;
 mod status;
 mod undeploy;
 mod undrain;
@@ -46,6 +48,8 @@ enum Command {
     Undeploy(undeploy::Undeploy),
     Delete(delete::Delete),
     Validate(validate::Validate),
+    Rollback(rollback::Rollback),
+    History(history::History),
     Apps(apps::Apps),
     Status(status::Status),
     Nodes(nodes::Nodes),
@@ -73,6 +77,8 @@ impl Cli {
             Command::Undeploy(command) => on_one_thread(command.run(connection)),
             Command::Delete(command) => on_one_thread(command.run(connection)),
             Command::Validate(command) => command.run(),
+            Command::Rollback(command) => on_one_thread(command.run(connection)),
+            Command::History(command) => on_one_thread(command.run(connection)),
             Command::Apps(command) => on_one_thread(command.run(connection)),
             Command::Status(command) => on_one_thread(command.run(connection)),
             Command::Nodes(command) => on_one_thread(command.run(connection)),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Deserialize;
 use trellis_bus::{Auth, Options as NatsOptions, Secret, Tls};
-use trellis_daemon::{Options, Patience};
+use trellis_daemon::{Care, Options, Patience};
 use trellis_trust::TOKEN_CHARS_MIN;
 use trellis_wire::{LatticeName, NodeKey};
 
@@ -90,6 +90,12 @@ pub(crate) struct Settings {
     /// After this long it is lost, and what it holds goes elsewhere [default: 6s]
     #[arg(long, env = "TRELLIS_LOST_AFTER", value_name = "TIME", help_heading = "Lattice")]
     lost_after: Option<Time>,
+    /// A new version that is not ready by then is rolled back [default: 2m]
+    #[arg(long, env = "TRELLIS_READY_WITHIN", value_name = "TIME", help_heading = "Lattice")]
+    ready_within: Option<Time>,
+    /// For so long a new version is rolled back if too many of its events fault [default: 1m]
+    #[arg(long, env = "TRELLIS_WATCH_FOR", value_name = "TIME", help_heading = "Lattice")]
+    watch_for: Option<Time>,
 
     /// Replaces the host of every address that a manifest gives an HTTP listener
     #[arg(long, env = "TRELLIS_LISTEN_HOST", value_name = "IP", help_heading = "Placement")]
@@ -180,6 +186,8 @@ impl Settings {
             heartbeat: self.heartbeat.or(below.heartbeat),
             suspect_after: self.suspect_after.or(below.suspect_after),
             lost_after: self.lost_after.or(below.lost_after),
+            ready_within: self.ready_within.or(below.ready_within),
+            watch_for: self.watch_for.or(below.watch_for),
             listen_host: self.listen_host.or(below.listen_host),
             label: self.label.or(below.label),
             edge: self.edge.or(below.edge),
@@ -213,6 +221,7 @@ impl Settings {
             join_token: self.join_token()?,
             patience: self.patience()?,
             allow_nodes: self.allow_node.unwrap_or_default().into_iter().collect(),
+            care: self.care(),
             labels: labels(self.label.unwrap_or_default())?,
             sandboxes_max: at_least_one("--max-sandboxes", self.max_sandboxes.unwrap_or(SANDBOXES_MAX_DEFAULT))?,
             sandbox_memory_bytes: self.sandbox_memory.map_or_else(machine::half_of_memory_bytes, |memory| memory.0),
@@ -242,6 +251,16 @@ impl Settings {
             )));
         }
         Ok(patience)
+    }
+
+    fn care(&self) -> Care {
+        let default = Care::default();
+        let or = |set: Option<Time>, default| set.map_or(default, |time| time.0);
+        Care {
+            ready_within: or(self.ready_within, default.ready_within),
+            watch_for: or(self.watch_for, default.watch_for),
+            ..default
+        }
     }
 
     fn join_token(&self) -> Result<Option<Secret>, Failure> {

@@ -1,14 +1,16 @@
 //! The board: what this node has carried out, and what it could not. Written by reconcile, read by the admin API and
 //! `/readyz`; no decision is taken by it.
 //!
-//! It keeps the mark of what was carried out, not only that something was: a component whose new version is still compiling is
-//! starting, however well the former one runs.
+//! It keeps the mark of what was carried out, not only that something was: a component whose new version is still compiling
+//! is starting, however well the former one runs.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
-use trellis_placement::{Assigned, HeldComponent, HeldLink};
+use tokio::sync::Notify;
+use trellis_manifest::Tech;
+use trellis_placement::{Assigned, Beside, Direction, HeldComponent, HeldLink};
 use trellis_wire::{ComponentKey, Generation, LinkId, frame};
 
 use crate::artifacts::Artifacts;
@@ -22,22 +24,24 @@ pub(crate) enum Health {
     Ready,
     /// Tried and not done; it is tried again.
     Failed(String),
+    /// Done, and what it needs is not there now, such as a broker.
+    Unwell(String),
 }
 
 impl Health {
     /// `ready`, `starting` or `failed`.
     pub(crate) const fn word(&self) -> &'static str {
         match self {
-            Self::Starting => "starting",
+            Self::Starting | Self::Unwell(_) => "starting",
             Self::Ready => "ready",
             Self::Failed(_) => "failed",
         }
     }
 
-    /// Why it failed.
+    /// What is wrong, if anything is.
     pub(crate) fn problem(&self) -> Option<String> {
         match self {
-            Self::Failed(why) => Some(why.clone()),
+            Self::Failed(why) | Self::Unwell(why) => Some(why.clone()),
             Self::Starting | Self::Ready => None,
         }
     }
@@ -60,13 +64,25 @@ pub(crate) type Noted<K> = Vec<(K, Mark, Health)>;
 
 /// The health of everything assigned to this node.
 #[derive(Default)]
-pub(crate) struct Board(Mutex<Sheet>);
+pub(crate) struct Board {
+    sheet: Mutex<Sheet>,
+    /// Something was noted: others hear of it with a heartbeat that does not wait for its turn.
+    pub(crate) noted: Notify,
+}
+
+/// What is held, what is held beside it, and what is applied, with the technology at its other end.
+pub(crate) struct All {
+    /// With whether it is held beside the deployed version.
+    pub(crate) components: Noted<(ComponentKey, bool)>,
+    pub(crate) links: Noted<(LinkId, Option<Tech>)>,
+}
 
 #[derive(Default)]
 struct Sheet {
     components: BTreeMap<ComponentKey, (Mark, Health)>,
-    links: BTreeMap<LinkId, (Mark, Health)>,
-    /// Counts the changes of both.
+    beside: BTreeMap<ComponentKey, (Mark, Health)>,
+    links: BTreeMap<LinkId, (Mark, Option<Tech>, Health)>,
+    /// Counts the changes of all.
     revision: u64,
     /// The last generation that reconcile went through, whether all of it succeeded or not.
     passed: Option<Generation>,
@@ -83,9 +99,20 @@ impl Board {
         self.change().components.remove(key);
     }
 
+    /// Notes what came of holding the other version of a roll-out.
+    pub(crate) fn beside(&self, key: ComponentKey, beside: &Beside, done: Result<(), String>) {
+        self.change().beside.insert(key, (Mark::of(beside), health(done)));
+    }
+
+    /// Notes that it is no longer held.
+    pub(crate) fn beside_gone(&self, key: &ComponentKey) {
+        self.change().beside.remove(key);
+    }
+
     /// Notes what came of applying a link.
     pub(crate) fn link(&self, held: &HeldLink, done: Result<(), String>) {
-        self.change().links.insert(held.link.id.clone(), (Mark::of(held), health(done)));
+        let noted = (Mark::of(held), tech(held), health(done));
+        self.change().links.insert(held.link.id.clone(), noted);
     }
 
     /// Notes that a link is no longer applied.
@@ -98,12 +125,32 @@ impl Board {
         let mut sheet = self.change();
         let failed = |health: &Health| matches!(health, Health::Failed(_));
         sheet.components.retain(|key, (_, health)| !failed(health) || assigned.components.contains_key(key));
-        sheet.links.retain(|id, (_, health)| !failed(health) || assigned.links.contains_key(id));
+        sheet.beside.retain(|key, (_, health)| !failed(health) || assigned.beside.contains_key(key));
+        sheet.links.retain(|id, (.., health)| !failed(health) || assigned.links.contains_key(id));
+    }
+
+    /// Notes what goes on as it was, where something else was tried in its place and is not wanted any more.
+    pub(crate) fn goes_on(&self, running: &Assigned, assigned: &Assigned) {
+        let mut sheet = self.change();
+        let sheet = &mut *sheet;
+        // What failed is all that can be noted of something else.
+        let failed = |health: &Health| matches!(health, Health::Failed(_));
+        for (key, (mark, health)) in sheet.components.iter_mut().filter(|(_, (_, health))| failed(health)) {
+            if let Some(held) = running.components.get(key).filter(|held| assigned.components.get(key) == Some(held)) {
+                (*mark, *health) = (Mark::of(held), Health::Ready);
+            }
+        }
+        for (id, (mark, _, health)) in sheet.links.iter_mut().filter(|(_, (.., health))| failed(health)) {
+            if let Some(held) = running.links.get(id).filter(|held| assigned.links.get(id) == Some(held)) {
+                (*mark, *health) = (Mark::of(held), Health::Ready);
+            }
+        }
     }
 
     /// Notes that reconcile went through a generation.
     pub(crate) fn passed(&self, generation: Generation) {
         self.lock().passed = Some(generation);
+        self.noted.notify_one();
     }
 
     /// Whether reconcile has gone through the assignments once since the node started.
@@ -122,7 +169,7 @@ impl Board {
     /// How a link is that is to be applied like this.
     pub(crate) fn of_link(&self, held: &HeldLink) -> Health {
         match self.lock().links.get(&held.link.id) {
-            Some((mark, health)) if *mark == Mark::of(held) => health.clone(),
+            Some((mark, _, health)) if *mark == Mark::of(held) => health.clone(),
             _ => Health::Starting,
         }
     }
@@ -137,12 +184,15 @@ impl Board {
         self.lock().revision
     }
 
-    /// What is held and applied, and how it is.
-    pub(crate) fn all(&self) -> (Noted<ComponentKey>, Noted<LinkId>) {
+    /// Everything, and how it is.
+    pub(crate) fn all(&self) -> All {
         let sheet = self.lock();
-        let components = sheet.components.iter().map(|(key, (mark, health))| (key.clone(), *mark, health.clone()));
-        let links = sheet.links.iter().map(|(id, (mark, health))| (id.clone(), *mark, health.clone()));
-        (components.collect(), links.collect())
+        let held = |is_beside: bool, all: &BTreeMap<ComponentKey, (Mark, Health)>| -> Noted<(ComponentKey, bool)> {
+            all.iter().map(|(key, (mark, health))| ((key.clone(), is_beside), *mark, health.clone())).collect()
+        };
+        let links = sheet.links.iter().map(|(id, (mark, tech, health))| ((id.clone(), *tech), *mark, health.clone()));
+        let components = [held(false, &sheet.components), held(true, &sheet.beside)].concat();
+        All { components, links: links.collect() }
     }
 
     /// The sheet, to change what is on it.
@@ -153,7 +203,15 @@ impl Board {
     }
 
     fn lock(&self) -> MutexGuard<'_, Sheet> {
-        self.0.lock().expect("no code panics while it holds this lock")
+        self.sheet.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+/// What is at a link's other end on this node.
+fn tech(held: &HeldLink) -> Option<Tech> {
+    match held.direction {
+        Direction::Wakes { tech, .. } | Direction::Grants { tech, .. } => Some(tech),
+        Direction::GrantsElsewhere { .. } | Direction::Between { .. } => None,
     }
 }
 

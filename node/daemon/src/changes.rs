@@ -54,13 +54,16 @@ fn compare<K: Ord + Display, V: PartialEq>(
     lines.extend(gone.map(|name| format!("- {what} {name}")));
 }
 
-/// `api: node laptop 0 -> 10 permits`: how permits of `app` would move from `before` once everything planned after
-/// `after` is carried out.
+/// How many plans, acknowledgements and steps are foreseen at most. A deploy settles in a few; the bound only guards
+/// against a planner's bug.
+const FORESEEN_MAX: usize = 200;
+
+/// `api: node laptop 0 -> 10 permits`: how permits of `app` would move from `before` once everything that follows from
+/// `after` is carried out, a roll-out's steps included.
 pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<String> {
-    // A plan settles in one delta, or in two where moves shrink first; the bound only guards against a planner's bug.
-    for _ in 0..4 {
-        let Some(delta) = plan(&after) else { break };
-        after.apply(&proposal::entry(Command::Plan(delta)));
+    for _ in 0..FORESEEN_MAX {
+        let Some(next) = follows(&after, app) else { break };
+        after.apply(&proposal::entry(next));
     }
     let (old, new) = (permits(before, app), permits(&after, app));
     let places: BTreeSet<_> = old.keys().chain(new.keys()).collect();
@@ -72,6 +75,20 @@ pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<Stri
             format!("{component}: node {name} {} -> {} permits", words(old.get(place)), words(new.get(place)))
         })
         .collect()
+}
+
+/// What comes next when every node does what it is to do.
+fn follows(state: &State, app: &AppName) -> Option<Command> {
+    let owed = || state.nodes().keys().find_map(|&node| Some((node, state.owes(node)?)));
+    let step = || {
+        let versions = state.app(app)?;
+        let (rollout, newer) = (versions.rollout()?, versions.newer()?);
+        let (version, step) = (newer.version.clone(), rollout.step + 1);
+        Some(Command::Advance { app: app.clone(), version, step })
+    };
+    let planned = plan(state).map(Command::Plan);
+    let acked = || owed().map(|(node, generation)| Command::Acked { node, generation });
+    planned.or_else(acked).or_else(step)
 }
 
 fn permits(state: &State, app: &AppName) -> BTreeMap<(String, NodeId), Option<u32>> {

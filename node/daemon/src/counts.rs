@@ -62,6 +62,30 @@ impl Counts {
     }
 }
 
+/// What one version of a component did since it is held: its roll-out is watched by it.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// Events that ended.
+    pub(crate) events: AtomicU64,
+    /// Those that ended in the guest's fault.
+    pub(crate) faults: AtomicU64,
+}
+
+impl Tally {
+    /// An event ended like this.
+    pub(crate) fn ended(&self, outcome: &Outcome) {
+        self.events.fetch_add(1, Ordering::Relaxed);
+        if matches!(outcome, Err(Failure::Fault(_))) {
+            self.faults.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// One that had ended well faulted after all.
+    pub(crate) fn failed_late(&self) {
+        self.faults.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Someone who waits for a permit. Dropped without one, it was refused.
 pub(crate) struct Asking {
     counts: Arc<Counts>,

@@ -72,6 +72,7 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
     reply.outcome = match applied {
         Applied::Refused(why) => return Err(DeployError::Conflict(why.to_string())),
         Applied::Unchanged => "unchanged".into(),
+        Applied::Done | Applied::Repeated if is_rolled_out(node, &release) => "rolling_out".into(),
         Applied::Done | Applied::Repeated => "deployed".into(),
         Applied::Waiting(what) => {
             reply.waits_for = what;
@@ -79,6 +80,13 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
         }
     };
     Ok(reply)
+}
+
+/// Whether a release takes another's place step by step.
+fn is_rolled_out(node: &Node, release: &Release) -> bool {
+    let state = node.raft.state().borrow().clone();
+    let newer = state.app(&release.app.name).and_then(Versions::newer);
+    newer.is_some_and(|newer| newer.version == release.version)
 }
 
 /// The findings of a parse as the API gives them.

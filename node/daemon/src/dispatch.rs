@@ -1,21 +1,21 @@
 //! Dispatch: an event gets a permit and a fresh sandbox. The second stop of the hot path, after the source that took
 //! the event (`providers/http/src/server.rs`) and before the sandbox (`node/sandbox/src/run.rs`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use trellis_placement::HeldComponent;
+use trellis_placement::{Beside, HeldComponent};
 use trellis_provider::{Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
 use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Outcome, Reply, Settle};
 
 use crate::artifacts::Artifacts;
 use crate::clock;
-use crate::counts::{Asking, Counts};
+use crate::counts::{Asking, Counts, Tally};
 use crate::far::message::Origin;
 use crate::far::send::Elsewhere;
 use crate::grants::{Grants, Outward};
@@ -47,7 +47,7 @@ pub(crate) struct Dispatch {
     permits_max: u32,
     /// The pool of each component that is held, or has a permit out.
     pools: Mutex<HashMap<ComponentKey, Weak<Pool>>>,
-    held: Shards<ComponentKey, Arc<Holding>>,
+    held: Shards<ComponentKey, Forms>,
     /// How often code was loaded.
     loads: AtomicUsize,
     grants: Grants,
@@ -60,7 +60,15 @@ pub(crate) struct Dispatch {
     this: Weak<Self>,
 }
 
-/// One component that this node holds.
+/// The versions of one component that this node holds; at least one.
+#[derive(Clone, Default)]
+pub(crate) struct Forms {
+    deployed: Option<Arc<Holding>>,
+    /// The other version of a roll-out, with its share of the events in percent.
+    beside: Option<(Arc<Holding>, u8)>,
+}
+
+/// One version of a component that this node holds.
 pub(crate) struct Holding {
     key: ComponentKey,
     held: HeldComponent,
@@ -70,6 +78,34 @@ pub(crate) struct Holding {
     /// Loaded by the first event; cleared when it has been idle.
     loaded: ArcSwapOption<Component>,
     counts: Arc<Counts>,
+    /// What this version did.
+    tally: Arc<Tally>,
+}
+
+impl Forms {
+    fn all(&self) -> impl Iterator<Item = &Arc<Holding>> {
+        self.deployed.iter().chain(self.beside.iter().map(|(beside, _)| beside))
+    }
+
+    /// Which version an event is for: the one that has the link it comes by or is its caller's own, else each by its share.
+    fn choose(&self, origin: &Origin) -> Option<&Arc<Holding>> {
+        let (Some(deployed), Some((beside, share))) = (&self.deployed, &self.beside) else { return self.all().next() };
+        let (link, caller) = match origin {
+            Origin::Link(link, _) => (Some(link), None),
+            Origin::Component(link, version) => (Some(link), Some(version)),
+            Origin::Invoke => (None, None),
+        };
+        let is_for = |one: &Holding, other: &Holding| {
+            let has = |holding: &Holding| link.is_some_and(|link| holding.held.links.contains(link));
+            (has(one) && !has(other)) || caller.is_some_and(|version| *version == one.held.version)
+        };
+        match () {
+            () if is_for(deployed, beside) => Some(deployed),
+            () if is_for(beside, deployed) => Some(beside),
+            () if rand::random_range(0..100) < *share => Some(beside),
+            () => Some(deployed),
+        }
+    }
 }
 
 impl Dispatch {
@@ -102,13 +138,28 @@ impl Dispatch {
     }
 
     /// Holds a component, or the new form of one: events that began with the old form end with it.
-    pub(crate) fn hold(&self, key: ComponentKey, held: HeldComponent) {
-        let before = self.holding(&key);
-        let permits =
-            held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize;
-        let pool = self.pool(&key, permits);
-        let same_code = before.as_ref().filter(|before| before.held.digest == held.digest);
-        let holding = Arc::new(Holding {
+    pub(crate) fn hold(&self, key: &ComponentKey, held: HeldComponent) {
+        let pool = self.pool(key, self.permits_of(&held));
+        let holding = self.form(key, held, pool);
+        self.change(key, |forms| forms.deployed = Some(holding.clone()));
+    }
+
+    /// Holds a component in the other version of a roll-out, which draws on the same permits.
+    pub(crate) fn hold_beside(&self, key: &ComponentKey, beside: Beside) {
+        let pool = match self.holding(key) {
+            Some(holding) => holding.pool.clone(),
+            None => self.pool(key, self.permits_of(&beside.held)),
+        };
+        let (holding, share) = (self.form(key, beside.held, pool), beside.share);
+        self.change(key, |forms| forms.beside = Some((holding.clone(), share)));
+        self.resize(key);
+    }
+
+    fn form(&self, key: &ComponentKey, held: HeldComponent, pool: Arc<Pool>) -> Arc<Holding> {
+        let before = self.forms(key);
+        let same_code = before.all().find(|before| before.held.digest == held.digest);
+        let same_version = before.all().find(|before| before.is_version(&held));
+        Arc::new(Holding {
             config: Arc::new(held.config.clone()),
             limits: Limits {
                 memory_bytes: held.limits.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT),
@@ -117,11 +168,22 @@ impl Dispatch {
             },
             pool,
             loaded: ArcSwapOption::new(same_code.and_then(|before| before.loaded.load_full())),
-            counts: before.map(|before| before.counts.clone()).unwrap_or_default(),
+            counts: before.all().next().map(|before| before.counts.clone()).unwrap_or_default(),
+            tally: same_version.map(|before| before.tally.clone()).unwrap_or_default(),
             key: key.clone(),
             held,
-        });
-        self.held.insert(&key, &holding);
+        })
+    }
+
+    fn permits_of(&self, held: &HeldComponent) -> usize {
+        held.permits.unwrap_or(self.permits_max).min(held.limits.max_in_flight.unwrap_or(u32::MAX)) as usize
+    }
+
+    /// Gives the pool the size that the version which is left asks for.
+    fn resize(&self, key: &ComponentKey) {
+        if let Some(holding) = self.holding(key) {
+            holding.pool.open(self.permits_of(&holding.held));
+        }
     }
 
     /// The component's pool, with so many permits. It outlives its holding for as long as a permit is out, so that a
@@ -140,19 +202,48 @@ impl Dispatch {
 
     /// Lets go of a component: no new event gets a permit, those under way end on their own.
     pub(crate) fn release(&self, key: &ComponentKey) {
-        if let Some(holding) = self.held.remove(key) {
-            holding.pool.close();
+        self.let_go(key, |forms| forms.deployed = None);
+    }
+
+    /// Lets go of the other version of a roll-out.
+    pub(crate) fn release_beside(&self, key: &ComponentKey) {
+        self.let_go(key, |forms| forms.beside = None);
+    }
+
+    fn let_go(&self, key: &ComponentKey, without: impl Fn(&mut Forms)) {
+        let before = self.holding(key);
+        self.change(key, without);
+        match (self.holding(key), before) {
+            (Some(_), _) => self.resize(key),
+            (None, Some(before)) => before.pool.close(),
+            (None, None) => {}
         }
     }
 
-    /// The holding of a component, if this node holds it.
+    /// A component as this node holds it, if it does: in the deployed version if that is here.
     pub(crate) fn holding(&self, key: &ComponentKey) -> Option<Arc<Holding>> {
-        self.held.get(key)
+        self.forms(key).all().next().cloned()
     }
 
-    /// Every component held now.
+    /// The same in the other version of a roll-out.
+    pub(crate) fn beside(&self, key: &ComponentKey) -> Option<Arc<Holding>> {
+        self.forms(key).beside.map(|(beside, _)| beside)
+    }
+
+    /// Whether this node holds a component in this version, ready for events.
+    pub(crate) fn holds(&self, key: &ComponentKey, version: &str) -> bool {
+        self.forms(key).all().any(|holding| holding.held.version == version)
+    }
+
+    /// A version as it is held now, where both are: links may have changed since an event began.
+    pub(crate) fn now(&self, holding: &Arc<Holding>) -> Option<Arc<Holding>> {
+        let forms = self.held.get(&holding.key).filter(|forms| forms.all().count() > 1)?;
+        forms.all().find(|form| form.is_version(&holding.held)).cloned()
+    }
+
+    /// Every component held now, once.
     pub(crate) fn holdings(&self) -> Vec<Arc<Holding>> {
-        self.held.values().collect()
+        self.held.values().filter_map(|forms| forms.all().next().cloned()).collect()
     }
 
     /// Sandboxes that may run now are taken from these permits.
@@ -162,13 +253,14 @@ impl Dispatch {
 
     /// Whether no component has more permits out than it has.
     pub(crate) fn is_within_permits(&self) -> bool {
-        self.held.values().all(|holding| holding.pool.is_within())
+        self.holdings().iter().all(|holding| holding.pool.is_within())
     }
 
     /// Drops the code of components that had no event since `idle`: they cost disk, not memory.
     pub(crate) fn unload_idle(&self, idle: Duration) {
         let before_ms = clock::now_ms().saturating_sub(u64::try_from(idle.as_millis()).unwrap_or(u64::MAX));
-        self.held.values().filter(|holding| holding.last_event_ms() < before_ms).for_each(|holding| holding.unload());
+        let held = self.all();
+        held.iter().filter(|holding| holding.last_event_ms() < before_ms).for_each(|holding| holding.unload());
     }
 
     /// Code was loaded. Now and then it is looked whether that is too much, beside the event that it was loaded for.
@@ -182,12 +274,31 @@ impl Dispatch {
 
     /// Drops the code of those that were used least recently, if more than `max` are loaded.
     fn unload_beyond(&self, max: usize) {
-        let mut loaded: Vec<_> = self.held.values().filter(|holding| holding.loaded.load().is_some()).collect();
+        let mut loaded = self.all();
+        loaded.retain(|holding| holding.loaded.load().is_some());
         if loaded.len() > max {
             loaded.sort_by_key(|holding| holding.last_event_ms());
             let beyond = loaded.len() - max;
             loaded.iter().take(beyond).for_each(|holding| holding.unload());
         }
+    }
+
+    /// Everything held now, in every version.
+    fn all(&self) -> Vec<Arc<Holding>> {
+        self.held.values().flat_map(|forms| forms.all().cloned().collect::<Vec<_>>()).collect()
+    }
+
+    fn forms(&self, key: &ComponentKey) -> Forms {
+        self.held.get(key).unwrap_or_default()
+    }
+
+    /// Changes what is held of a component.
+    fn change(&self, key: &ComponentKey, change: impl Fn(&mut Forms)) {
+        self.held.change(key, |before| {
+            let mut forms = before.unwrap_or_default();
+            change(&mut forms);
+            forms.all().next().is_some().then_some(forms)
+        });
     }
 
     fn run_done(&self, holding: &Holding, event: EventId, outcome: &Outcome) {
@@ -234,14 +345,15 @@ impl Dispatch {
         want: Want,
         source: Source,
     ) -> Result<Permit, Error> {
-        let held = || self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()));
-        let holding = held()?;
+        let holding = self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()))?;
         let asking = matches!(want, Want::Answer { .. }).then(|| holding.counts.ask());
         let slots = pool::acquire_both(&holding.pool, &self.node_pool, want).await?;
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
         let waited = asking.map(Asking::granted);
         // Looked up anew: a new version may have come during the wait.
-        Ok(Permit::new(Turn { dispatch, holding: held()?, source, waited, slots }))
+        let chosen = self.forms(component).choose(&source.origin).cloned();
+        let holding = chosen.ok_or_else(|| Error::NotHeld(component.to_string()))?;
+        Ok(Permit::new(Turn { dispatch, holding, source, waited, slots }))
     }
 }
 
@@ -335,10 +447,11 @@ impl Turn {
             Err(error) => Err(error.into()),
         };
         if let (Ok(Reply::Settle(settle @ Settle::Ack)), Some(outbox)) = (&mut outcome, outbox) {
-            *settle = outbox.send(&dispatch, &trace).await;
+            *settle = outbox.send(&dispatch, &trace, holding.version()).await;
         }
         trace.came_to(&outcome);
         holding.counts.ended(&outcome, begun.elapsed());
+        holding.tally.ended(&outcome);
         dispatch.run_done(&holding, id, &outcome);
         outcome
     }
@@ -385,9 +498,28 @@ impl Holding {
         }
     }
 
-    /// What it did.
+    /// What the component did, in whichever version.
     pub(crate) fn counts(&self) -> &Arc<Counts> {
         &self.counts
+    }
+
+    /// What this version did.
+    pub(crate) fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
+    /// Its version.
+    pub(crate) fn version(&self) -> &str {
+        &self.held.version
+    }
+
+    /// The links that this version has.
+    pub(crate) fn links(&self) -> &BTreeSet<LinkId> {
+        &self.held.links
+    }
+
+    fn is_version(&self, other: &HeldComponent) -> bool {
+        self.held.version == other.version && self.held.digest == other.digest
     }
 
     /// The code, loaded from the ahead-of-time cache if need be, which takes less than a millisecond; compiled anew

@@ -10,7 +10,6 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{BusError, Heard, Sealed, SealedError};
 use trellis_placement::Life;
-use trellis_raft::Raft;
 use trellis_wire::{Digest, NodeId, frame, subject};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -25,7 +24,7 @@ const CHUNK_WAIT: Duration = Duration::from_secs(5);
 const READS_MAX: usize = 16;
 /// The wait before a subscription that ended is made again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-/// How often the leader looks whether it has what others hold.
+/// How often a node looks whether it has what it keeps for others.
 const SPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// A question on a node's artifact subject: a chunk from here on.
@@ -177,8 +176,8 @@ impl Fetch {
         }
     }
 
-    /// The leader keeps a copy of everything that is deployed, manifests too: a holder may die with the only other one.
-    pub(crate) async fn keep_spares(self: Arc<Self>, raft: Raft, shutdown: CancellationToken) {
+    /// Keeps what this node is the spare for: a holder may die with the only other copy.
+    pub(crate) async fn keep_spares(self: Arc<Self>, shutdown: CancellationToken) {
         // The state of which everything was here when it was last looked at.
         let mut complete = Weak::new();
         loop {
@@ -187,12 +186,11 @@ impl Fetch {
                 () = tokio::time::sleep(SPARE_EVERY) => {}
             }
             let state = self.shares.state();
-            if !raft.leadership().borrow().me || std::ptr::eq(complete.as_ptr(), &*state) {
+            if std::ptr::eq(complete.as_ptr(), &*state) {
                 continue;
             }
             complete = Arc::downgrade(&state);
-            let wanted = state.releases().flat_map(|release| release.artifacts.values().chain([&release.manifest]));
-            for digest in wanted.copied().filter(|digest| !self.artifacts.has(*digest)).collect::<Vec<_>>() {
+            for digest in state.spares(self.sealed.node()).into_iter().filter(|digest| !self.artifacts.has(*digest)) {
                 if let Err(why) = self.ensure(digest).await {
                     complete = Weak::new();
                     tracing::debug!("no spare yet: {why}");

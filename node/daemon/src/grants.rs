@@ -1,6 +1,7 @@
 //! Grants: a component's right to make a call. It comes only from a link; what no link grants is denied, and the
 //! denial shows the link to add. The stop of the hot path between a host interface and the provider that answers.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -12,7 +13,6 @@ use trellis_sandbox::{Level, Outside};
 use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Message, Reply};
 
 use crate::clock;
-use crate::counts::Counts;
 use crate::dispatch::{Dispatch, Holding, Source, TIMEOUT_DEFAULT};
 use crate::far::message::Origin;
 use crate::outbox::Outbox;
@@ -69,34 +69,40 @@ impl Grants {
         Ok(())
     }
 
-    /// Takes back what a link granted.
-    pub(crate) fn remove(&self, component: &ComponentKey, link: &LinkId) {
+    /// Takes back what a link granted. Returns it, if it did: calls that found it before may still be made.
+    pub(crate) fn remove(&self, component: &ComponentKey, link: &LinkId) -> Option<Arc<Grant>> {
+        let removed = self.by_component.get(component)?.iter().find(|grant| grant.link.id == *link).cloned();
         self.by_component.change(component, |before| {
             let others = before.iter().flat_map(|all| all.iter()).filter(|grant| grant.link.id != *link);
             let others: Vec<_> = others.cloned().collect();
             (!others.is_empty()).then(|| Arc::new(others))
         });
+        removed
     }
 
     /// The grant for a call: the link of that name, or else the component's own link for the capability: its only
-    /// one, or the one named `default`.
+    /// one, or the one named `default`. Where two versions of the component are held, `links` are those of the caller's.
     fn find(
         &self,
         component: &ComponentKey,
         link_name: &str,
         capability: &Capability,
+        links: Option<&BTreeSet<LinkId>>,
     ) -> Result<Arc<Grant>, CallError> {
         let all = self.by_component.get(component).unwrap_or_default();
-        let mut of_capability = all.iter().filter(|grant| grants(&grant.link, capability)).peekable();
-        if of_capability.peek().is_none() {
+        let is_own = |grant: &&Arc<Grant>| links.is_none_or(|links| links.contains(&grant.link.id));
+        let of_component = all.iter().filter(is_own);
+        let candidates: Vec<_> = of_component.filter(|grant| grants(&grant.link, capability)).collect();
+        let Some((last, others)) = candidates.split_last() else {
             return Err(CallError::Denied(denial(component, capability)));
-        }
-        let candidates: Vec<_> = of_capability.collect();
-        let named = |name: &str| candidates.iter().find(|grant| grant.link.name.as_str() == name);
-        let found = match (named(link_name), candidates.as_slice()) {
-            (Some(grant), _) => Some(*grant),
-            (None, [only]) => Some(*only),
-            (None, _) => named("default").copied(),
+        };
+        // Of two of one name the former one is on its way out: the link's config has just changed.
+        let named = |name: &str| candidates.iter().rfind(|grant| grant.link.name.as_str() == name);
+        let is_only = others.iter().all(|other| other.link.name == last.link.name);
+        let found = match named(link_name) {
+            Some(grant) => Some(*grant),
+            None if is_only => Some(*last),
+            None => named("default").copied(),
         };
         found.cloned().ok_or_else(|| {
             let names: Vec<_> = candidates.iter().map(|grant| grant.link.name.as_str()).collect();
@@ -106,26 +112,35 @@ impl Grants {
 }
 
 impl Grant {
-    /// Makes a call, for an event that stands there in its trace.
-    pub(crate) async fn call(&self, dispatch: &Dispatch, within: &Trace, mut call: Call) -> Result<Answer, CallError> {
+    /// Makes a call, for an event that stands there in its trace and runs in this version of its component.
+    pub(crate) async fn call(
+        &self,
+        dispatch: &Dispatch,
+        within: &Trace,
+        version: &str,
+        mut call: Call,
+    ) -> Result<Answer, CallError> {
         let system = match &self.answers {
             Answers::Provider(_, system) | Answers::Elsewhere(_, system) => system,
             Answers::Component(_) => "trellis",
         };
         let trace = dispatch.traces().call(within, &mut call, |call| telemetry::call(call, &self.link, system));
-        let answer = self.ask(dispatch, &trace, call).await;
+        let answer = self.ask(dispatch, &trace, version, call).await;
         trace.answered(&answer);
         answer
     }
 
-    async fn ask(&self, dispatch: &Dispatch, trace: &Trace, call: Call) -> Result<Answer, CallError> {
+    async fn ask(&self, dispatch: &Dispatch, trace: &Trace, version: &str, call: Call) -> Result<Answer, CallError> {
         let _place = match &self.gate {
             Some(gate) => Some(gate.pass(&self.link).await?),
             None => None,
         };
         match &self.answers {
             Answers::Provider(provider, _) => provider.call(&self.link.id, call).await,
-            Answers::Component(target) => wake(dispatch, trace, target, call, &self.link.id).await,
+            Answers::Component(target) => {
+                let origin = Origin::Component(self.link.id.clone(), version.into());
+                wake(dispatch, trace, target, call, origin).await
+            }
             Answers::Elsewhere(provider, _) => dispatch.elsewhere().call(provider, &self.link.id, call).await,
         }
     }
@@ -234,12 +249,11 @@ pub(crate) fn trait_to_add(namespace: &str, package: &str, interfaces: &str, tar
 /// The way out of one sandbox: it knows whose sandbox it is, so that no call can speak for another component.
 pub(crate) struct Outward {
     dispatch: Weak<Dispatch>,
-    component: ComponentKey,
+    holding: Arc<Holding>,
     event: EventId,
     /// Where a message handler's publishes wait; others are sent at once.
     outbox: Option<Arc<Outbox>>,
     trace: Trace,
-    counts: Arc<Counts>,
     begun: Instant,
 }
 
@@ -247,21 +261,13 @@ impl Outward {
     /// For a sandbox that is about to be made, for an event that began then.
     pub(crate) fn new(
         dispatch: &Arc<Dispatch>,
-        holding: &Holding,
+        holding: &Arc<Holding>,
         event: EventId,
         outbox: Option<Arc<Outbox>>,
         trace: Trace,
         begun: Instant,
     ) -> Self {
-        Self {
-            dispatch: Arc::downgrade(dispatch),
-            component: holding.key().clone(),
-            event,
-            outbox,
-            trace,
-            counts: holding.counts().clone(),
-            begun,
-        }
+        Self { dispatch: Arc::downgrade(dispatch), holding: holding.clone(), event, outbox, trace, begun }
     }
 }
 
@@ -270,18 +276,20 @@ impl Outside for Outward {
     async fn call(&self, link_name: &str, call: Call) -> Result<Answer, CallError> {
         let gone = || CallError::Unavailable("the node is shutting down".into());
         let dispatch = self.dispatch.upgrade().ok_or_else(gone)?;
-        let grant = dispatch.grants().find(&self.component, link_name, &call.capability())?;
+        let now = dispatch.now(&self.holding);
+        let links = now.as_ref().map(|now| now.links());
+        let grant = dispatch.grants().find(self.holding.key(), link_name, &call.capability(), links)?;
         match (call, &self.outbox) {
             (Call::Publish(message), Some(outbox)) if outbox.holds(&message) => {
                 outbox.hold(grant, message).map(|()| Answer::Published)
             }
-            (call, _) => grant.call(&dispatch, &self.trace, call).await,
+            (call, _) => grant.call(&dispatch, &self.trace, self.holding.version(), call).await,
         }
     }
 
     fn instantiated(&self) {
         let took = self.begun.elapsed();
-        self.counts.init.record(took);
+        self.holding.counts().init.record(took);
         if let Some(dispatch) = self.dispatch.upgrade() {
             dispatch.traces().step(&self.trace, "instantiate", took);
         }
@@ -290,15 +298,14 @@ impl Outside for Outward {
     fn log(&self, level: Level, context: &str, message: &str) {
         if let Some(dispatch) = self.dispatch.upgrade() {
             let line =
-                clock::log_line(dispatch.node(), &self.component, self.event, word(level), context, message.into());
+                clock::log_line(dispatch.node(), self.holding.key(), self.event, word(level), context, message.into());
             dispatch.logs().push(line);
         }
     }
 
     fn failed_late(&self, why: &str) {
-        if let Some(holding) = self.dispatch.upgrade().and_then(|dispatch| dispatch.holding(&self.component)) {
-            holding.counts().faults.fetch_add(1, Ordering::Relaxed);
-        }
+        self.holding.counts().faults.fetch_add(1, Ordering::Relaxed);
+        self.holding.tally().failed_late();
         self.log(Level::Error, "fault", why);
     }
 }
@@ -320,13 +327,13 @@ async fn wake(
     trace: &Trace,
     target: &ComponentKey,
     call: Call,
-    link: &LinkId,
+    origin: Origin,
 ) -> Result<Answer, CallError> {
     let Call::Invoke { interface, function, params } = call else {
         return Err(CallError::Other(format!("{target} is a component; only functions of its exports can be called")));
     };
     let unavailable = |error: trellis_wire::Error| CallError::Unavailable(error.to_string());
-    let source = Source { because_of: trace.clone(), ..Source::from(Origin::Component(link.clone())) };
+    let source = Source { because_of: trace.clone(), ..Source::from(origin) };
     let permit =
         dispatch.permit(target, Want::Answer { at_most: TIMEOUT_DEFAULT }, source).await.map_err(unavailable)?;
     match permit.run(Event::Invoke { interface, function, params }).await {
@@ -361,7 +368,7 @@ mod tests {
 
     fn found(grants: &Grants, name: &str) -> Result<String, CallError> {
         let component = "shop/api".parse().unwrap();
-        grants.find(&component, name, &Capability::KeyValue).map(|grant| grant.link.name.to_string())
+        grants.find(&component, name, &Capability::KeyValue, None).map(|grant| grant.link.name.to_string())
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod clock;
 mod counts;
 mod deploy;
 mod dispatch;
+mod explain;
 mod far;
 mod fetch;
 mod grants;
@@ -27,6 +28,7 @@ mod pool;
 mod proposal;
 mod providers;
 mod reconcile;
+mod rollouts;
 mod shards;
 mod shares;
 mod status;
@@ -34,6 +36,6 @@ mod telemetry;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;
-pub use trellis_placement::Patience;
+pub use trellis_placement::{Care, Patience};
 
 pub use node::{Options, RunError, Running, StartError, start};

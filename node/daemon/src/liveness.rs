@@ -5,30 +5,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Sealed};
+use trellis_manifest::Tech;
 use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience};
 use trellis_raft::{Member, Raft};
 use trellis_trust::Distrust;
 use trellis_wire::{ComponentKey, Generation, LatticeId, LinkId, NodeId, frame, subject};
 
-use crate::board::{Board, Health, Mark, Noted};
-use crate::dispatch::Dispatch;
+use crate::board::{All, Board, Health, Mark, Noted};
+use crate::dispatch::{Dispatch, Holding};
+use crate::providers::Providers;
 use crate::{clock, proposal};
 
 /// How often the leader looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The wait before a subscription that ended is made again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// How long news waits for more before it goes out with a heartbeat of its own.
+const NEWS_WAIT: Duration = Duration::from_millis(100);
 /// How much one heartbeat says of components and links, in bytes; the rest is said by the next ones, page by page.
 const PAGE_BYTES_MAX: usize = 32 * 1024;
 /// What a page says of one component or link besides what is on the board, at most: counts, or an address.
-const MORE_BYTES_MAX: usize = 32;
+const MORE_BYTES_MAX: usize = 64;
 /// How much is said of what is not well.
 const PROBLEM_CHARS_MAX: usize = 300;
 /// How long another lattice of this name is remembered after it was last heard.
@@ -54,6 +58,8 @@ pub(crate) struct Beat {
     pages: u16,
     components: Vec<(ComponentKey, OfComponent)>,
     links: Vec<(LinkId, OfLink)>,
+    /// Components in the other version of a roll-out.
+    beside: Vec<(ComponentKey, OfComponent)>,
 }
 
 /// How a component is on a node.
@@ -65,6 +71,8 @@ pub(crate) struct OfComponent {
     pub(crate) running: u64,
     pub(crate) events: u64,
     pub(crate) faults: u64,
+    /// Events and faults of this version, since it is held.
+    pub(crate) tally: (u64, u64),
 }
 
 /// How a link is on a node.
@@ -130,11 +138,23 @@ impl Liveness {
         pages.flat_map(|page| &page.components).find(|(one, _)| one == key).map(|(_, report)| report.clone())
     }
 
+    /// The same in the other version of a roll-out.
+    pub(crate) fn beside(&self, node: NodeId, key: &ComponentKey) -> Option<OfComponent> {
+        let sheet = self.lock();
+        let pages = sheet.nodes.get(&node)?.pages.values();
+        pages.flat_map(|page| &page.beside).find(|(one, _)| one == key).map(|(_, report)| report.clone())
+    }
+
     /// How a link is on another node.
     pub(crate) fn link(&self, node: NodeId, id: &LinkId) -> Option<OfLink> {
         let sheet = self.lock();
         let pages = sheet.nodes.get(&node)?.pages.values();
         pages.flat_map(|page| &page.links).find(|(one, _)| one == id).map(|(_, report)| report.clone())
+    }
+
+    /// Who is silent and yet not declared lost, because too many vanished at once.
+    pub(crate) fn frozen(&self) -> BTreeSet<NodeId> {
+        self.lock().membership.frozen().clone()
     }
 
     /// What is not well with the lattice, one sentence each.
@@ -147,8 +167,8 @@ impl Liveness {
         let frozen: Vec<String> = sheet.membership.frozen().iter().map(ToString::to_string).collect();
         if !frozen.is_empty() {
             problems.push(format!(
-                "over a third of the nodes vanished within a minute, so nothing is placed anew until they are back: {}; \
-                 `trellis nodes forget ID` gives one up",
+                "over a third of the nodes vanished within a minute, so nothing that they hold is placed anew until they \
+                 are back: {}; `trellis nodes thaw` places it anew now",
                 frozen.join(", ")
             ));
         }
@@ -171,7 +191,7 @@ impl Liveness {
                 let known =
                     sheet.nodes.entry(node).or_insert_with(|| Known { last: (*beat).clone(), pages: BTreeMap::new() });
                 known.pages.retain(|page, _| *page < beat.pages);
-                known.last = Beat { components: Vec::new(), links: Vec::new(), ..(*beat).clone() };
+                known.last = Beat { components: Vec::new(), links: Vec::new(), beside: Vec::new(), ..(*beat).clone() };
                 known.pages.insert(beat.page, *beat);
             }
         }
@@ -199,8 +219,8 @@ impl Liveness {
 /// be thousands of components, with nothing new of any.
 struct Pages {
     revision: u64,
-    components: Noted<ComponentKey>,
-    links: Noted<LinkId>,
+    components: Noted<(ComponentKey, bool)>,
+    links: Noted<(LinkId, Option<Tech>)>,
     /// What is on each page; the first is there even if it is empty.
     ranges: Vec<(Range<usize>, Range<usize>)>,
 }
@@ -209,7 +229,7 @@ impl Pages {
     fn of(board: &Board) -> Self {
         // Read first: what changes in between makes the pages anew.
         let revision = board.revision();
-        let (components, links) = board.all();
+        let All { components, links } = board.all();
         let mut ranges = vec![(0..0, 0..0)];
         let mut bytes = 0;
         let mut room = |ranges: &mut Vec<(Range<usize>, Range<usize>)>, more: usize| {
@@ -239,23 +259,28 @@ pub(crate) struct Pulse {
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) board: Arc<Board>,
-    /// Where a link is reached on this node.
-    pub(crate) at: At,
+    pub(crate) providers: Providers,
 }
 
-/// Says where a link is reached, if it listens.
-pub(crate) type At = Box<dyn Fn(&LinkId) -> Option<String> + Send + Sync>;
-
 impl Pulse {
-    /// Beats, listens and, where this node leads, acts, until `shutdown`. Says goodbye then.
-    pub(crate) async fn run(self, shutdown: CancellationToken) {
+    /// Beats until `leaving` and says goodbye then; listens and, where this node leads, acts, until `shutdown`.
+    pub(crate) async fn run(self, leaving: CancellationToken, shutdown: CancellationToken) {
+        let beating = async {
+            tokio::select! {
+                () = leaving.cancelled() => self.say(&Sign::Goodbye).await,
+                () = self.beat() => {}
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = self.beat() => {}
+            () = beating => {}
             () = self.listen() => {}
             () = self.lead() => {}
         }
-        self.say(&Sign::Goodbye).await;
+        if !leaving.is_cancelled() {
+            self.say(&Sign::Goodbye).await;
+        }
     }
 
     async fn beat(&self) {
@@ -264,7 +289,10 @@ impl Pulse {
         let mut turn: u16 = 0;
         let mut pages = Pages::of(&self.board);
         loop {
-            every.tick().await;
+            tokio::select! {
+                _ = every.tick() => {}
+                () = self.board.noted.notified() => tokio::time::sleep(NEWS_WAIT).await,
+            }
             if pages.revision != self.board.revision() {
                 pages = Pages::of(&self.board);
             }
@@ -284,33 +312,31 @@ impl Pulse {
     fn beat_of(&self, pages: &Pages, turn: u16) -> Beat {
         let nth = usize::from(turn) % pages.ranges.len();
         let (components, links) = pages.ranges[nth].clone();
-        let components = pages.components[components].iter();
         let links = pages.links[links].iter();
-        let link = |(id, mark, health): &(LinkId, Mark, Health)| {
-            (id.clone(), OfLink { mark: *mark, health: shortened(health.clone()), at: (self.at)(id) })
-        };
+        let (mut held, mut beside) = (Vec::new(), Vec::new());
+        for ((key, is_beside), mark, health) in &pages.components[components] {
+            let holding = if *is_beside { self.dispatch.beside(key) } else { self.dispatch.holding(key) };
+            let report = (key.clone(), of_component(holding, *mark, health.clone()));
+            if *is_beside { beside.push(report) } else { held.push(report) }
+        }
         Beat {
             generation: self.board.generation(),
             running: self.dispatch.running() as u64,
             page: u16::try_from(nth).unwrap_or(u16::MAX),
             pages: u16::try_from(pages.ranges.len()).unwrap_or(u16::MAX),
-            components: components
-                .map(|(key, mark, health)| (key.clone(), self.of_component(key, *mark, health.clone())))
-                .collect(),
-            links: links.map(link).collect(),
+            components: held,
+            links: links.map(|((id, tech), mark, health)| self.of_link(id, *tech, *mark, health)).collect(),
+            beside,
         }
     }
 
-    fn of_component(&self, key: &ComponentKey, mark: Mark, health: Health) -> OfComponent {
-        let holding = self.dispatch.holding(key);
-        let count = |read: fn(&crate::counts::Counts) -> u64| holding.as_ref().map_or(0, |one| read(one.counts()));
-        OfComponent {
-            mark,
-            health: shortened(health),
-            running: holding.as_ref().map_or(0, |holding| holding.running() as u64),
-            events: count(|counts| counts.events.load(Ordering::Relaxed)),
-            faults: count(|counts| counts.faults.load(Ordering::Relaxed)),
-        }
+    fn of_link(&self, id: &LinkId, tech: Option<Tech>, mark: Mark, health: &Health) -> (LinkId, OfLink) {
+        let well = tech.map_or(Ok(()), |tech| self.providers.of(tech).health(id));
+        let health = match (health, well) {
+            (Health::Ready, Err(why)) => Health::Unwell(why),
+            (health, _) => health.clone(),
+        };
+        (id.clone(), OfLink { mark, health: shortened(health), at: self.providers.http.url(id) })
     }
 
     async fn listen(&self) {
@@ -397,9 +423,23 @@ impl Pulse {
     }
 }
 
+fn of_component(holding: Option<Arc<Holding>>, mark: Mark, health: Health) -> OfComponent {
+    let count = |read: fn(&Holding) -> &AtomicU64| holding.as_ref().map_or(0, |one| read(one).load(Ordering::Relaxed));
+    OfComponent {
+        mark,
+        health: shortened(health),
+        running: holding.as_ref().map_or(0, |holding| holding.running() as u64),
+        events: count(|holding| &holding.counts().events),
+        faults: count(|holding| &holding.counts().faults),
+        tally: (count(|holding| &holding.tally().events), count(|holding| &holding.tally().faults)),
+    }
+}
+
 fn shortened(health: Health) -> Health {
+    let short = |why: String| why.chars().take(PROBLEM_CHARS_MAX).collect();
     match health {
-        Health::Failed(why) => Health::Failed(why.chars().take(PROBLEM_CHARS_MAX).collect()),
+        Health::Failed(why) => Health::Failed(short(why)),
+        Health::Unwell(why) => Health::Unwell(short(why)),
         health => health,
     }
 }

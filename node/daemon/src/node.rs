@@ -17,7 +17,7 @@ use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Parsed;
 use trellis_nats::Nats;
-use trellis_placement::{NodeFacts, Patience};
+use trellis_placement::{Care, Life, NodeFacts, Patience};
 use trellis_raft::{Raft, RaftError};
 use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
@@ -39,12 +39,17 @@ use crate::membership::{self, MembershipError};
 use crate::planner;
 use crate::providers::Providers;
 use crate::reconcile::Reconcile;
+use crate::rollouts::Rollouts;
 use crate::shares::Shares;
 use crate::status;
 use crate::telemetry::Traces;
 
 /// How long events under way may take to end after a shutdown was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How long others may take to be ready for what a node that leaves holds, and how often that is looked at. A holder that
+/// is placed nowhere else is waited for in vain for as long.
+const HANDOVER_MAX: Duration = Duration::from_secs(10);
+const HANDOVER_LOOK: Duration = Duration::from_millis(100);
 /// How long the node's own work may take to end after that.
 const REST_MAX: Duration = Duration::from_secs(5);
 /// Threads for Raft and heartbeats alone, so that busy guests delay neither.
@@ -87,6 +92,8 @@ pub struct Options {
     pub image_aliases: BTreeMap<String, String>,
     /// When a silent node is suspect, and when it is lost.
     pub patience: Patience,
+    /// How careful a roll-out is.
+    pub care: Care,
 }
 
 /// Why a node cannot start.
@@ -156,6 +163,8 @@ pub(crate) struct Node {
     pub(crate) board: Arc<Board>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) started: Instant,
+    /// Cancelled when the node says goodbye: what it holds goes to others while it still serves.
+    pub(crate) leaving: CancellationToken,
     pub(crate) shutdown: CancellationToken,
     /// Cancelled once events under way are done, here and for others.
     pub(crate) ended: CancellationToken,
@@ -190,11 +199,12 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let facts = membership::facts(&options, identity.seal.node(), identity.seal.key());
     let node = Arc::new(build(&options, &identity.seal, &facts, &control).await?);
     let mut tasks = JoinSet::new();
-    tasks.spawn_on(pulse(&node).run(node.shutdown.clone()), control.handle());
+    tasks.spawn_on(pulse(&node).run(node.leaving.clone(), node.shutdown.clone()), control.handle());
     tasks.spawn_on(membership::serve(node.clone(), facts), control.handle());
     tasks.spawn(service(&node).run(node.ended.clone()));
     tasks.spawn(node.fetch.clone().serve(node.shutdown.clone()));
-    tasks.spawn(node.fetch.clone().keep_spares(node.raft.clone(), node.shutdown.clone()));
+    tasks.spawn(node.fetch.clone().keep_spares(node.shutdown.clone()));
+    tasks.spawn_on(rollouts(&node, options.care).run(node.shutdown.clone()), control.handle());
     tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
     tasks.spawn(reconcile(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
@@ -313,6 +323,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         board: Arc::default(),
         logs,
         started: Instant::now(),
+        leaving: CancellationToken::new(),
         shutdown: CancellationToken::new(),
         ended: CancellationToken::new(),
         places: Service::places(),
@@ -357,19 +368,24 @@ fn reconcile(node: &Node) -> Reconcile {
         board: node.board.clone(),
         fetch: node.fetch.clone(),
         shares: node.shares.clone(),
+        liveness: node.liveness.clone(),
+        leaving: Default::default(),
     }
 }
 
 fn pulse(node: &Node) -> Pulse {
-    let http = node.providers.http.clone();
     Pulse {
         sealed: node.control.clone(),
         raft: node.raft.clone(),
         liveness: node.liveness.clone(),
         dispatch: node.dispatch.clone(),
         board: node.board.clone(),
-        at: Box::new(move |id| http.url(id)),
+        providers: node.providers.clone(),
     }
+}
+
+fn rollouts(node: &Node, care: Care) -> Rollouts {
+    Rollouts { raft: node.raft.clone(), shares: node.shares.clone(), liveness: node.liveness.clone(), care }
 }
 
 fn service(node: &Node) -> Service {
@@ -421,8 +437,28 @@ impl Running {
         status::trust(&self.node)
     }
 
-    /// Runs until `shutdown` or until the node can no longer go on, then drains: no new events, those under way end,
-    /// at most 30 s.
+    /// Says goodbye, and goes on serving until what this node holds is ready on others, where there are any.
+    async fn hand_over(&self) {
+        let node = &self.node;
+        let others = node.raft.state().borrow().nodes().keys().copied().collect::<Vec<_>>();
+        let is_there = |other: &NodeId| *other != node.id && node.liveness.life(*other) == Life::Alive;
+        if node.dispatch.holdings().is_empty() || !others.iter().any(is_there) {
+            return;
+        }
+        tracing::info!("leaving: what this node holds goes to others first");
+        node.leaving.cancel();
+        let handed = async {
+            while !node.dispatch.holdings().is_empty() {
+                tokio::time::sleep(HANDOVER_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(HANDOVER_MAX, handed).await.is_err() {
+            tracing::warn!("others were not ready within {HANDOVER_MAX:?} for all that this node holds");
+        }
+    }
+
+    /// Runs until `shutdown` or until the node can no longer go on, then drains: what it holds is handed over, then no new
+    /// events, those under way end, at most 30 s.
     ///
     /// # Errors
     /// Why the node could not go on.
@@ -432,6 +468,7 @@ impl Running {
             why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
             why = self.tasks.join_next() => Err(RunError::Ended(format!("{why:?}"))),
         };
+        self.hand_over().await;
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
         // First the node's own work, so that nothing is held or linked anew; then the providers.
         self.node.shutdown.cancel();

@@ -70,13 +70,13 @@ impl Outbox {
     }
 
     /// Sends what is held, in order, until one cannot be sent: that decides what becomes of the message that led to
-    /// them. Those before it are out.
-    pub(crate) async fn send(&self, dispatch: &Dispatch, trace: &Trace) -> Settle {
+    /// them. Those before it are out. `version` is the component's that published them.
+    pub(crate) async fn send(&self, dispatch: &Dispatch, trace: &Trace, version: &str) -> Settle {
         let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
         let (all, until) = (held.messages.len(), Instant::now() + SEND_MAX);
         for (sent, (grant, message)) in held.messages.into_iter().enumerate() {
             let subject = message.subject.clone();
-            let published = timeout_at(until, grant.call(dispatch, trace, Call::Publish(message))).await;
+            let published = timeout_at(until, grant.call(dispatch, trace, version, Call::Publish(message))).await;
             let late = |_| Err(CallError::TimedOut(format!("sending took longer than {SEND_MAX:?}")));
             let Err(why) = published.unwrap_or_else(late) else { continue };
             let reason = format!("what it published on `{subject}` could not be sent ({sent} of {all} were): {why}");

@@ -1,24 +1,26 @@
 //! Reconcile: carries out this node's share of the plan. What to do is decided by `placement::diff`; nothing is
 //! decided here but when to try again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
-use trellis_placement::{Assigned, Command, Direction, HeldComponent, HeldLink, State, Step, diff, plan};
-use trellis_provider::{LinkError, Permits};
+use trellis_placement::{Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, State, Step, diff, plan};
+use trellis_provider::{LinkError, Permits, Provider};
 use trellis_raft::Raft;
 use trellis_sandbox::Engine;
 use trellis_wire::{ComponentKey, Digest, LinkId, NodeId};
 
 use crate::artifacts::Artifacts;
-use crate::board::Board;
+use crate::board::{Board, Health, Mark};
 use crate::dispatch::{Dispatch, OfLink};
 use crate::fetch::Fetch;
-use crate::grants::Answers;
+use crate::grants::{Answers, Grant};
+use crate::liveness::Liveness;
 use crate::proposal;
 use crate::providers::Providers;
 use crate::shares::Shares;
@@ -31,6 +33,13 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 const PLAN_WAIT: Duration = Duration::from_secs(1);
 /// How long a link that goes may hold up the steps after it. It goes on ending in the background.
 const REMOVE_WAIT: Duration = Duration::from_secs(10);
+/// How long a component is held on to that is placed elsewhere now, until it is ready there, and how often that is looked
+/// at.
+const HANDOVER_MAX: Duration = Duration::from_secs(20);
+const HANDOVER_LOOK: Duration = Duration::from_millis(100);
+/// How long calls that found a grant before it was taken back may still be made under it, and how often that is looked at.
+const GRANT_ENDS_MAX: Duration = Duration::from_secs(60);
+const GRANT_LOOK: Duration = Duration::from_millis(50);
 /// Components without an event for so long leave memory.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long an artifact that no version names is kept: an upload comes before its deploy.
@@ -47,7 +56,16 @@ pub(crate) struct Reconcile {
     pub(crate) board: Arc<Board>,
     pub(crate) fetch: Arc<Fetch>,
     pub(crate) shares: Arc<Shares>,
+    pub(crate) liveness: Arc<Liveness>,
+    /// Grants that end once no call uses them; each ends by itself, unless its link is applied again.
+    pub(crate) leaving: Leaving,
 }
+
+/// Since when each component is held on to that is placed elsewhere.
+type Handing = BTreeMap<ComponentKey, Instant>;
+
+/// What says that a grant stays after all, and the task that ends it.
+pub(crate) type Leaving = Arc<Mutex<HashMap<LinkId, (CancellationToken, JoinHandle<()>)>>>;
 
 impl Reconcile {
     /// Runs until `shutdown`. Wakes when the state changes, when a failed step is due again, and when it is time to
@@ -56,13 +74,15 @@ impl Reconcile {
         let mut states: watch::Receiver<Arc<State>> = self.raft.state();
         let mut running = Assigned::default();
         let mut retry = RETRY_FIRST;
+        let mut handing = Handing::new();
         let mut idle = tokio::time::interval(IDLE);
         loop {
             let (state, assigned) = self.planned(&mut states, &running).await;
-            let mut all_done = self.carry_out(&mut running, &assigned).await;
+            let hands_over = self.hands_over(&mut handing, &state, &running, &assigned);
+            let mut all_done = self.carry_out(&mut running, &assigned, &hands_over).await;
             all_done &= self.acknowledge(&state, &running, all_done).await;
             self.board.passed(running.generation);
-            let wait = retry;
+            let wait = if hands_over.is_empty() { retry } else { HANDOVER_LOOK };
             retry = if all_done { RETRY_FIRST } else { (retry * 2).min(RETRY_MAX) };
             let changed = async {
                 if states.changed().await.is_err() {
@@ -95,7 +115,7 @@ impl Reconcile {
             let assigned = self.shares.by(&state, self.node);
             let ends = diff(running, &assigned)
                 .iter()
-                .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_)));
+                .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_) | Step::RemoveBeside(_)));
             if !ends || plan(&state).is_none() {
                 return (state, assigned);
             }
@@ -107,16 +127,50 @@ impl Reconcile {
         }
     }
 
+    /// The components that this node holds on to though they are placed elsewhere now: until those who have them next say
+    /// that they are ready, at most [`HANDOVER_MAX`].
+    fn hands_over(
+        &self,
+        handing: &mut Handing,
+        state: &State,
+        running: &Assigned,
+        assigned: &Assigned,
+    ) -> BTreeSet<ComponentKey> {
+        let moved = |key: &ComponentKey| !assigned.holds(key) && self.waits_for_next(state, key);
+        let held = running.components.keys().chain(running.beside.keys());
+        let moved: BTreeSet<ComponentKey> = held.filter(|key| moved(key)).cloned().collect();
+        handing.retain(|key, _| moved.contains(key));
+        let mut began = |key: &ComponentKey| *handing.entry(key.clone()).or_insert_with(Instant::now);
+        moved.into_iter().filter(|key| began(key).elapsed() < HANDOVER_MAX).collect()
+    }
+
+    /// Whether another node that lives is to hold a component and has not said yet that it does.
+    fn waits_for_next(&self, state: &State, key: &ComponentKey) -> bool {
+        let next = state.holding(key).into_iter().flat_map(|holding| holding.keys());
+        let mut next = next.filter(|node| **node != self.node && self.liveness.life(**node) == Life::Alive);
+        next.any(|node| {
+            let wanted = self.shares.of(*node).components.get(key).map(Mark::of);
+            let report = self.liveness.component(*node, key);
+            !report.is_some_and(|report| report.health == Health::Ready && Some(report.mark) == wanted)
+        })
+    }
+
     /// Takes every step from `running` to `assigned` and notes in `running` those that succeeded. Whether all did.
     ///
     /// What ends goes on until what takes its place is there, so that a new version finds no request without an answer.
     /// A link that could not begin is tried once more afterwards: what ended may have been in its way.
-    async fn carry_out(&self, running: &mut Assigned, assigned: &Assigned) -> bool {
+    async fn carry_out(
+        &self,
+        running: &mut Assigned,
+        assigned: &Assigned,
+        hands_over: &BTreeSet<ComponentKey>,
+    ) -> bool {
         if assigned.generation < running.generation {
             tracing::warn!(older = %assigned.generation, newer = %running.generation, "an older plan is refused");
             return true;
         }
         self.board.keep(assigned);
+        self.board.goes_on(running, assigned);
         let (mut late, mut steps): (Vec<_>, Vec<_>) =
             diff(running, assigned).into_iter().partition(|step| is_late(step, running, assigned));
         steps.sort_by_key(|step| rank(step, running));
@@ -133,15 +187,19 @@ impl Reconcile {
                 (Taken::InTheWay, step) if !late.is_empty() => behind.push(step),
                 (_, Step::AddLink(held)) => {
                     all_done = false;
-                    kept.insert(held.link.id);
+                    kept.insert(held.link.id.link());
                 }
                 _ => all_done = false,
             }
         }
         for step in late {
+            if is_of(&step, running, hands_over) {
+                all_done = false;
+                continue;
+            }
             let stays = match &step {
                 // What took its place is there under its id already; or cannot be, and the former one goes on.
-                Step::RemoveLink(id) => running.links.get(id) == assigned.links.get(id) || kept.contains(id),
+                Step::RemoveLink(id) => running.links.get(id) == assigned.links.get(id) || kept.contains(&id.link()),
                 _ => false,
             };
             if !stays {
@@ -170,6 +228,24 @@ impl Reconcile {
                 self.board.component_gone(&key);
                 self.dispatch.release(&key);
                 Taken::Done
+            }
+            Step::RemoveBeside(key) => {
+                running.beside.remove(&key);
+                self.board.beside_gone(&key);
+                self.dispatch.release_beside(&key);
+                Taken::Done
+            }
+            Step::HoldBeside(key, beside) => {
+                let done = self.hold_beside(&key, &beside).await;
+                if let Err(why) = &done {
+                    tracing::warn!(component = %key, version = beside.held.version, "not ready yet: {why}");
+                }
+                let taken = if done.is_ok() { Taken::Done } else { Taken::Failed };
+                if taken == Taken::Done {
+                    running.beside.insert(key.clone(), (*beside).clone());
+                }
+                self.board.beside(key, &beside, done);
+                taken
             }
             Step::Hold(key, held) | Step::Adjust(key, held) => {
                 let done = self.hold(&key, &held).await;
@@ -240,15 +316,28 @@ impl Reconcile {
 
     /// Has the code compiled, then lets events in.
     async fn hold(&self, key: &ComponentKey, held: &HeldComponent) -> Result<(), String> {
+        self.compiled(held).await?;
+        self.dispatch.hold(key, held.clone());
+        Ok(())
+    }
+
+    /// The same for the other version of a roll-out, which is ready once another node reaches it here.
+    async fn hold_beside(&self, key: &ComponentKey, beside: &Beside) -> Result<(), String> {
+        self.compiled(&beside.held).await?;
+        self.dispatch.hold_beside(key, beside.clone());
+        self.dispatch.elsewhere().is_reached(key, &beside.held.version).await
+    }
+
+    async fn compiled(&self, held: &HeldComponent) -> Result<(), String> {
         if !self.engine.is_compiled(held.digest) {
             self.fetch.ensure(held.digest).await.map_err(|why| why.to_string())?;
             self.artifacts.compile(&self.engine, held.digest).await?;
         }
-        self.dispatch.hold(key.clone(), held.clone());
         Ok(())
     }
 
     async fn add_link(&self, held: &HeldLink) -> Result<(), LinkError> {
+        self.stay(&held.link.id).await;
         if let Some(why) = &held.refused {
             let problem = format!("`{}` does not fit: {} is expected", why.value, why.wanted);
             return Err(LinkError::config(&format!("delivery.{}", why.key), problem));
@@ -275,17 +364,49 @@ impl Reconcile {
     }
 
     async fn remove_link(&self, id: &LinkId, held: HeldLink) {
-        self.dispatch.grants().remove(&held.link.component, id);
-        let tech = match held.direction {
-            Direction::Wakes { tech, .. } | Direction::Grants { tech, .. } => tech,
+        let granted = self.dispatch.grants().remove(&held.link.component, id);
+        let (tech, is_grant) = match held.direction {
+            Direction::Wakes { tech, .. } => (tech, false),
+            Direction::Grants { tech, .. } => (tech, true),
             Direction::Between { .. } | Direction::GrantsElsewhere { .. } => return,
         };
         let (provider, gone) = (self.providers.of(tech), id.clone());
+        if is_grant {
+            let (stays, leaving) = (CancellationToken::new(), self.leaving.clone());
+            let ending = end_grant(provider, gone, granted, stays.clone());
+            leaving.lock().await.insert(id.clone(), (stays, tokio::spawn(ending)));
+            return;
+        }
         let ending = tokio::spawn(async move { provider.remove(&gone).await });
         if tokio::time::timeout(REMOVE_WAIT, ending).await.is_err() {
             tracing::info!(link = %id, "events under way take longer than {REMOVE_WAIT:?}; the link ends when they do");
         }
     }
+
+    /// A link that is to be applied does not end any more.
+    async fn stay(&self, id: &LinkId) {
+        let mut leaving = self.leaving.lock().await;
+        leaving.retain(|_, (_, ending)| !ending.is_finished());
+        if let Some((stays, ending)) = leaving.remove(id) {
+            stays.cancel();
+            if let Err(why) = ending.await {
+                tracing::warn!(link = %id, "ending it broke off: {why}");
+            }
+        }
+    }
+}
+
+/// Ends what a link granted, once no call that found it before can still be made.
+async fn end_grant(provider: Arc<dyn Provider>, gone: LinkId, granted: Option<Arc<Grant>>, stays: CancellationToken) {
+    let until = tokio::time::Instant::now() + GRANT_ENDS_MAX;
+    while granted.as_ref().is_some_and(|granted| Arc::strong_count(granted) > 1) && tokio::time::Instant::now() < until
+    {
+        tokio::select! {
+            () = stays.cancelled() => return,
+            () = tokio::time::sleep(GRANT_LOOK) => {}
+        }
+    }
+    provider.remove(&gone).await;
 }
 
 /// What came of a step.
@@ -303,12 +424,27 @@ fn rank(step: &Step, running: &Assigned) -> u8 {
     let wakes =
         |id: &LinkId| running.links.get(id).is_some_and(|held| matches!(held.direction, Direction::Wakes { .. }));
     match step {
-        Step::Hold(..) | Step::Adjust(..) => 0,
+        Step::Hold(..) | Step::Adjust(..) | Step::HoldBeside(..) => 0,
         Step::RemoveLink(id) if wakes(id) => 1,
-        Step::RemoveComponent(_) => 2,
+        Step::RemoveComponent(_) | Step::RemoveBeside(_) => 2,
         Step::RemoveLink(_) => 3,
         Step::AddLink(held) if !matches!(held.direction, Direction::Wakes { .. }) => 4,
         Step::AddLink(_) => 5,
+    }
+}
+
+/// Whether a step would end something that one of these components needs.
+fn is_of(step: &Step, running: &Assigned, components: &BTreeSet<ComponentKey>) -> bool {
+    match step {
+        Step::RemoveComponent(key) | Step::RemoveBeside(key) => components.contains(key),
+        Step::RemoveLink(id) => running.links.get(id).is_some_and(|held| {
+            let called = match &held.direction {
+                Direction::Between { target } => components.contains(target),
+                _ => false,
+            };
+            called || components.contains(&held.link.component)
+        }),
+        Step::Hold(..) | Step::HoldBeside(..) | Step::Adjust(..) | Step::AddLink(_) => false,
     }
 }
 
@@ -327,7 +463,7 @@ fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
                 _ => false,
             }
         }),
-        Step::RemoveComponent(_) => true,
-        Step::Hold(..) | Step::Adjust(..) | Step::AddLink(_) => false,
+        Step::RemoveComponent(_) | Step::RemoveBeside(_) => true,
+        Step::Hold(..) | Step::HoldBeside(..) | Step::Adjust(..) | Step::AddLink(_) => false,
     }
 }

@@ -6,12 +6,15 @@ use std::sync::atomic::Ordering;
 
 use trellis_bus::Connection;
 use trellis_manifest::{AppLink, Scaler, Tech};
-use trellis_placement::{Assigned, Direction, Life, Release, State, Versions};
+use trellis_placement::{Assigned, Direction, End, LAST_STEP, Life, Progress, Release, State, Version, Versions};
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
 
-use crate::api::types::{AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus};
+use crate::api::types::{
+    AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus, RolloutStatus, VersionStatus,
+};
 use crate::board::{Health, Mark};
 use crate::node::Node;
+use crate::rollouts;
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
@@ -51,6 +54,11 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
     status.links = release.app.links.iter().map(|link| link_status(node, release, link)).collect();
     status.problems = problems(&status);
     status.state = overall(&status).into();
+    status.rollout = rollout(node, state, versions);
+    if let Some(rollout) = status.rollout.as_ref().filter(|rollout| rollout.step < rollout.last) {
+        status.state = "deploying".into();
+        status.problems.insert(0, on_its_way(rollout));
+    }
     if let Some(next) = versions.next() {
         status.state = "waiting".into();
         status.problems.insert(0, format!("version {} waits; {} goes on running", next.version, release.version));
@@ -84,6 +92,58 @@ fn empty(state: &State, versions: &Versions, release: &Release, word: &str, prob
         components: Vec::new(),
         links: Vec::new(),
         versions: versions.kept().iter().rev().map(|kept| kept.release.version.clone()).collect(),
+        rollout: None,
+        history: versions.kept().iter().rev().map(|kept| version(versions, kept)).collect(),
+    }
+}
+
+fn rollout(node: &Node, state: &State, versions: &Versions) -> Option<RolloutStatus> {
+    let (rollout, newer, older) = (versions.rollout()?, versions.newer()?, versions.older()?);
+    let Progress { missing, events, faults } = rollouts::progress(state, &node.shares, &node.liveness, &newer.app.name);
+    Some(RolloutStatus {
+        to: newer.version.clone(),
+        from: older.version.clone(),
+        step: rollout.step,
+        last: LAST_STEP,
+        share: rollout.share(),
+        waits_for: missing,
+        events,
+        faults,
+    })
+}
+
+/// What is said of a version that is not all of the app yet, or has just become so.
+pub(crate) fn on_its_way(rollout: &RolloutStatus) -> String {
+    let RolloutStatus { to, from, step, last, share, waits_for, .. } = rollout;
+    let waits: String = waits_for.iter().map(|what| format!("; {what}")).collect();
+    match step {
+        _ if step == last => {
+            format!("version {to} took the place of {from}, which is kept ready while {to} is watched")
+        }
+        0 => format!("version {to} is made ready; {from} goes on running{waits}"),
+        _ => format!("version {to} takes the place of {from}: step {step} of {last}, {share} % of the events{waits}"),
+    }
+}
+
+fn version(versions: &Versions, kept: &Version) -> VersionStatus {
+    let is = |release: Option<&Arc<Release>>| release.is_some_and(|one| one.version == kept.release.version);
+    let ended = kept.ended.as_ref().map(|ended| &ended.how);
+    let (state, why) = match ended {
+        _ if is(versions.next()) => ("waiting", None),
+        _ if is(versions.deployed()) => ("deployed", None),
+        _ if is(versions.newer()) => ("rolling-out", None),
+        Some(End::Replaced(by)) => ("replaced", Some(format!("by {by}"))),
+        Some(End::RolledBack(why)) => ("rolled-back", Some(why.clone())),
+        Some(End::Undeployed) => ("undeployed", None),
+        None => ("kept", None),
+    };
+    VersionStatus {
+        version: kept.release.version.clone(),
+        state: state.into(),
+        put_ms: kept.put_ms,
+        deployed_ms: kept.deployed_ms,
+        ended_ms: kept.ended.as_ref().map(|ended| ended.at_ms),
+        why,
     }
 }
 
@@ -133,7 +193,15 @@ fn holder_status(
             status.faults = holding.counts().faults.load(Ordering::Relaxed);
         }
     }
+    if status.state != "ready" && is_edge(state, holder) {
+        status.state = "behind".into();
+    }
     status
+}
+
+/// Whether a node is at the edge: what it lacks is not waited for.
+fn is_edge(state: &State, node: NodeId) -> bool {
+    state.node(node).is_some_and(|node| node.facts.edge)
 }
 
 /// How a component is on another node, by that node's heartbeat. It is ready once the node says that it holds just what
@@ -192,7 +260,7 @@ fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
 /// it is.
 fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
     let state = node.shares.state();
-    let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links.contains_key(id);
+    let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links_of(id).next().is_some();
     let mut nodes: Vec<_> = state.nodes().values().filter(applies).collect();
     if nodes.is_empty() {
         return (Health::Starting, None, Some("no node applies it yet".into()));
@@ -203,7 +271,7 @@ fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>)
         let (one, reached, why) =
             if other.facts.id == node.id { link_here(node, id) } else { link_there(node, other.facts.id, id) };
         at = at.or(reached);
-        if one != Health::Ready && !matches!(health, Health::Failed(_)) {
+        if one != Health::Ready && !other.facts.edge && !matches!(health, Health::Failed(_)) {
             let on = format!("on {} ({})", other.facts.name, other.facts.id);
             problem = match why {
                 why if other.facts.id == node.id => why,
@@ -217,9 +285,10 @@ fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>)
 }
 
 fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String>, Option<String>) {
-    let wanted = node.shares.of(other).links.get(id).map(Mark::of);
-    match node.liveness.link(other, id) {
-        Some(report) if Some(report.mark) == wanted => {
+    let share = node.shares.of(other);
+    let Some(wanted) = share.links_of(id).last() else { return (Health::Starting, None, None) };
+    match node.liveness.link(other, &wanted.link.id) {
+        Some(report) if report.mark == Mark::of(wanted) => {
             let problem = report.health.problem();
             (report.health, report.at, problem)
         }
@@ -229,12 +298,13 @@ fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String
 
 fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
     let share = node.shares.of(node.id);
-    let held = share.links.get(id);
+    let held = share.links_of(id).last();
     let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     match held.map(|held| &held.direction) {
         Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
-            let at = address(node, *tech, id);
-            match node.providers.of(*tech).health(id) {
+            let applied = held.map_or(id, |held| &held.link.id);
+            let at = address(node, *tech, applied);
+            match node.providers.of(*tech).health(applied) {
                 Ok(()) => (health, at, None),
                 Err(why) => (Health::Starting, at, Some(why)),
             }
@@ -261,7 +331,7 @@ fn problems(status: &AppStatus) -> Vec<String> {
         if component.holders.is_empty() && component.problem.is_none() {
             problems.push(format!("{}: no node holds it yet", component.name));
         }
-        for holder in component.holders.iter().filter(|holder| holder.state != "ready") {
+        for holder in component.holders.iter().filter(|holder| !is_well(holder)) {
             let why = holder.problem.as_deref().unwrap_or("not ready yet");
             problems.push(format!("{} on {}: {why}", component.name, holder.name));
         }
@@ -271,6 +341,11 @@ fn problems(status: &AppStatus) -> Vec<String> {
         problems.push(format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces));
     }
     problems
+}
+
+/// Whether nothing waits for this holder.
+fn is_well(holder: &Holder) -> bool {
+    matches!(holder.state.as_str(), "ready" | "behind")
 }
 
 fn overall(status: &AppStatus) -> &'static str {

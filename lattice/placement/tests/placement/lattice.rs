@@ -27,8 +27,35 @@ impl Lattice {
         true
     }
 
-    /// Plans, and lets every live node say that it carries the plan out, until nothing changes.
+    /// Takes the next step of every roll-out. Whether there is any.
+    pub(crate) fn advance(&mut self) -> bool {
+        let steps: Vec<_> = self
+            .state
+            .rolling()
+            .map(|(app, versions)| {
+                let (rollout, newer) = (versions.rollout().unwrap(), versions.newer().unwrap());
+                Command::Advance { app: app.clone(), version: newer.version.clone(), step: rollout.step + 1 }
+            })
+            .collect();
+        let any = !steps.is_empty();
+        for step in steps {
+            assert_eq!(self.apply(step), Applied::Done);
+        }
+        any
+    }
+
+    /// Plans, lets every live node say that it carries the plan out, and takes the steps of roll-outs, until nothing
+    /// changes.
     pub(crate) fn settle(&mut self) -> usize {
+        let mut deltas = self.settle_plan();
+        while self.advance() {
+            deltas += self.settle_plan();
+        }
+        deltas
+    }
+
+    /// The same without the steps of roll-outs.
+    pub(crate) fn settle_plan(&mut self) -> usize {
         for deltas in 0..10_000 {
             let owing: Vec<_> =
                 self.state.nodes().iter().filter(|(_, node)| !node.is_lost()).map(|(&id, _)| id).collect();

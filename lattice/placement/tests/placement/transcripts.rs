@@ -6,11 +6,14 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use goldenscript::{Argument, Command as Line, Runner};
 use trellis_manifest::{Image, Tech};
-use trellis_placement::{Applied, Assigned, Change, Command, Direction, HeldLink, Release, State, Step, diff, plan};
-use trellis_wire::{ComponentKey, Config, NodeId, frame};
+use trellis_placement::{
+    Applied, Assigned, Beside, Change, Command, Direction, End, Ended, HeldLink, Release, State, Step, diff, plan,
+};
+use trellis_wire::{AppName, ComponentKey, Config, NodeId, frame};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, pairs, provider, release, scaler};
 
@@ -35,6 +38,18 @@ impl Runner for Script {
                 self.lattice.settle();
                 return Ok(holdings(&self.lattice.state));
             }
+            "settle-plan" => {
+                self.lattice.settle_plan();
+                return Ok(holdings(&self.lattice.state));
+            }
+            "advance" => {
+                self.lattice.advance();
+                return Ok(shown(&self.lattice.state, &app()?));
+            }
+            "history" => return Ok(history(&self.lattice.state, &app()?)),
+            "unready" => return Ok(lines(self.lattice.state.unready(&app()?))),
+            "give-up" => Command::GiveUp { app: app()?, version: words[1].into(), why: words[2].into() },
+            "rollback" => Command::Rollback { app: app()?, version: words.get(1).map(|version| (*version).into()) },
             "ack" => {
                 let generation = self.lattice.state.plan().generation();
                 Command::Acked { node: node(), generation }
@@ -83,6 +98,8 @@ impl Script {
                         format!("{} {}", letter(node), permits.map_or("*".into(), |permits| permits.to_string()))
                     }
                     Change::Release => format!("{} -", letter(node)),
+                    Change::Stage => format!("{} ready the newer", letter(node)),
+                    Change::Unstage => format!("{} drop the newer", letter(node)),
                 })
                 .collect();
             writeln!(out, "{key}: {}", changes.join(", ")).unwrap();
@@ -105,6 +122,13 @@ fn step(step: &Step) -> String {
     match step {
         Step::RemoveLink(id) => format!("remove link {id}"),
         Step::RemoveComponent(key) => format!("remove {key}"),
+        Step::RemoveBeside(key) => format!("remove beside {key}"),
+        Step::HoldBeside(key, beside) => {
+            let Beside { held, share } = &**beside;
+            let permits = held.permits.map_or("*".into(), |permits| permits.to_string());
+            let (version, code) = (&held.version, held.digest.bytes()[0]);
+            format!("hold beside {key} version {version} code {code} permits {permits}, {share} % of events")
+        }
         Step::Hold(key, held) | Step::Adjust(key, held) => {
             let verb = if matches!(step, Step::Hold(..)) { "hold" } else { "adjust" };
             let permits = held.permits.map_or("*".into(), |permits| permits.to_string());
@@ -192,6 +216,32 @@ fn applied(applied: &Applied) -> String {
     }
 }
 
+/// What runs of an app, and who holds it.
+fn shown(state: &State, app: &AppName) -> String {
+    let Some(versions) = state.app(app) else { return "no app".into() };
+    let version = |release: Option<&Arc<Release>>| release.map_or("nothing".into(), |one| one.version.clone());
+    let mut out = format!("{} is deployed", version(versions.deployed()));
+    if let Some(rollout) = versions.rollout() {
+        let (newer, older) = (version(versions.newer()), version(versions.older()));
+        write!(out, "; {newer} for {older}, step {}, {} % of events", rollout.step, rollout.share()).unwrap();
+    }
+    out
+}
+
+fn history(state: &State, app: &AppName) -> String {
+    let Some(versions) = state.app(app) else { return "no app".into() };
+    let kept = lines(versions.kept().iter().map(|kept| {
+        let ended = match &kept.ended {
+            None => "runs or never ran".into(),
+            Some(Ended { how: End::Replaced(by), .. }) => format!("replaced by {by}"),
+            Some(Ended { how: End::RolledBack(why), .. }) => format!("rolled back: {why}"),
+            Some(Ended { how: End::Undeployed, .. }) => "undeployed".into(),
+        };
+        format!("{}: {ended}", kept.release.version)
+    }));
+    format!("{}\n{kept}", shown(state, app))
+}
+
 fn holdings(state: &State) -> String {
     lines(state.plan().holdings().iter().map(|(key, holding)| {
         let holders: Vec<String> = holding
@@ -200,7 +250,9 @@ fn holdings(state: &State) -> String {
                 format!("{} {}", letter(node), permits.map_or("*".into(), |permits| permits.to_string()))
             })
             .collect();
-        format!("{key}: {}", holders.join(", "))
+        let staged: String = state.plan().staged(key).into_iter().flatten().map(|&node| letter(node)).collect();
+        let staged = if staged.is_empty() { staged } else { format!("; the newer: {staged}") };
+        format!("{key}: {}{staged}", holders.join(", "))
     }))
 }
 

@@ -21,6 +21,8 @@ use crate::source::{Source, told};
 
 /// A deploy that is ready sooner says nothing of what it waited for.
 const TELL_AFTER: Duration = Duration::from_secs(2);
+/// Longer than a version has until it is rolled back for not being ready, so that this is told and not guessed.
+pub(super) const WAIT_DEFAULT: &str = "150s";
 /// How soon the status is asked for again while it is waited for: most deploys take only milliseconds. The pause doubles
 /// up to the second.
 const POLL_FIRST: Duration = Duration::from_millis(5);
@@ -29,7 +31,9 @@ const POLL_MAX: Duration = Duration::from_millis(200);
 /// Deploy what a manifest declares, and wait until it runs
 ///
 /// Images named by path are uploaded first, if the node lacks them. The exit code is 0 once everything is ready, and 1
-/// with the reasons when it is not ready in time; the app then stays deployed and may still become ready.
+/// with the reasons when it is not ready in time, or was rolled back. A new version takes the place of the one that runs
+/// step by step once it is ready everywhere; it is rolled back by itself if it is not ready within two minutes, or if in
+/// its first minute at least 5 and over 20 % of its events fault.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis deploy app.yaml
@@ -39,7 +43,7 @@ pub(crate) struct Deploy {
     /// The manifest; `-` reads it from standard input
     file: PathBuf,
     /// How long to wait until it is ready
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = WAIT_DEFAULT, value_parser = duration)]
     wait: Duration,
     /// Do not wait at all
     #[arg(long, conflicts_with = "wait")]
@@ -71,7 +75,7 @@ impl Deploy {
             print(&told_of(&reply))?;
         }
         let waits = !self.dry_run && !self.no_wait;
-        let status = if waits { Some(ready(&admin, &app.name, &reply, self.wait).await?) } else { None };
+        let status = if waits { Some(ready(&admin, &app.name, &reply.version, self.wait).await?) } else { None };
         self.conclude(&reply, status.as_ref())
     }
 
@@ -159,6 +163,7 @@ fn told_of(reply: &DeployReply) -> String {
     let (app, version) = (&reply.app, &reply.version);
     let outcome = match reply.outcome.as_str() {
         "deployed" => format!("{app} {version} deployed"),
+        "rolling_out" => format!("{app} {version} is made ready and takes over step by step"),
         "unchanged" => format!("{app} {version} is deployed already; nothing changed"),
         "waiting" => format!("{app} {version} is accepted and waits for {}", reply.waits_for.join(", ")),
         "dry_run" => format!("{app} {version} would be deployed; nothing was changed"),
@@ -168,27 +173,20 @@ fn told_of(reply: &DeployReply) -> String {
     format!("{outcome}{}{}", lines(&reply.changes), lines(&reply.moves))
 }
 
-/// Waits until the app is ready in the version that was deployed. Why it is not is told as it changes, and at the end.
-async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration) -> Result<AppStatus, Failure> {
+/// Waits until the app is ready in this version. Why it is not is told as it changes, and at the end.
+pub(super) async fn ready(admin: &Admin, app: &AppName, version: &str, wait: Duration) -> Result<AppStatus, Failure> {
     let began = Instant::now();
     let mut told = Vec::<String>::new();
     let mut pause = POLL_FIRST;
     loop {
         let missing = match admin.app(app).await {
-            Ok(status) if status.version == reply.version && status.state == "ready" => return Ok(status),
-            Ok(status) if status.version == reply.version && status.state == "failed" => {
-                return Err(not_ready(&format!("{app} {} failed", reply.version), &status::missing(&status)));
-            }
-            Ok(status) if status.version != reply.version => {
-                let runs = format!("version {} is deployed now, not {}", status.version, reply.version);
-                [vec![runs], status::missing(&status)].concat()
-            }
-            Ok(status) => status::missing(&status),
+            Ok(status) if status.version == version && status.state == "ready" => return Ok(status),
+            Ok(status) => missing(app, version, &status)?,
             Err(error) if error.is_retryable() => vec![error.to_string()],
             Err(error) => return Err(error.into()),
         };
         if began.elapsed() >= wait {
-            let what = format!("{app} {} is deployed but not ready after {wait:?}", reply.version);
+            let what = format!("{app} {version} is deployed but not ready after {wait:?}");
             return Err(not_ready(&what, &missing));
         }
         if began.elapsed() >= TELL_AFTER && missing != told {
@@ -198,6 +196,22 @@ async fn ready(admin: &Admin, app: &AppName, reply: &DeployReply, wait: Duration
         sleep(pause).await;
         pause = (pause * 2).min(POLL_MAX);
     }
+}
+
+/// What stands between an app and this version; an error where nothing will come of waiting.
+fn missing(app: &AppName, version: &str, status: &AppStatus) -> Result<Vec<String>, Failure> {
+    let past = status.history.iter().find(|past| past.version == version && past.state == "rolled-back");
+    if let Some(why) = past.and_then(|past| past.why.as_ref()) {
+        return Err(Failure::Failed(format!("{app} {version} was rolled back to {}: {why}", status.version)));
+    }
+    let missing = status::missing(status);
+    if status.version == version && status.state == "failed" {
+        return Err(not_ready(&format!("{app} {version} failed"), &missing));
+    }
+    if status.version == version || status.rollout.is_some() {
+        return Ok(missing);
+    }
+    Ok([vec![format!("version {} is deployed now, not {version}", status.version)], missing].concat())
 }
 
 fn not_ready(what: &str, missing: &[String]) -> Failure {

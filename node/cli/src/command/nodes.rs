@@ -1,6 +1,7 @@
 //! `trellis nodes`: the nodes of the lattice, as the asked node knows them.
 
 mod forget;
+mod thaw;
 
 use trellis_daemon::api::types::{LatticeStatus, NodeStatus};
 
@@ -13,7 +14,8 @@ use crate::output::{Output, table};
 #[command(after_help = "Examples:
   trellis nodes
   trellis nodes -o json
-  trellis nodes forget ID")]
+  trellis nodes forget ID
+  trellis nodes thaw")]
 pub(crate) struct Nodes {
     #[command(subcommand)]
     action: Option<Action>,
@@ -23,8 +25,10 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        if let Some(Action::Forget(forget)) = self.action {
-            return forget.run(connection).await;
+        match self.action {
+            Some(Action::Forget(forget)) => return forget.run(connection).await,
+            Some(Action::Thaw(thaw)) => return thaw.run(connection).await,
+            None => {}
         }
         let admin = connection.open();
         let nodes = admin.nodes().await?;
@@ -39,6 +43,7 @@ impl Nodes {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     Forget(forget::Forget),
+    Thaw(thaw::Thaw),
 }
 
 /// What is to be known of the lattice as a whole, beside the list.

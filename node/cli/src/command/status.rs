@@ -1,6 +1,6 @@
 //! `trellis status`: what an app was asked to be, what runs where, and why not. `deploy` ends with the same text.
 
-use trellis_daemon::api::types::{AppStatus, ComponentStatus, LinkStatus};
+use trellis_daemon::api::types::{AppStatus, ComponentStatus, Holder, LinkStatus, RolloutStatus};
 use trellis_wire::AppName;
 
 use crate::admin::Connection;
@@ -39,11 +39,25 @@ pub(super) fn render(status: &AppStatus) -> String {
         });
         text += &format!("\n{}\n", table(["LINK", "INTERFACES", "STATE", "AT"], rows));
     }
+    if let Some(rollout) = &status.rollout {
+        text += &format!("\n{}\n", watched(rollout));
+    }
     let missing = missing(status);
     if !missing.is_empty() {
         text += &format!("\nnot well:\n  {}\n", missing.join("\n  "));
     }
     text
+}
+
+/// How a roll-out goes.
+fn watched(rollout: &RolloutStatus) -> String {
+    let RolloutStatus { to, from, step, last, share, events, faults, .. } = rollout;
+    let did = format!("{events} events, {faults} faults");
+    if step < last {
+        format!("rolling out {to} in place of {from}: step {step} of {last}, {share} % of the events; {did}")
+    } else {
+        format!("{to} took the place of {from}, which is kept ready while {to} is watched; {did}")
+    }
 }
 
 /// One sentence for each thing that stands between an app and `ready`; none where nothing does. What the node sums up
@@ -59,7 +73,7 @@ pub(super) fn missing(status: &AppStatus) -> Vec<String> {
         if component.problem.is_some() && is_new(&component.problem) {
             missing.push(format!("component {name}{}", because(&component.problem)));
         }
-        for holder in component.holders.iter().filter(|holder| holder.state != "ready" && is_new(&holder.problem)) {
+        for holder in component.holders.iter().filter(|holder| !is_well(holder) && is_new(&holder.problem)) {
             missing.push(format!(
                 "component {name} on {} is {}{}",
                 holder.name,
@@ -68,12 +82,17 @@ pub(super) fn missing(status: &AppStatus) -> Vec<String> {
             ));
         }
     }
-    let is_well = |link: &LinkStatus| link.state == "ready" && link.problem.is_none();
-    for link in status.links.iter().filter(|link| !is_well(link) && is_new(&link.problem)) {
+    let is_linked = |link: &LinkStatus| link.state == "ready" && link.problem.is_none();
+    for link in status.links.iter().filter(|link| !is_linked(link) && is_new(&link.problem)) {
         let what = format!("link {} ({})", between(link), link.interfaces);
         missing.push(format!("{what} is {}{}", link.state, because(&link.problem)));
     }
     missing
+}
+
+/// Whether nothing waits for this holder.
+fn is_well(holder: &Holder) -> bool {
+    matches!(holder.state.as_str(), "ready" | "behind")
 }
 
 /// One row for each holder; one for a component that nobody holds.
@@ -83,7 +102,7 @@ fn rows(component: &ComponentStatus) -> Vec<[String; 8]> {
         let nothing = String::new;
         return vec![[name, asked, "(no node)".into(), nothing(), nothing(), nothing(), nothing(), nothing()]];
     }
-    let row = |(i, holder): (usize, &trellis_daemon::api::types::Holder)| {
+    let row = |(i, holder): (usize, &Holder)| {
         [
             if i == 0 { name.clone() } else { String::new() },
             if i == 0 { asked.clone() } else { String::new() },

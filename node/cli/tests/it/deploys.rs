@@ -359,3 +359,38 @@ fn a_link_that_is_not_wanted_any_more_grants_nothing() {
     node.deploy(&shop("v3", "hello", &[]));
     assert_eq!(client::get(node.at("shop"), "/").unwrap().ok(), "hello world\n");
 }
+
+#[test]
+fn a_changed_config_reaches_what_runs_and_touches_nothing_else() {
+    let node = Node::start(&[]);
+    node.trellis(&["config", "put", "words", "greeting=one"]).ok();
+    let reads = component("changing", "test_misbehave", "", &[]);
+    let reads = reads.replace("test_misbehave.wasm'}", "test_misbehave.wasm', config: [{name: words}]}");
+    let still = http("still", "").replace("name: http", "name: web").replace("name: listen", "name: elsewhere");
+    let entries = [reads, component("still", "test_misbehave", "", &[]), http("changing", ""), still];
+    node.deploy(&app("both", &entries));
+    let at = |provider: &str| -> SocketAddr {
+        let links = node.status("both")["links"].as_array().unwrap().clone();
+        let link = links.iter().find(|link| link["source"] == provider).unwrap();
+        link["at"].as_str().unwrap().split_once("://").unwrap().1.parse().unwrap()
+    };
+    let (changing, still) = (at("http"), at("web"));
+    assert_eq!(client::get(changing, "/config").unwrap().ok(), "greeting=one\n");
+    assert_eq!(client::get(still, "/").unwrap().status, 200);
+    let cold = || {
+        let admin = node.admin.strip_prefix("http://").unwrap().parse().unwrap();
+        let page = client::send(admin, "GET", "/metrics", &[("host", "localhost")], b"").unwrap().ok();
+        page.lines().filter(|line| line.starts_with("faas_coldstarts_total")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = cold();
+
+    let under_way = std::thread::spawn(move || client::get(still, "/slow?ms=3000").unwrap().status);
+    node.trellis(&["config", "put", "words", "greeting=two"]).ok();
+    eventually("the change is here", || {
+        (client::get(changing, "/config").unwrap().ok() == "greeting=two\n").then_some(())
+    });
+    assert_eq!((at("http"), at("web")), (changing, still), "nobody listens anew");
+    assert_eq!(under_way.join().unwrap(), 200);
+    assert_eq!(cold(), before, "no code is loaded anew");
+    assert_eq!(node.status("both")["rollout"], serde_json::Value::Null, "a config is no version");
+}

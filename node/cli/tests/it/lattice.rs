@@ -16,15 +16,20 @@ use crate::node::{DataDir, Node};
 use crate::trellis::command;
 
 /// Starts a node that is known to the others by its label.
-fn node(nats: &NatsServer, data_dir: &DataDir, n: usize, more: &[&str]) -> Node {
+pub(crate) fn node(nats: &NatsServer, data_dir: &DataDir, n: usize, more: &[&str]) -> Node {
     let label = format!("n={n}");
     Node::start_in(data_dir, &[&["--nats", &nats.url, "--label", &label], more].concat())
 }
 
 /// Nodes 1, 2, ... of one lattice, the first of which started it.
 fn lattice(nats: &NatsServer, count: usize) -> Vec<Node> {
-    let mut nodes = vec![node(nats, &DataDir::new(), 1, &["--bootstrap"])];
-    nodes.extend((2..=count).map(|n| node(nats, &DataDir::new(), n, &[])));
+    lattice_with(nats, count, &[])
+}
+
+/// The same with further arguments for each.
+pub(crate) fn lattice_with(nats: &NatsServer, count: usize, more: &[&str]) -> Vec<Node> {
+    let mut nodes = vec![node(nats, &DataDir::new(), 1, &[&["--bootstrap"], more].concat())];
+    nodes.extend((2..=count).map(|n| node(nats, &DataDir::new(), n, more)));
     let voters = if count < 3 { 1 } else { 3 };
     eventually("the nodes are voters and learners", || {
         let known = known(&nodes[0]);
@@ -39,7 +44,8 @@ fn known(asked: &Node) -> Vec<Value> {
     serde_json::from_str(&asked.trellis(&["nodes", "-o", "json"]).ok()).unwrap()
 }
 
-fn id(node: &Node) -> String {
+/// A node's id.
+pub(crate) fn id(node: &Node) -> String {
     node.banner.iter().find_map(|line| line.strip_prefix("node ")).unwrap().trim().into()
 }
 

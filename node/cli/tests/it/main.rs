@@ -5,7 +5,8 @@
 //! `examples/build.sh` builds.
 //! `deploys`, `durability`, `nats` and `oci` are what people do with a node and what happens to it: versions, kills, full
 //! disks, a NATS that goes and comes, registries.
-//! `lattice` is many nodes at once: they join, serve for each other, die and come back.
+//! `lattice` is many nodes at once: they join, serve for each other, die and come back; `rollouts` is what new versions
+//! do on them.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -27,6 +28,7 @@ mod node;
 mod oci;
 mod old_manifests;
 mod queues;
+mod rollouts;
 mod scripted;
 mod telemetry;
 mod tidy;

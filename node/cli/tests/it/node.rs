@@ -121,9 +121,14 @@ impl Node {
 
     /// Asks it to end, as systemd does, and waits for that.
     pub(crate) fn stop(self) -> ExitStatus {
-        let pid = self.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("TERM");
         self.ended()
+    }
+
+    /// Sends a signal, such as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.child.id().to_string());
+        assert!(Command::new("kill").args([&signal, &pid]).status().unwrap().success());
     }
 
     /// Waits until it has ended by itself, or because it was asked to.

@@ -64,6 +64,7 @@ mod tests {
             edge: false,
             image_aliases: BTreeMap::new(),
             patience: Default::default(),
+            care: Default::default(),
         }
     }
 

@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use tokio::sync::broadcast;
-use trellis_placement::{Applied, Command, Life, Refusal as Why, Verdict};
+use trellis_placement::{Applied, Command, Life, Refusal as Why};
 use trellis_provider::Want;
 use trellis_wire::{
     AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply, subject,
@@ -24,14 +24,15 @@ use trellis_wire::{
 
 use super::problem::Refusal;
 use super::types::{
-    AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest, InvokeReply,
-    InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, NodeVerdict, PublishReply, PublishRequest,
+    AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
+    InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
+    RollbackReply, RollbackRequest,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
 use crate::far::message::Origin;
 use crate::node::Node;
-use crate::{deploy, proposal, status};
+use crate::{deploy, explain, proposal, status};
 
 /// The largest JSON body, in bytes: a manifest and little else.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -74,6 +75,8 @@ pub(super) fn routes() -> Vec<Route> {
         route!("get" "/openapi.json" "This document.", None, None, get(document)),
         route!("get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
         route!("get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
+        route!("post" "/v1/nodes/thaw" "Places anew what frozen nodes hold: those that vanished together with too many.",
+        None, None, post(thaw)),
         route!("delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, None, delete(forget)),
         route!("post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, None, post(drain)),
         route!("post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, None, post(undrain)),
@@ -85,6 +88,8 @@ pub(super) fn routes() -> Vec<Route> {
         route!("delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
         route!("get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
         route!("post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
+        route!("post" "/v1/apps/{app}/rollback" "Goes back to the version before, or to a named one that is kept.",
+        Some(shape::<RollbackRequest>), Some(shape::<RollbackReply>), post(rollback)),
         route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
         Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
         route!("get" "/v1/apps/{app}/dead-letters" "Messages that embedded queues of this node gave up; `component=` names one.",
@@ -92,8 +97,8 @@ pub(super) fn routes() -> Vec<Route> {
         route!("post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
         None, None, post(replay_dead_letter)),
         route!("delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
-        route!("get" "/v1/apps/{app}/components/{component}/explain" "Why each node holds it or not.",
-        None, Some(shape::<Vec<NodeVerdict>>), get(explain)),
+        route!("get" "/v1/apps/{app}/explain" "Why it is placed as it is, what would change that, and where events went.",
+        None, Some(shape::<AppExplanation>), get(explain)),
         route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
         route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
         None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
@@ -190,24 +195,17 @@ async fn label(
     propose(&node, Command::Label { node: node_id(&node, &name)?, labels: request.labels }).await
 }
 
-async fn explain(
-    State(node): State<Arc<Node>>,
-    Path((app, component)): Path<(String, String)>,
-) -> Answer<Json<Vec<NodeVerdict>>> {
-    let name: ComponentName = component.parse().map_err(bad_name)?;
-    let key = ComponentKey { app: app_name(&app)?, name };
-    let state = node.raft.state().borrow().clone();
-    let verdict = |(id, verdict): (NodeId, Verdict)| NodeVerdict {
-        node: id.to_string(),
-        name: state.node(id).map(|known| known.facts.name.clone()).unwrap_or_default(),
-        holds: matches!(verdict, Verdict::Holds(_)),
-        why: verdict.to_string(),
-    };
-    let verdicts: Vec<_> = state.explain(&key).into_iter().map(verdict).collect();
-    if verdicts.is_empty() {
-        return Err(Refusal::not_found(format!("{key} does not run; `trellis apps` lists what is deployed")));
+async fn explain(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<AppExplanation>> {
+    let name = app_name(&app)?;
+    explain::app(&node, &name).map(Json).ok_or_else(|| no_app(&name))
+}
+
+/// Nodes that are silent and not declared lost, because too many vanished at once, are given up for now.
+async fn thaw(State(node): State<Arc<Node>>) -> Answer<Json<serde_json::Value>> {
+    for id in node.liveness.frozen() {
+        drop(propose(&node, Command::Lost(id)).await?);
     }
-    Ok(Json(verdicts))
+    Ok(Json(serde_json::json!({})))
 }
 
 async fn apps(State(node): State<Arc<Node>>) -> Json<Vec<AppSummary>> {
@@ -234,6 +232,19 @@ async fn manifest(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Ans
 
 async fn undeploy(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<serde_json::Value>> {
     propose(&node, Command::Undeploy(app_name(&app)?)).await
+}
+
+async fn rollback(
+    State(node): State<Arc<Node>>,
+    Path(app): Path<String>,
+    Take(request): Take<RollbackRequest>,
+) -> Answer<Json<RollbackReply>> {
+    let name = app_name(&app)?;
+    drop(propose(&node, Command::Rollback { app: name.clone(), version: request.version }).await?);
+    let state = node.raft.state().borrow().clone();
+    let versions = state.app(&name).ok_or_else(|| no_app(&name))?;
+    let version = versions.next().or(versions.newer()).or(versions.deployed()).ok_or_else(|| no_app(&name))?;
+    Ok(Json(RollbackReply { app: name.to_string(), version: version.version.clone() }))
 }
 
 async fn delete_app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<serde_json::Value>> {

@@ -58,7 +58,7 @@ pub struct DeployReply {
     pub app: String,
     /// The version that is deployed now, or would be.
     pub version: String,
-    /// `deployed`, `unchanged`, `waiting` or `dry_run`.
+    /// `deployed`, `rolling_out`, `unchanged`, `waiting` or `dry_run`.
     pub outcome: String,
     /// What a deploy that is `waiting` waits for; what ran before goes on running.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -107,6 +107,67 @@ pub struct AppStatus {
     pub links: Vec<LinkStatus>,
     /// Versions kept, newest first.
     pub versions: Vec<String>,
+    /// The version that takes its place, or the one before while this one is watched.
+    #[serde(default)]
+    pub rollout: Option<RolloutStatus>,
+    /// What became of each version that is kept, newest first.
+    #[serde(default)]
+    pub history: Vec<VersionStatus>,
+}
+
+/// A roll-out in [`AppStatus`].
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct RolloutStatus {
+    /// The version that is rolled out.
+    pub to: String,
+    /// The version whose place it takes.
+    pub from: String,
+    /// The step, from 0: making ready.
+    pub step: u8,
+    /// The last step; at this one all events go to the new version, and its faults are watched.
+    pub last: u8,
+    /// The new version's share of the events, in percent.
+    pub share: u8,
+    /// What the next step waits for, one sentence each.
+    pub waits_for: Vec<String>,
+    /// Events that the new version handled, by the last heartbeats.
+    pub events: u64,
+    /// Faults among them.
+    pub faults: u64,
+}
+
+/// A version in [`AppStatus`].
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct VersionStatus {
+    /// Its name.
+    pub version: String,
+    /// `deployed`, `rolling-out`, `waiting`, `replaced`, `rolled-back`, `undeployed` or `kept`.
+    pub state: String,
+    /// When it was first put, in milliseconds since 1970.
+    pub put_ms: u64,
+    /// When it was deployed last.
+    pub deployed_ms: Option<u64>,
+    /// When that ended.
+    pub ended_ms: Option<u64>,
+    /// What ended it: the version that replaced it, or why it was rolled back.
+    pub why: Option<String>,
+}
+
+/// `POST /v1/apps/{app}/rollback`.
+#[derive(Debug, Default, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct RollbackRequest {
+    /// The version to go back to; absent: the one before.
+    #[serde(default)]
+    pub version: Option<String>,
+}
+
+/// What a rollback comes to.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct RollbackReply {
+    /// The app.
+    pub app: String,
+    /// The version that it goes back to.
+    pub version: String,
 }
 
 /// A component in [`AppStatus`].
@@ -133,7 +194,7 @@ pub struct Holder {
     pub name: String,
     /// Permits; absent: as many as the node allows.
     pub permits: Option<u32>,
-    /// `ready`, `starting` or `failed`.
+    /// `ready`, `starting`, `failed`, or `behind`: a node at the edge that is not ready and is not waited for.
     pub state: String,
     /// Sandboxes alive now.
     pub running: u64,
@@ -194,7 +255,31 @@ pub struct LabelsRequest {
     pub labels: BTreeMap<String, Option<String>>,
 }
 
-/// One line of `GET /v1/apps/{app}/components/{component}/explain`.
+/// `GET /v1/apps/{app}/explain`: why it is as it is, from what the lattice agreed on and what the answering node did.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AppExplanation {
+    /// The app.
+    pub app: String,
+    /// What holds for all of it: a roll-out, a version taken back, a freeze.
+    pub notes: Vec<String>,
+    /// Its components and providers, of every version that runs.
+    pub components: Vec<ComponentExplanation>,
+    /// Where the answering node sent events for it lately, oldest first. What it ran itself is not listed.
+    pub routed: Vec<RoutedEvent>,
+}
+
+/// A component in [`AppExplanation`].
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ComponentExplanation {
+    /// Its name.
+    pub name: String,
+    /// Spreads that are not fully placed, and why.
+    pub unplaced: Vec<String>,
+    /// Of each node, whether it holds it and why.
+    pub nodes: Vec<NodeVerdict>,
+}
+
+/// A node in [`ComponentExplanation`].
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct NodeVerdict {
     /// The node's id.
@@ -204,6 +289,21 @@ pub struct NodeVerdict {
     /// Whether it holds the component.
     pub holds: bool,
     /// Why it does, or why not.
+    pub why: String,
+    /// What would change that.
+    pub change: Option<String>,
+}
+
+/// An event in [`AppExplanation`] that another node ran.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct RoutedEvent {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The component.
+    pub component: String,
+    /// The node that took it.
+    pub to: String,
+    /// Why it did not run here.
     pub why: String,
 }
 

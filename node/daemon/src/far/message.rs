@@ -15,6 +15,10 @@ pub(crate) enum Ask {
     Offer(Box<Offer>),
     /// Whether it still works on that exchange.
     Still(Uuid),
+    /// Whether it holds a component in this version, ready for events.
+    Holds(ComponentKey, String),
+    /// Whether the one that asks answers the same: an echo.
+    Echo(ComponentKey, String),
 }
 
 /// Something to do.
@@ -62,8 +66,8 @@ pub(crate) enum Origin {
     Link(LinkId, String),
     /// A person asked for it.
     Invoke,
-    /// Another component's link.
-    Component(LinkId),
+    /// Another component's link, and the version that calls: its app's own version answers it where there are two.
+    Component(LinkId, String),
 }
 
 impl Origin {
@@ -72,7 +76,7 @@ impl Origin {
         match self {
             Self::Link(_, name) => name,
             Self::Invoke => "invoke",
-            Self::Component(_) => "",
+            Self::Component(..) => "",
         }
     }
 }
@@ -122,7 +126,7 @@ pub(crate) enum Taken {
     Busy(String),
     /// It will not.
     Refused(String),
-    /// To [`Ask::Still`].
+    /// To all questions but an offer.
     Still(bool),
 }
 

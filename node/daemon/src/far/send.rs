@@ -1,6 +1,7 @@
 //! The asking side: finds a node that takes an event or a call, and waits for what comes of it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use trellis_bus::{BusError, Sealed, SealedError};
-use trellis_placement::Life;
+use trellis_placement::{Direction, Life};
 use trellis_provider::{Permit, Run, Want};
 use trellis_wire::{
     Answer, Body, Call, CallError, ComponentKey, Error, Event, LinkId, NodeId, Outcome, frame, subject,
@@ -19,10 +20,15 @@ use super::cargo::{self, Load};
 use super::line::{Line, Lines};
 use super::message::{Ask, Back, Head, Offer, Taken, What, Word};
 use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, STILL_MISSED_MAX, TAKE_WAIT, TRIES_MAX};
+use crate::clock;
 use crate::dispatch::{Dispatch, Source, TIMEOUT_DEFAULT};
 use crate::liveness::Liveness;
 use crate::shares::Shares;
 
+/// How many events that went elsewhere are remembered, to explain where they went.
+const ROUTED_MAX: usize = 64;
+/// How long a node may take to ask this one and to say what came of it.
+const ECHO_WAIT: Duration = Duration::from_secs(2);
 /// The pause before those who were busy are asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -33,6 +39,18 @@ pub(crate) struct Elsewhere {
     liveness: Arc<Liveness>,
     lines: Lines,
     exchanges: Arc<Semaphore>,
+    routed: Mutex<VecDeque<Routed>>,
+}
+
+/// An event that another node took.
+#[derive(Debug, Clone)]
+pub(crate) struct Routed {
+    /// When, in milliseconds since 1970.
+    pub(crate) at_ms: u64,
+    pub(crate) component: ComponentKey,
+    pub(crate) to: NodeId,
+    /// Why it did not run here.
+    pub(crate) why: &'static str,
 }
 
 /// Why no node took an offer.
@@ -47,7 +65,21 @@ enum NotTaken {
 
 impl Elsewhere {
     pub(crate) fn new(sealed: Sealed, shares: Arc<Shares>, liveness: Arc<Liveness>, lines: Lines) -> Self {
-        Self { sealed, shares, liveness, lines, exchanges: Arc::new(Semaphore::new(EXCHANGES_MAX)) }
+        let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
+        Self { sealed, shares, liveness, lines, exchanges, routed: Mutex::default() }
+    }
+
+    /// The events that other nodes took last, oldest first.
+    pub(crate) fn routed(&self) -> Vec<Routed> {
+        self.routed.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn note(&self, component: &ComponentKey, to: NodeId, why: &'static str) {
+        let mut routed = self.routed.lock().unwrap_or_else(PoisonError::into_inner);
+        if routed.len() == ROUTED_MAX {
+            routed.pop_front();
+        }
+        routed.push_back(Routed { at_ms: clock::now_ms(), component: component.clone(), to, why });
     }
 
     /// Whether another node holds the component and seems alive.
@@ -89,13 +121,7 @@ impl Elsewhere {
         let (head, body) = cargo::call_out(call);
         let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
         let what = || What::Call { link: link.clone(), head: head.clone() };
-        let nodes: Vec<NodeId> = self
-            .shares
-            .state()
-            .provider_nodes(provider)
-            .into_iter()
-            .filter(|node| *node != self.sealed.node())
-            .collect();
+        let nodes = self.answering(provider, link);
         match self.offer(&nodes, what, (&load.first, load.rest.is_none()), TIMEOUT_DEFAULT).await {
             Ok(line) => match self.reply(line, load, TIMEOUT_DEFAULT).await {
                 Ok((back, body)) => cargo::answer_in(back, body).await,
@@ -107,13 +133,62 @@ impl Elsewhere {
         }
     }
 
-    /// The other nodes that hold a component, those with the most permits first.
+    /// The other nodes on which a provider answers a link, with the config that this node knows.
+    fn answering(&self, provider: &ComponentKey, link: &LinkId) -> Vec<NodeId> {
+        let answers = |node: &NodeId| {
+            let here = self.shares.of(*node);
+            here.links.get(link).is_some_and(|held| matches!(held.direction, Direction::Grants { .. }))
+        };
+        let nodes = self.shares.state().provider_nodes(provider).into_iter();
+        nodes.filter(|node| *node != self.sealed.node() && answers(node)).collect()
+    }
+
+    /// The other nodes that hold a component, those with the most permits first; last those that were told to give it up
+    /// and have not said yet that they did.
     fn holders(&self, component: &ComponentKey) -> Vec<NodeId> {
         let state = self.shares.state();
-        let holding = state.holding(component).into_iter().flatten();
-        let mut holders: Vec<_> = holding.filter(|(node, _)| **node != self.sealed.node()).collect();
-        holders.sort_by_key(|(_, permits)| std::cmp::Reverse(permits.unwrap_or(u32::MAX)));
-        holders.into_iter().map(|(node, _)| *node).collect()
+        let mut holders: Vec<(NodeId, u32)> = Vec::new();
+        for (&node, permits) in state.holding(component).into_iter().flatten() {
+            holders.push((node, permits.unwrap_or(u32::MAX)));
+        }
+        for (node, _) in state.plan().unacked(component) {
+            if !holders.iter().any(|(holder, _)| *holder == node) {
+                holders.push((node, 0));
+            }
+        }
+        holders.retain(|(node, _)| *node != self.sealed.node());
+        holders.sort_by_key(|(_, permits)| std::cmp::Reverse(*permits));
+        holders.into_iter().map(|(node, _)| node).collect()
+    }
+
+    /// Whether this node is reached by another one for events of a component in this version. Where there is no other
+    /// one alive, nobody needs to reach it.
+    ///
+    /// # Errors
+    /// Which nodes do not reach it.
+    pub(crate) async fn is_reached(&self, component: &ComponentKey, version: &str) -> Result<(), String> {
+        let state = self.shares.state();
+        let is_other = |node: &NodeId| *node != self.sealed.node() && self.liveness.life(*node) == Life::Alive;
+        let others: Vec<NodeId> = state.nodes().keys().copied().filter(is_other).collect();
+        let mut not_by = Vec::new();
+        for other in self.in_turn(&others) {
+            if self.says_so(other, &Ask::Echo(component.clone(), version.into()), ECHO_WAIT).await {
+                return Ok(());
+            }
+            not_by.push(other.to_string());
+        }
+        if not_by.is_empty() { Ok(()) } else { Err(format!("it is not reached by {}", not_by.join(", "))) }
+    }
+
+    /// Whether another node holds a component in this version, ready for events: the echo that it asked for.
+    pub(crate) async fn reaches(&self, node: NodeId, component: ComponentKey, version: String) -> bool {
+        self.says_so(node, &Ask::Holds(component, version), TAKE_WAIT).await
+    }
+
+    async fn says_so(&self, node: NodeId, question: &Ask, within: Duration) -> bool {
+        let subject = subject::event(self.sealed.lattice(), node);
+        let answer = self.sealed.ask(node, &subject, &frame::encode(question), within).await;
+        answer.is_ok_and(|answer| matches!(frame::decode(&answer), Ok(Taken::Still(true))))
     }
 
     /// Whom to ask, in which order: who seems alive first, and among those with a share of the load each as likely.
@@ -253,7 +328,12 @@ impl Turn {
                 head: head.clone(),
             };
             let why = match self.elsewhere.offer(&holders, what, (&first, whole), at_most).await {
-                Ok(line) => return self.finish(line, load, at_most).await,
+                Ok(line) => {
+                    let is_held = self.dispatch.holding(&self.component).is_some();
+                    let why = if is_held { "no permit was free here" } else { "this node does not hold it" };
+                    self.elsewhere.note(&self.component, line.peer(), why);
+                    return self.finish(line, load, at_most).await;
+                }
                 Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component)).into()),
                 Err(NotTaken::Busy(why)) => why,
                 Err(NotTaken::Nobody) if self.dispatch.holding(&self.component).is_none() => {

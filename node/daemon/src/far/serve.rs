@@ -93,6 +93,13 @@ impl Service {
         tokio::spawn(async move {
             let offer = match frame::decode(&asked.body) {
                 Ok(Ask::Still(exchange)) => return self.say(reply, Taken::Still(self.lines.is_open(exchange))).await,
+                Ok(Ask::Holds(component, version)) => {
+                    return self.say(reply, Taken::Still(self.dispatch.holds(&component, &version))).await;
+                }
+                Ok(Ask::Echo(component, version)) => {
+                    let reached = self.dispatch.elsewhere().reaches(asked.from, component, version).await;
+                    return self.say(reply, Taken::Still(reached)).await;
+                }
                 Ok(Ask::Offer(offer)) => *offer,
                 Err(why) => return self.say(reply, Taken::Refused(format!("not understood: {why}"))).await,
             };
@@ -149,12 +156,11 @@ impl Service {
             }
             What::Call { link, .. } => {
                 let (mine, theirs) = (self.shares.of(self.sealed.node()), self.shares.of(from));
-                let calls = theirs.links.get(link).is_some_and(|held| {
-                    matches!(held.direction, Direction::GrantsElsewhere { .. })
-                        && theirs.components.contains_key(&held.link.component)
+                let calls = theirs.link(link).is_some_and(|held| {
+                    matches!(held.direction, Direction::GrantsElsewhere { .. }) && theirs.holds(&held.link.component)
                 });
-                match mine.links.get(link).map(|held| &held.direction) {
-                    Some(Direction::Grants { tech, .. }) if calls => {
+                match mine.link(link).map(|held| (&held.link.id, &held.direction)) {
+                    Some((link, Direction::Grants { tech, .. })) if calls => {
                         Ok(Work::Call(ComponentCall { link: link.clone(), tech: *tech }))
                     }
                     _ => Err(denied(format!("link {link} does not grant node {from} a call here"))),
@@ -170,9 +176,9 @@ impl Service {
             Origin::Link(link, _) => theirs.links.get(link).is_some_and(|held| {
                 matches!(held.direction, Direction::Wakes { .. }) && held.link.component == *component
             }),
-            Origin::Component(link) => theirs.links.get(link).is_some_and(|held| {
+            Origin::Component(link, _) => theirs.link(link).is_some_and(|held| {
                 matches!(&held.direction, Direction::Between { target } if target == component)
-                    && theirs.components.contains_key(&held.link.component)
+                    && theirs.holds(&held.link.component)
             }),
         }
     }

@@ -1,0 +1,43 @@
+//! `trellis rollback`: goes back to a version that is kept, and waits until it runs.
+
+use std::time::Duration;
+
+use trellis_wire::AppName;
+
+use super::{deploy, status};
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::{Output, print};
+use crate::quantity::duration;
+
+/// Go back to the version before, or to a named one that is kept, and wait until it runs
+///
+/// A version that is being rolled out, or is watched still, is taken back at once. One further back is rolled out as any
+/// other: made ready first, then step by step.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  trellis rollback orders
+  trellis rollback orders v3")]
+pub(crate) struct Rollback {
+    /// The app
+    app: AppName,
+    /// The version; `trellis history` lists them [default: the one before]
+    version: Option<String>,
+    /// How long to wait until it is ready
+    #[arg(long, value_name = "TIME", default_value = deploy::WAIT_DEFAULT, value_parser = duration)]
+    wait: Duration,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Rollback {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let admin = connection.open();
+        let reply = admin.rollback(&self.app, self.version).await?;
+        if !self.output.is_json() {
+            print(&format!("{} goes back to {}", self.app, reply.version))?;
+        }
+        let status = deploy::ready(&admin, &self.app, &reply.version, self.wait).await?;
+        Ok(self.output.print(&status, status::render)?)
+    }
+}

@@ -1,0 +1,224 @@
+//! New versions on three real nodes: they take over under load, are taken back when they fault or never get ready, and
+//! can be gone back from by hand.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::{component, eventually, http};
+use crate::client::get;
+use crate::lattice::{id, lattice_with};
+use crate::node::Node;
+
+/// How long a new version has to get ready here, and is watched.
+const QUICK: [&str; 4] = ["--ready-within", "8s", "--watch-for", "20s"];
+
+/// A version of an app: a component on every node that holds it, behind an HTTP server on every node.
+fn app(version: &str, more: &str, spread: &str, web: &str) -> String {
+    let spread = format!("{{type: spreadscaler, properties: {{instances: 12, spread: {spread}}}}}");
+    let everywhere = http("api", web).replacen(
+        "traits:\n",
+        "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n",
+        1,
+    );
+    let manifest = crate::apps::app("shop", &[component("api", "test_misbehave", more, &[spread]), everywhere]);
+    manifest.replace("{name: shop}", &format!("{{name: shop, annotations: {{version: {version}}}}}"))
+}
+
+const ANYWHERE: &str = "[{name: any, requirements: {}}]";
+
+fn history(node: &Node) -> Vec<(String, String, String)> {
+    let shown: Vec<Value> = serde_json::from_str(&node.trellis(&["history", "shop", "-o", "json"]).ok()).unwrap();
+    let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+    shown.iter().map(|one| (text(one, "version"), text(one, "state"), text(one, "why"))).collect()
+}
+
+/// Clients of every node that ask for `path` all the time.
+struct Load {
+    answered: usize,
+    failed: Vec<String>,
+}
+
+fn under_load(at: &[SocketAddr], path: &str, what: impl FnOnce()) -> Load {
+    let (load, over) = (Mutex::new(Load { answered: 0, failed: Vec::new() }), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for address in at {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let answer = get(*address, path);
+                    let mut load = load.lock().unwrap();
+                    match answer {
+                        Ok(response) if response.status == 200 => load.answered += 1,
+                        Ok(response) => load.failed.push(format!("{} {}", response.status, response.text().trim())),
+                        Err(why) => load.failed.push(why.to_string()),
+                    }
+                }
+            });
+        }
+        // The clients end whatever comes of it: else a failure would hang.
+        let came_to = std::panic::catch_unwind(std::panic::AssertUnwindSafe(what));
+        over.store(true, Ordering::Relaxed);
+        came_to.unwrap_or_else(|why| std::panic::resume_unwind(why));
+    });
+    load.into_inner().unwrap()
+}
+
+/// What the app's config says of the version that answers.
+fn version_at(at: SocketAddr) -> String {
+    get(at, "/config").unwrap().ok()
+}
+
+/// The component's own config, so that an answer says which version gave it.
+fn says(version: &str) -> String {
+    let manifest = app(version, "limits: {timeout: 20s}", ANYWHERE, "");
+    let config = format!("config: [{{name: v{version}, properties: {{version: '{version}'}}}}]");
+    manifest.replacen("test_misbehave.wasm'}", &format!("test_misbehave.wasm', {config}}}"), 1)
+}
+
+#[test]
+fn a_new_version_takes_over_on_three_nodes_without_a_failed_request() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice_with(&nats, 3, &QUICK);
+    nodes[0].deploy(&says("1"));
+    let at: Vec<SocketAddr> = nodes.iter().map(|node| node.at("shop")).collect();
+    assert!(at.iter().all(|at| version_at(*at) == "version=1\n"));
+
+    let load = under_load(&at, "/slow?ms=20", || {
+        nodes[1].deploy(&says("2"));
+        // Other nodes than those that held it: permits move with the steps.
+        let elsewhere = "[{name: two, requirements: {n: '2'}}]";
+        let third = says("3").replace(ANYWHERE, elsewhere);
+        nodes[2].deploy(&third);
+        nodes[0].deploy(&says("4"));
+    });
+    assert_eq!(load.failed, [""; 0], "{} answered", load.answered);
+    assert!(load.answered > 100, "{}", load.answered);
+    assert!(at.iter().all(|at| version_at(*at) == "version=4\n"));
+
+    // Back by hand: what is watched still is left at once, what is further back is rolled out.
+    let load = under_load(&at, "/slow?ms=20", || {
+        assert!(nodes[0].trellis(&["rollback", "shop"]).ok().contains("shop goes back to 3"));
+        assert!(nodes[1].trellis(&["rollback", "shop", "1"]).ok().contains("shop goes back to 1"));
+    });
+    assert_eq!(load.failed, [""; 0], "{} answered", load.answered);
+    assert!(at.iter().all(|at| version_at(*at) == "version=1\n"));
+    let past = history(&nodes[2]);
+    let state = |version: &str| past.iter().find(|(one, ..)| one == version).map(|(_, state, why)| (&**state, &**why));
+    assert_eq!(state("4"), Some(("rolled-back", "by hand")));
+    assert_eq!(state("1"), Some(("deployed", "")));
+    assert_eq!(state("2"), Some(("replaced", "by 3")));
+    let refused = nodes[0].trellis(&["rollback", "shop", "9"]).failed(1);
+    assert!(refused.contains("app shop has no version 9; `trellis history shop`"), "{refused}");
+}
+
+#[test]
+fn a_version_that_traps_is_rolled_back_by_itself() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice_with(&nats, 3, &QUICK);
+    // A guest that cannot have the memory it asks for traps at each event.
+    let good = app("1", "limits: {memory: 64MiB}", ANYWHERE, "");
+    let bad = app("2", "limits: {memory: 64KiB}", ANYWHERE, "");
+    nodes[0].deploy(&good);
+    let at: Vec<SocketAddr> = nodes.iter().map(|node| node.at("shop")).collect();
+    let load = under_load(&at, "/", || {
+        let stderr = nodes[1].try_deploy(&bad).failed(1);
+        assert!(stderr.contains("shop 2 was rolled back to 1: ") && stderr.contains("events faulted"), "{stderr}");
+        thread::sleep(Duration::from_secs(1));
+    });
+    assert!(
+        !load.failed.is_empty() && load.answered > load.failed.len() / 4,
+        "{} {}",
+        load.answered,
+        load.failed.len()
+    );
+    nodes[2].until_ready("shop");
+    assert!(at.iter().all(|at| get(*at, "/").unwrap().status == 200));
+    assert_eq!(history(&nodes[0])[0].1, "rolled-back");
+    let status = nodes[0].trellis(&["status", "shop"]).ok();
+    assert!(status.contains("shop 1 is ready"), "{status}");
+}
+
+#[test]
+fn a_version_that_never_gets_ready_is_rolled_back_by_itself() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice_with(&nats, 3, &QUICK);
+    nodes[0].deploy(&app("1", "", ANYWHERE, ""));
+    let at: Vec<SocketAddr> = nodes.iter().map(|node| node.at("shop")).collect();
+
+    // No node fits; then: its listener's certificate is missing on every node, while the former one goes on.
+    let nowhere = app("2", "", "[{name: moon, requirements: {zone: moon}}]", "");
+    let tls = app("3", "", ANYWHERE, "tls_cert_file: /nowhere.pem, tls_priv_key_file: /nowhere.key");
+    for (manifest, told) in [(nowhere, "no node fits"), (tls, "/nowhere.pem")] {
+        let load = under_load(&at, "/", || {
+            let began = Instant::now();
+            let stderr = nodes[1].try_deploy(&manifest).failed(1);
+            assert!(stderr.contains("it was not ready within 8s: ") && stderr.contains(told), "{stderr}");
+            assert!(began.elapsed() > Duration::from_secs(7));
+            nodes[0].until_ready("shop");
+        });
+        assert_eq!(load.failed, [""; 0], "{} answered", load.answered);
+    }
+    assert_eq!(nodes[0].status("shop")["version"], "1");
+}
+
+#[test]
+fn a_node_at_the_edge_may_be_behind() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice_with(&nats, 2, &QUICK);
+    let edge = crate::lattice::node(&nats, &crate::node::DataDir::new(), 3, &["--edge"]);
+    let everywhere =
+        "[{name: core, weight: 50, requirements: {}}, {name: edge, weight: 50, requirements: {edge: '*'}}]";
+    nodes[0].deploy(&app("1", "", everywhere, ""));
+    let laptop = id(&edge);
+    // It stops answering, and is not lost yet: the deploy does not wait for it.
+    edge.signal("STOP");
+    nodes[0].deploy(&app("2", "limits: {memory: 65MiB}", everywhere, ""));
+    let holders = nodes[0].status("shop")["components"][0]["holders"].as_array().unwrap().clone();
+    if let Some(holder) = holders.iter().find(|holder| holder["node"] == laptop.as_str()) {
+        assert_eq!(holder["state"], "behind", "{holder}");
+    }
+    edge.signal("CONT");
+    eventually("it has caught up", || {
+        let status = nodes[0].status("shop");
+        let holders = status["components"][0]["holders"].as_array().unwrap().clone();
+        holders.iter().any(|holder| holder["node"] == laptop.as_str() && holder["state"] == "ready").then_some(())
+    });
+    nodes.push(edge);
+}
+
+#[test]
+fn a_drained_node_hands_over_before_it_stops() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice_with(&nats, 3, &[]);
+    // One node holds it alone; clients ask another one.
+    let alone = app("1", "limits: {timeout: 20s}", "[{name: there, requirements: {n: '1|2'}}]", "")
+        .replace("instances: 12", "instances: 1");
+    nodes[2].deploy(&alone);
+    let holder =
+        || nodes[2].status("shop")["components"][0]["holders"][0]["node"].as_str().unwrap_or_default().to_owned();
+    let at = [nodes[2].at("shop"); 4];
+    let first = holder();
+    let load = under_load(&at, "/slow?ms=20", || {
+        nodes[2].trellis(&["drain", &first]).ok();
+        eventually("another node holds it", || (holder() != first && !holder().is_empty()).then_some(()));
+        nodes[2].until_ready("shop");
+        nodes[2].trellis(&["undrain", &first]).ok();
+    });
+    assert_eq!(load.failed, [""; 0], "drained by command; {} answered", load.answered);
+
+    let second = holder();
+    let position = nodes.iter().position(|node| id(node) == second).unwrap();
+    let leaving = nodes.remove(position);
+    let last = nodes.last().unwrap();
+    let load = under_load(&at, "/slow?ms=20", || {
+        assert_eq!(leaving.stop().code(), Some(0));
+        last.until_ready("shop");
+    });
+    assert_eq!(load.failed, [""; 0], "drained by SIGTERM; {} answered", load.answered);
+    assert!(load.answered > 20, "{}", load.answered);
+}
