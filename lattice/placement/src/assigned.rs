@@ -207,7 +207,13 @@ impl State {
     }
 
     /// A link as `node` applies it, if it does.
-    fn held_link(&self, form: Form<'_>, versions: &Versions, link: &AppLink, node: NodeId) -> Option<HeldLink> {
+    pub(crate) fn held_link(
+        &self,
+        form: Form<'_>,
+        versions: &Versions,
+        link: &AppLink,
+        node: NodeId,
+    ) -> Option<HeldLink> {
         let (source, target) = (form.release.key(&link.source), form.release.key(&link.target));
         let (id, config, end) = self.link_of(form.release, link);
         let is_held = |key: &ComponentKey| form.holds(self, key, node);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, CommandId, Config, Generation, LatticeId, LatticeName, NodeId, frame};
 
-use crate::{Delta, NodeFacts, Release, TrustChange};
+use crate::{Delta, LeaseMoves, NodeFacts, Release, TrustChange};
 
 /// The longest entry the log takes, in bytes. One that does not fit a message would be sent again for ever.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
@@ -109,6 +109,8 @@ pub enum Command {
         /// The version; `None`: the one before.
         version: Option<String>,
     },
+    /// Leases change hands.
+    Lease(LeaseMoves),
 }
 
 impl Entry {

@@ -5,6 +5,7 @@
 //! Everything here is a value. Nothing in this crate does I/O, reads a clock or draws a random number.
 
 mod assigned;
+mod backup;
 mod command;
 mod configs;
 mod conflict;
@@ -14,6 +15,10 @@ mod diff;
 mod divide;
 mod explain;
 mod flow;
+mod happening;
+mod lease;
+mod lessee;
+mod lessor;
 mod membership;
 mod node;
 mod plan;
@@ -33,7 +38,11 @@ pub use configs::{Configs, StoredConfig};
 pub use conflict::{Conflict, DEFAULT_HTTP_ADDRESS, Listener, Route};
 pub use diff::{Step, diff};
 pub use explain::{Unplaced, Verdict};
-pub use membership::{Decision, Life, LogView, MEMBERS_MAX, Membership, Patience};
+pub use happening::{Happening, happenings};
+pub use lease::{Lease, LeaseMoves, Leases};
+pub use lessee::Lessee;
+pub use lessor::{Lessor, Renewal};
+pub use membership::{Decision, LEARNERS_MAX, Life, LogView, Membership, Patience};
 pub use node::{Capacity, Node, NodeFacts, Unfit};
 pub use plan::{Change, DELTA_BYTES_MAX, Delta, Holding, Plan};
 pub use planner::plan;

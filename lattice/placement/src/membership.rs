@@ -12,8 +12,8 @@ use trellis_wire::NodeId;
 
 use crate::{Node, State};
 
-/// How many nodes may belong to the log: those that vote and those that only listen.
-pub const MEMBERS_MAX: usize = 37;
+/// How many nodes may listen to the log without a vote. All others, and every edge node, follow from outside.
+pub const LEARNERS_MAX: usize = 32;
 /// How many entries a node may lack and still be made a voter.
 const LAG_MAX: u64 = 64;
 /// Within this time the nodes are counted that vanish together.
@@ -21,7 +21,7 @@ const BURST: Duration = Duration::from_secs(60);
 /// For so long a lost node is kept, in milliseconds; then it is forgotten.
 const FORGET_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
-/// When a silent node is what.
+/// When a silent node is what. The same on every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// How often each node is heard.
@@ -30,11 +30,18 @@ pub struct Patience {
     pub suspect: Duration,
     /// After so long it is lost, and what it holds is placed elsewhere.
     pub lost: Duration,
+    /// So long a node has what must run once in the lattice, after the leader was last acknowledged by a quorum.
+    pub lease: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(1), suspect: Duration::from_secs(3), lost: Duration::from_secs(6) }
+        Self {
+            heartbeat: Duration::from_secs(1),
+            suspect: Duration::from_secs(3),
+            lost: Duration::from_secs(6),
+            lease: Duration::from_secs(4),
+        }
     }
 }
 
@@ -62,7 +69,7 @@ pub enum Decision {
     Listen(NodeId),
     /// Make these the voters.
     Voters(BTreeSet<NodeId>),
-    /// Take nodes that the lattice no longer knows out of the log.
+    /// Take nodes out of the log: the lattice no longer knows them, or they follow from outside now.
     Part(BTreeSet<NodeId>),
 }
 
@@ -201,20 +208,30 @@ impl Membership {
         if !gone.is_empty() {
             return Some(Decision::Part(gone));
         }
+        // The edge only follows. A node may have become one since it was let in.
+        let edge = |id: &NodeId| state.node(*id).is_some_and(|node| node.facts.edge);
+        let edges: BTreeSet<NodeId> = log.learners.iter().copied().filter(edge).collect();
+        if !edges.is_empty() {
+            return Some(Decision::Part(edges));
+        }
         let is_member = |id: &NodeId| log.voters.contains(id) || log.learners.contains(id);
-        if let Some(&new) = state.nodes().keys().find(|id| alive(id) && !is_member(id))
-            && log.voters.len() + log.learners.len() < MEMBERS_MAX
-        {
-            return Some(Decision::Listen(new));
+        if let Some(&new) = state.nodes().keys().find(|id| alive(id) && !edge(id) && !is_member(id)) {
+            let lost = |id: &NodeId| state.node(*id).is_some_and(Node::is_lost);
+            match log.learners.iter().copied().find(lost) {
+                _ if log.learners.len() < LEARNERS_MAX => return Some(Decision::Listen(new)),
+                // A place among the learners is for one who can become a voter.
+                Some(lost) => return Some(Decision::Part(BTreeSet::from([lost]))),
+                None => {}
+            }
         }
         let voters = self.voters(state, log, now);
         (voters != log.voters).then_some(Decision::Voters(voters))
     }
 
-    /// Who should vote: one, three or five. A voter that is lost or forgotten is replaced when a spare stands ready, and
+    /// Who should vote: one, three or five. A voter that is lost, forgotten or at the edge is replaced when a spare stands ready, and
     /// not before: its place is what keeps the quorum honest.
     fn voters(&self, state: &State, log: &LogView, now: Duration) -> BTreeSet<NodeId> {
-        let is_gone = |id: &NodeId| state.node(*id).is_none_or(Node::is_lost);
+        let is_gone = |id: &NodeId| state.node(*id).is_none_or(|node| node.is_lost() || node.facts.edge);
         let is_ready = |id: &&NodeId| {
             let fit = state.node(**id).is_some_and(|node| !node.is_lost() && !node.facts.edge);
             let caught_up = log.lag.get(id).copied().flatten().is_some_and(|lag| lag <= LAG_MAX);
@@ -352,7 +369,37 @@ mod tests {
         let mut lattice = Lattice::of(2);
         lattice.join(id(2), true);
         lattice.seconds(20);
-        assert_eq!((lattice.log.voters.len(), lattice.log.learners.len()), (1, 2));
+        assert_eq!((lattice.log.voters.len(), lattice.log.learners.len()), (1, 1), "an edge node is in no log");
+    }
+
+    #[test]
+    fn whoever_finds_no_place_in_the_log_follows_and_gets_one_when_it_is_free() {
+        let mut lattice = Lattice::of(60);
+        lattice.seconds(100);
+        assert_eq!((lattice.log.voters.len(), lattice.log.learners.len()), (5, LEARNERS_MAX));
+        let members: BTreeSet<NodeId> = lattice.log.voters.union(&lattice.log.learners).copied().collect();
+        // Learners die one after the other: followers take their places, and one is a voter's spare in the end.
+        for learner in lattice.log.learners.clone() {
+            lattice.alive.remove(&learner);
+            lattice.seconds(70);
+        }
+        let now: BTreeSet<NodeId> = lattice.log.voters.union(&lattice.log.learners).copied().collect();
+        assert_eq!(now.difference(&members).count(), 60 - 37);
+        let voter = *lattice.log.voters.iter().find(|voter| **voter != id(0)).unwrap();
+        lattice.alive.remove(&voter);
+        lattice.seconds(10);
+        assert!(lattice.log.voters.difference(&members).count() == 1, "{:?}", lattice.log.voters);
+    }
+
+    #[test]
+    fn a_member_that_comes_back_as_an_edge_node_leaves_the_log() {
+        let mut lattice = Lattice::of(4);
+        lattice.seconds(10);
+        let voter = *lattice.log.voters.iter().find(|voter| **voter != id(0)).unwrap();
+        lattice.join(voter, true);
+        lattice.seconds(5);
+        assert_eq!((lattice.log.voters.len(), lattice.log.learners.len()), (3, 0));
+        assert!(!lattice.log.voters.contains(&voter));
     }
 
     #[test]

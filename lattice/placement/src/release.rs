@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use trellis_manifest::{App, Image, Served};
-use trellis_wire::{ComponentKey, ComponentName, Digest};
+use trellis_manifest::{App, AppLink, Image, Served};
+use trellis_wire::{ComponentKey, ComponentName, Digest, LinkId};
 
 /// An app's version, ready to be deployed: every image is a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,12 @@ impl Release {
     /// The component or provider that an entry of this app stands for: its own, or the one another app shares.
     pub fn key(&self, entry: &ComponentName) -> ComponentKey {
         self.shared(entry).unwrap_or_else(|| ComponentKey { app: self.app.name.clone(), name: entry.clone() })
+    }
+
+    /// The id of one of this app's links.
+    pub fn link_id(&self, link: &AppLink) -> LinkId {
+        let AppLink { name, namespace, package, interfaces, .. } = link;
+        LinkId::new(&self.key(&link.source), &self.key(&link.target), name, namespace, package, interfaces)
     }
 
     /// What another app shares under this entry, if the entry is such.

@@ -9,7 +9,8 @@ use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, Lattice
 
 use crate::rollout::Want;
 use crate::{
-    Applied, Command, Configs, Entry, Holding, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Trust, Versions,
+    Applied, Command, Configs, Entry, Holding, Leases, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Trust,
+    Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -30,6 +31,7 @@ pub struct State {
     /// Commands that were applied and not refused, oldest first.
     applied: VecDeque<CommandId>,
     pub(crate) trust: Option<Arc<Trust>>,
+    pub(crate) leases: Leases,
 }
 
 impl State {
@@ -78,6 +80,7 @@ impl State {
             Command::Advance { app, version, step } => self.advance(app, version, *step, entry.at_ms),
             Command::GiveUp { app, version, why } => self.give_up(app, version, why, entry.at_ms),
             Command::Rollback { app, version } => self.roll_back(app, version.as_deref(), entry.at_ms),
+            Command::Lease(moves) => Ok(self.move_leases(moves)),
         }
     }
 
@@ -124,6 +127,7 @@ impl State {
         }
         Arc::make_mut(&mut self.nodes).remove(&id);
         self.plan.forget(id);
+        self.leases.forget(id);
         Ok(Applied::Done)
     }
 

@@ -3,6 +3,8 @@
 //! - `store` is the file under the data directory: the one module that knows redb;
 //! - `log` and `machine` are what openraft wants of it: log and vote, state and snapshots;
 //! - `message`, `network` and `serve` are what nodes say to each other, the asking and the answering side;
+//! - `follow` is how nodes outside the log keep up with it;
+//! - `recover` begins a new log where too many voters are gone;
 //! - `node` puts them together into [`Raft`]; `propose` brings a command to whoever leads.
 //!
 //! What a command means is not known here: [`State::apply`](trellis_placement::State) says it, without I/O or clock.
@@ -13,12 +15,14 @@
 //! node, and is checked for sense here. Not promised: protection from a member that lies on purpose.
 
 mod error;
+mod follow;
 mod log;
 mod machine;
 mod message;
 mod network;
 mod node;
 mod propose;
+mod recover;
 mod serve;
 mod store;
 mod types;
@@ -29,6 +33,7 @@ mod tests;
 pub use error::RaftError;
 pub use node::{Leadership, Members, MembershipError, Options, Raft, Timing, open};
 pub use propose::ProposeError;
+pub use recover::{Recovery, recover};
 pub use types::Member;
 
 /// The longest batch of entries in one request, in bytes.

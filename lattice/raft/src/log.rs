@@ -11,7 +11,7 @@ use crate::types::{LogEntry, LogId, StorageError, Types};
 use crate::{BATCH_BYTES_MAX, RaftError};
 
 /// What is left of a batch for all that is not its entries: vote, log ids, ids of node and lattice.
-const HEAD_BYTES: usize = 1024;
+pub(crate) const HEAD_BYTES: usize = 1024;
 
 /// The log. Clones of it are the readers that replication uses.
 #[derive(Clone)]

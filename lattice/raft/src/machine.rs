@@ -17,7 +17,7 @@ use crate::store::{Store, Write, encode};
 use crate::types::{LogEntry, LogId, Membership, Snapshot, SnapshotMeta, StorageError, Types};
 
 /// How a snapshot is written: a byte that says so, then the state in postcard.
-const SNAPSHOT_FORMAT: u8 = 1;
+const SNAPSHOT_FORMAT: u8 = 2;
 
 /// The state after an entry, and what openraft wants to know beside it.
 #[derive(Clone, Default)]
@@ -141,7 +141,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
     }
 }
 
-fn encode_snapshot(state: &State) -> Vec<u8> {
+pub(crate) fn encode_snapshot(state: &State) -> Vec<u8> {
     postcard::to_extend(state, vec![SNAPSHOT_FORMAT]).expect("the state is plain data, which postcard can always write")
 }
 

@@ -11,7 +11,8 @@ use trellis_placement::{Applied, Entry};
 use trellis_wire::subject::RaftRpc;
 use trellis_wire::{LatticeId, NodeId};
 
-use crate::types::Types;
+use crate::follow::Piece;
+use crate::types::{LogId, Types};
 
 /// What one node asks of another.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,6 +27,10 @@ pub(crate) enum Ask {
     Propose(Entry),
     /// The index that a read must have seen to miss nothing, of the leader.
     Barrier,
+    /// What is committed after this entry, of the leader, for a node outside the log.
+    Rest(Option<LogId>),
+    /// The snapshot with this id from this byte on, of the same.
+    Piece(String, u64),
 }
 
 impl Ask {
@@ -35,7 +40,7 @@ impl Ask {
             Self::Append(_) => RaftRpc::Append,
             Self::Vote(_) => RaftRpc::Vote,
             Self::Snapshot(_) => RaftRpc::Snapshot,
-            Self::Propose(_) | Self::Barrier => RaftRpc::Forward,
+            Self::Propose(_) | Self::Barrier | Self::Rest(_) | Self::Piece(..) => RaftRpc::Forward,
         }
     }
 }
@@ -55,10 +60,14 @@ pub(crate) enum Answer {
     Proposed(Applied),
     /// To [`Ask::Barrier`].
     Barrier(Option<u64>),
-    /// To [`Ask::Propose`] and [`Ask::Barrier`]: ask this node, if one is known.
+    /// To [`Ask::Propose`], [`Ask::Barrier`] and [`Ask::Rest`]: ask this node, if one is known.
     NotLeader(Option<NodeId>),
     /// To anything.
     Refused(Refusal),
+    /// To [`Ask::Rest`]: as much as one message takes; nothing where that is all.
+    Rest(AppendEntriesRequest<Types>),
+    /// To [`Ask::Rest`] where the log does not go back so far, and to [`Ask::Piece`].
+    Piece(Piece),
 }
 
 /// Why a node does not do what it was asked.

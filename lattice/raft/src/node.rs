@@ -14,6 +14,7 @@ use trellis_bus::Sealed;
 use trellis_placement::{Command, Entry, State};
 use trellis_wire::{CommandId, LatticeId, LatticeName, NodeId};
 
+use crate::follow::Follow;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::network::{Network, StateBook};
@@ -120,6 +121,13 @@ pub struct Members {
     pub learners: BTreeMap<NodeId, Member>,
 }
 
+impl Members {
+    /// Whether a node belongs to the log.
+    pub fn has(&self, node: NodeId) -> bool {
+        self.voters.contains_key(&node) || self.learners.contains_key(&node)
+    }
+}
+
 /// Why the membership was not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
@@ -147,6 +155,7 @@ struct Inner {
     options: Options,
     raft: openraft::Raft<Types>,
     network: Network,
+    missed: watch::Sender<Option<NodeId>>,
     leadership: watch::Receiver<Leadership>,
     acknowledged: watch::Receiver<Option<Instant>>,
     failed: watch::Receiver<Option<RaftError>>,
@@ -225,19 +234,27 @@ async fn start(
         return Err(RaftError::OtherLattice { path: store.path().into(), found, wanted });
     }
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    Server::listen(raft.clone(), network.clone(), &tasks, &stop)
-        .await
-        .map_err(|why| RaftError::Bus(why.to_string()))?;
+    let follow = Follow {
+        raft: raft.clone(),
+        network: network.clone(),
+        store: store.clone(),
+        shelf: Arc::default(),
+        missed: watch::Sender::new(None),
+    };
+    Server::listen(follow.clone(), &tasks, &stop).await.map_err(|why| RaftError::Bus(why.to_string()))?;
     let (told_leadership, leadership) = watch::channel(Leadership::default());
     let (told_acknowledged, acknowledged) = watch::channel(None);
     let (told_failed, failed) = watch::channel(None);
     let watcher = Watcher { leadership: told_leadership, acknowledged: told_acknowledged, failed: told_failed, store };
     tasks.spawn(watcher.run(raft.metrics()));
+    tasks.spawn(follow.clone().tell(stop.clone()));
+    tasks.spawn(follow.clone().listen(stop.clone()));
     tasks.close();
     Ok(Raft(Arc::new(Inner {
         options,
         raft,
         network,
+        missed: follow.missed,
         leadership,
         acknowledged,
         failed,
@@ -302,7 +319,8 @@ impl Raft {
         self.0.leadership.clone()
     }
 
-    /// When a quorum last acknowledged this node as leader. `None` where it does not lead.
+    /// When a quorum last acknowledged this node as leader, or a little earlier. `None` where it does not lead. Read before
+    /// [`Raft::leadership`], it is never of a later term than that.
     pub fn acknowledged(&self) -> Option<Instant> {
         *self.0.acknowledged.borrow()
     }
@@ -334,6 +352,17 @@ impl Raft {
         let last = metrics.last_log_index.unwrap_or_default();
         let replication = metrics.replication.iter().flatten();
         replication.map(|(id, upto)| (node(*id), upto.map(|upto| last.saturating_sub(upto.index)))).collect()
+    }
+
+    /// Asks a member for the log that this node lacks. One that the leader adds to the log needs no such asking; one that
+    /// follows from outside begins with it.
+    pub fn follow(&self, member: NodeId) {
+        self.0.missed.send_replace(Some(member));
+    }
+
+    /// The index of the last entry that this node applied.
+    pub fn applied(&self) -> u64 {
+        self.0.raft.metrics().borrow().last_applied.map_or(0, |last| last.index)
     }
 
     /// Adds a node that only listens. Returns before it has caught up; [`Raft::lag`] tells.
@@ -421,8 +450,10 @@ struct Watcher {
 
 impl Watcher {
     async fn run(self, mut metrics: watch::Receiver<openraft::RaftMetrics<u128, Member>>) {
+        let mut looked = Instant::now();
         loop {
-            let ended = self.look(&metrics.borrow_and_update());
+            let before = std::mem::replace(&mut looked, Instant::now());
+            let ended = self.look(&metrics.borrow_and_update(), before);
             let ended = match ended {
                 None => metrics.changed().await.is_err().then_some(Fatal::Panicked),
                 ended => ended,
@@ -433,15 +464,18 @@ impl Watcher {
         }
     }
 
-    /// Passes on what the metrics tell, and says why openraft has ended if it has.
-    fn look(&self, metrics: &openraft::RaftMetrics<u128, Member>) -> Option<Fatal<u128>> {
-        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
-        self.acknowledged.send_replace(acknowledged.and_then(|ago| Instant::now().checked_sub(ago)));
+    /// Passes on what the metrics tell, and says why openraft has ended if it has. They were made at some time after
+    /// `before`, the last look: that the ages in them count from there errs on the safe side, even where this process
+    /// was frozen in between.
+    fn look(&self, metrics: &openraft::RaftMetrics<u128, Member>, before: Instant) -> Option<Fatal<u128>> {
+        // Leadership first: whoever reads it after the acknowledgement reads none that is older.
         self.lead(Leadership {
             leader: metrics.current_leader.map(node),
             term: metrics.current_term,
             me: metrics.state == ServerState::Leader,
         });
+        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+        self.acknowledged.send_replace(acknowledged.and_then(|ago| before.checked_sub(ago)));
         metrics.running_state.clone().err()
     }
 

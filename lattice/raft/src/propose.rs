@@ -108,7 +108,7 @@ impl Raft {
         let (mut to, mut unanswered) = (self.node(), false);
         while Instant::now() < deadline {
             let attempt = match self.attempt(to, ask(), deadline).await? {
-                Attempt::Answer(answer) => return Ok(answer),
+                Attempt::Answer(answer) => return Ok(*answer),
                 attempt => attempt,
             };
             unanswered |= matches!(attempt, Attempt::Unanswered);
@@ -142,7 +142,7 @@ impl Raft {
         Ok(match answer {
             Ok(Answer::NotLeader(Some(leader))) => Attempt::Hint(leader),
             Ok(Answer::NotLeader(None) | Answer::Refused(_)) => Attempt::Nothing,
-            Ok(answer) => Attempt::Answer(answer),
+            Ok(answer) => Attempt::Answer(Box::new(answer)),
             Err(AskError::Refused { node, why }) => match why {
                 Refusal::OtherLattice(theirs) => return Err(ProposeError::OtherLattice { node, theirs }),
                 Refusal::Malformed(why) => return Err(ProposeError::NotUnderstood { node, why }),
@@ -162,7 +162,7 @@ impl Raft {
 
 /// What came of asking one node.
 enum Attempt {
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// Another node leads.
     Hint(NodeId),
     /// Nothing happened there.
@@ -192,7 +192,7 @@ pub(crate) async fn lead(raft: &openraft::Raft<Types>, ask: Ask) -> Answer {
             Err(PeerError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => Answer::NotLeader(None),
             Err(PeerError::Fatal(why)) => Answer::Refused(Refusal::Stopped(why.to_string())),
         },
-        Ask::Append(_) | Ask::Vote(_) | Ask::Snapshot(_) => {
+        Ask::Append(_) | Ask::Vote(_) | Ask::Snapshot(_) | Ask::Rest(_) | Ask::Piece(..) => {
             Answer::Refused(Refusal::Malformed("not a question for a leader".into()))
         }
     }

@@ -17,6 +17,7 @@ use trellis_bus::{BusError, Heard, Listening, Reply};
 use trellis_wire::subject::RaftRpc;
 use trellis_wire::{frame, subject};
 
+use crate::follow::Follow;
 use crate::machine::decode_snapshot;
 use crate::message::{Answer, Ask, Refusal};
 use crate::network::Network;
@@ -30,12 +31,13 @@ const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// How long to wait before listening again where the bus ended a subscription.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// The longest snapshot that is taken from a peer, in bytes.
-const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub(crate) const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// What listens. One task for each subject: appends do not wait behind a snapshot that is being installed.
 pub(crate) struct Server {
     raft: openraft::Raft<Types>,
     network: Network,
+    follow: Follow,
     /// The snapshot that is coming in. There is one leader, so there is one.
     incoming: Mutex<Incoming>,
     forwarded: Arc<Semaphore>,
@@ -51,15 +53,11 @@ struct Incoming {
 
 impl Server {
     /// Listens to this node's subjects until `stop`.
-    pub(crate) async fn listen(
-        raft: openraft::Raft<Types>,
-        network: Network,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
-    ) -> Result<(), BusError> {
+    pub(crate) async fn listen(follow: Follow, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), BusError> {
         let forwarded = Arc::new(Semaphore::new(FORWARDED_MAX));
         let (incoming, tasks, stop) = (Mutex::default(), tasks.clone(), stop.clone());
-        let server = Arc::new(Self { raft, network, incoming, forwarded, tasks, stop });
+        let (raft, network) = (follow.raft.clone(), follow.network.clone());
+        let server = Arc::new(Self { raft, network, follow, incoming, forwarded, tasks, stop });
         for rpc in [RaftRpc::Append, RaftRpc::Vote, RaftRpc::Snapshot, RaftRpc::Forward] {
             let words = server.words(rpc).await?;
             server.tasks.spawn(server.clone().run(rpc, words));
@@ -148,6 +146,8 @@ impl Server {
                 Ok(lead(&self.raft, Ask::Propose(entry)).await)
             }
             Ask::Barrier => Ok(lead(&self.raft, Ask::Barrier).await),
+            Ask::Rest(last) => self.follow.rest(last).await,
+            Ask::Piece(id, offset) => self.follow.piece(Some(id), offset).await,
         }
     }
 
@@ -201,7 +201,7 @@ impl Incoming {
 }
 
 /// openraft takes for granted that entries follow each other.
-fn check_append(request: &AppendEntriesRequest<Types>) -> Result<(), Refusal> {
+pub(crate) fn check_append(request: &AppendEntriesRequest<Types>) -> Result<(), Refusal> {
     let mut next = request.prev_log_id.next_index();
     for entry in &request.entries {
         if entry.log_id.index != next {

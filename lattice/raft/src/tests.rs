@@ -2,6 +2,7 @@
 
 mod crash;
 mod file;
+mod follow;
 mod lattice;
 mod peers;
 

@@ -13,14 +13,14 @@ use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
     InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
-    RollbackReply, RollbackRequest,
+    RestoreReply, RollbackReply, RollbackRequest,
 };
 use trellis_wire::{AppName, ComponentKey, Digest};
 
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::encoded;
 pub(crate) use self::exchange::Lines;
-use self::exchange::{Upload, exchange, read};
+use self::exchange::{Upload, exchange, read, save};
 
 /// Where a node's admin API is, where nothing else is said.
 pub(crate) const ADMIN_DEFAULT: &str = "127.0.0.1:7878";
@@ -275,6 +275,27 @@ impl Admin {
         }
         let answer = self.ask(Method::GET, &path, None, ANSWER_WITHIN).await?;
         Ok(Lines::new(self.endpoint.clone(), answer.into_body()))
+    }
+
+    /// What happens in the lattice: the last `lines`, and with `follow` whatever comes.
+    pub(crate) async fn events(&self, app: Option<&AppName>, follow: bool, lines: u32) -> Result<Lines, AdminError> {
+        let app = app.map(|app| format!("&app={}", encoded(app.as_str()))).unwrap_or_default();
+        let path = format!("/v1/events?follow={follow}&lines={lines}{app}");
+        let answer = self.ask(Method::GET, &path, None, ANSWER_WITHIN).await?;
+        Ok(Lines::new(self.endpoint.clone(), answer.into_body()))
+    }
+
+    /// Writes a backup to `out`, piece by piece. How many bytes it has.
+    pub(crate) async fn backup(&self, out: &mut impl std::io::Write) -> Result<u64, AdminError> {
+        let answer = self.ask(Method::GET, "/v1/backup", None, WORK_WITHIN).await?;
+        save(&self.endpoint, answer.into_body(), out).await
+    }
+
+    /// Brings back a backup.
+    pub(crate) async fn restore(&self, file: std::fs::File) -> Result<RestoreReply, AdminError> {
+        let request = self.request(Method::POST, "/v1/restore", Upload::file(file));
+        let answer = self.accepted(exchange(&self.endpoint, request, WORK_WITHIN).await?).await?;
+        self.parsed(answer).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {

@@ -1,12 +1,14 @@
 //! The commands, one file each. Adding one is copying a file and adding its line three times below.
 
 mod apps;
+mod backup;
 mod completions;
 mod config;
 mod dead_letters;
 mod delete;
 mod deploy;
 mod drain;
+mod events;
 mod explain;
 mod history;
 mod inspect;
@@ -15,6 +17,8 @@ mod label;
 mod logs;
 mod nodes;
 mod publish;
+mod recover;
+mod restore;
 mod rollback;
 mod status;
 mod undeploy;
@@ -61,8 +65,12 @@ enum Command {
     #[command(visible_alias = "run")]
     Invoke(invoke::Invoke),
     Logs(logs::Logs),
+    Events(events::Events),
     Config(config::ConfigCommand),
     DeadLetters(dead_letters::DeadLetters),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
+    Recover(recover::Recover),
     Inspect(inspect::Inspect),
     Completions(completions::Completions),
 }
@@ -89,8 +97,12 @@ impl Cli {
             Command::Publish(command) => on_one_thread(command.run(connection)),
             Command::Invoke(command) => on_one_thread(command.run(connection)),
             Command::Logs(command) => on_one_thread(command.run(connection)),
+            Command::Events(command) => on_one_thread(command.run(connection)),
             Command::Config(command) => on_one_thread(command.run(connection)),
             Command::DeadLetters(command) => on_one_thread(command.run(connection)),
+            Command::Backup(command) => on_one_thread(command.run(connection)),
+            Command::Restore(command) => on_one_thread(command.run(connection)),
+            Command::Recover(command) => on_one_thread(command.run()),
             Command::Inspect(command) => command.run(),
             Command::Completions(command) => command.run(),
         }

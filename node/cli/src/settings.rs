@@ -6,6 +6,7 @@ mod yaml;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Deserialize;
@@ -21,6 +22,9 @@ use crate::quantity::{MemoryBytes, Pair, Time};
 
 /// Sandboxes alive at one time, where nothing else is said.
 const SANDBOXES_MAX_DEFAULT: u32 = 1_000;
+
+/// The shortest lease: what leads the lattice is acknowledged every half second.
+const LEASE_MIN: Duration = Duration::from_secs(2);
 
 /// Every setting; what is not set is `None` until [`Settings::options`] fills in the defaults.
 #[derive(Debug, Default, Clone, PartialEq, clap::Args, Deserialize)]
@@ -96,6 +100,9 @@ pub(crate) struct Settings {
     /// For so long a new version is rolled back if too many of its events fault [default: 1m]
     #[arg(long, env = "TRELLIS_WATCH_FOR", value_name = "TIME", help_heading = "Lattice")]
     watch_for: Option<Time>,
+    /// For so long a node that is cut off goes on with what must run once in the lattice [default: 4s]
+    #[arg(long, env = "TRELLIS_LEASE", value_name = "TIME", help_heading = "Lattice")]
+    lease: Option<Time>,
 
     /// Replaces the host of every address that a manifest gives an HTTP listener
     #[arg(long, env = "TRELLIS_LISTEN_HOST", value_name = "IP", help_heading = "Placement")]
@@ -188,6 +195,7 @@ impl Settings {
             lost_after: self.lost_after.or(below.lost_after),
             ready_within: self.ready_within.or(below.ready_within),
             watch_for: self.watch_for.or(below.watch_for),
+            lease: self.lease.or(below.lease),
             listen_host: self.listen_host.or(below.listen_host),
             label: self.label.or(below.label),
             edge: self.edge.or(below.edge),
@@ -242,12 +250,25 @@ impl Settings {
             heartbeat: or(self.heartbeat, default.heartbeat),
             suspect: or(self.suspect_after, default.suspect),
             lost: or(self.lost_after, default.lost),
+            lease: or(self.lease, default.lease),
         };
-        let Patience { heartbeat, suspect, lost } = patience;
+        let Patience { heartbeat, suspect, lost, lease } = patience;
         if heartbeat.is_zero() || heartbeat * 2 > suspect || suspect >= lost {
             return Err(Failure::Usage(format!(
                 "--heartbeat {heartbeat:?}, --suspect-after {suspect:?}, --lost-after {lost:?}: two heartbeats must fit \
                  before a node is suspect, and it must be suspect before it is lost"
+            )));
+        }
+        if lease >= lost {
+            return Err(Failure::Usage(format!(
+                "--lease {lease:?}, --lost-after {lost:?}: what a cut-off node stops at the end of its lease goes elsewhere \
+                 once it is lost, which must be later"
+            )));
+        }
+        if lease < LEASE_MIN || heartbeat * 2 > lease {
+            return Err(Failure::Usage(format!(
+                "--lease {lease:?}: two heartbeats (--heartbeat {heartbeat:?}) must fit into it, and it lasts at least \
+                 {LEASE_MIN:?}"
             )));
         }
         Ok(patience)

@@ -11,6 +11,11 @@ pub(crate) fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The time as RFC 3339 has it: `2026-11-22T14:07:56.123456Z`.
+pub(crate) fn now_rfc3339() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
 /// A line of a guest's log, as of now.
 pub(crate) fn log_line(
     node: &str,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use trellis_placement::{Beside, HeldComponent};
-use trellis_provider::{Permit, PermitSource, Run, Want};
+use trellis_provider::{Lease, Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
 use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Outcome, Reply, Settle};
 
@@ -19,6 +19,7 @@ use crate::counts::{Asking, Counts, Tally};
 use crate::far::message::Origin;
 use crate::far::send::Elsewhere;
 use crate::grants::{Grants, Outward};
+use crate::leases::Leased;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
@@ -72,6 +73,8 @@ pub(crate) struct Forms {
 pub(crate) struct Holding {
     key: ComponentKey,
     held: HeldComponent,
+    /// Where it is to stop when this node is cut off from the lattice.
+    lease: Option<Lease>,
     config: Arc<Config>,
     limits: Limits,
     pool: Arc<Pool>,
@@ -137,25 +140,26 @@ impl Dispatch {
         })
     }
 
-    /// Holds a component, or the new form of one: events that began with the old form end with it.
-    pub(crate) fn hold(&self, key: &ComponentKey, held: HeldComponent) {
+    /// Holds a component, or the new form of one: events that began with the old form end with it. With a lease it runs
+    /// only while that is held.
+    pub(crate) fn hold(&self, key: &ComponentKey, held: HeldComponent, lease: Option<Lease>) {
         let pool = self.pool(key, self.permits_of(&held));
-        let holding = self.form(key, held, pool);
+        let holding = self.form(key, held, pool, lease);
         self.change(key, |forms| forms.deployed = Some(holding.clone()));
     }
 
     /// Holds a component in the other version of a roll-out, which draws on the same permits.
-    pub(crate) fn hold_beside(&self, key: &ComponentKey, beside: Beside) {
+    pub(crate) fn hold_beside(&self, key: &ComponentKey, beside: Beside, lease: Option<Lease>) {
         let pool = match self.holding(key) {
             Some(holding) => holding.pool.clone(),
             None => self.pool(key, self.permits_of(&beside.held)),
         };
-        let (holding, share) = (self.form(key, beside.held, pool), beside.share);
+        let (holding, share) = (self.form(key, beside.held, pool, lease), beside.share);
         self.change(key, |forms| forms.beside = Some((holding.clone(), share)));
         self.resize(key);
     }
 
-    fn form(&self, key: &ComponentKey, held: HeldComponent, pool: Arc<Pool>) -> Arc<Holding> {
+    fn form(&self, key: &ComponentKey, held: HeldComponent, pool: Arc<Pool>, lease: Option<Lease>) -> Arc<Holding> {
         let before = self.forms(key);
         let same_code = before.all().find(|before| before.held.digest == held.digest);
         let same_version = before.all().find(|before| before.is_version(&held));
@@ -172,6 +176,7 @@ impl Dispatch {
             tally: same_version.map(|before| before.tally.clone()).unwrap_or_default(),
             key: key.clone(),
             held,
+            lease,
         })
     }
 
@@ -353,7 +358,12 @@ impl Dispatch {
         // Looked up anew: a new version may have come during the wait.
         let chosen = self.forms(component).choose(&source.origin).cloned();
         let holding = chosen.ok_or_else(|| Error::NotHeld(component.to_string()))?;
-        Ok(Permit::new(Turn { dispatch, holding, source, waited, slots }))
+        let strict = holding.lease.clone();
+        let permit = Permit::new(Turn { dispatch, holding, source, waited, slots });
+        let Some(lease) = strict else { return Ok(permit) };
+        let cut_off = || Error::Busy(format!("{component} is strict, and this node is cut off from its lattice"));
+        let token = lease.token().ok_or_else(cut_off)?;
+        Ok(Permit::new(Leased { permit, lease, token }))
     }
 }
 
@@ -385,6 +395,8 @@ pub(crate) struct OfLink {
     pub(crate) system: &'static str,
     /// Whether the link says `streaming`.
     pub(crate) streams: bool,
+    /// Where the link may be at work on one node of the lattice only.
+    pub(crate) lease: Option<Lease>,
 }
 
 #[async_trait]
@@ -392,7 +404,17 @@ impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
         let origin = Origin::Link(self.link.clone(), self.name.clone());
         let source = Source { system: self.system, streams: self.streams, ..Source::from(origin) };
-        self.dispatch.permit(component, want, source).await
+        let Some(mut lease) = self.lease.clone() else {
+            return self.dispatch.permit(component, want, source).await;
+        };
+        let token = match want {
+            Want::Pull => lease.held().await,
+            Want::Answer { .. } => {
+                lease.token().ok_or_else(|| Error::Busy("another node has its link's lease".into()))?
+            }
+        };
+        let permit = self.dispatch.permit(component, want, source).await?;
+        Ok(Permit::new(Leased { permit, lease, token }))
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppExplanation> {
     let component = |key: &ComponentKey| ComponentExplanation {
         name: key.name.to_string(),
         unplaced: unplaced.iter().filter(|missing| missing.component == *key).map(ToString::to_string).collect(),
-        nodes: state.explain(key).into_iter().map(|(id, verdict)| judged(node, &state, id, &verdict)).collect(),
+        nodes: state.explain(key).into_iter().map(|(id, verdict)| judged(node, &state, key, id, &verdict)).collect(),
     };
     Some(AppExplanation {
         app: name.to_string(),
@@ -45,11 +45,14 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppExplanation> {
     })
 }
 
-fn judged(node: &Node, state: &State, id: NodeId, verdict: &Verdict) -> NodeVerdict {
+fn judged(node: &Node, state: &State, key: &ComponentKey, id: NodeId, verdict: &Verdict) -> NodeVerdict {
     let mut why = verdict.to_string();
     let is_lost = state.node(id).is_none_or(trellis_placement::Node::is_lost);
     if !is_lost && node.liveness.life(id) != Life::Alive {
         why.push_str("; it is late with its heartbeat, and gets no new events until it is heard");
+    }
+    if let Some(leased) = status::leased(node, id, key) {
+        why.push_str(&format!("; {leased}"));
     }
     NodeVerdict {
         node: id.to_string(),

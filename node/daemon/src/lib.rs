@@ -5,18 +5,21 @@
 
 pub mod api;
 mod artifacts;
+mod backup;
 mod board;
 mod changes;
 mod clock;
 mod counts;
 mod deploy;
 mod dispatch;
+mod events;
 mod explain;
 mod far;
 mod fetch;
 mod grants;
 mod identity;
 mod join;
+mod leases;
 mod liveness;
 mod logs;
 mod membership;
@@ -28,14 +31,18 @@ mod pool;
 mod proposal;
 mod providers;
 mod reconcile;
+mod recover;
 mod rollouts;
 mod shards;
 mod shares;
 mod status;
+mod tail;
 mod telemetry;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;
 pub use trellis_placement::{Care, Patience};
+
+pub use recover::{RecoverError, Recovered, recover};
 
 pub use node::{Options, RunError, Running, StartError, start};

@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Sealed};
 use trellis_manifest::Tech;
-use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience};
+use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience, Renewal};
 use trellis_raft::{Member, Raft};
 use trellis_trust::Distrust;
 use trellis_wire::{ComponentKey, Generation, LatticeId, LinkId, NodeId, frame, subject};
 
 use crate::board::{All, Board, Health, Mark, Noted};
 use crate::dispatch::{Dispatch, Holding};
+use crate::events::{Events, Report};
+use crate::leases::Leases;
 use crate::providers::Providers;
 use crate::{clock, proposal};
 
@@ -44,6 +46,12 @@ enum Sign {
     Beat(Box<Beat>),
     /// The node ends now, on purpose.
     Goodbye,
+    /// The node needs its leases: may it go on? The number is for the answer.
+    Renew(u64),
+    /// The leader's answer to the sign of this node with this number.
+    Renewed(NodeId, u64, Renewal),
+    /// How far in the log the node is, which follows from outside.
+    Applied(u64),
 }
 
 /// A heartbeat.
@@ -96,6 +104,8 @@ pub(crate) struct Liveness {
 struct Sheet {
     membership: Membership,
     nodes: BTreeMap<NodeId, Known>,
+    /// How far each node is that follows from outside the log.
+    applied: BTreeMap<NodeId, u64>,
     stranger: Option<(LatticeId, NodeId, Instant)>,
 }
 
@@ -105,10 +115,43 @@ struct Known {
     pages: BTreeMap<u16, Beat>,
 }
 
+impl Known {
+    /// What is other in `now` than it was in `before`. A component may have moved to another page, which is nothing; and
+    /// the first page of a node that was never heard says how it is, not what happens.
+    fn reports(&self, before: &[Beat], now: &Beat) -> Vec<(ComponentKey, Report)> {
+        if before.is_empty() {
+            return Vec::new();
+        }
+        let old: BTreeMap<&ComponentKey, &OfComponent> =
+            before.iter().flat_map(|page| &page.components).map(|(key, one)| (key, one)).collect();
+        let is_elsewhere = |key: &ComponentKey| {
+            let others = self.pages.values().filter(|page| page.page != now.page);
+            others.flat_map(|page| &page.components).any(|(one, _)| one == key)
+        };
+        let mut reports = Vec::new();
+        for (key, one) in &now.components {
+            let was = old.get(key);
+            let is_new = was.is_none_or(|was| was.health != Health::Ready);
+            if is_new && one.health == Health::Ready && !(was.is_none() && is_elsewhere(key)) {
+                reports.push((key.clone(), Report::Started));
+            }
+            // Counts begin anew with the process.
+            let faults = was.map_or(0, |was| one.faults.saturating_sub(was.faults));
+            if faults > 0 {
+                reports.push((key.clone(), Report::Faulted(faults)));
+            }
+        }
+        let is_now = |key: &ComponentKey| now.components.iter().any(|(one, _)| one == key) || is_elsewhere(key);
+        let gone = old.into_iter().filter(|(key, was)| was.health == Health::Ready && !is_now(key));
+        reports.extend(gone.map(|(key, _)| (key.clone(), Report::Stopped)));
+        reports
+    }
+}
+
 impl Liveness {
     pub(crate) fn new(me: NodeId, patience: Patience) -> Self {
         let membership = Membership::new(me, patience, Duration::ZERO);
-        let sheet = Sheet { membership, nodes: BTreeMap::new(), stranger: None };
+        let sheet = Sheet { membership, nodes: BTreeMap::new(), applied: BTreeMap::new(), stranger: None };
         Self { origin: Instant::now(), me, patience, sheet: Mutex::new(sheet) }
     }
 
@@ -124,6 +167,16 @@ impl Liveness {
         }
         let sheet = self.lock();
         sheet.nodes.contains_key(&node).then(|| sheet.membership.silence(node, self.now())).flatten()
+    }
+
+    /// After so long without a sign of life a node is suspect.
+    pub(crate) const fn suspect_after(&self) -> Duration {
+        self.patience.suspect
+    }
+
+    /// How far in the log a node is that follows from outside, as it last said.
+    pub(crate) fn applied(&self, node: NodeId) -> Option<u64> {
+        self.lock().applied.get(&node).copied()
     }
 
     /// The last heartbeat of a node, without its pages.
@@ -181,20 +234,19 @@ impl Liveness {
         problems
     }
 
-    fn take(&self, node: NodeId, sign: Sign) {
+    /// Takes a heartbeat. What became of the node's components since its last ones.
+    fn beat_by(&self, node: NodeId, beat: Beat) -> Vec<(ComponentKey, Report)> {
         let now = self.now();
         let mut sheet = self.lock();
-        match sign {
-            Sign::Goodbye => sheet.membership.left(node),
-            Sign::Beat(beat) => {
-                sheet.membership.heard(node, now);
-                let known =
-                    sheet.nodes.entry(node).or_insert_with(|| Known { last: (*beat).clone(), pages: BTreeMap::new() });
-                known.pages.retain(|page, _| *page < beat.pages);
-                known.last = Beat { components: Vec::new(), links: Vec::new(), beside: Vec::new(), ..(*beat).clone() };
-                known.pages.insert(beat.page, *beat);
-            }
-        }
+        sheet.membership.heard(node, now);
+        let known = sheet.nodes.entry(node);
+        let known = known.or_insert_with(|| Known { last: beat.clone(), pages: BTreeMap::new() });
+        let others = |page: &&Beat| page.page >= beat.pages || page.page == beat.page;
+        let before: Vec<Beat> = known.pages.values().filter(others).cloned().collect();
+        known.pages.retain(|page, _| *page < beat.pages);
+        known.last = Beat { components: Vec::new(), links: Vec::new(), beside: Vec::new(), ..beat.clone() };
+        known.pages.insert(beat.page, beat.clone());
+        known.reports(&before, &beat)
     }
 
     /// Another lattice of this name was heard.
@@ -260,6 +312,8 @@ pub(crate) struct Pulse {
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) board: Arc<Board>,
     pub(crate) providers: Providers,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) events: Arc<Events>,
 }
 
 impl Pulse {
@@ -277,6 +331,9 @@ impl Pulse {
             () = beating => {}
             () = self.listen() => {}
             () = self.lead() => {}
+            () = self.renew() => {}
+            () = self.grant() => {}
+            () = self.leases.keep() => {}
         }
         if !leaving.is_cancelled() {
             self.say(&Sign::Goodbye).await;
@@ -298,6 +355,9 @@ impl Pulse {
             }
             turn = turn.wrapping_add(1);
             self.say(&Sign::Beat(Box::new(self.beat_of(&pages, turn)))).await;
+            if !self.raft.members().has(self.sealed.node()) {
+                self.say(&Sign::Applied(self.raft.applied())).await;
+            }
         }
     }
 
@@ -345,7 +405,7 @@ impl Pulse {
             match self.sealed.listen(&subject).await {
                 Ok(mut beats) => {
                     while let Some(beat) = beats.next().await {
-                        self.hear(beat);
+                        self.hear(beat).await;
                     }
                 }
                 Err(why) => tracing::warn!("not listening on {subject}: {why}"),
@@ -354,15 +414,83 @@ impl Pulse {
         }
     }
 
-    fn hear(&self, beat: Result<Heard, Distrust>) {
+    async fn hear(&self, beat: Result<Heard, Distrust>) {
         match beat {
             Ok(heard) => match frame::decode(&heard.body) {
-                Ok(sign) => self.liveness.take(heard.from, sign),
+                Ok(sign) => self.take(heard.from, sign).await,
                 Err(why) => tracing::debug!(from = %heard.from, %why, "a heartbeat is not understood"),
             },
             Err(Distrust::OtherLattice { theirs, from }) => self.liveness.note(theirs, from),
             // A node that just started, a repetition, or a stranger.
             Err(_) => {}
+        }
+    }
+
+    async fn take(&self, node: NodeId, sign: Sign) {
+        match sign {
+            Sign::Renew(number) => {
+                if let Some(renewal) = self.leases.answer(node) {
+                    self.say(&Sign::Renewed(node, number, renewal)).await;
+                }
+            }
+            Sign::Renewed(of, number, renewal) if of == self.sealed.node() => self.leases.renewed(number, renewal),
+            Sign::Renewed(..) => {}
+            Sign::Goodbye => self.liveness.lock().membership.left(node),
+            Sign::Applied(index) => drop(self.liveness.lock().applied.insert(node, index)),
+            Sign::Beat(beat) => {
+                let reports = self.liveness.beat_by(node, *beat);
+                let state = self.raft.state().borrow().clone();
+                for (component, report) in reports {
+                    self.events.reported(&state, node, &component, &report);
+                }
+            }
+        }
+    }
+
+    /// Asks for what this node needs: with every heartbeat, and at once when leases have changed hands.
+    async fn renew(&self) {
+        let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut states, mut edition) = (self.raft.state(), 0);
+        loop {
+            let known = edition;
+            let moved = async {
+                let moved = states.wait_for(|state| state.leases().edition() != known).await;
+                match moved.map(|state| state.leases().edition()) {
+                    Ok(edition) => edition,
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            edition = tokio::select! {
+                _ = every.tick() => edition,
+                edition = moved => edition,
+            };
+            let Some(number) = self.leases.sign() else { continue };
+            match self.leases.answer(self.sealed.node()) {
+                // A leader needs no bus to ask itself.
+                Some(renewal) => self.leases.renewed(number, renewal),
+                None => self.say(&Sign::Renew(number)).await,
+            }
+        }
+    }
+
+    /// Grants leases while this node leads.
+    async fn grant(&self) {
+        let (mut states, mut leaders) = (self.raft.state(), self.raft.leadership());
+        loop {
+            let leads = leaders.borrow_and_update().clone();
+            self.leases.lead(&leads).await;
+            let state = states.borrow_and_update().clone();
+            if let Some(moves) = self.leases.decide(&state, |id| self.liveness.life(id) == Life::Alive)
+                && let Err(why) = self.propose(Command::Lease(moves)).await
+            {
+                tracing::warn!("leases do not change hands yet: {why}");
+            }
+            tokio::select! {
+                Ok(()) = states.changed() => {}
+                Ok(()) = leaders.changed() => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
         }
     }
 
@@ -375,6 +503,7 @@ impl Pulse {
             let decisions = {
                 let mut sheet = self.liveness.lock();
                 sheet.nodes.retain(|id, _| state.node(*id).is_some());
+                sheet.applied.retain(|id, _| state.node(*id).is_some());
                 sheet.membership.decide(&state, &log, self.liveness.now(), clock::now_ms())
             };
             for decision in decisions {

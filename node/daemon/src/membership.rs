@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 use trellis_bus::{Bus, Connection, Sealed, Secret, Subscription};
-use trellis_placement::{Applied, Capacity, Command, MEMBERS_MAX, NodeFacts, Refusal, State, TrustChange};
+use trellis_placement::{Applied, Capacity, Command, NodeFacts, Refusal, State, TrustChange};
 use trellis_raft::{ProposeError, Raft, RaftError, Timing};
 use trellis_trust::{Presented, Token, presented};
 use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, frame, subject};
@@ -25,6 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const INTRODUCE_EVERY: Duration = Duration::from_secs(5);
 /// How often a node that waits says for what.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// How many members of a lattice are taken into account by a node that joins: all that may belong to the log, and room.
+const MEMBERS_MAX: usize = 64;
 /// Keeps the id of the lattice that a node was told to belong to, before the log says it.
 const LATTICE_ID: &str = "lattice-id";
 /// How many lattices of one name are looked at.
@@ -226,8 +228,8 @@ type Answered = (Presented, Answer);
 
 /// What came of asking to be let in.
 enum Admission {
-    /// The node is recorded.
-    Admitted,
+    /// The node is recorded; this one leads.
+    Admitted(NodeId),
     /// It is not to be.
     Refused(String),
     /// Nobody who could decide answered.
@@ -302,7 +304,7 @@ impl<'a> Asking<'a> {
             match answer.here.said {
                 Said::Admitted => {
                     self.introduce(answer.here.members.into_iter().chain([(by.from, by.key)]));
-                    return Ok(Admission::Admitted);
+                    return Ok(Admission::Admitted(by.from));
                 }
                 Said::Refused(why) => return Ok(Admission::Refused(why)),
                 Said::Present(_) => {}
@@ -412,7 +414,11 @@ async fn admitted(
     tracing::info!("joining lattice {name} (id {lattice})");
     loop {
         match asking.admit(lattice, token).await {
-            Ok(Admission::Admitted) => tracing::info!("admitted; the log is on its way"),
+            Ok(Admission::Admitted(leader)) => {
+                tracing::info!("admitted; the log is on its way");
+                // Nobody brings it to a node that follows from outside.
+                raft.follow(leader);
+            }
             Ok(Admission::Refused(why)) => return Err(MembershipError::NotAdmitted(name.clone(), why)),
             Ok(Admission::Unanswered) => {
                 tracing::warn!("waiting for lattice {name}: its leader has not let this node in yet; asking again");
@@ -496,7 +502,7 @@ async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId) {
         Ok(Admission::Refused(why)) => {
             tracing::error!("lattice {} does not let this node in again: {why}", node.lattice)
         }
-        Ok(Admission::Admitted | Admission::Unanswered) => {}
+        Ok(Admission::Admitted(_) | Admission::Unanswered) => {}
         Err(why) => tracing::debug!(%why, "asking to be let in again"),
     }
 }
@@ -579,7 +585,8 @@ fn members(node: &Node, state: &State) -> Vec<(NodeId, NodeKey)> {
     ids.filter_map(|id| Some((id, state.node(id)?.facts.key))).collect()
 }
 
-/// Records a node that may join. That it then listens to the log follows from the state, by `placement::Membership`.
+/// Records a node that may join. Whether it then listens to the log or follows from outside is decided
+/// by `placement::Membership`.
 ///
 /// # Errors
 /// Why not; `None`: it could not be recorded just now.
@@ -604,9 +611,6 @@ async fn admit(
             tracing::warn!(node = %facts.id, key = %facts.key, name = facts.name, "a node is not admitted: {why}");
             Some(why.to_string())
         })?;
-        if state.nodes().len() >= MEMBERS_MAX {
-            return Err(Some(format!("it has {MEMBERS_MAX} nodes, the most that this version takes")));
-        }
     }
     let (id, name) = (facts.id, facts.name.clone());
     match node.raft.propose(proposal::entry(Command::Join(facts))).await {

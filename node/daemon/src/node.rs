@@ -28,11 +28,13 @@ use crate::api;
 use crate::artifacts::Artifacts;
 use crate::board::Board;
 use crate::dispatch::Dispatch;
+use crate::events::Events;
 use crate::far::line::Lines;
 use crate::far::send::Elsewhere;
 use crate::far::serve::Service;
 use crate::fetch::Fetch;
 use crate::identity::{Identity, IdentityError};
+use crate::leases::Leases;
 use crate::liveness::{Liveness, Pulse};
 use crate::logs::Logs;
 use crate::membership::{self, MembershipError};
@@ -155,6 +157,8 @@ pub(crate) struct Node {
     pub(crate) raft: Raft,
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) events: Arc<Events>,
     pub(crate) fetch: Arc<Fetch>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) artifacts: Artifacts,
@@ -205,6 +209,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(node.fetch.clone().serve(node.shutdown.clone()));
     tasks.spawn(node.fetch.clone().keep_spares(node.shutdown.clone()));
     tasks.spawn_on(rollouts(&node, options.care).run(node.shutdown.clone()), control.handle());
+    tasks.spawn(node.events.clone().run(node.raft.state(), node.shutdown.clone()));
     tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
     tasks.spawn(reconcile(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
@@ -272,6 +277,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let (control, data) = buses(options, seal, threads).await?;
     let raft = membership::enter(options, facts, &control, threads.handle()).await?;
     let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, options.patience)));
+    let leases = Arc::new(Leases::new(id, options.patience.lease, raft.clone()));
     let lines = Lines::new(data.clone());
     let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
     let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
@@ -315,6 +321,8 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         raft,
         shares,
         liveness,
+        leases,
+        events: Arc::new(Events::new(id)),
         fetch,
         engine,
         artifacts,
@@ -366,6 +374,7 @@ fn reconcile(node: &Node) -> Reconcile {
         artifacts: node.artifacts.clone(),
         engine: node.engine.clone(),
         board: node.board.clone(),
+        leases: node.leases.clone(),
         fetch: node.fetch.clone(),
         shares: node.shares.clone(),
         liveness: node.liveness.clone(),
@@ -381,6 +390,8 @@ fn pulse(node: &Node) -> Pulse {
         dispatch: node.dispatch.clone(),
         board: node.board.clone(),
         providers: node.providers.clone(),
+        leases: node.leases.clone(),
+        events: node.events.clone(),
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
 use trellis_placement::{Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, State, Step, diff, plan};
-use trellis_provider::{LinkError, Permits, Provider};
+use trellis_provider::{Lease, LinkError, Permits, Provider};
 use trellis_raft::Raft;
 use trellis_sandbox::Engine;
 use trellis_wire::{ComponentKey, Digest, LinkId, NodeId};
@@ -20,6 +20,7 @@ use crate::board::{Board, Health, Mark};
 use crate::dispatch::{Dispatch, OfLink};
 use crate::fetch::Fetch;
 use crate::grants::{Answers, Grant};
+use crate::leases::Leases;
 use crate::liveness::Liveness;
 use crate::proposal;
 use crate::providers::Providers;
@@ -54,6 +55,7 @@ pub(crate) struct Reconcile {
     pub(crate) artifacts: Artifacts,
     pub(crate) engine: Arc<Engine>,
     pub(crate) board: Arc<Board>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) fetch: Arc<Fetch>,
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
@@ -317,15 +319,20 @@ impl Reconcile {
     /// Has the code compiled, then lets events in.
     async fn hold(&self, key: &ComponentKey, held: &HeldComponent) -> Result<(), String> {
         self.compiled(held).await?;
-        self.dispatch.hold(key, held.clone());
+        self.dispatch.hold(key, held.clone(), self.lease_of(held));
         Ok(())
     }
 
     /// The same for the other version of a roll-out, which is ready once another node reaches it here.
     async fn hold_beside(&self, key: &ComponentKey, beside: &Beside) -> Result<(), String> {
         self.compiled(&beside.held).await?;
-        self.dispatch.hold_beside(key, beside.clone());
+        self.dispatch.hold_beside(key, beside.clone(), self.lease_of(&beside.held));
         self.dispatch.elsewhere().is_reached(key, &beside.held.version).await
+    }
+
+    /// What a component that is strict may run under: this node must not be cut off.
+    fn lease_of(&self, held: &HeldComponent) -> Option<Lease> {
+        held.limits.strict.then(|| self.leases.of_node())
     }
 
     async fn compiled(&self, held: &HeldComponent) -> Result<(), String> {
@@ -346,8 +353,11 @@ impl Reconcile {
             Direction::Wakes { tech, .. } => {
                 let (dispatch, link, name) = (self.dispatch.clone(), held.link.id.clone(), held.link.name.to_string());
                 let streams = *tech == Tech::Http && held.link.config.get("streaming") == Some("true");
-                let source = OfLink { dispatch, link, name, system: telemetry::system(*tech), streams };
+                let lease = held.needs_lease().then(|| self.leases.of(&link));
+                let system = telemetry::system(*tech);
+                let source = OfLink { dispatch, link, name, system, streams, lease: lease.clone() };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
+                let permits = lease.into_iter().fold(permits, Permits::leased);
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }
             Direction::Grants { tech, .. } => {
@@ -381,6 +391,7 @@ impl Reconcile {
         if tokio::time::timeout(REMOVE_WAIT, ending).await.is_err() {
             tracing::info!(link = %id, "events under way take longer than {REMOVE_WAIT:?}; the link ends when they do");
         }
+        self.leases.end(id);
     }
 
     /// A link that is to be applied does not end any more.

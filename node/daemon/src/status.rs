@@ -10,7 +10,8 @@ use trellis_placement::{Assigned, Direction, End, LAST_STEP, Life, Progress, Rel
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
 
 use crate::api::types::{
-    AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus, RolloutStatus, VersionStatus,
+    AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LeaseStatus, LinkStatus, NodeStatus, RolloutStatus,
+    VersionStatus,
 };
 use crate::board::{Health, Mark};
 use crate::node::Node;
@@ -64,6 +65,7 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
         status.problems.insert(0, format!("version {} waits; {} goes on running", next.version, release.version));
         status.problems.extend(missing.iter().map(|name| waits_for(name)));
     }
+    status.problems.extend(cut_off(node));
     Some(status)
 }
 
@@ -242,8 +244,7 @@ fn asked(scaler: Option<&Scaler>) -> String {
 }
 
 fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
-    let (source, target) = (release.key(&link.source), release.key(&link.target));
-    let id = LinkId::new(&source, &target, &link.name, &link.namespace, &link.package, &link.interfaces);
+    let id = release.link_id(link);
     let (health, at, problem) = of_link(node, &id);
     LinkStatus {
         source: link.source.to_string(),
@@ -253,7 +254,32 @@ fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
         state: health.word().into(),
         at,
         problem,
+        lease: lease(node, &id),
     }
+}
+
+/// Who has a link's lease.
+fn lease(node: &Node, id: &LinkId) -> Option<LeaseStatus> {
+    let state = node.shares.state();
+    let lease = state.leases().get(id)?;
+    Some(LeaseStatus {
+        node: lease.node.to_string(),
+        name: state.node(lease.node).map(|known| known.facts.name.clone()).unwrap_or_default(),
+        token: lease.token,
+        held: (lease.node == node.id).then(|| node.leases.has(id)),
+    })
+}
+
+/// The links that wake a component and whose lease a node has, for `explain`.
+pub(crate) fn leased(node: &Node, holder: NodeId, component: &ComponentKey) -> Option<String> {
+    let share = node.shares.of(holder);
+    let state = node.shares.state();
+    let leases = share.links.values().filter(|held| held.link.component == *component).filter_map(|held| {
+        let lease = state.leases().get(&held.link.id).filter(|lease| lease.node == holder)?;
+        Some(format!("has the lease of link `{}` (token {})", held.link.name, lease.token))
+    });
+    let told: Vec<String> = leases.collect();
+    (!told.is_empty()).then(|| told.join("; "))
 }
 
 /// How a link is on all nodes that apply it: as well as on the one where it is worst, and where it is reached, here if
@@ -368,7 +394,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
     let status = |known: &trellis_placement::Node| NodeStatus {
         id: known.facts.id.to_string(),
         name: known.facts.name.clone(),
-        role: role(&members, known.facts.id).into(),
+        role: role(&members, known).into(),
         leader: leader == Some(known.facts.id),
         state: match (known.is_lost(), known.drained, node.liveness.life(known.facts.id)) {
             (true, ..) => "lost",
@@ -384,6 +410,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
             .liveness
             .silence(known.facts.id)
             .map(|silence| u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)),
+        lag: lag(node, known.facts.id),
         running: if known.facts.id == node.id {
             Some(node.dispatch.running() as u64)
         } else {
@@ -394,12 +421,36 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
 }
 
 /// What a node is to the log.
-fn role(members: &trellis_raft::Members, id: NodeId) -> &'static str {
+fn role(members: &trellis_raft::Members, node: &trellis_placement::Node) -> &'static str {
+    let id = node.facts.id;
     match () {
         () if members.voters.contains_key(&id) => "voter",
         () if members.learners.contains_key(&id) => "learner",
-        () => "joining",
+        () if node.facts.edge => "edge",
+        () => "follower",
     }
+}
+
+/// How many entries of the log a node lacks, where this node knows: the leader of every member, everyone of those outside.
+fn lag(node: &Node, id: NodeId) -> Option<u64> {
+    let outside = || Some(node.raft.applied().saturating_sub(node.liveness.applied(id)?));
+    node.raft.lag().get(&id).copied().flatten().or_else(outside)
+}
+
+/// Why what this node knows of the lattice may be stale: it is cut off from those who decide.
+fn cut_off(node: &Node) -> Option<String> {
+    let leads = node.raft.leadership().borrow().clone();
+    let serves = "it serves what it holds, has no leases, and takes no changes until it hears from them again";
+    if leads.me {
+        let silence = node.raft.acknowledged()?.elapsed();
+        return (silence >= node.liveness.suspect_after()).then(|| {
+            let seconds = silence.as_secs();
+            format!("this node leads, and is cut off from the other voters for {seconds} s: {serves}")
+        });
+    }
+    let leader = leads.leader?;
+    let silent = silent(node, leader)?;
+    Some(format!("this node is cut off from the leader {leader} ({silent}), and what it knows may be stale: {serves}"))
 }
 
 /// The lattice, and this node in it.
@@ -452,6 +503,7 @@ pub(crate) fn unready(node: &Node) -> Vec<String> {
     if node.raft.leadership().borrow().leader.is_none() {
         problems.push("the lattice has no leader: it serves what it holds and takes no changes".into());
     }
+    problems.extend(cut_off(node));
     let bus = bus(node);
     if bus.starts_with("not connected") || bus.starts_with("refused") {
         problems.push(format!("bus: {bus}"));

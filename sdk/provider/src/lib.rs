@@ -10,6 +10,9 @@
 //! Both come to it as links. A link is applied whole: when its configuration changes, the node removes the old one and
 //! applies the new one. [`Provider`] is all a provider implements; `providers/embedded` is the shortest example.
 //!
+//! What must run once in the lattice (a timer, an ordered queue) is held by a [`Lease`]: where [`Permits::lease`] gives one,
+//! the source works only while this node has it.
+//!
 //! A source that redelivers (a queue) does not write that loop itself: [`delivery`] has it, and asks of a broker only to
 //! be a [`delivery::Queue`].
 //!
@@ -20,6 +23,7 @@ mod access;
 mod allowed;
 pub mod delivery;
 mod dialed;
+mod lease;
 mod permit;
 mod share;
 #[cfg(feature = "testing")]
@@ -29,6 +33,7 @@ pub use access::{Access, Pem, Secret, check_url, flag};
 pub use allowed::Allowed;
 use async_trait::async_trait;
 pub use dialed::{Dial, Dialed};
+pub use lease::{Lease, LeaseHolder, Token};
 pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
 pub use share::{Begun, Caps, Share, Use};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

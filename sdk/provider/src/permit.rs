@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use trellis_wire::{CallError, ComponentKey, Error, Event, LinkId, Message, Outcome};
 
 use crate::delivery::Ran;
-use crate::{Caps, Share};
+use crate::{Caps, Lease, Share};
 
 /// Who asks for a permit. Someone who waits for an answer goes before the next pull from a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,12 +52,26 @@ pub trait PermitSource: Send + Sync + 'static {
 pub struct Permits {
     component: ComponentKey,
     source: Arc<dyn PermitSource>,
+    lease: Option<Lease>,
 }
 
 impl Permits {
     /// The permits of `component`, from `source`.
     pub fn new(component: ComponentKey, source: Arc<dyn PermitSource>) -> Self {
-        Self { component, source }
+        Self { component, source, lease: None }
+    }
+
+    /// The same for a link that may be at work on one node of the lattice only.
+    #[must_use]
+    pub fn leased(self, lease: Lease) -> Self {
+        Self { lease: Some(lease), ..self }
+    }
+
+    /// The lease of a link that may be at work on one node of the lattice only: a timer's, an ordered queue's. The source
+    /// does nothing unless it is held, and stops when it is lost; permits of another time run nothing. `None`: the link
+    /// is at work on every node that applies it.
+    pub fn lease(&self) -> Option<Lease> {
+        self.lease.clone()
     }
 
     /// The component that they are for.

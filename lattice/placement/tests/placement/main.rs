@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
 
+mod happenings;
 mod lattice;
+mod leases;
 mod properties;
 mod transcripts;

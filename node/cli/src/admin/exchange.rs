@@ -47,6 +47,22 @@ pub(super) async fn read(endpoint: &Endpoint, body: Incoming) -> Result<Bytes, A
     read.map(|whole| whole.to_bytes()).map_err(|error| broken(endpoint)(error))
 }
 
+/// Writes the body to `out` as it comes. How many bytes it has.
+pub(super) async fn save(
+    endpoint: &Endpoint,
+    mut body: Incoming,
+    out: &mut impl std::io::Write,
+) -> Result<u64, AdminError> {
+    let mut bytes = 0;
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.map_err(broken(endpoint))?.into_data() {
+            out.write_all(&data).map_err(|why| broken(endpoint)(format!("writing what comes: {why}")))?;
+            bytes += data.len() as u64;
+        }
+    }
+    Ok(bytes)
+}
+
 async fn connect(endpoint: &Endpoint) -> Result<TcpStream, AdminError> {
     let unreachable = |reason| AdminError::Unreachable { endpoint: endpoint.clone(), reason };
     let stream = match timeout(CONNECT_MAX, TcpStream::connect(endpoint.host_and_port())).await {
@@ -64,28 +80,45 @@ fn broken<E: Into<Box<dyn std::error::Error + Send + Sync>>>(endpoint: &Endpoint
     move |error| AdminError::BrokenOff { endpoint, reason: error.into().to_string() }
 }
 
-/// A request's body: bytes in pieces, each told to `sent` as it is taken.
+/// A request's body: bytes in pieces, each told to `sent` as it is taken; or a file, read as it goes.
 pub(super) struct Upload {
     left: Bytes,
+    file: Option<std::fs::File>,
     sent: Option<Box<dyn FnMut(usize) + Send>>,
 }
 
 impl Upload {
     pub(super) fn new(bytes: Bytes) -> Self {
-        Self { left: bytes, sent: None }
+        Self { left: bytes, file: None, sent: None }
+    }
+
+    pub(super) fn file(file: std::fs::File) -> Self {
+        Self { left: Bytes::new(), file: Some(file), sent: None }
     }
 
     pub(super) fn counted(bytes: Bytes, sent: impl FnMut(usize) + Send + 'static) -> Self {
-        Self { left: bytes, sent: Some(Box::new(sent)) }
+        Self { left: bytes, file: None, sent: Some(Box::new(sent)) }
     }
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = std::io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let upload = self.get_mut();
+        if let Some(file) = &mut upload.file {
+            // One request at a time is all that this thread does, so that it may wait for the disk.
+            let mut piece = vec![0; PIECE_BYTES];
+            return match std::io::Read::read(file, &mut piece) {
+                Ok(0) => Poll::Ready(None),
+                Ok(bytes) => {
+                    piece.truncate(bytes);
+                    Poll::Ready(Some(Ok(Frame::data(piece.into()))))
+                }
+                Err(why) => Poll::Ready(Some(Err(why))),
+            };
+        }
         if upload.left.is_empty() {
             return Poll::Ready(None);
         }
@@ -97,11 +130,14 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_empty()
+        self.file.is_none() && self.left.is_empty()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left.len() as u64)
+        match self.file {
+            Some(_) => SizeHint::default(),
+            None => SizeHint::with_exact(self.left.len() as u64),
+        }
     }
 }
 

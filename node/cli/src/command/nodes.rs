@@ -62,11 +62,12 @@ fn render(nodes: &[NodeStatus]) -> String {
             node.name.clone(),
             if node.leader { format!("{} (leads)", node.role) } else { node.role.clone() },
             node.state.clone(),
+            node.lag.map_or_else(String::new, |lag| lag.to_string()),
             node.running.map_or("?".into(), |running| running.to_string()),
             node.last_seen_ms.map_or("?".into(), |ms| format!("{:.1} s ago", ms as f64 / 1000.0)),
             node.version.clone(),
             labels.join(","),
         ]
     });
-    table(["NODE", "NAME", "ROLE", "STATE", "RUNNING", "SEEN", "VERSION", "LABELS"], rows)
+    table(["NODE", "NAME", "ROLE", "STATE", "LAG", "RUNNING", "SEEN", "VERSION", "LABELS"], rows)
 }

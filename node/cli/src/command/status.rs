@@ -34,9 +34,8 @@ pub(super) fn render(status: &AppStatus) -> String {
         text += &format!("\n{}\n", table(heading, status.components.iter().flat_map(rows)));
     }
     if !status.links.is_empty() {
-        let rows = status.links.iter().map(|link| {
-            [between(link), link.interfaces.clone(), link.state.clone(), link.at.clone().unwrap_or_default()]
-        });
+        let rows =
+            status.links.iter().map(|link| [between(link), link.interfaces.clone(), link.state.clone(), at(link)]);
         text += &format!("\n{}\n", table(["LINK", "INTERFACES", "STATE", "AT"], rows));
     }
     if let Some(rollout) = &status.rollout {
@@ -115,6 +114,12 @@ fn rows(component: &ComponentStatus) -> Vec<[String; 8]> {
         ]
     };
     component.holders.iter().enumerate().map(row).collect()
+}
+
+/// Where a link is reached, or which node has its lease.
+fn at(link: &LinkStatus) -> String {
+    let lease = link.lease.as_ref().map(|lease| format!("lease {} on {} ({})", lease.token, lease.name, lease.node));
+    link.at.clone().or(lease).unwrap_or_default()
 }
 
 /// `http -> api`, with the link's name where it has one of its own.

@@ -22,7 +22,7 @@ pub(crate) fn node(nats: &NatsServer, data_dir: &DataDir, n: usize, more: &[&str
 }
 
 /// Nodes 1, 2, ... of one lattice, the first of which started it.
-fn lattice(nats: &NatsServer, count: usize) -> Vec<Node> {
+pub(crate) fn lattice(nats: &NatsServer, count: usize) -> Vec<Node> {
     lattice_with(nats, count, &[])
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn lattice_with(nats: &NatsServer, count: usize, more: &[&str]) -> Ve
 }
 
 /// What `trellis nodes` says.
-fn known(asked: &Node) -> Vec<Value> {
+pub(crate) fn known(asked: &Node) -> Vec<Value> {
     serde_json::from_str(&asked.trellis(&["nodes", "-o", "json"]).ok()).unwrap()
 }
 
@@ -50,12 +50,12 @@ pub(crate) fn id(node: &Node) -> String {
 }
 
 /// What a node says of another.
-fn of(asked: &Node, other: &str, what: &str) -> Value {
+pub(crate) fn of(asked: &Node, other: &str, what: &str) -> Value {
     known(asked).iter().find(|one| one["id"] == other).map(|one| one[what].clone()).unwrap_or_default()
 }
 
 /// A component on the nodes with these labels, behind an HTTP server on every node.
-fn held_by(name: &str, guest: &str, nodes: &str, more: &[String]) -> String {
+pub(crate) fn held_by(name: &str, guest: &str, nodes: &str, more: &[String]) -> String {
     let spread = format!(
         "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
     );

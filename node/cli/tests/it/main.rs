@@ -6,7 +6,8 @@
 //! `deploys`, `durability`, `nats` and `oci` are what people do with a node and what happens to it: versions, kills, full
 //! disks, a NATS that goes and comes, registries.
 //! `lattice` is many nodes at once: they join, serve for each other, die and come back; `rollouts` is what new versions
-//! do on them.
+//! do on them, `leases` what runs once among them, what is told of them, and who follows from outside the log; `recovery`
+//! what is left when much is lost.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -22,12 +23,14 @@ mod guests;
 mod http_clients;
 mod inspect;
 mod lattice;
+mod leases;
 mod messages;
 mod nats;
 mod node;
 mod oci;
 mod old_manifests;
 mod queues;
+mod recovery;
 mod rollouts;
 mod scripted;
 mod telemetry;

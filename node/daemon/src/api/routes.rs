@@ -14,7 +14,7 @@ use axum::routing::{MethodRouter, delete, get, head, post, put};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use trellis_placement::{Applied, Command, Life, Refusal as Why};
 use trellis_provider::Want;
@@ -24,15 +24,16 @@ use trellis_wire::{
 
 use super::problem::Refusal;
 use super::types::{
-    AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
-    InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply, PublishRequest,
-    RollbackReply, RollbackRequest,
+    AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeployReply,
+    DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply,
+    PublishRequest, RestoreReply, RollbackReply, RollbackRequest,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
+use crate::backup::BackupError;
 use crate::far::message::Origin;
 use crate::node::Node;
-use crate::{deploy, explain, proposal, status};
+use crate::{backup, deploy, explain, proposal, status};
 
 /// The largest JSON body, in bytes: a manifest and little else.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -109,6 +110,11 @@ pub(super) fn routes() -> Vec<Route> {
         route!("post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
         route!("get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
         None, Some(shape::<LogLine>), get(logs)),
+        route!("get" "/v1/events" "What happens in the lattice, one CloudEvent on each line; `follow=true` goes on.",
+        None, Some(shape::<CloudEvent>), get(events)),
+        route!("get" "/v1/backup" "Apps with their versions, config and artifacts, as `restore` takes them.", None, None, get(get_backup)),
+        route!("post" "/v1/restore" "Brings back a backup on a lattice that has neither apps nor config.",
+        None, Some(shape::<RestoreReply>), post(restore)),
         route!("get" "/v1/schema/manifest" "The JSON Schema of the manifest.", None, None, get(schema)),
     ]
 }
@@ -342,6 +348,24 @@ async fn delete_config(State(node): State<Arc<Node>>, Path(name): Path<String>) 
     propose(&node, Command::DeleteConfig(name)).await
 }
 
+async fn get_backup(State(node): State<Arc<Node>>) -> Answer<Response> {
+    let backup = backup::backup(&node).await.map_err(no_backup)?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(backup)).into_response())
+}
+
+async fn restore(State(node): State<Arc<Node>>, body: Body) -> Answer<Json<RestoreReply>> {
+    let restored = backup::restore(&node, body.into_data_stream()).await.map_err(no_backup)?;
+    Ok(Json(RestoreReply { commands: restored.commands, artifacts: restored.artifacts }))
+}
+
+fn no_backup(why: BackupError) -> Refusal {
+    match why {
+        BackupError::Unusable(_) => Refusal::bad_request(why.to_string()),
+        BackupError::NotEmpty | BackupError::Stopped { .. } => Refusal::conflict(why.to_string()),
+        BackupError::Unavailable(_) => Refusal::unavailable(why.to_string()),
+    }
+}
+
 async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishRequest>) -> Answer<Json<PublishReply>> {
     let body = STANDARD.decode(&request.body_base64);
     let body = body.map_err(|why| Refusal::bad_request(format!("body_base64 is no base64: {why}")))?;
@@ -451,40 +475,80 @@ async fn logs(State(node): State<Arc<Node>>, query: Result<Query<LogQuery>, Quer
     let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
     let lines = query.lines.unwrap_or(LINES_DEFAULT);
     let (last, new) = node.logs.follow(lines, |line| query.takes(line));
-    let last: String = last.iter().map(json_line).collect();
-    let body = if query.follow { follow(last, new, query, node.shutdown.clone()) } else { Body::from(last) };
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    let new = query.follow.then_some(new);
+    Ok(lines_of(last, new, move |line| query.takes(line), &node))
 }
 
-/// The last lines, then each new one as it comes, until the client leaves or the node shuts down.
-fn follow(
-    last: String,
-    new: broadcast::Receiver<LogLine>,
-    query: LogQuery,
-    shutdown: tokio_util::sync::CancellationToken,
-) -> Body {
-    let next = async move |(first, mut new, query): (Option<String>, broadcast::Receiver<LogLine>, LogQuery)| {
-        if let Some(first) = first.filter(|first| !first.is_empty()) {
-            return Some((Ok::<_, std::convert::Infallible>(first), (None, new, query)));
-        }
-        loop {
-            match new.recv().await {
-                Ok(line) if query.takes(&line) => return Some((Ok(json_line(&line)), (None, new, query))),
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    let note = format!("{{\"missed_lines\":{missed}}}\n");
-                    return Some((Ok(note), (None, new, query)));
-                }
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
+/// The query of `/v1/events`.
+#[derive(Deserialize)]
+struct EventQuery {
+    app: Option<String>,
+    #[serde(default)]
+    follow: bool,
+    lines: Option<usize>,
+}
+
+impl EventQuery {
+    /// With an app, what is about it: itself, its components and its links.
+    fn takes(&self, event: &CloudEvent) -> bool {
+        let is_about = |app: &String| {
+            event.data["app"] == **app
+                || event.subject.strip_prefix(app.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.app.as_ref().is_none_or(is_about)
+    }
+}
+
+async fn events(State(node): State<Arc<Node>>, query: Result<Query<EventQuery>, QueryRejection>) -> Answer<Response> {
+    let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
+    let lines = query.lines.unwrap_or(LINES_DEFAULT);
+    let (last, new) = node.events.follow(lines, |event| query.takes(event));
+    let new = query.follow.then_some(new);
+    Ok(lines_of(last, new, move |event| query.takes(event), &node))
+}
+
+/// The last lines; then, where there is `new`, each that comes until the client leaves or the node shuts down.
+fn lines_of<T: Serialize + Clone + Send + 'static>(
+    last: Vec<T>,
+    new: Option<broadcast::Receiver<T>>,
+    takes: impl Fn(&T) -> bool + Send + 'static,
+    node: &Node,
+) -> Response {
+    let last: String = last.iter().map(json_line).collect();
+    let body = match new {
+        None => Body::from(last),
+        Some(new) => {
+            let lines = futures::stream::unfold((Some(last), new, takes), next_line);
+            Body::from_stream(futures::StreamExt::take_until(lines, node.shutdown.clone().cancelled_owned()))
         }
     };
-    let lines = futures::stream::unfold((Some(last), new, query), next);
-    Body::from_stream(futures::StreamExt::take_until(lines, shutdown.cancelled_owned()))
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-fn json_line(line: &LogLine) -> String {
-    let mut text = serde_json::to_string(line).expect("a log line is plain data");
+/// What a follower is at: what it has yet to get of the past, what comes, and which of that it wants.
+type Following<T, F> = (Option<String>, broadcast::Receiver<T>, F);
+type Line = Result<String, std::convert::Infallible>;
+
+async fn next_line<T: Serialize + Clone, F: Fn(&T) -> bool>(
+    (past, mut new, takes): Following<T, F>,
+) -> Option<(Line, Following<T, F>)> {
+    if let Some(past) = past.filter(|past| !past.is_empty()) {
+        return Some((Ok(past), (None, new, takes)));
+    }
+    loop {
+        match new.recv().await {
+            Ok(line) if takes(&line) => return Some((Ok(json_line(&line)), (None, new, takes))),
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                return Some((Ok(format!("{{\"missed_lines\":{missed}}}\n")), (None, new, takes)));
+            }
+            Err(broadcast::error::RecvError::Closed) => return None,
+        }
+    }
+}
+
+fn json_line(line: &impl Serialize) -> String {
+    let mut text = serde_json::to_string(line).expect("a line is plain data");
     text.push('\n');
     text
 }

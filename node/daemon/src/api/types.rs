@@ -223,6 +223,22 @@ pub struct LinkStatus {
     pub at: Option<String>,
     /// What is not well: `not connected to nats://...`.
     pub problem: Option<String>,
+    /// Who has its lease, where it may be at work on one node of the lattice only and somebody has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseStatus>,
+}
+
+/// The lease of a link that may be at work on one node only: a timer, an ordered queue.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseStatus {
+    /// The id of the node that has it.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// The fencing token: higher with each grant.
+    pub token: u64,
+    /// Whether the node has it at this moment, by its last renewal; known where it is the node that answers.
+    pub held: Option<bool>,
 }
 
 /// `GET /v1/nodes`.
@@ -232,7 +248,7 @@ pub struct NodeStatus {
     pub id: String,
     /// Its host name.
     pub name: String,
-    /// `voter`, `learner`, or `joining` while it is neither yet.
+    /// What it is to the log: `voter`, `learner`, or outside of it `follower` or `edge`.
     pub role: String,
     /// Whether it leads now.
     pub leader: bool,
@@ -244,6 +260,9 @@ pub struct NodeStatus {
     pub version: String,
     /// Milliseconds since its last sign of life, where the answering node knows.
     pub last_seen_ms: Option<u64>,
+    /// How many entries of the log it lacks, where the answering node knows: the leader of members, every node of others.
+    #[serde(default)]
+    pub lag: Option<u64>,
     /// Sandboxes alive now, where this node knows.
     pub running: Option<u64>,
 }
@@ -427,6 +446,44 @@ pub struct LogLine {
     pub context: String,
     /// The text.
     pub message: String,
+}
+
+/// One line of `GET /v1/events` (`?app=&follow=true`): a CloudEvent 1.0 of the lattice. Its types and their `data`:
+///
+/// - `trellis.node.joined`, `.lost`, `.back`, `.forgotten`, `.drained`, `.undrained`: `node`, `name`;
+/// - `trellis.app.rolling`, `trellis.app.deployed`, `trellis.app.rolled_back`: `app`, `version`, `before` (the version that ran, if one did);
+///   `trellis.app.waits`: `app`, `version`, `waits_for`; `trellis.app.undeployed`, `.deleted`: `app`;
+/// - `trellis.link.set`, `.removed`: `app`, `link`;
+/// - `trellis.lease.granted`, `.lost`: `link`, `node`, `name`, `token`;
+/// - `trellis.component.started`, `.stopped`, `.faulted`: `component`, `node`, `name`, and `faults` for how many.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct CloudEvent {
+    /// `1.0`.
+    pub specversion: String,
+    /// Its own, together with `source`.
+    pub id: String,
+    /// `/trellis/LATTICE-ID/NODE-ID`: the node that says so. Another that is followed says the same under ids of its own.
+    pub source: String,
+    /// As above.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is about: a node's id, an app, `app/component`, a link.
+    pub subject: String,
+    /// When the node noticed, as RFC 3339.
+    pub time: String,
+    /// `application/json`.
+    pub datacontenttype: String,
+    /// As above.
+    pub data: serde_json::Value,
+}
+
+/// What `POST /v1/restore` brought back.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct RestoreReply {
+    /// Deploys and configs that were made again, in order.
+    pub commands: usize,
+    /// Artifacts that came with them.
+    pub artifacts: usize,
 }
 
 /// The answer of `PUT /v1/artifacts/{digest}` and of each line of `GET /v1/artifacts`.

@@ -1,0 +1,328 @@
+//! Leases under crashes, lost and late messages, leaders that do not know yet that they are none, and clocks that run at
+//! different rates: never two holders at once, and always one once all is well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use trellis_placement::{Applied, Command, Entry, LeaseMoves, Lessee, Lessor, Renewal, State};
+use trellis_wire::{CommandId, Delivery, LinkId, LinkName, NodeId, OrderBy};
+
+use crate::lattice::{Lattice, component, facts, link, node_id, provider, release, scaler};
+
+const LEASE: Duration = Duration::from_secs(4);
+/// How much time passes in one step of the simulation.
+const STEP: Duration = Duration::from_millis(100);
+const NODES: usize = 5;
+const LINKS: usize = 3;
+const SEEDS: u64 = 100;
+
+/// Xorshift: a seed gives the same run every time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    fn one_in(&mut self, sides: u64) -> bool {
+        self.roll(sides) == 0
+    }
+}
+
+fn link_id(n: usize) -> LinkId {
+    let end = |name: String| format!("app/{name}").parse().unwrap();
+    LinkId::new(&end(format!("p{n}")), &end("c".into()), &LinkName::default(), "w", "p", &["i".into()])
+}
+
+/// One node: its clock, what it has applied of the log, and both its sides of leases.
+struct One {
+    offset: Duration,
+    /// How many thousandths of a second its clock counts in one.
+    rate: u32,
+    state: State,
+    applied: usize,
+    lessor: Lessor,
+    lessee: Lessee,
+    /// Until when it does nothing, by real time: crashed or frozen.
+    away: Duration,
+    /// When a quorum last acknowledged it in this term, by its own clock.
+    acknowledged: Option<(u64, Duration)>,
+    next_beat: Duration,
+}
+
+impl One {
+    fn clock(&self, real: Duration) -> Duration {
+        self.offset + real * self.rate / 1000
+    }
+}
+
+/// What is under way.
+enum Message {
+    Sign(usize, u64),
+    Answer(u64, Renewal),
+}
+
+/// The whole lattice and what really is.
+struct World {
+    dice: Dice,
+    real: Duration,
+    log: Vec<Entry>,
+    nodes: Vec<One>,
+    /// Who leads in the highest term, and which.
+    leader: (usize, u64),
+    /// When each message arrives, and whom it is for.
+    messages: Vec<(Duration, usize, Message)>,
+    wanted: BTreeMap<LinkId, BTreeSet<NodeId>>,
+    calm: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut nodes = Vec::new();
+        for n in 0..NODES {
+            let (lessor, lessee) = (Lessor::new(LEASE), Lessee::new(node_id(n)));
+            let offset = Duration::from_secs(dice.roll(1000));
+            let rate = 970 + dice.roll(61) as u32;
+            let (state, away) = (State::default(), Duration::ZERO);
+            nodes.push(One {
+                offset,
+                rate,
+                state,
+                applied: 0,
+                lessor,
+                lessee,
+                away,
+                acknowledged: None,
+                next_beat: away,
+            });
+        }
+        let all: BTreeSet<_> = (0..NODES).map(node_id).collect();
+        let wanted = (0..LINKS).map(|n| (link_id(n), all.clone())).collect();
+        let mut world = Self {
+            dice,
+            real: Duration::ZERO,
+            log: Vec::new(),
+            nodes,
+            leader: (0, 1),
+            messages: Vec::new(),
+            wanted,
+            calm: false,
+        };
+        for n in 0..NODES {
+            world.commit(Command::Join(facts(n, "n", 10, BTreeMap::new(), false)));
+        }
+        world
+    }
+
+    fn commit(&mut self, command: Command) {
+        let id = format!("00000000-0000-0000-0000-{:012x}", self.log.len() + 1).parse::<CommandId>().unwrap();
+        self.log.push(Entry { id, at_ms: 0, command });
+    }
+
+    fn is_away(&self, n: usize) -> bool {
+        self.nodes[n].away > self.real
+    }
+
+    fn post(&mut self, to: usize, message: Message) {
+        if self.calm || !self.dice.one_in(8) {
+            let late = if self.calm { 0 } else { self.dice.roll(30) * self.dice.roll(2) };
+            self.messages.push((self.real + STEP * late as u32, to, message));
+        }
+    }
+
+    fn apply(&mut self, n: usize, upto: usize) {
+        let node = &mut self.nodes[n];
+        for entry in &self.log[node.applied..upto] {
+            node.state.apply(entry);
+        }
+        node.applied = upto;
+    }
+
+    /// Something goes wrong, now and then.
+    fn harm(&mut self) {
+        let n = self.dice.roll(NODES as u64) as usize;
+        if self.dice.one_in(60) {
+            self.nodes[n].away = self.real + STEP * self.dice.roll(150) as u32;
+            if self.dice.one_in(2) {
+                // A crash, not a freeze: what was in memory is gone. The state is on disk.
+                self.nodes[n].lessor = Lessor::new(LEASE);
+                self.nodes[n].lessee = Lessee::new(node_id(n));
+                self.nodes[n].acknowledged = None;
+            }
+        }
+        if self.dice.one_in(80) {
+            self.elect();
+        }
+        if self.dice.one_in(50) {
+            let nobody = self.dice.one_in(3);
+            let link = link_id(self.dice.roll(LINKS as u64) as usize);
+            let all = (0..NODES).map(node_id).filter(|_| !nobody && !self.dice.one_in(3)).collect();
+            self.wanted.insert(link, all);
+        }
+    }
+
+    /// Someone else leads from now on: from here no other leader is acknowledged, or commits anything. Who led before
+    /// does not know.
+    fn elect(&mut self) {
+        let n = self.dice.roll(NODES as u64) as usize;
+        if !self.is_away(n) {
+            self.leader = (n, self.leader.1 + 1);
+        }
+    }
+
+    fn step(&mut self) {
+        self.real += STEP;
+        if !self.calm {
+            self.harm();
+        }
+        for n in (0..NODES).filter(|n| self.nodes[*n].away <= self.real).collect::<Vec<_>>() {
+            let behind = self.log.len() - self.nodes[n].applied;
+            let upto =
+                self.nodes[n].applied + if self.calm { behind } else { self.dice.roll(behind as u64 + 1) as usize };
+            self.apply(n, upto);
+            self.lead(n);
+            self.beat(n);
+        }
+        self.deliver();
+        self.check();
+    }
+
+    fn lead(&mut self, n: usize) {
+        let (now, leads) = (self.nodes[n].clock(self.real), self.leader.0 == n);
+        if leads && self.nodes[n].lessor.term() != Some(self.leader.1) {
+            // Behind a read barrier.
+            self.apply(n, self.log.len());
+            self.nodes[n].lessor.lead(self.leader.1, now);
+        } else if !leads && (self.calm || self.dice.one_in(3)) {
+            // It learns that it no longer leads, sooner or later.
+            self.nodes[n].lessor.step_down();
+        }
+        if leads && (self.calm || self.dice.one_in(3)) {
+            self.nodes[n].acknowledged = Some((self.leader.1, now));
+        }
+        let away: BTreeSet<_> = (0..NODES).filter(|n| self.is_away(*n)).map(node_id).collect();
+        let node = &mut self.nodes[n];
+        // What a deposed leader decides may still reach the one that leads now, at any time.
+        let moves = node.lessor.decide(&node.state, &self.wanted, |id| !away.contains(&id), now);
+        if let Some(moves) = moves
+            && (leads || self.dice.one_in(4))
+        {
+            self.commit(Command::Lease(moves));
+        }
+    }
+
+    fn beat(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        if node.next_beat <= self.real && node.lessee.is_named(&node.state) {
+            node.next_beat = self.real + 10 * STEP;
+            let number = node.lessee.send(node.clock(self.real));
+            (0..NODES).for_each(|to| self.post(to, Message::Sign(n, number)));
+        }
+    }
+
+    fn deliver(&mut self) {
+        let (due, rest) = std::mem::take(&mut self.messages).into_iter().partition(|(at, ..)| *at <= self.real);
+        self.messages = rest;
+        let due: Vec<(Duration, usize, Message)> = due;
+        for (at, to, message) in due {
+            if self.is_away(to) {
+                // What is frozen finds it later; what crashed never does.
+                self.messages.push((at + STEP, to, message));
+                continue;
+            }
+            let now = self.nodes[to].clock(self.real);
+            let node = &mut self.nodes[to];
+            match message {
+                Message::Answer(number, renewal) => node.lessee.renewed(&node.state, number, renewal),
+                Message::Sign(from, number) => {
+                    let term = node.lessor.term();
+                    let acknowledged = node.acknowledged.filter(|(acked, _)| Some(*acked) == term).map(|(_, at)| at);
+                    if let Some(renewal) = node.lessor.renew(&node.state, node_id(from), acknowledged, now) {
+                        self.post(from, Message::Answer(number, renewal));
+                    }
+                }
+            }
+        }
+    }
+
+    fn holders(&self) -> BTreeMap<LinkId, Vec<usize>> {
+        let mut holders: BTreeMap<LinkId, Vec<usize>> = BTreeMap::new();
+        for (n, node) in self.nodes.iter().enumerate() {
+            for link in node.lessee.holds(&node.state, node.clock(self.real)).into_keys() {
+                holders.entry(link).or_default().push(n);
+            }
+        }
+        holders
+    }
+
+    fn check(&self) {
+        for (link, holders) in self.holders() {
+            assert_eq!(holders.len(), 1, "{link} is held by {holders:?} at {:?}", self.real);
+        }
+    }
+}
+
+#[test]
+fn no_two_nodes_ever_have_one_lease_and_in_the_end_one_has_each() {
+    let mut held = 0;
+    for seed in 1..=SEEDS {
+        let mut world = World::new(seed);
+        println!("seed {seed}");
+        for _ in 0..1_500 {
+            world.step();
+            held += world.holders().len();
+        }
+        let all: BTreeSet<_> = (0..NODES).map(node_id).collect();
+        world.wanted.values_mut().for_each(|nodes| *nodes = all.clone());
+        world.calm = true;
+        for _ in 0..350 {
+            world.step();
+        }
+        assert_eq!(world.holders().len(), LINKS, "seed {seed}: all is well and something is held by nobody");
+    }
+    let share = held * 100 / (SEEDS as usize * 1_500 * LINKS);
+    assert!(share > 20, "leases are held for {share} % of the time: too little to prove anything");
+}
+
+#[test]
+fn a_later_grant_has_a_higher_token_and_one_decided_on_another_edition_is_nothing() {
+    let mut lattice = Lattice::default();
+    for n in 0..2 {
+        lattice.apply(Command::Join(facts(n, "n", 10, BTreeMap::new(), false)));
+    }
+    let to = |link: usize, node: Option<usize>| BTreeMap::from([(link_id(link), node.map(node_id))]);
+    let mut moves = |edition: u64, to| lattice.apply(Command::Lease(LeaseMoves { edition, to }));
+    assert_eq!(moves(0, to(0, Some(0))), Applied::Done);
+    assert_eq!(moves(0, to(1, Some(0))), Applied::Unchanged, "the edition is 1 by now");
+    assert_eq!(moves(1, to(0, Some(1))), Applied::Unchanged, "it is not free");
+    assert_eq!(moves(1, to(1, Some(7))), Applied::Unchanged, "there is no such node");
+    assert_eq!(moves(1, to(0, None)), Applied::Done);
+    assert_eq!(moves(2, to(0, Some(1))), Applied::Done);
+    let leases = lattice.state.leases();
+    let lease = leases.get(&link_id(0)).unwrap();
+    assert_eq!((lease.node, lease.token, leases.edition()), (node_id(1), 2, 3));
+}
+
+#[test]
+fn an_ordered_link_needs_a_lease_where_it_is_applied() {
+    let mut lattice = Lattice::default();
+    for n in 0..3 {
+        lattice.apply(Command::Join(facts(n, "n", 10, BTreeMap::new(), false)));
+    }
+    let mut app = release("orders", "v1");
+    component(&mut app, "api", 1, scaler("each 2 on any"));
+    provider(&mut app, "nats", trellis_manifest::Tech::Nats, None);
+    link(&mut app, "nats", "api", &[]);
+    link(&mut app, "nats", "api", &[]);
+    app.app.links[1].name = "ordered".parse().unwrap();
+    app.app.links[1].delivery = Delivery { order_by: Some(OrderBy::Subject), ..Delivery::default() };
+    assert_eq!(lattice.apply(Command::Deploy(Box::new(app))), Applied::Done);
+    lattice.settle();
+    let leased = lattice.state.leased();
+    assert_eq!(leased.values().cloned().collect::<Vec<_>>(), [(0..3).map(node_id).collect()]);
+    assert!(leased.keys().next().unwrap().to_string().ends_with(" ordered"));
+}

@@ -1,0 +1,32 @@
+//! `trellis backup`: apps with their versions, config and artifacts, in one file.
+
+use std::path::PathBuf;
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::{print, size};
+
+/// Write apps, their versions and code, and config to a file
+///
+/// What providers store, nodes and leases are not in it. It holds config as it is: keep it from others.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  trellis backup lattice.backup")]
+pub(crate) struct Backup {
+    /// The file. It is not there until all of it is
+    file: PathBuf,
+}
+
+impl Backup {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let failed = |why: std::io::Error| Failure::Failed(format!("{}: {why}", self.file.display()));
+        let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let part = tempfile::NamedTempFile::new_in(folder.unwrap_or_else(|| ".".as_ref())).map_err(failed)?;
+        let mut out = std::io::BufWriter::new(part);
+        let bytes = connection.open().backup(&mut out).await?;
+        let part = out.into_inner().map_err(|why| failed(why.into_error()))?;
+        part.as_file().sync_all().map_err(failed)?;
+        part.persist(&self.file).map_err(|why| failed(why.error))?;
+        Ok(print(&format!("{}: {}", self.file.display(), size(bytes)))?)
+    }
+}

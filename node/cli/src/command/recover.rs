@@ -1,0 +1,66 @@
+//! `trellis recover`: goes on with one node when more than half of the voters are gone for good.
+
+use std::path::PathBuf;
+
+use trellis_daemon::Recovered;
+use trellis_wire::LatticeName;
+
+use crate::failure::Failure;
+use crate::machine;
+use crate::output::print;
+
+/// Go on with this node alone when more than half of the voters are gone for good
+///
+/// Works on the data directory of a node that is stopped. Without --yes it only says what that would give up.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  trellis recover --new-quorum --data-dir /var/lib/trellis
+  trellis recover --new-quorum --data-dir /var/lib/trellis --yes")]
+pub(crate) struct Recover {
+    /// Make this node the only voter of its lattice
+    #[arg(long, required = true)]
+    new_quorum: bool,
+    /// The node's data directory [default: trellis/LATTICE under $XDG_DATA_HOME or ~/.local/share]
+    #[arg(long, env = "TRELLIS_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The lattice
+    #[arg(long, env = "TRELLIS_LATTICE", value_name = "NAME", default_value = "default")]
+    lattice: LatticeName,
+    /// Do it: what may be lost was read and understood
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Recover {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        debug_assert!(self.new_quorum, "clap requires it");
+        let data_dir = match self.data_dir {
+            Some(data_dir) => data_dir,
+            None => machine::data_dir(&self.lattice).map_err(Failure::Usage)?,
+        };
+        let recovered = trellis_daemon::recover(&data_dir, self.lattice, self.yes).await;
+        let recovered = recovered.map_err(|why| Failure::Failed(why.to_string()))?;
+        print(&render(&recovered, self.yes))?;
+        if self.yes { Ok(()) } else { Err(Failure::Failed("nothing was changed: add --yes to do it".into())) }
+    }
+}
+
+fn render(recovered: &Recovered, done: bool) -> String {
+    let (node, recovery) = (recovered.node, &recovered.recovery);
+    let apps: Vec<String> = recovery.state.apps().map(|(name, _)| name.to_string()).collect();
+    let others = recovered.given_up();
+    let voted = if recovery.votes { "" } else { " It did not vote, so it may lack more than a voter would." };
+    let verb = if done { "is" } else { "would be" };
+    format!(
+        "node {node} {verb} the only voter of its lattice from now on.\n\
+         it has the log up to entry {}, {} of them not known to be agreed on, and kept; apps: {}.\n\
+         lost may be: whatever the others agreed on that this node had not heard of.{voted}\n\
+         given up as voters, and lost until they are heard again: {}.\n\
+         each of those must come back with an empty --data-dir only: with its old one it could agree with another of \
+         them on something else. Start this node as before; `trellis nodes forget` forgets who does not come back.",
+        recovery.last,
+        recovery.unknown,
+        if apps.is_empty() { "none".into() } else { apps.join(", ") },
+        if others.is_empty() { "nobody".into() } else { others.join(", ") },
+    )
+}

@@ -1,0 +1,150 @@
+//! What runs once in the lattice, what happens in it, and nodes that follow it from outside the log.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::{app, component, eventually, link, link_from, provider, waking};
+use crate::client::get;
+use crate::lattice::{held_by, id, lattice, node, of};
+use crate::node::{DataDir, Node};
+
+/// An app on the nodes with an edge label.
+fn at_the_edge() -> String {
+    let spread =
+        "{type: spreadscaler, properties: {instances: 5, spread: [{name: edge, requirements: {edge: 'true'}}]}}";
+    let http = crate::apps::http("edge", "");
+    app("edge", &[component("edge", "hello", "", &[spread.into()]), http])
+}
+
+fn readyz(node: &Node) -> (u16, String) {
+    let answer = get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/readyz").unwrap();
+    (answer.status, answer.text())
+}
+
+#[test]
+fn an_edge_node_follows_and_serves_after_a_power_cut_without_a_network() {
+    let nats = NatsServer::start(false);
+    let first = node(&nats, &DataDir::new(), 1, &["--bootstrap"]);
+    let edge = node(&nats, &DataDir::new(), 2, &["--edge"]);
+    first.deploy(&at_the_edge());
+    assert_eq!(of(&first, &id(&edge), "role"), "edge");
+    assert_eq!(of(&edge, &id(&first), "role"), "voter");
+    eventually("it has caught up", || (of(&first, &id(&edge), "lag") == 0).then_some(()));
+    // Whoever follows from outside takes changes too.
+    edge.trellis(&["config", "put", "colours", "sky=blue"]).ok();
+    assert_eq!(first.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+    assert_eq!(get(edge.at("edge"), "/").unwrap().ok(), "hello world\n");
+
+    let data_dir = edge.kill();
+    let url = nats.url.clone();
+    drop((nats, first));
+    let started = Instant::now();
+    let edge = Node::start_in(&data_dir, &["--nats", &url, "--label", "n=2", "--edge"]);
+    let served = eventually("it serves what it held", || {
+        let status: Value = serde_json::from_str(&edge.trellis(&["status", "edge", "-o", "json"]).stdout).ok()?;
+        let at = status["links"][0]["at"].as_str()?.strip_prefix("http://")?.parse().ok()?;
+        get(at, "/").ok().filter(|answer| answer.status == 200)
+    });
+    assert_eq!(served.ok(), "hello world\n");
+    println!("served {:?} after the start without a network", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20));
+    let (status, told) = eventually("it says that it is cut off", || {
+        Some(readyz(&edge)).filter(|(_, told)| told.contains("is cut off from the leader"))
+    });
+    assert!(status == 503 && told.contains("it serves what it holds"), "{status} {told}");
+    assert!(edge.trellis(&["status", "edge"]).ok().contains("is cut off from the leader"));
+}
+
+/// An app whose queue keeps its order, so that one node pulls.
+fn ordered() -> String {
+    let spread = "{type: daemonscaler, properties: {instances: 2}}";
+    let config = "{stream: ORDERED, subject: 'ordered.>', create: 'true', delivery.order_by: subject}";
+    let store = link("store", "wasi:keyvalue/store, atomics, batch");
+    app(
+        "ordered",
+        &[
+            component("worker", "test_messages", "", &[spread.into(), store]),
+            provider("store", "embedded"),
+            waking("bus", "nats", &[link_from("worker", "trellis:messaging/handler", "stream", config)]),
+        ],
+    )
+}
+
+/// Who has the lease, and its token.
+fn lease(asked: &Node) -> Option<(String, u64)> {
+    let status: Value = serde_json::from_str(&asked.trellis(&["status", "ordered", "-o", "json"]).stdout).ok()?;
+    let lease = status["links"].as_array()?.iter().find_map(|link| link.get("lease"))?;
+    Some((lease["node"].as_str()?.into(), lease["token"].as_u64()?))
+}
+
+#[test]
+fn a_lease_has_one_holder_and_goes_on_when_it_dies() {
+    let nats = NatsServer::start(true);
+    let mut nodes = lattice(&nats, 4);
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::fs::write(file.path(), ordered()).unwrap();
+    // Whether its link is ready is another matter.
+    nodes[0].trellis(&["deploy", "--wait", "1s", file.path().to_str().unwrap()]);
+    let (holder, token) = eventually("somebody has the lease", || lease(&nodes[0]));
+    for node in &nodes {
+        eventually("all say the same", || (lease(node).as_ref() == Some(&(holder.clone(), token))).then_some(()));
+    }
+    let position = nodes.iter().position(|node| id(node) == holder).unwrap();
+    let explained = nodes[position].trellis(&["explain", "ordered/worker"]).ok();
+    assert!(explained.contains("has the lease of link `default`"), "{explained}");
+    let has = |node: &Node| node.log().contains("has the lease");
+    eventually("it knows that it has it", || has(&nodes[position]).then_some(()));
+
+    let killed = Instant::now();
+    drop(nodes.remove(position));
+    let (next, later) = eventually("another has it", || lease(&nodes[0]).filter(|(next, _)| *next != holder));
+    println!("another node has the lease {:?} after the kill", killed.elapsed());
+    assert!(later > token);
+    let position = nodes.iter().position(|node| id(node) == next).unwrap();
+    eventually("it knows that it has it", || has(&nodes[position]).then_some(()));
+    assert_eq!(nodes.iter().filter(|node| has(node)).count(), 1);
+}
+
+/// The types of events that a node tells.
+fn events(node: &Node) -> Vec<Value> {
+    let told = node.trellis(&["events", "-o", "json"]).ok();
+    told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn events_tell_of_deploys_and_deaths_on_every_node() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    let admin = nodes[0].admin.strip_prefix("http://").unwrap().parse().unwrap();
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    assert!(get(nodes[0].at("far"), "/trap").unwrap().status >= 500);
+    let dead = nodes.remove(2);
+    let gone = id(&dead);
+    drop(dead.kill());
+    nodes[1].trellis(&["undeploy", "far"]).ok();
+    for node in &nodes {
+        let has = |kind: &str, subject: &str| {
+            let is = |event: &Value| event["type"] == format!("trellis.{kind}") && event["subject"] == subject;
+            eventually(&format!("{kind} of {subject}"), || events(node).into_iter().find(is))
+        };
+        let deployed = has("app.deployed", "far");
+        assert_eq!(deployed["specversion"], "1.0");
+        assert_eq!(deployed["data"]["app"], "far");
+        for key in ["id", "source", "time", "datacontenttype"] {
+            assert!(deployed[key].is_string(), "{deployed}");
+        }
+        has("component.started", "far/far");
+        assert_eq!(has("component.faulted", "far/far")["data"]["faults"], 1);
+        has("link.set", "far/http -> far/far wasi:http/incoming-handler default");
+        assert_eq!(has("node.lost", &gone)["data"]["node"], gone.as_str());
+        has("app.undeployed", "far");
+        has("component.stopped", "far/far");
+    }
+    let answer = get(admin, "/v1/events?app=far").unwrap();
+    assert_eq!(answer.header("content-type"), Some("application/x-ndjson"));
+    assert!(answer.text().lines().all(|line| line.contains("far")), "only what is about the app");
+    let text = nodes[0].trellis(&["events", "far"]).ok();
+    assert!(text.contains("app.deployed") && text.contains("version="), "{text}");
+}

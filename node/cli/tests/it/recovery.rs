@@ -1,0 +1,131 @@
+//! What is left when much is lost: backups, one node of three, a node that is cut off.
+
+use serde_json::Value;
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::{app, component, eventually, hello, http, image};
+use crate::client::get;
+use crate::lattice::{id, known, lattice, node, of};
+use crate::node::{DataDir, Node};
+use crate::trellis::trellis;
+
+#[test]
+fn a_backup_of_one_lattice_makes_another() {
+    let node = Node::start(&[]);
+    node.trellis(&["config", "put", "colours", "sky=blue"]).ok();
+    node.deploy(&hello("greets", "v1", "127.0.0.1:0", &image("hello")));
+    node.deploy(&hello("greets", "v2", "127.0.0.1:0", &image("hello")));
+    node.deploy(&hello("stopped", "v1", "127.0.0.1:0", &image("hello")));
+    node.trellis(&["undeploy", "stopped"]).ok();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lattice.backup");
+    let path = file.to_str().unwrap();
+    node.trellis(&["backup", path]).ok();
+    let refused = node.trellis(&["restore", path]).failed(1);
+    assert!(refused.contains("this lattice has apps or config already"), "{refused}");
+    drop(node);
+
+    let fresh = Node::start(&[]);
+    let whole = std::fs::read(&file).unwrap();
+    let broken = folder.path().join("broken.backup");
+    for damaged in [whole[..whole.len() - 100].to_vec(), {
+        let mut flipped = whole.clone();
+        let last = flipped.len() - 1;
+        flipped[last] ^= 1;
+        flipped
+    }] {
+        std::fs::write(&broken, damaged).unwrap();
+        let refused = fresh.trellis(&["restore", broken.to_str().unwrap()]).failed(1);
+        assert!(refused.contains("the backup is not usable"), "{refused}");
+        assert!(fresh.trellis(&["apps"]).ok().starts_with("no apps yet"), "nothing of it is there");
+    }
+    let told = fresh.trellis(&["restore", path]).ok();
+    assert!(told.starts_with("restored 8 commands and "), "{told}");
+    fresh.until_ready("greets");
+    assert_eq!(get(fresh.at("greets"), "/").unwrap().ok(), "hello world\n");
+    assert_eq!(fresh.status("greets")["version"], "v2");
+    assert_eq!(fresh.status("greets")["versions"], serde_json::json!(["v2", "v1"]));
+    assert_eq!(fresh.status("stopped")["state"], "undeployed");
+    assert_eq!(fresh.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+}
+
+#[test]
+fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    nodes[0].deploy(&hello("greets", "v1", "127.0.0.1:0", &image("hello")));
+    eventually("all know it", || {
+        nodes.iter().all(|node| node.trellis(&["apps"]).stdout.contains("greets")).then_some(())
+    });
+    let last = nodes.pop().unwrap();
+    let gone: Vec<String> = nodes.iter().map(id).collect();
+    let survivor = id(&last);
+    nodes.into_iter().for_each(|node| drop(node.kill()));
+    eventually("without a quorum nothing is agreed on", || {
+        let status = get(last.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/readyz").unwrap();
+        (status.status == 503).then_some(())
+    });
+    let in_use = trellis(&["recover", "--new-quorum", "--data-dir", last.data_dir().path().to_str().unwrap()]);
+    assert!(in_use.failed(1).contains("is in use by another node"));
+    let data_dir = last.kill();
+    let path = data_dir.path();
+    let recover = ["recover", "--new-quorum", "--data-dir", path.to_str().unwrap()];
+    let told = trellis(&recover);
+    assert!(told.stderr.contains("nothing was changed: add --yes"), "{told:?}");
+    for said in ["lost may be", "greets", &gone[0], &gone[1], "empty --data-dir"] {
+        assert!(told.stdout.contains(said), "{said}: {}", told.stdout);
+    }
+    trellis(&[&recover[..], &["--yes"]].concat()).ok();
+
+    let back = node(&nats, &data_dir, 3, &[]);
+    assert_eq!(id(&back), survivor);
+    back.trellis(&["config", "put", "colours", "sky=blue"]).ok();
+    back.until_ready("greets");
+    assert_eq!(get(back.at("greets"), "/").unwrap().ok(), "hello world\n");
+    for lost in &gone {
+        assert_eq!(of(&back, lost, "state"), "lost");
+        back.trellis(&["nodes", "forget", lost]).ok();
+    }
+    // New nodes make it a lattice of three voters again.
+    let new: Vec<Node> = (4..=5).map(|n| node(&nats, &DataDir::new(), n, &[])).collect();
+    eventually("there are three voters", || {
+        (known(&back).iter().filter(|one| one["role"] == "voter").count() == 3).then_some(())
+    });
+    assert_eq!(new[0].trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+}
+
+#[test]
+fn a_cut_off_node_serves_what_it_holds_but_not_what_is_strict_and_rejoins() {
+    let mut nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 3);
+    let everywhere = "{type: daemonscaler, properties: {instances: 3}}".to_owned();
+    let strict = component("strict", "hello", "limits: {strict: true}", std::slice::from_ref(&everywhere));
+    nodes[0].deploy(&app("lenient", &[component("lenient", "hello", "", &[everywhere]), http("lenient", "")]));
+    nodes[0].deploy(&app("strict", &[strict, http("strict", "")]));
+    let (lenient, strict): (Vec<_>, Vec<_>) = nodes.iter().map(|node| (node.at("lenient"), node.at("strict"))).unzip();
+    for at in lenient.iter().chain(&strict) {
+        assert_eq!(get(*at, "/").unwrap().ok(), "hello world\n");
+    }
+    nats.kill();
+    eventually("what is strict stops", || {
+        let refused = |at| get(at, "/").is_ok_and(|answer| answer.status >= 500);
+        strict.iter().all(|at| refused(*at)).then_some(())
+    });
+    for at in &lenient {
+        assert_eq!(get(*at, "/").unwrap().ok(), "hello world\n");
+    }
+    for node in &nodes {
+        eventually("it says so", || {
+            let ready = get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/readyz").unwrap();
+            (ready.status == 503 && ready.text().contains("it serves what it holds")).then_some(())
+        });
+        let status: Value = node.status("lenient");
+        assert!(!status["problems"].as_array().unwrap().is_empty(), "{status}");
+    }
+    nats.restart();
+    eventually("all is well again without a new start", || {
+        let well = |at| get(at, "/").is_ok_and(|answer| answer.status == 200);
+        let ready = |node: &Node| node.status("strict")["state"] == "ready";
+        (strict.iter().all(|at| well(*at)) && nodes.iter().all(ready)).then_some(())
+    });
+}

@@ -1,0 +1,56 @@
+//! Going on without a quorum, on the data directory of a node that is stopped.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use trellis_raft::{RaftError, Recovery};
+use trellis_wire::{LatticeName, NodeId};
+
+use crate::identity::{Identity, IdentityError};
+use crate::{clock, membership};
+
+/// Why a data directory cannot go on without the others.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The data directory.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// It does not exist, or holds no node.
+    #[error("{0} holds no node: name the data directory of one that was in the lattice with --data-dir")]
+    NoNode(String),
+    /// The log.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+}
+
+/// What a node has, and what giving up the other voters comes to; with `write` they are given up.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The node.
+    pub node: NodeId,
+    /// What is in its log.
+    pub recovery: Recovery,
+}
+
+impl Recovered {
+    /// The other voters, each with its name where the node knows it.
+    pub fn given_up(&self) -> Vec<String> {
+        let name = |id: &NodeId| self.recovery.state.node(*id).map(|node| node.facts.name.clone()).unwrap_or_default();
+        let others: &BTreeSet<NodeId> = &self.recovery.others;
+        others.iter().map(|id| format!("{id} {}", name(id)).trim_end().into()).collect()
+    }
+}
+
+/// Reads the data directory of a node that is stopped, and with `write` makes it the only voter of its lattice.
+///
+/// # Errors
+/// A node uses it, or it is none's.
+pub async fn recover(data_dir: &Path, lattice: LatticeName, write: bool) -> Result<Recovered, RecoverError> {
+    if !data_dir.join("raft.redb").exists() {
+        return Err(RecoverError::NoNode(data_dir.display().to_string()));
+    }
+    let identity = Identity::open(data_dir)?;
+    let (node, host, now_ms) = (identity.seal.node(), membership::hostname(), clock::now_ms());
+    let recovery = trellis_raft::recover(data_dir.into(), node, lattice, host, now_ms, write).await?;
+    Ok(Recovered { node, recovery })
+}
