@@ -38,9 +38,15 @@ rust_target() {
           rustup target add $target"
 }
 
-js() { scripted js-hello js_hello "$root/deploy/setup/js.sh"; }
+js() {
+    scripted js-hello js_hello "$root/deploy/setup/js.sh"
+    scripted js-mail js_mail "$root/deploy/setup/js.sh"
+}
 
-python() { scripted py-hello py_hello "$root/deploy/setup/python.sh"; }
+python() {
+    scripted py-hello py_hello "$root/deploy/setup/python.sh"
+    scripted py-mail py_mail "$root/deploy/setup/python.sh"
+}
 
 # Builds the guest of a folder by its own build.sh, unless the same was built before. The folder, the guest's name, and
 # the script that fetches its tools.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use trellis_wire::{AppName, CommandId, Config, Generation, LatticeId, LatticeName, NodeId, frame};
+use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId, frame};
 
 use crate::{Delta, LeaseMoves, NodeFacts, Release, TrustChange};
 
@@ -111,6 +111,13 @@ pub enum Command {
     },
     /// Leases change hands.
     Lease(LeaseMoves),
+    /// Queues wake a component no more, or again. What was taken off them goes on.
+    Pause {
+        /// The component.
+        component: ComponentKey,
+        /// Whether it is to pause.
+        on: bool,
+    },
 }
 
 impl Entry {

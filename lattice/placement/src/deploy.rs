@@ -74,6 +74,7 @@ impl State {
         }
         self.apps.remove(app);
         self.forget_ways(app);
+        self.forget_paused(app);
         let configs = Arc::make_mut(&mut self.configs);
         owned.iter().for_each(|name| configs.remove(name));
         self.start_waiting(at_ms);

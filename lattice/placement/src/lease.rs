@@ -96,19 +96,23 @@ impl Leases {
     }
 }
 
-/// Whether what a technology wakes may be at work on one node of the lattice only. An embedded queue is one node's anyway.
-fn needs_lease(tech: Tech, keeps_order: bool) -> bool {
+/// Whether what a technology wakes may be at work on one node of the lattice only, where its link asks for what one node
+/// alone can keep. An embedded queue is one node's anyway.
+fn needs_lease(tech: Tech, asks: bool) -> bool {
     match tech {
         Tech::Http | Tech::Embedded => false,
-        Tech::Nats | Tech::Redis => keeps_order,
+        Tech::Nats | Tech::Redis => asks,
     }
 }
 
 impl HeldLink {
-    /// Whether it may be at work on one node of the lattice only, by lease: what keeps an order.
+    /// Whether it may be at work on one node of the lattice only, by lease: what keeps an order, and what is capped for the
+    /// whole lattice.
     pub fn needs_lease(&self) -> bool {
+        let delivery = &self.link.delivery;
+        let is_capped = delivery.max_in_flight.is_some() || delivery.rate_limit.is_some();
         match &self.direction {
-            Direction::Wakes { tech, .. } => needs_lease(*tech, self.link.delivery.order_by.is_some()),
+            Direction::Wakes { tech, .. } => needs_lease(*tech, delivery.order_by.is_some() || is_capped),
             Direction::Grants { .. } | Direction::GrantsElsewhere { .. } | Direction::Between { .. } => false,
         }
     }

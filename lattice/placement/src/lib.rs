@@ -6,6 +6,7 @@
 
 mod assigned;
 mod backup;
+mod caps;
 mod command;
 mod configs;
 mod conflict;
@@ -33,6 +34,7 @@ mod versions;
 mod watch;
 
 pub use assigned::{Assigned, Beside, Direction, HeldComponent, HeldLink};
+pub use caps::part;
 pub use command::{Command, ENTRY_BYTES_MAX, ENTRY_ENVELOPE_BYTES, Entry, EntryTooLarge};
 pub use configs::{Configs, StoredConfig};
 pub use conflict::{Conflict, DEFAULT_HTTP_ADDRESS, Listener, Route};

@@ -145,4 +145,7 @@ pub enum Refusal {
     /// The founder has yet to say who may join.
     #[error("the lattice is not founded yet")]
     NotFounded,
+    /// No version of the app has such a component.
+    #[error("{0} is not known; `trellis status {app}` lists the components of the app", app = .0.app)]
+    UnknownComponent(ComponentKey),
 }

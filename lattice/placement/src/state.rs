@@ -32,6 +32,8 @@ pub struct State {
     applied: VecDeque<CommandId>,
     pub(crate) trust: Option<Arc<Trust>>,
     pub(crate) leases: Leases,
+    /// Components that queues do not wake, because a person says so.
+    paused: BTreeSet<ComponentKey>,
 }
 
 impl State {
@@ -81,6 +83,7 @@ impl State {
             Command::GiveUp { app, version, why } => self.give_up(app, version, why, entry.at_ms),
             Command::Rollback { app, version } => self.roll_back(app, version.as_deref(), entry.at_ms),
             Command::Lease(moves) => Ok(self.move_leases(moves)),
+            Command::Pause { component, on } => self.pause(component, *on),
         }
     }
 
@@ -129,6 +132,23 @@ impl State {
         self.plan.forget(id);
         self.leases.forget(id);
         Ok(Applied::Done)
+    }
+
+    /// A pause outlives versions of the app and its undeploy, not its delete.
+    fn pause(&mut self, component: &ComponentKey, on: bool) -> Result<Applied, Refusal> {
+        if !on {
+            return Ok(done_if(self.paused.remove(component)));
+        }
+        let app = self.app(&component.app).ok_or_else(|| Refusal::UnknownApp(component.app.clone()))?;
+        let has = |release: &Arc<Release>| release.app.components.contains_key(&component.name);
+        if !app.kept().iter().any(|version| has(&version.release)) {
+            return Err(Refusal::UnknownComponent(component.clone()));
+        }
+        Ok(done_if(self.paused.insert(component.clone())))
+    }
+
+    pub(crate) fn forget_paused(&mut self, app: &AppName) {
+        self.paused.retain(|component| component.app != *app);
     }
 
     fn put_config(&mut self, name: &str, values: &Config, at_ms: u64) -> Result<Applied, Refusal> {
@@ -210,6 +230,11 @@ impl State {
     /// Every app that is rolled out now.
     pub fn rolling(&self) -> impl Iterator<Item = (&AppName, &Versions)> {
         self.rolling.iter().filter_map(|app| Some((app, self.app(app)?)))
+    }
+
+    /// Whether queues do not wake a component, because a person says so.
+    pub fn is_paused(&self, component: &ComponentKey) -> bool {
+        self.paused.contains(component)
     }
 
     /// Every named config.

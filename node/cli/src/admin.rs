@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
     InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
-    RestoreReply, RollbackReply, RollbackRequest,
+    RestoreReply, RollbackReply, RollbackRequest, TriggersStatus,
 };
 use trellis_wire::{AppName, ComponentKey, Digest};
 
@@ -21,6 +21,7 @@ pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::encoded;
 pub(crate) use self::exchange::Lines;
 use self::exchange::{Upload, exchange, read, save};
+use crate::scope::Scope;
 
 /// Where a node's admin API is, where nothing else is said.
 pub(crate) const ADMIN_DEFAULT: &str = "127.0.0.1:7878";
@@ -234,17 +235,29 @@ impl Admin {
         self.ask(Method::DELETE, &path, None, AGREE_WITHIN).await.map(drop)
     }
 
-    /// The dead letters of an app, or of one component of it.
+    /// The dead letters of an app, or of one component of it, that these pairs choose: `reason`, `older_than_ms`, `id`.
     pub(crate) async fn dead_letters(
         &self,
-        app: &AppName,
-        component: Option<&str>,
+        of: &Scope,
+        chosen: &[(&str, String)],
     ) -> Result<Vec<DeadLetterStatus>, AdminError> {
-        let mut path = format!("/v1/apps/{}/dead-letters", encoded(app.as_str()));
-        if let Some(component) = component {
-            path.push_str(&format!("?component={}", encoded(component)));
-        }
+        let component = of.component().map(|component| ("component", component.to_owned()));
+        let pairs = component.iter().chain(chosen).map(|(key, value)| format!("{key}={}", encoded(value)));
+        let path =
+            format!("/v1/apps/{}/dead-letters?{}", encoded(of.app.as_str()), pairs.collect::<Vec<_>>().join("&"));
         self.get(&path).await
+    }
+
+    /// Every trigger.
+    pub(crate) async fn triggers(&self) -> Result<TriggersStatus, AdminError> {
+        self.get("/v1/triggers").await
+    }
+
+    /// Pauses a component's queues, or resumes them.
+    pub(crate) async fn pause(&self, of: &Scope, on: bool) -> Result<(), AdminError> {
+        let (component, word) = (of.component().unwrap_or_default(), if on { "pause" } else { "resume" });
+        let path = format!("/v1/apps/{}/components/{}/{word}", encoded(of.app.as_str()), encoded(component));
+        self.ask(Method::POST, &path, None, AGREE_WITHIN).await.map(drop)
     }
 
     /// Puts a dead letter back into its queue.

@@ -16,11 +16,14 @@ mod invoke;
 mod label;
 mod logs;
 mod nodes;
+mod pause;
 mod publish;
 mod recover;
 mod restore;
+mod resume;
 mod rollback;
 mod status;
+mod triggers;
 mod undeploy;
 mod undrain;
 mod up;
@@ -71,6 +74,9 @@ enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Recover(recover::Recover),
+    Triggers(triggers::Triggers),
+    Pause(pause::Pause),
+    Resume(resume::Resume),
     Inspect(inspect::Inspect),
     Completions(completions::Completions),
 }
@@ -103,6 +109,9 @@ impl Cli {
             Command::Backup(command) => on_one_thread(command.run(connection)),
             Command::Restore(command) => on_one_thread(command.run(connection)),
             Command::Recover(command) => on_one_thread(command.run()),
+            Command::Triggers(command) => on_one_thread(command.run(connection)),
+            Command::Pause(command) => on_one_thread(command.run(connection)),
+            Command::Resume(command) => on_one_thread(command.run(connection)),
             Command::Inspect(command) => command.run(),
             Command::Completions(command) => command.run(),
         }

@@ -1,5 +1,6 @@
 //! `APP` or `APP/COMPONENT`, as several commands take it.
 
+use std::fmt;
 use std::str::FromStr;
 
 use trellis_wire::{AppName, ComponentName, IdError};
@@ -15,6 +16,15 @@ impl Scope {
     /// The component's name, where one is named.
     pub(crate) fn component(&self) -> Option<&str> {
         self.component.as_ref().map(ComponentName::as_str)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.component {
+            Some(component) => write!(f, "{}/{component}", self.app),
+            None => write!(f, "{}", self.app),
+        }
     }
 }
 

@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use trellis_placement::{Beside, HeldComponent};
-use trellis_provider::{Lease, Permit, PermitSource, Run, Want};
+use trellis_provider::delivery::Ran;
+use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
-use trellis_wire::{ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Outcome, Reply, Settle};
+use trellis_wire::{
+    Answer, Call, CallError, ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Message, Outcome, Reply,
+    Settle,
+};
 
 use crate::artifacts::Artifacts;
 use crate::clock;
@@ -323,6 +327,9 @@ impl Dispatch {
     /// Waits for a permit of `component`: here if this node holds it, else on a node that does. What waits for an
     /// answer and finds no free permit here goes where one is.
     pub(crate) async fn permit(&self, component: &ComponentKey, want: Want, source: Source) -> Result<Permit, Error> {
+        if matches!(want, Want::Pull) {
+            return self.permit_to_pull(component, source).await;
+        }
         let far = async |this: &Weak<Self>| {
             let dispatch = this.upgrade().ok_or(Error::ShuttingDown)?;
             self.elsewhere.permit(dispatch, component, want, source.clone())
@@ -330,7 +337,7 @@ impl Dispatch {
         if self.holding(component).is_none() {
             return far(&self.this).await;
         }
-        if matches!(want, Want::Pull) || !self.elsewhere.is_held(component) {
+        if !self.elsewhere.is_held(component) {
             return match self.permit_here(component, want, source.clone()).await {
                 // It went to another node during the wait.
                 Err(Error::NotHeld(_)) => far(&self.this).await,
@@ -340,6 +347,46 @@ impl Dispatch {
         match self.permit_here(component, Want::Answer { at_most: Duration::ZERO }, source.clone()).await {
             Err(Error::Busy(_) | Error::NotHeld(_)) => far(&self.this).await,
             done => done,
+        }
+    }
+
+    /// Waits for a permit to pull with: of this node, or one that a holder keeps for it. Where only one node pulls, it takes
+    /// them wherever they are.
+    async fn permit_to_pull(&self, component: &ComponentKey, source: Source) -> Result<Permit, Error> {
+        let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
+        let far = self.elsewhere.reserve(dispatch, component, source.clone());
+        if self.holding(component).is_none() {
+            return far.await;
+        }
+        let here = self.permit_here(component, Want::Pull, source.clone());
+        if !source.pulls_alone || !self.elsewhere.is_held(component) {
+            return match here.await {
+                // It went to another node during the wait.
+                Err(Error::NotHeld(_)) => far.await,
+                done => done,
+            };
+        }
+        tokio::select! {
+            biased;
+            here = here => here,
+            far = far => far,
+        }
+    }
+
+    /// Sends what a handler published: from here if this node holds the component, else from a node that does.
+    pub(crate) async fn send(
+        &self,
+        component: &ComponentKey,
+        outgoing: Outgoing,
+        origin: Origin,
+    ) -> Result<(), CallError> {
+        match self.grants.of_link(component, &outgoing.link) {
+            // Which version asks matters to other components only: providers know none.
+            Some(grant) => match grant.call(self, &Trace::default(), "", Call::Publish(outgoing.message)).await? {
+                Answer::Published => Ok(()),
+                other => Err(CallError::Other(format!("a publish was answered with {other:?}"))),
+            },
+            None => self.elsewhere.send(component, outgoing, origin).await,
         }
     }
 
@@ -378,11 +425,13 @@ pub(crate) struct Source {
     pub(crate) because_of: Trace,
     /// Whether replies may go on for as long as they like.
     pub(crate) streams: bool,
+    /// Whether no other node pulls for the link.
+    pub(crate) pulls_alone: bool,
 }
 
 impl From<Origin> for Source {
     fn from(origin: Origin) -> Self {
-        Self { origin, system: "trellis", because_of: Trace::default(), streams: false }
+        Self { origin, system: "trellis", because_of: Trace::default(), streams: false, pulls_alone: false }
     }
 }
 
@@ -403,7 +452,11 @@ pub(crate) struct OfLink {
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
         let origin = Origin::Link(self.link.clone(), self.name.clone());
-        let source = Source { system: self.system, streams: self.streams, ..Source::from(origin) };
+        let pulls_alone = self.lease.is_some();
+        let source = Source { system: self.system, streams: self.streams, pulls_alone, ..Source::from(origin) };
+        if want == Want::Pull {
+            self.dispatch.elsewhere.unpaused(component).await;
+        }
         let Some(mut lease) = self.lease.clone() else {
             return self.dispatch.permit(component, want, source).await;
         };
@@ -415,6 +468,11 @@ impl PermitSource for OfLink {
         };
         let permit = self.dispatch.permit(component, want, source).await?;
         Ok(Permit::new(Leased { permit, lease, token }))
+    }
+
+    async fn send(&self, component: &ComponentKey, outgoing: Outgoing) -> Result<(), CallError> {
+        let origin = Origin::Link(self.link.clone(), self.name.clone());
+        self.dispatch.send(component, outgoing, origin).await
     }
 }
 
@@ -431,16 +489,29 @@ struct Turn {
 #[async_trait]
 impl Run for Turn {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        self.go(event, Duration::MAX).await
+        self.go(event, Duration::MAX, Sends::Here).await.outcome
     }
 
     async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
-        self.go(event, at_most).await
+        self.go(event, at_most, Sends::Here).await.outcome
+    }
+
+    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
+        self.go(Event::Message(message), at_most, Sends::BySource).await
     }
 }
 
+/// Who sends what a message handler published.
+#[derive(PartialEq, Eq)]
+enum Sends {
+    /// The node that ran it, at once.
+    Here,
+    /// The source, which stores it first.
+    BySource,
+}
+
 impl Turn {
-    async fn go(self, mut event: Event, at_most: Duration) -> Outcome {
+    async fn go(self, mut event: Event, at_most: Duration, sends: Sends) -> Delivered {
         let id = EventId::new(uuid::Uuid::now_v7());
         let trace = self.trace(&mut event, id);
         let Self { dispatch, holding, source, slots, .. } = self;
@@ -468,14 +539,23 @@ impl Turn {
             }
             Err(error) => Err(error.into()),
         };
+        let mut held = Vec::new();
         if let (Ok(Reply::Settle(settle @ Settle::Ack)), Some(outbox)) = (&mut outcome, outbox) {
-            *settle = outbox.send(&dispatch, &trace, holding.version()).await;
+            match sends {
+                Sends::Here => *settle = outbox.send(&dispatch, &trace, holding.version()).await,
+                Sends::BySource => held = outbox.take(),
+            }
         }
         trace.came_to(&outcome);
         holding.counts.ended(&outcome, begun.elapsed());
         holding.tally.ended(&outcome);
         dispatch.run_done(&holding, id, &outcome);
-        outcome
+        let ran = Ran {
+            digest: holding.held.digest.to_string(),
+            generation: dispatch.elsewhere.generation().0,
+            trace: trace.id(),
+        };
+        Delivered { outcome, sends: held, ran }
     }
 
     fn trace(&self, event: &mut Event, id: EventId) -> Trace {

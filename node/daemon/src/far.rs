@@ -22,7 +22,7 @@ const CREDITS: usize = 8;
 /// The longest head: headers, a subject, a key.
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// The largest body of what is not streamed to a guest: a message, the parameters of a call, a value.
-const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub(crate) const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long a body may stand still.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How long a node may take to say whether it takes an offer.

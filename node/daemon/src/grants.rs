@@ -7,20 +7,23 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::{Semaphore, SemaphorePermit};
-use trellis_provider::{LinkError, Provider, Want};
+use trellis_provider::{Begun, Caps, LinkError, Provider, Share, Want};
 use trellis_sandbox::{Level, Outside};
 use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Message, Reply};
 
 use crate::clock;
 use crate::dispatch::{Dispatch, Holding, Source, TIMEOUT_DEFAULT};
+use crate::far::line::Line;
 use crate::far::message::Origin;
+use crate::far::send::Elsewhere;
 use crate::outbox::Outbox;
 use crate::shards::Shards;
 use crate::telemetry::{self, Trace};
 
 /// Calls that may wait at one `max_in_flight`.
 const GATE_WAITING_MAX: usize = 1_024;
+/// How often another node is asked for a place, while none is free here.
+const BORROW_EVERY: Duration = Duration::from_millis(20);
 /// How long a call may wait there.
 const GATE_WAIT: Duration = Duration::from_secs(30);
 
@@ -38,11 +41,24 @@ pub(crate) struct Grant {
     gate: Option<Arc<Gate>>,
 }
 
-/// A bound on calls, and on those who wait for one.
-struct Gate {
-    calls: Semaphore,
-    calls_max: usize,
+/// A bound on calls of the whole lattice, and on those who wait here for one. Each holder of the component has a part of
+/// it; where all of that is in use, a place is borrowed from one that has some free, for one call.
+pub(crate) struct Gate {
+    component: ComponentKey,
+    link: LinkId,
+    /// In the lattice.
+    calls_max: u32,
+    /// What this node may use by itself.
+    share: Arc<Share>,
     waiting: AtomicUsize,
+}
+
+/// The right to make one call.
+#[expect(dead_code, reason = "it is held for as long as the call takes")]
+enum Place {
+    Own(Begun),
+    /// The other node's is free again when the line is dropped.
+    Borrowed(Line),
 }
 
 /// Who answers the calls of a grant.
@@ -69,6 +85,14 @@ impl Grants {
         Ok(())
     }
 
+    /// Every bound on calls there is here.
+    pub(crate) fn gates(&self) -> Vec<Arc<Gate>> {
+        self.by_component
+            .values()
+            .flat_map(|all| all.iter().filter_map(|grant| grant.gate.clone()).collect::<Vec<_>>())
+            .collect()
+    }
+
     /// Takes back what a link granted. Returns it, if it did: calls that found it before may still be made.
     pub(crate) fn remove(&self, component: &ComponentKey, link: &LinkId) -> Option<Arc<Grant>> {
         let removed = self.by_component.get(component)?.iter().find(|grant| grant.link.id == *link).cloned();
@@ -78,6 +102,11 @@ impl Grants {
             (!others.is_empty()).then(|| Arc::new(others))
         });
         removed
+    }
+
+    /// The grant of a link, if the component has it on this node.
+    pub(crate) fn of_link(&self, component: &ComponentKey, link: &LinkId) -> Option<Arc<Grant>> {
+        self.by_component.get(component)?.iter().find(|grant| grant.link.id == *link).cloned()
     }
 
     /// The grant for a call: the link of that name, or else the component's own link for the capability: its only
@@ -112,6 +141,16 @@ impl Grants {
 }
 
 impl Grant {
+    /// The bound on its calls, if it has one.
+    pub(crate) const fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
+    }
+
+    /// The link that it comes from.
+    pub(crate) const fn link(&self) -> &LinkId {
+        &self.link.id
+    }
+
     /// Makes a call, for an event that stands there in its trace and runs in this version of its component.
     pub(crate) async fn call(
         &self,
@@ -132,7 +171,7 @@ impl Grant {
 
     async fn ask(&self, dispatch: &Dispatch, trace: &Trace, version: &str, call: Call) -> Result<Answer, CallError> {
         let _place = match &self.gate {
-            Some(gate) => Some(gate.pass(&self.link).await?),
+            Some(gate) => Some(gate.pass(Some(dispatch.elsewhere())).await?),
             None => None,
         };
         match &self.answers {
@@ -155,31 +194,85 @@ impl Grant {
 }
 
 impl Gate {
+    /// Nothing passes until [`Gate::set`] says how much of it is this node's.
     fn of(link: &Link) -> Result<Option<Arc<Self>>, LinkError> {
         let Some(text) = link.config.get("max_in_flight") else { return Ok(None) };
         match text.parse() {
-            Ok(calls_max @ 1..=65_536) => {
-                Ok(Some(Arc::new(Self { calls: Semaphore::new(calls_max), calls_max, waiting: AtomicUsize::new(0) })))
-            }
+            Ok(calls_max @ 1..=65_536) => Ok(Some(Arc::new(Self {
+                component: link.component.clone(),
+                link: link.id.clone(),
+                calls_max,
+                share: Share::new(in_flight(0)),
+                waiting: AtomicUsize::new(0),
+            }))),
             _ => Err(LinkError::config("max_in_flight", format!("`{text}` is no number from 1 to 65536"))),
         }
     }
 
-    async fn pass(&self, link: &Link) -> Result<SemaphorePermit<'_>, CallError> {
-        if let Ok(place) = self.calls.try_acquire() {
-            return Ok(place);
+    /// The component whose calls it bounds.
+    pub(crate) const fn component(&self) -> &ComponentKey {
+        &self.component
+    }
+
+    /// Calls under way at one time, in the lattice.
+    pub(crate) const fn calls_max(&self) -> u32 {
+        self.calls_max
+    }
+
+    /// What this node may use of it now.
+    pub(crate) fn own(&self) -> u32 {
+        self.share.caps().in_flight.unwrap_or(0)
+    }
+
+    /// From now on this node may use so much of it.
+    pub(crate) fn set(&self, own: u32) {
+        if self.own() != own {
+            self.share.set(in_flight(own));
         }
-        let busy = |what: String| CallError::Unavailable(format!("link {}: {what}", link.id));
+    }
+
+    /// Whether no more calls are under way than this node may make.
+    pub(crate) fn is_within(&self) -> bool {
+        self.share.used().in_use <= self.own()
+    }
+
+    /// A place for a call of another node, if one is free now.
+    pub(crate) fn lend(&self) -> Option<Begun> {
+        self.share.try_begin().ok()
+    }
+
+    async fn pass(&self, elsewhere: Option<&Elsewhere>) -> Result<Place, CallError> {
+        if let Ok(place) = self.share.try_begin() {
+            return Ok(Place::Own(place));
+        }
+        let busy = |what: String| CallError::Unavailable(format!("link {}: {what}", self.link));
         let place = Waiting::begin(&self.waiting);
         if place.before >= GATE_WAITING_MAX {
             return Err(busy(format!("{GATE_WAITING_MAX} calls wait already")));
         }
-        match tokio::time::timeout(GATE_WAIT, self.calls.acquire()).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) => Err(busy("it was removed".into())),
-            Err(_) => Err(busy(format!("{} calls were under way for {GATE_WAIT:?}", self.calls_max))),
-        }
+        let borrowing = async {
+            let Some(elsewhere) = elsewhere else { return std::future::pending().await };
+            loop {
+                if let Some(line) = elsewhere.borrow(&self.component, &self.link).await {
+                    return line;
+                }
+                tokio::time::sleep(BORROW_EVERY).await;
+            }
+        };
+        let passing = async {
+            tokio::select! {
+                biased;
+                own = self.share.begin() => Place::Own(own),
+                line = borrowing => Place::Borrowed(line),
+            }
+        };
+        let passed = tokio::time::timeout(GATE_WAIT, passing).await;
+        passed.map_err(|_| busy(format!("{} calls were under way in the lattice for {GATE_WAIT:?}", self.calls_max)))
     }
+}
+
+const fn in_flight(calls: u32) -> Caps {
+    Caps { in_flight: Some(calls), rate: None }
 }
 
 /// One who waits, counted until dropped: also where the wait is given up.
@@ -405,11 +498,15 @@ mod tests {
         let config = Config::from_iter([("max_in_flight", "1")]);
         let one = link("default", "keyvalue", &["store"], config);
         let gate = Gate::of(&one).unwrap().unwrap();
-        let first = gate.pass(&one).await.unwrap();
-        let second = gate.pass(&one).await.err().unwrap();
-        assert!(second.to_string().contains("1 calls were under way for 30s"), "{second}");
+        let waits = gate.pass(None).await.err().unwrap();
+        assert!(waits.to_string().contains("1 calls were under way in the lattice for 30s"), "{waits}");
+        gate.set(1);
+        let first = gate.pass(None).await.unwrap();
+        assert!(gate.pass(None).await.is_err() && gate.lend().is_none());
+        gate.set(0);
+        assert!(!gate.is_within(), "what is under way ends by itself");
         drop(first);
-        assert!(gate.pass(&one).await.is_ok());
+        assert!(gate.is_within() && gate.lend().is_none());
         let wrong = link("default", "keyvalue", &["store"], Config::from_iter([("max_in_flight", "many")]));
         assert!(Gate::of(&wrong).err().unwrap().to_string().contains("max_in_flight"));
     }

@@ -7,6 +7,7 @@ pub mod api;
 mod artifacts;
 mod backup;
 mod board;
+mod caps;
 mod changes;
 mod clock;
 mod counts;
@@ -38,6 +39,7 @@ mod shares;
 mod status;
 mod tail;
 mod telemetry;
+mod triggers;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;

@@ -27,6 +27,7 @@ use trellis_wire::{LatticeName, NodeId, NodeKey};
 use crate::api;
 use crate::artifacts::Artifacts;
 use crate::board::Board;
+use crate::caps::Caps;
 use crate::dispatch::Dispatch;
 use crate::events::Events;
 use crate::far::line::Lines;
@@ -45,6 +46,7 @@ use crate::rollouts::Rollouts;
 use crate::shares::Shares;
 use crate::status;
 use crate::telemetry::Traces;
+use crate::triggers::Triggers;
 
 /// How long events under way may take to end after a shutdown was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
@@ -164,6 +166,7 @@ pub(crate) struct Node {
     pub(crate) artifacts: Artifacts,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) providers: Providers,
+    pub(crate) triggers: Triggers,
     pub(crate) board: Arc<Board>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) started: Instant,
@@ -212,6 +215,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(node.events.clone().run(node.raft.state(), node.shutdown.clone()));
     tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
     tasks.spawn(reconcile(&node).run(node.shutdown.clone()));
+    tasks.spawn(caps(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
     Ok(Running { node, admin, tasks, control, _identity: identity })
 }
@@ -300,6 +304,13 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         id.to_string(),
         Arc::new(elsewhere),
     );
+    let triggers = Triggers {
+        me: id,
+        providers: providers.clone(),
+        shares: shares.clone(),
+        liveness: liveness.clone(),
+        dispatch: dispatch.clone(),
+    };
     let fetch = Arc::new(Fetch {
         sealed: data.clone(),
         artifacts: artifacts.clone(),
@@ -328,6 +339,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         artifacts,
         dispatch,
         providers,
+        triggers,
         board: Arc::default(),
         logs,
         started: Instant::now(),
@@ -382,6 +394,10 @@ fn reconcile(node: &Node) -> Reconcile {
     }
 }
 
+fn caps(node: &Node) -> Caps {
+    Caps { me: node.id, shares: node.shares.clone(), liveness: node.liveness.clone(), dispatch: node.dispatch.clone() }
+}
+
 fn pulse(node: &Node) -> Pulse {
     Pulse {
         sealed: node.control.clone(),
@@ -405,6 +421,8 @@ fn service(node: &Node) -> Service {
         shares: node.shares.clone(),
         dispatch: node.dispatch.clone(),
         providers: node.providers.clone(),
+        triggers: node.triggers.clone(),
+        reserved: Default::default(),
         lines: node.lines.clone(),
         places: node.places.clone(),
         shutdown: node.shutdown.clone(),

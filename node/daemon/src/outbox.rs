@@ -1,6 +1,9 @@
 //! The outbox: what a message handler publishes is held until it says ok, and sent then. A handler that refuses its
 //! message, faults or is aborted has published nothing, so that the next attempt does not say the same again.
 //!
+//! A source that can try a message again gets what is held with the reply: it stores that beside the message, sends it and
+//! settles, so that a crash in between sends the rest and runs no handler anew. For other sources it is sent from here.
+//!
 //! Sending is not one step: when a message cannot be sent, those before it are out already, and the next attempt sends
 //! them anew. So each carries an id that is the same at every attempt, by which a broker that keeps messages knows the
 //! ones it has. It begins with the component and its link, since others may be led to messages by the same one.
@@ -9,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use trellis_provider::Outgoing;
 use trellis_wire::{Call, CallError, ComponentKey, Event, EventId, Message, Settle};
 
 use crate::dispatch::Dispatch;
@@ -67,6 +71,12 @@ impl Outbox {
     fn named(&self, message: Message, index: usize) -> Message {
         let id = if message.id.is_empty() { format!("{}-{index}", self.id) } else { message.id };
         Message { id, ..message }
+    }
+
+    /// What is held, in order, for whoever brought the message to send: it can be stored first.
+    pub(crate) fn take(&self) -> Vec<Outgoing> {
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        held.messages.into_iter().map(|(grant, message)| Outgoing { link: grant.link().clone(), message }).collect()
     }
 
     /// Sends what is held, in order, until one cannot be sent: that decides what becomes of the message that led to

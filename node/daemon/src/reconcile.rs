@@ -83,7 +83,12 @@ impl Reconcile {
             let hands_over = self.hands_over(&mut handing, &state, &running, &assigned);
             let mut all_done = self.carry_out(&mut running, &assigned, &hands_over).await;
             all_done &= self.acknowledge(&state, &running, all_done).await;
-            self.board.passed(running.generation);
+            // Others may use of a cap what this node no longer may, once it says that it has gone along.
+            let within = self.dispatch.grants().gates().iter().all(|gate| gate.is_within());
+            if within {
+                self.board.passed(running.generation);
+            }
+            all_done &= within;
             let wait = if hands_over.is_empty() { retry } else { HANDOVER_LOOK };
             retry = if all_done { RETRY_FIRST } else { (retry * 2).min(RETRY_MAX) };
             let changed = async {

@@ -28,6 +28,14 @@ impl Shares {
         self.states.borrow().clone()
     }
 
+    /// Waits until the state is so.
+    pub(crate) async fn until(&self, so: impl Fn(&State) -> bool) {
+        if self.states.clone().wait_for(|state| so(state)).await.is_err() {
+            // Raft is gone, and with it any further change: only shutdown is left.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// What `node` has to run now.
     pub(crate) fn of(&self, node: NodeId) -> Arc<Assigned> {
         self.by(&self.state(), node)

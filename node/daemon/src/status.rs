@@ -1,21 +1,29 @@
 //! Status: what was asked, what runs where, and why not. Made from the state, the board and the counts; changes
 //! nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use trellis_bus::Connection;
 use trellis_manifest::{AppLink, Scaler, Tech};
-use trellis_placement::{Assigned, Direction, End, LAST_STEP, Life, Progress, Release, State, Version, Versions};
+use trellis_placement::{
+    Assigned, Direction, End, HeldLink, LAST_STEP, Life, Progress, Release, State, Version, Versions,
+};
+use trellis_provider::delivery::OUTCOMES;
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
 
 use crate::api::types::{
     AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LeaseStatus, LinkStatus, NodeStatus, RolloutStatus,
-    VersionStatus,
+    TriggerStatus, TriggersStatus, VersionStatus,
 };
 use crate::board::{Health, Mark};
 use crate::node::Node;
 use crate::rollouts;
+use crate::triggers::{Stands, Times, View};
+
+/// What the embedded provider is called; each node has queues of its own.
+const EMBEDDED: &str = "embedded";
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
@@ -327,6 +335,9 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
     let held = share.links_of(id).last();
     let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     match held.map(|held| &held.direction) {
+        Some(Direction::Wakes { .. }) if is_paused(node, held) => {
+            (Health::Ready, None, Some("paused by hand: `trellis resume` lets queues wake it again".into()))
+        }
         Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
             let applied = held.map_or(id, |held| &held.link.id);
             let at = address(node, *tech, applied);
@@ -340,6 +351,11 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
             (health, None, problem)
         }
     }
+}
+
+/// Whether a person paused what a link wakes from a queue.
+fn is_paused(node: &Node, held: Option<&HeldLink>) -> bool {
+    held.is_some_and(|held| held.link.package == "messaging" && node.shares.state().is_paused(&held.link.component))
 }
 
 /// Where a link can be reached, if it listens.
@@ -384,6 +400,62 @@ fn overall(status: &AppStatus) -> &'static str {
     } else {
         "deploying"
     }
+}
+
+/// Every trigger, with what each node that runs it says of it.
+pub(crate) async fn triggers(node: &Node) -> TriggersStatus {
+    let (views, problems) = node.triggers.all().await;
+    let mut by_link = BTreeMap::<LinkId, Vec<(NodeId, View)>>::new();
+    for (on, view) in views {
+        by_link.entry(view.link.clone()).or_default().push((on, view));
+    }
+    let state = node.shares.state();
+    TriggersStatus { triggers: by_link.into_values().map(|views| trigger(&state, &views)).collect(), problems }
+}
+
+/// One trigger, from at least one view. A queue of each node's own counts with all of them, one that all see once.
+fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
+    let first = &views[0].1;
+    let stands: Vec<Stands> = views.iter().filter_map(|(_, view)| view.standing.clone().ok()).collect();
+    let stands = if first.system == EMBEDDED { &stands[..] } else { &stands[..stands.len().min(1)] };
+    let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
+    let whole = |of: fn(&Stands) -> u64| (!stands.is_empty()).then(|| stands.iter().map(of).sum());
+    let outcome = |i: usize| views.iter().map(|(_, view)| view.outcomes[i]).sum::<u64>();
+    let problem = |(on, view): &(NodeId, View)| {
+        let name = state.node(*on).map_or_else(|| on.to_string(), |known| known.facts.name.clone());
+        view.problem.as_ref().map(|why| format!("on {name}: {why}"))
+    };
+    let problems: Vec<_> = views.iter().filter_map(problem).collect();
+    let word = match () {
+        () if state.is_paused(&first.component) => "paused",
+        () if views.iter().any(|(_, view)| view.paused_since_ms.is_some()) => "auto-paused",
+        () if !problems.is_empty() => "troubled",
+        () => "running",
+    };
+    TriggerStatus {
+        component: first.component.to_string(),
+        link: first.link.to_string(),
+        system: first.system.clone(),
+        state: word.into(),
+        nodes: views.len(),
+        waiting: whole(|stands| stands.waiting),
+        claimed: whole(|stands| stands.claimed),
+        oldest_age_ms: stands.iter().filter_map(|stands| stands.oldest_age_ms).max(),
+        in_flight: sum(|view| view.in_flight),
+        held: sum(|view| view.held),
+        attempts: sum(|view| view.attempts),
+        outcomes: OUTCOMES.iter().enumerate().map(|(i, word)| ((*word).into(), outcome(i))).collect(),
+        dead_letters: stands.iter().filter_map(|stands| stands.dead).reduce(|all, more| all + more),
+        permit_wait_ms: average_ms(views.iter().map(|(_, view)| view.permit_wait)),
+        in_queue_ms: average_ms(views.iter().map(|(_, view)| view.in_queue)),
+        run_ms: average_ms(views.iter().map(|(_, view)| view.run)),
+        problems,
+    }
+}
+
+fn average_ms(times: impl Iterator<Item = Times>) -> Option<f64> {
+    let (count, sum_us) = times.fold((0, 0), |(count, sum), times| (count + times.count, sum + times.sum_us));
+    (count > 0).then(|| sum_us as f64 / count as f64 / 1_000.0)
 }
 
 /// Every node of the lattice.

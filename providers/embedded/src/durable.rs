@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, PULL_MAX, Place, Progress, Queue, Record, Settlement, Standing,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, PULL_MAX, Place, Queue, Record, Settlement, Standing, Trigger,
     Trouble,
 };
 use trellis_provider::{LinkError, Permits};
@@ -31,8 +31,6 @@ use crate::subject::{self, Filter};
 /// something is due later, and where nothing is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(60);
-/// Dead letters in one list.
-pub const LETTERS_MAX: usize = 1_000;
 /// Queues of one node.
 pub const QUEUES_MAX: usize = 16_384;
 /// Longest name of a queue, in bytes.
@@ -50,7 +48,7 @@ struct Running {
     queue: Arc<Named>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    progress: Arc<Progress>,
+    trigger: Arc<dyn Trigger>,
 }
 
 /// A queue by its name.
@@ -93,7 +91,7 @@ impl Durable {
         let pulled = Pulled { store: self.store.clone(), queue: queue.clone(), component: link.component.to_string() };
         let engine = Engine::new(link.id.clone(), pulled, permits, link.delivery)?;
         let running =
-            Running { queue, stop: CancellationToken::new(), tasks: TaskTracker::new(), progress: engine.progress() };
+            Running { queue, stop: CancellationToken::new(), tasks: TaskTracker::new(), trigger: engine.clone() };
         running.tasks.spawn(engine.run(running.stop.clone()));
         running.tasks.close();
         self.links().insert(link.id, running);
@@ -147,7 +145,12 @@ impl Durable {
     /// How a link is; `None`: it is none of these.
     pub(crate) fn health(&self, link: &LinkId) -> Option<Result<(), String>> {
         let links = self.links();
-        links.get(link).map(|running| self.store.health().and_then(|()| running.progress.health()))
+        links.get(link).map(|running| self.store.health().and_then(|()| running.trigger.progress().health()))
+    }
+
+    /// The engine of a link.
+    pub(crate) fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        self.links().get(link).map(|running| running.trigger.clone())
     }
 
     /// Puts a message into every queue that takes its subject, and says into how many. It is on disk then.
@@ -164,28 +167,6 @@ impl Durable {
         Ok(takers.len())
     }
 
-    /// Up to [`LETTERS_MAX`] dead letters that `wanted` takes.
-    pub(crate) fn letters(&self, wanted: impl Fn(&DeadLetter) -> bool) -> Result<Vec<DeadLetter>, CallError> {
-        self.store.look(|snapshot| queue::letters(snapshot, LETTERS_MAX, wanted))
-    }
-
-    /// Puts a dead letter back into its queue.
-    pub(crate) async fn replay(&self, id: &str) -> Result<(), CallError> {
-        let (queue, sequence) = queue::of_letter(id).ok_or_else(|| no_letter(id))?;
-        let named = self.queues().get(queue.as_str()).cloned();
-        self.store.change(Change::Replay { queue, sequence, now_ms: now_ms() }).await?;
-        if let Some(named) = named {
-            named.notify();
-        }
-        Ok(())
-    }
-
-    /// Forgets a dead letter.
-    pub(crate) async fn forget(&self, id: &str) -> Result<(), CallError> {
-        let (queue, sequence) = queue::of_letter(id).ok_or_else(|| no_letter(id))?;
-        self.store.change(Change::Forget { queue, sequence }).await.map(drop)
-    }
-
     fn queues(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Named>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,10 +180,6 @@ impl Drop for Durable {
     fn drop(&mut self) {
         self.links().values().for_each(|running| running.stop.cancel());
     }
-}
-
-fn no_letter(id: &str) -> CallError {
-    CallError::NoSuch(format!("the dead letter {id}"))
 }
 
 /// Reads which queue a link means, and what else that queue takes.
@@ -370,6 +347,10 @@ impl Queue for Pulled {
 
     fn ledger(&self) -> Option<&dyn Ledger> {
         Some(self)
+    }
+
+    fn is_of_one_node(&self) -> bool {
+        true
     }
 
     fn keeps_order(&self) -> bool {

@@ -30,14 +30,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-pub use durable::{LETTERS_MAX, QUEUES_MAX};
+pub use durable::QUEUES_MAX;
 pub use keyvalue::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use messaging::{BUFFER_BYTES_MAX, BUFFER_MESSAGES_MAX, INBOXES_MAX, MESSAGE_BYTES_MAX};
-pub use queue::{DEAD_BYTES_MAX, DEAD_KEPT_MS, FAULT_BYTES_MAX, FAULTS_KEPT_MAX, QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
+pub use queue::{
+    DEAD_BYTES_MAX, DEAD_KEPT_MS, FAULT_BYTES_MAX, FAULTS_KEPT_MAX, PUBLISHED_KEPT_MS, QUEUE_BYTES_MAX,
+    QUEUE_MESSAGES_MAX,
+};
 pub use store::OpenError;
-use trellis_provider::delivery::DeadLetter;
+use trellis_provider::delivery::Trigger;
 use trellis_provider::{LinkError, Permits, Provider};
-use trellis_wire::{Answer, AppName, Call, CallError, ComponentName, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::durable::Durable;
 use crate::messaging::Messaging;
@@ -98,33 +101,6 @@ impl Embedded {
             }
             Err(why) => Err(why),
         }
-    }
-
-    /// Up to [`LETTERS_MAX`] dead letters of an app, or of one component of it.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn dead_letters(&self, app: &AppName, of: Option<&ComponentName>) -> Result<Vec<DeadLetter>, CallError> {
-        self.durable.letters(|letter| match letter.component.split_once('/') {
-            Some((owner, name)) => owner == app.as_str() && of.is_none_or(|of| name == of.as_str()),
-            None => false,
-        })
-    }
-
-    /// Puts a dead letter back into its queue, as if it were new. Once: then there is no such dead letter any more.
-    ///
-    /// # Errors
-    /// [`CallError::NoSuch`], or the queue is full.
-    pub async fn replay(&self, id: &str) -> Result<(), CallError> {
-        self.durable.replay(id).await
-    }
-
-    /// Forgets a dead letter.
-    ///
-    /// # Errors
-    /// [`CallError::NoSuch`].
-    pub async fn forget(&self, id: &str) -> Result<(), CallError> {
-        self.durable.forget(id).await
     }
 
     fn grants(&self) -> MutexGuard<'_, BTreeMap<LinkId, Grant>> {
@@ -212,6 +188,10 @@ impl Provider for Embedded {
         let Some(Grant::Messaging(allowed)) = grant else { return Ok(()) };
         self.check_allowed(&allowed, &message.subject)?;
         messaging::check(message)
+    }
+
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        self.durable.trigger(link)
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {

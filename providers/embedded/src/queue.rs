@@ -46,6 +46,9 @@ const LEDGER: TableDefinition<'static, (&str, &str), (u64, &[u8])> = TableDefini
 const LEDGER_ENDS: TableDefinition<'static, (u64, &str, &str), ()> = TableDefinition::new("queue_ledger_ends");
 /// Ended entries that one swap removes besides its own: more than it adds, so that they go as they come.
 const LEDGER_SWEEP: usize = 4;
+/// How long the id of a message is known that a handler published, in milliseconds: a day. Where its node died before it
+/// was settled, the same is published again.
+pub const PUBLISHED_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Keys of a ledger in one list.
 const LEDGER_KEYS_MAX: usize = 10_000;
 
@@ -216,8 +219,12 @@ impl<'t> Tables<'t> {
     fn publish(&mut self, queues: &[Arc<str>], message: &Message, replay_of: Option<&str>, now_ms: u64) -> Outcome<()> {
         let bytes = written(message);
         let kept = written(&Kept { replay_of: replay_of.map(str::to_owned), ..Kept::default() });
+        let is_named = replay_of.is_none() && !message.id.is_empty();
         let mut metas = Vec::with_capacity(queues.len());
         for queue in queues {
+            if is_named && self.is_known(queue, &message.id, now_ms)? {
+                continue;
+            }
             let mut meta = self.meta(queue)?.unwrap_or_default();
             meta.bytes += bytes.len() as u64;
             meta.messages += 1;
@@ -232,8 +239,24 @@ impl<'t> Tables<'t> {
             self.records.insert((&**queue, meta.last), kept.as_slice())?;
             self.due.insert((&**queue, now_ms, meta.last), ())?;
             self.put_meta(queue, &meta)?;
+            if is_named {
+                self.note_id(queue, &message.id, now_ms)?;
+            }
         }
         Ok(Ok(()))
+    }
+
+    /// Whether a message of this id was published to the queue before.
+    fn is_known(&self, queue: &str, id: &str, now_ms: u64) -> Result<bool, StorageError> {
+        let known = self.ledger.get((queue, published_key(id).as_str()))?;
+        Ok(known.is_some_and(|known| known.value().0 > now_ms))
+    }
+
+    /// From here on it was.
+    fn note_id(&mut self, queue: &str, id: &str, now_ms: u64) -> Result<(), StorageError> {
+        self.sweep(now_ms)?;
+        let known = (now_ms.saturating_add(PUBLISHED_KEPT_MS), [].as_slice());
+        self.swap((queue, &published_key(id)), None, Some(known), now_ms).map(drop)
     }
 
     fn claim(&mut self, queue: &Arc<str>, max: usize, now_ms: u64) -> Result<Vec<Given>, StorageError> {
@@ -605,26 +628,6 @@ pub(crate) fn queues(snapshot: &ReadTransaction) -> Result<Vec<(String, Meta)>, 
     Ok(queues)
 }
 
-/// Up to `max` dead letters that `wanted` takes, oldest first within their queue.
-pub(crate) fn letters(
-    snapshot: &ReadTransaction,
-    max: usize,
-    wanted: impl Fn(&DeadLetter) -> bool,
-) -> Result<Vec<DeadLetter>, redb::Error> {
-    let Some(table) = existing(snapshot.open_table(DEAD))? else { return Ok(Vec::new()) };
-    let mut letters = Vec::new();
-    for entry in table.iter()? {
-        let letter: DeadLetter = read(entry?.1.value())?;
-        if wanted(&letter) {
-            letters.push(letter);
-        }
-        if letters.len() == max {
-            break;
-        }
-    }
-    Ok(letters)
-}
-
 /// Nothing was ever written to a table that does not exist.
 fn existing<T>(opened: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
     match opened {
@@ -642,6 +645,10 @@ fn letter_id(queue: &str, sequence: u64) -> String {
 pub(crate) fn of_letter(id: &str) -> Option<(String, u64)> {
     let (queue, sequence) = id.rsplit_once('-')?;
     Some((queue.to_owned(), sequence.parse().ok()?))
+}
+
+fn published_key(id: &str) -> String {
+    format!("published/{id}")
 }
 
 fn no_letter(queue: &str, sequence: u64) -> CallError {

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 pub use config::{Auth, Secret, Tls};
+use trellis_provider::delivery::Trigger;
 use trellis_provider::{LinkError, Permits, Provider};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
@@ -148,6 +149,13 @@ impl Provider for Nats {
         match self.links().get(link) {
             Some(Bound::Publisher(publisher)) => publisher.check_message(message),
             _ => Ok(()),
+        }
+    }
+
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        match self.links().get(link) {
+            Some(Bound::Streamed(streamed)) => Some(streamed.trigger()),
+            _ => None,
         }
     }
 

@@ -24,10 +24,9 @@ use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Progress, Queue, Record, Settlement, Standing, Trouble,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Queue, Record, Running, Settlement, Standing, Trigger,
+    Trouble,
 };
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{ComponentKey, Delivery, Link, Message, pattern};
@@ -45,13 +44,12 @@ const BIND_WAIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Messages given out or waiting for their next try, in the whole consumer.
 const ACK_PENDING_MAX: i64 = 100_000;
+
 /// A link whose stream wakes a component.
 #[derive(Debug)]
 pub(crate) struct Streamed {
     connection: Arc<Connection>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-    progress: Arc<Progress>,
+    running: Running,
 }
 
 impl Streamed {
@@ -64,28 +62,21 @@ impl Streamed {
         if let Ok(Err(Unbound::Differs(why))) = tokio::time::timeout(BIND_WAIT, engine.queue().consumer()).await {
             return Err(LinkError::config("consumer", why));
         }
-        let begun =
-            Self { connection, stop: CancellationToken::new(), tasks: TaskTracker::new(), progress: engine.progress() };
-        begun.tasks.spawn(engine.run(begun.stop.clone()));
-        begun.tasks.close();
-        Ok(begun)
+        Ok(Self { connection, running: Running::begin(engine) })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {
         self.connection.health()?;
-        self.progress.health()
+        self.running.progress().health()
+    }
+
+    pub(crate) fn trigger(&self) -> Arc<dyn Trigger> {
+        self.running.trigger()
     }
 
     /// Pulls nothing more, and returns when what was pulled is settled.
     pub(crate) async fn end(&self) {
-        self.stop.cancel();
-        self.tasks.wait().await;
-    }
-}
-
-impl Drop for Streamed {
-    fn drop(&mut self) {
-        self.stop.cancel();
+        self.running.end().await;
     }
 }
 

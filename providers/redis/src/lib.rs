@@ -36,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 pub use publish::{ID_KEPT, MESSAGE_BYTES_MAX};
 pub use stream::Source;
+use trellis_provider::delivery::Trigger;
 use trellis_provider::{LinkError, Permits, Provider};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
@@ -141,6 +142,13 @@ impl Provider for Redis {
         match self.links().get(link) {
             Some(Bound::Publisher(publisher)) => publisher.check(message),
             _ => Ok(()),
+        }
+    }
+
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        match self.links().get(link) {
+            Some(Bound::Streamed(streamed)) => Some(streamed.running.trigger()),
+            _ => None,
         }
     }
 

@@ -23,16 +23,21 @@ mod access;
 mod allowed;
 pub mod delivery;
 mod dialed;
+mod histogram;
 mod lease;
 mod permit;
 mod share;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+use std::sync::Arc;
+
 pub use access::{Access, Pem, Secret, check_url, flag};
 pub use allowed::Allowed;
 use async_trait::async_trait;
+use delivery::Trigger;
 pub use dialed::{Dial, Dialed};
+pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
 pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
 pub use share::{Begun, Caps, Share, Use};
@@ -72,6 +77,11 @@ pub trait Provider: Send + Sync + 'static {
     /// As [`Provider::call`] would give for the publish, so far as they can be known without making it.
     fn check_publish(&self, _link: &LinkId, _message: &Message) -> Result<(), CallError> {
         Ok(())
+    }
+
+    /// The engine of a link that pulls from a queue; `None`: it does not, or is not applied here.
+    fn trigger(&self, _link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        None
     }
 
     /// How a link is now. `Ok(())` where all is well.

@@ -63,6 +63,9 @@ impl Runner for Script {
             "back" => Command::Back(node()),
             "forget" => Command::Forget(node()),
             "drain" => Command::Drain { node: node(), on: true },
+            "pause" => Command::Pause { component: first.parse()?, on: true },
+            "resume" => Command::Pause { component: first.parse()?, on: false },
+            "paused" => return Ok(self.lattice.state.is_paused(&first.parse()?).to_string()),
             "undrain" => Command::Drain { node: node(), on: false },
             "label" => {
                 let value = |arg: &&Argument| (arg.value != "-").then(|| arg.value.clone());

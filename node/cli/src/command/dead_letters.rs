@@ -1,21 +1,24 @@
 //! `trellis dead-letters`: messages that were given up, to look at, to handle after all, or to forget.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use trellis_daemon::api::types::DeadLetterStatus;
 
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, print, table, time};
+use crate::quantity::Time;
 use crate::scope::Scope;
 
 /// List, show, replay and drop messages that were given up
 ///
-/// Those of queues of `trellis://embedded` on the node that is asked. On NATS they are in the stream <STREAM>_DEAD.
+/// Wherever they are: any node asks those that run the app. They are kept for 14 days.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis dead-letters list orders
   trellis dead-letters show orders orders-in-17
-  trellis dead-letters replay orders/invoice")]
+  trellis dead-letters replay orders/invoice --reason max-faults --rate 10")]
 pub(crate) struct DeadLetters {
     #[command(subcommand)]
     action: Action,
@@ -31,6 +34,8 @@ enum Action {
         #[arg(value_name = "APP[/COMPONENT]")]
         of: Scope,
         #[command(flatten)]
+        chosen: Chosen,
+        #[command(flatten)]
         output: Output,
     },
     /// Show one whole: the message, and every fault with its backtrace
@@ -45,15 +50,23 @@ enum Action {
         #[command(flatten)]
         output: Output,
     },
-    /// Put them back into their queues, each once: all that are listed, or those named
-    #[command(after_help = "Example:
-  trellis dead-letters replay orders orders-in-17")]
+    /// Put them back into their queues, each once: those named, or all that are chosen
+    ///
+    /// Of an ordered link the oldest goes first, and its key goes on once it is handled.
+    #[command(after_help = "Examples:
+  trellis dead-letters replay orders orders-in-17
+  trellis dead-letters replay orders/invoice --reason max-faults --older-than 1h --rate 10")]
     Replay {
         /// The app, or one component of it
         #[arg(value_name = "APP[/COMPONENT]")]
         of: Scope,
         /// Ids, as listed
         ids: Vec<String>,
+        #[command(flatten)]
+        chosen: Chosen,
+        /// At most so many each second
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        rate: Option<u32>,
     },
     /// Forget those named
     #[command(after_help = "Example:
@@ -68,36 +81,61 @@ enum Action {
     },
 }
 
-async fn letters(of: &Scope, connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
-    Ok(connection.open().dead_letters(&of.app, of.component()).await?)
+/// Which of them, where not all.
+#[derive(Debug, Default, clap::Args)]
+struct Chosen {
+    /// Given up for this: refused, max-attempts, max-faults, max-age, killed-its-node
+    #[arg(long, value_name = "WORD")]
+    reason: Option<String>,
+    /// Given up at least so long ago, such as 1h
+    #[arg(long, value_name = "TIME")]
+    older_than: Option<Time>,
+}
+
+impl Chosen {
+    fn pairs(&self) -> Vec<(&'static str, String)> {
+        let reason = self.reason.clone().map(|reason| ("reason", reason));
+        let age = self.older_than.map(|Time(age)| ("older_than_ms", age.as_millis().to_string()));
+        reason.into_iter().chain(age).collect()
+    }
+}
+
+async fn letters(of: &Scope, chosen: &Chosen, connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
+    Ok(connection.open().dead_letters(of, &chosen.pairs()).await?)
 }
 
 /// The letters of these ids; a wrong id is said before anything is done.
 async fn named(of: &Scope, ids: &[String], connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
-    let letters = letters(of, connection).await?;
-    let unknown = ids.iter().find(|id| !letters.iter().any(|letter| letter.id == **id));
-    match unknown {
-        Some(id) => Err(Failure::Usage(format!("there is no dead letter {id} of {}", of.app))),
-        None => Ok(letters.into_iter().filter(|letter| ids.contains(&letter.id)).collect()),
+    let mut letters = Vec::with_capacity(ids.len());
+    for id in ids {
+        let found = connection.open().dead_letters(of, &[("id", id.clone())]).await?.into_iter().next();
+        letters.push(found.ok_or_else(|| Failure::Usage(format!("there is no dead letter {id} of {of}")))?);
     }
+    Ok(letters)
 }
 
 impl DeadLetters {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         match self.action {
-            Action::List { of, output } => {
-                let letters = letters(&of, connection).await?;
+            Action::List { of, chosen, output } => {
+                let letters = letters(&of, &chosen, connection).await?;
                 Ok(output.print(&letters, |letters| render(letters))?)
             }
             Action::Show { of, id, output } => {
                 let letter = named(&of, &[id], connection).await?.remove(0);
                 Ok(output.print(&letter, render_whole)?)
             }
-            Action::Replay { of, ids } => {
-                let letters =
-                    if ids.is_empty() { letters(&of, connection).await? } else { named(&of, &ids, connection).await? };
+            Action::Replay { of, ids, chosen, rate } => {
+                let letters = match ids.is_empty() {
+                    true => letters(&of, &chosen, connection).await?,
+                    false => named(&of, &ids, connection).await?,
+                };
                 for letter in &letters {
+                    let pause = rate.map(|rate| tokio::time::sleep(Duration::from_secs(1) / rate));
                     connection.open().replay_dead_letter(&of.app, &letter.id).await?;
+                    if let Some(pause) = pause {
+                        pause.await;
+                    }
                 }
                 Ok(print(&format!("{} replayed", letters.len()))?)
             }
@@ -131,7 +169,7 @@ fn render(letters: &[DeadLetterStatus]) -> String {
 
 fn render_whole(letter: &DeadLetterStatus) -> String {
     let mut text = format!(
-        "{} of {}, from queue {}, subject {}\n{} after {} attempts, {}: {}\n",
+        "{} of {}, from queue {}, subject {}\n{} after {} attempts, {}: {}\ncode {}, generation {}, trace {}\n",
         letter.id,
         letter.component,
         letter.queue,
@@ -139,7 +177,10 @@ fn render_whole(letter: &DeadLetterStatus) -> String {
         time(letter.at_ms),
         letter.attempts,
         letter.reason,
-        letter.detail
+        letter.detail,
+        or_none(&letter.digest),
+        letter.generation,
+        or_none(&letter.trace),
     );
     for (name, value) in &letter.headers {
         text.push_str(&format!("header {name}: {value}\n"));
@@ -152,4 +193,9 @@ fn render_whole(letter: &DeadLetterStatus) -> String {
         None => text.push_str(&format!("body, base64: {}", letter.body_base64)),
     }
     text
+}
+
+/// What is empty is none.
+fn or_none(text: &str) -> &str {
+    if text.is_empty() { "none" } else { text }
 }

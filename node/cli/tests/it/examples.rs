@@ -61,6 +61,37 @@ fn python_greets() {
     greets(&Node::start(&[]), "py-hello", "py_hello", ", from Python");
 }
 
+/// Orders from a queue: one that waits for its second attempt, one that is none, and one that is dropped.
+#[track_caller]
+fn handles_mail(example: &str, guest: &str) {
+    let node = Node::start(&[]);
+    node.deploy_with(&manifest(example, "app.yaml", guest), &["--wait", DEPLOY_MAX]).ok();
+    for body in [r#"{"number": 7, "waitsFor": 2}"#, "no order", r#"{"test": true}"#] {
+        node.trellis(&["publish", "mail", body]).ok();
+    }
+    eventually("the order is handled at its second attempt", || {
+        let logged = node.trellis(&["logs", example]).ok();
+        logged.contains("order 7 from mail, attempt 2").then_some(())
+    });
+    let letters = eventually("the other is a dead letter", || {
+        let listed = node.trellis(&["dead-letters", "list", example, "-o", "json"]).ok();
+        let listed: serde_json::Value = serde_json::from_str(&listed).ok()?;
+        listed.as_array().filter(|letters| letters.len() == 1).cloned()
+    });
+    assert!(letters[0]["detail"].as_str().unwrap().contains("the body is no JSON"), "{letters:?}");
+    assert_eq!(node.count(example, "faults"), 0);
+}
+
+#[test]
+fn javascript_handles_messages() {
+    handles_mail("js-mail", "js_mail");
+}
+
+#[test]
+fn python_handles_messages() {
+    handles_mail("py-mail", "py_mail");
+}
+
 #[test]
 fn counter_counts_each_path() {
     let node = Node::start(&[]);

@@ -36,5 +36,6 @@ mod scripted;
 mod telemetry;
 mod tidy;
 mod trellis;
+mod triggers;
 mod up;
 mod validate;

@@ -8,9 +8,14 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::counts::{Counts, Histogram};
+use trellis_provider::Histogram;
+use trellis_provider::delivery::{Counts as TriggerCounts, OUTCOMES};
+use trellis_wire::ComponentKey;
+
+use crate::counts::Counts;
 use crate::dispatch::Holding;
 use crate::node::Node;
+use crate::triggers::View;
 
 /// One count of a component.
 type Count = fn(&Counts) -> u64;
@@ -70,9 +75,12 @@ const FIGURES: [(&str, &str, Read); 10] = [
 ];
 
 /// The whole page.
-pub(super) fn page(node: &Node) -> String {
+pub(super) async fn page(node: &Node) -> String {
+    let views = node.triggers.views().await;
     let mut page = Page::default();
     page.components(&node.dispatch.holdings());
+    page.triggers(&views);
+    page.trigger_times(node);
     let generation = node.raft.state().borrow().plan().generation();
     let uptime = node.started.elapsed().as_secs();
     page.gauge("trellis_sandboxes_running", "Permits of the node that are taken.", &node.dispatch.running());
@@ -81,10 +89,77 @@ pub(super) fn page(node: &Node) -> String {
     page.0
 }
 
+/// What is read of how a trigger is. `messaging_*` are the semantic conventions for messaging, in Prometheus' spelling.
+type TriggerFigure = (&'static str, &'static str, &'static str, fn(&View) -> Option<u64>);
+
+const TRIGGER_FIGURES: [TriggerFigure; 7] = [
+    ("messaging_client_consumed_messages_total", "Messages that were handed to a handler.", "counter", |view| {
+        Some(view.attempts)
+    }),
+    ("trellis_trigger_waiting", "Messages that wait in the queue: its lag.", "gauge", |view| {
+        view.standing.as_ref().ok().map(|stands| stands.waiting)
+    }),
+    ("trellis_trigger_claimed", "Messages that are given out and not settled.", "gauge", |view| {
+        view.standing.as_ref().ok().map(|stands| stands.claimed)
+    }),
+    ("trellis_trigger_oldest_age_milliseconds", "How long ago the oldest message was published.", "gauge", |view| {
+        view.standing.as_ref().ok().and_then(|stands| stands.oldest_age_ms)
+    }),
+    ("trellis_trigger_dead_letters", "Dead letters beside the queue.", "gauge", |view| {
+        view.standing.as_ref().ok().and_then(|stands| stands.dead)
+    }),
+    ("trellis_trigger_in_flight", "Messages in handlers.", "gauge", |view| Some(view.in_flight)),
+    ("trellis_trigger_paused", "1 while the trigger pauses by itself.", "gauge", |view| {
+        Some(u64::from(view.paused_since_ms.is_some()))
+    }),
+];
+
+/// Durations of a trigger.
+type TriggerTimes = (&'static str, &'static str, fn(&TriggerCounts) -> &Histogram);
+
+const TRIGGER_TIMES: [TriggerTimes; 3] = [
+    ("messaging_process_duration_seconds", "From the permit to the outcome.", |counts| &counts.run),
+    ("trellis_trigger_permit_wait_seconds", "How long messages that were there waited for a permit.", |counts| {
+        &counts.permit_wait
+    }),
+    ("trellis_trigger_in_queue_seconds", "From a message's publication to its first attempt.", |counts| {
+        &counts.in_queue
+    }),
+];
+
 #[derive(Default)]
 struct Page(String);
 
 impl Page {
+    fn triggers(&mut self, views: &[View]) {
+        for (name, help, kind, read) in &TRIGGER_FIGURES {
+            self.head(name, help, kind);
+            for view in views {
+                if let Some(value) = read(view) {
+                    self.line(format_args!("{name}{{{}}} {value}", of_view(view)));
+                }
+            }
+        }
+        let name = "trellis_trigger_outcomes_total";
+        self.head(name, "Deliveries by how they ended.", "counter");
+        for view in views {
+            for (outcome, count) in OUTCOMES.iter().zip(view.outcomes) {
+                self.line(format_args!("{name}{{{},outcome=\"{outcome}\"}} {count}", of_view(view)));
+            }
+        }
+    }
+
+    fn trigger_times(&mut self, node: &Node) {
+        let here = node.triggers.here();
+        for (name, help, read) in &TRIGGER_TIMES {
+            self.head(name, help, "histogram");
+            for (held, trigger) in &here {
+                let labels = of_link(&held.link.component, &held.link.id.to_string());
+                self.histogram(name, &labels, read(trigger.progress().counts()));
+            }
+        }
+    }
+
     fn components(&mut self, holdings: &[Arc<Holding>]) {
         for (name, help, read) in &FIGURES {
             self.head(name, help, read.kind());
@@ -143,6 +218,15 @@ impl Read {
             Self::Histogram(_) => "histogram",
         }
     }
+}
+
+fn of_view(view: &View) -> String {
+    format!("messaging_system=\"{}\",{}", label(&view.system), of_link(&view.component, &view.link.to_string()))
+}
+
+fn of_link(component: &ComponentKey, link: &str) -> String {
+    let (app, name) = (label(component.app.as_str()), label(component.name.as_str()));
+    format!("app=\"{app}\",component=\"{name}\",link=\"{}\"", label(link))
 }
 
 /// A label's value in the text format: backslash, quote and line feed are escaped.

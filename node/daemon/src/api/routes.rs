@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use trellis_placement::{Applied, Command, Life, Refusal as Why};
 use trellis_provider::Want;
+use trellis_provider::delivery::Fate;
 use trellis_wire::{
     AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply, subject,
 };
@@ -26,14 +27,15 @@ use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeployReply,
     DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply,
-    PublishRequest, RestoreReply, RollbackReply, RollbackRequest,
+    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TriggersStatus,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
 use crate::backup::BackupError;
 use crate::far::message::Origin;
 use crate::node::Node;
-use crate::{backup, deploy, explain, proposal, status};
+use crate::triggers::Found;
+use crate::{backup, clock, deploy, explain, proposal, status};
 
 /// The largest JSON body, in bytes: a manifest and little else.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -93,13 +95,17 @@ pub(super) fn routes() -> Vec<Route> {
         Some(shape::<RollbackRequest>), Some(shape::<RollbackReply>), post(rollback)),
         route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
         Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
-        route!("get" "/v1/apps/{app}/dead-letters" "Messages that embedded queues of this node gave up; `component=` names one.",
+        route!("get" "/v1/apps/{app}/dead-letters" "Messages that were given up; `component=`, `reason=`, `older_than_ms=` and `id=` choose.",
         None, Some(shape::<Vec<DeadLetterStatus>>), get(dead_letters)),
         route!("post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
         None, None, post(replay_dead_letter)),
         route!("delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
         route!("get" "/v1/apps/{app}/explain" "Why it is placed as it is, what would change that, and where events went.",
         None, Some(shape::<AppExplanation>), get(explain)),
+        route!("get" "/v1/triggers" "Every link by which a queue wakes a component, and how it goes.",
+        None, Some(shape::<TriggersStatus>), get(triggers)),
+        route!("post" "/v1/apps/{app}/components/{component}/pause" "Queues wake the component no more.", None, None, post(pause)),
+        route!("post" "/v1/apps/{app}/components/{component}/resume" "Queues wake the component again.", None, None, post(resume)),
         route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
         route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
         None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
@@ -143,7 +149,7 @@ async fn readyz(State(node): State<Arc<Node>>) -> Answer<&'static str> {
 }
 
 async fn metrics_page(State(node): State<Arc<Node>>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::page(&node)).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::page(&node).await).into_response()
 }
 
 async fn document() -> Json<serde_json::Value> {
@@ -261,9 +267,9 @@ async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value
     let entry = proposal::entry(command);
     entry.check_size().map_err(|why| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", why.to_string()))?;
     match proposal::commit(&node.raft, entry).await {
-        Ok(Applied::Refused(why @ (Why::UnknownApp(_) | Why::UnknownConfig(_) | Why::UnknownNode(_)))) => {
-            Err(Refusal::not_found(why.to_string()))
-        }
+        Ok(Applied::Refused(
+            why @ (Why::UnknownApp(_) | Why::UnknownComponent(_) | Why::UnknownConfig(_) | Why::UnknownNode(_)),
+        )) => Err(Refusal::not_found(why.to_string())),
         Ok(Applied::Refused(why)) => Err(Refusal::conflict(why.to_string())),
         Ok(_) => Ok(Json(serde_json::json!({}))),
         Err(why) => Err(Refusal::unavailable(why.to_string())),
@@ -275,8 +281,7 @@ async fn invoke(
     Path((app, component)): Path<(String, String)>,
     Take(request): Take<InvokeRequest>,
 ) -> Answer<Json<InvokeReply>> {
-    let name: ComponentName = component.parse().map_err(bad_name)?;
-    let key = ComponentKey { app: app_name(&app)?, name };
+    let key = component_key(&app, &component)?;
     let permit = node.dispatch.permit(&key, Want::Answer { at_most: INVOKE_WAIT }, Origin::Invoke.into()).await;
     let permit = permit.map_err(|why| match why {
         trellis_wire::Error::NotHeld(_) => Refusal::not_found(format!("{why}; `trellis apps` lists what is deployed")),
@@ -392,6 +397,18 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
 #[derive(Deserialize)]
 struct DeadLetterQuery {
     component: Option<String>,
+    reason: Option<String>,
+    /// Given up at least so long ago, in milliseconds.
+    older_than_ms: Option<u64>,
+    id: Option<String>,
+}
+
+impl DeadLetterQuery {
+    fn takes(&self, found: &Found, now_ms: u64) -> bool {
+        self.reason.as_ref().is_none_or(|reason| *reason == found.letter.reason)
+            && self.older_than_ms.is_none_or(|age| found.letter.at_ms.saturating_add(age) <= now_ms)
+            && self.id.as_ref().is_none_or(|id| *id == found.id)
+    }
 }
 
 async fn dead_letters(
@@ -400,10 +417,11 @@ async fn dead_letters(
     query: Result<Query<DeadLetterQuery>, QueryRejection>,
 ) -> Answer<Json<Vec<DeadLetterStatus>>> {
     let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
-    let component = query.component.map(|name| name.parse::<ComponentName>().map_err(bad_name)).transpose()?;
-    let letters = node.providers.embedded.dead_letters(&app_name(&app)?, component.as_ref()).map_err(no_letter)?;
-    let shown = letters.into_iter().map(|letter| DeadLetterStatus {
-        id: letter.id,
+    let component = query.component.as_ref().map(|name| name.parse::<ComponentName>().map_err(bad_name)).transpose()?;
+    let (app, now_ms) = (app_name(&app)?, clock::now_ms());
+    let found = node.triggers.find((&app, component.as_ref()), |found| query.takes(found, now_ms)).await;
+    let shown = found.map_err(Refusal::unavailable)?.into_iter().map(|Found { letter, id }| DeadLetterStatus {
+        id,
         queue: letter.queue,
         component: letter.component,
         subject: letter.message.subject,
@@ -412,6 +430,10 @@ async fn dead_letters(
         body_text: String::from_utf8(letter.message.body.into()).ok(),
         published_ms: letter.message.published_ms,
         attempts: letter.attempts,
+        kills: letter.kills,
+        digest: letter.ran.digest,
+        generation: letter.ran.generation,
+        trace: letter.ran.trace,
         faults: letter.faults,
         reason: letter.reason,
         detail: letter.detail,
@@ -424,34 +446,44 @@ async fn replay_dead_letter(
     State(node): State<Arc<Node>>,
     Path((app, id)): Path<(String, String)>,
 ) -> Answer<Json<serde_json::Value>> {
-    check_letter(&node, &app, &id)?;
-    node.providers.embedded.replay(&id).await.map_err(no_letter)?;
-    Ok(Json(serde_json::json!({})))
+    decide(&node, &app, &id, Fate::Replay).await
 }
 
 async fn drop_dead_letter(
     State(node): State<Arc<Node>>,
     Path((app, id)): Path<(String, String)>,
 ) -> Answer<Json<serde_json::Value>> {
-    check_letter(&node, &app, &id)?;
-    node.providers.embedded.forget(&id).await.map_err(no_letter)?;
-    Ok(Json(serde_json::json!({})))
+    decide(&node, &app, &id, Fate::Drop).await
 }
 
-/// Whether a dead letter is of this app: a path names no other's.
-fn check_letter(node: &Node, app: &str, id: &str) -> Answer<()> {
-    let letters = node.providers.embedded.dead_letters(&app_name(app)?, None).map_err(no_letter)?;
-    match letters.iter().any(|letter| letter.id == id) {
-        true => Ok(()),
-        false => Err(Refusal::not_found(format!("there is no dead letter {id} of {app}"))),
+async fn decide(node: &Node, app: &str, id: &str, fate: Fate) -> Answer<Json<serde_json::Value>> {
+    match node.triggers.decide(&app_name(app)?, id, fate).await {
+        Ok(true) => Ok(Json(serde_json::json!({}))),
+        Ok(false) => Err(Refusal::not_found(format!("there is no dead letter {id} of {app}"))),
+        Err(why) => Err(Refusal::unavailable(why)),
     }
 }
 
-fn no_letter(why: CallError) -> Refusal {
-    match why {
-        CallError::NoSuch(_) => Refusal::not_found(why.to_string()),
-        why => Refusal::unavailable(why.to_string()),
-    }
+async fn triggers(State(node): State<Arc<Node>>) -> Json<TriggersStatus> {
+    Json(status::triggers(&node).await)
+}
+
+async fn pause(
+    State(node): State<Arc<Node>>,
+    Path((app, component)): Path<(String, String)>,
+) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Pause { component: component_key(&app, &component)?, on: true }).await
+}
+
+/// Ends a pause by hand, and those that triggers made by themselves.
+async fn resume(
+    State(node): State<Arc<Node>>,
+    Path((app, component)): Path<(String, String)>,
+) -> Answer<Json<serde_json::Value>> {
+    let component = component_key(&app, &component)?;
+    let resumed = propose(&node, Command::Pause { component: component.clone(), on: false }).await?;
+    node.triggers.resume_all(&component).await;
+    Ok(resumed)
 }
 
 /// The query of `/v1/logs`.
@@ -555,6 +587,10 @@ fn json_line(line: &impl Serialize) -> String {
 
 fn app_name(text: &str) -> Answer<AppName> {
     text.parse().map_err(bad_name)
+}
+
+fn component_key(app: &str, component: &str) -> Answer<ComponentKey> {
+    Ok(ComponentKey { app: app_name(app)?, name: component.parse().map_err(bad_name)? })
 }
 
 fn bad_name(why: IdError) -> Refusal {

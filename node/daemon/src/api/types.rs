@@ -398,6 +398,14 @@ pub struct DeadLetterStatus {
     pub published_ms: Option<u64>,
     /// How often it was tried.
     pub attempts: u32,
+    /// How often a node died while it worked on it.
+    pub kills: u32,
+    /// The component's code at the last attempt, as `sha256:...`; empty where nothing ran.
+    pub digest: String,
+    /// The plan by which it was held then.
+    pub generation: u64,
+    /// The trace of that attempt, in hex; empty where none was kept.
+    pub trace: String,
     /// What the component failed with, each with its backtrace, the newest last.
     pub faults: Vec<String>,
     /// `refused`, `max-attempts`, `max-faults`, `max-age` or `killed-its-node`.
@@ -406,6 +414,54 @@ pub struct DeadLetterStatus {
     pub detail: String,
     /// When it was given up, in milliseconds since 1970.
     pub at_ms: u64,
+}
+
+/// `GET /v1/triggers`: every link by which a queue wakes a component, wherever it runs.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct TriggersStatus {
+    /// Each of them.
+    pub triggers: Vec<TriggerStatus>,
+    /// Nodes that did not say how theirs are.
+    pub problems: Vec<String>,
+}
+
+/// How a trigger is. Counts are since the nodes that run it started.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct TriggerStatus {
+    /// The component that it wakes, as `app/component`.
+    pub component: String,
+    /// The link.
+    pub link: String,
+    /// What it pulls from: `nats`, `embedded`.
+    pub system: String,
+    /// `running`, `paused` (by a person), `auto-paused` (most messages failed on their first attempt) or `troubled`.
+    pub state: String,
+    /// Nodes that run it.
+    pub nodes: usize,
+    /// Messages that wait; absent where the broker does not say.
+    pub waiting: Option<u64>,
+    /// Messages that are given out and not settled.
+    pub claimed: Option<u64>,
+    /// How long ago the oldest of them was published, in milliseconds.
+    pub oldest_age_ms: Option<u64>,
+    /// Messages in handlers now.
+    pub in_flight: u64,
+    /// Messages that its nodes hold, those that wait for their turn included.
+    pub held: u64,
+    /// Attempts.
+    pub attempts: u64,
+    /// Deliveries that ended in `ack`, `retry`, `dead-letter`, `drop` and `give-back`.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Dead letters that are kept beside the queue; absent where the broker does not say.
+    pub dead_letters: Option<u64>,
+    /// How long messages that were there waited for a permit, on average, in milliseconds.
+    pub permit_wait_ms: Option<f64>,
+    /// From a message's publication to its first attempt, on average, in milliseconds.
+    pub in_queue_ms: Option<f64>,
+    /// How long a handler took, on average, in milliseconds.
+    pub run_ms: Option<f64>,
+    /// What is not well.
+    pub problems: Vec<String>,
 }
 
 /// `POST /v1/apps/{app}/components/{component}/invoke`: runs `wasi:cli/run` once.

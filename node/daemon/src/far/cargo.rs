@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
+use trellis_provider::Delivered;
 use trellis_wire::{
     Answer, Body, BodyError, Call, CallError, Error, Event, HttpCall, Outcome, Reply, RunOutput, frame,
 };
@@ -87,7 +88,7 @@ fn damaged(why: impl std::fmt::Display) -> Damaged {
 }
 
 /// Reads a body whole that is no stream to a guest.
-async fn whole(body: Body) -> Result<Bytes, Damaged> {
+pub(super) async fn whole(body: Body) -> Result<Bytes, Damaged> {
     let body = http_body_util::Limited::new(body, WHOLE_BYTES_MAX);
     body.collect().await.map(http_body_util::Collected::to_bytes).map_err(damaged)
 }
@@ -189,6 +190,29 @@ pub(crate) async fn outcome_in(back: Back, body: Body) -> Outcome {
         other => Err(damaged(format!("an event was answered with {other:?}"))),
     };
     reply.map_err(|why| Error::Internal(why.to_string()).into())
+}
+
+/// Takes what a delivery came to apart.
+pub(crate) fn delivered_out(delivered: Delivered) -> (Back, Body) {
+    let Delivered { outcome, sends, ran } = delivered;
+    let settle = match outcome {
+        Ok(Reply::Settle(settle)) => Ok(settle),
+        Ok(other) => Err(Error::Internal(format!("a message was answered with {other:?}")).into()),
+        Err(failure) => Err(failure),
+    };
+    let body = postcard::to_stdvec(&sends).expect("plain data can be written");
+    (Back::Delivered(settle, ran), body.into())
+}
+
+/// Puts what a delivery came to together.
+pub(crate) async fn delivered_in(back: Back, body: Body) -> Delivered {
+    let Back::Delivered(settle, ran) = back else { return outcome_in(back, body).await.into() };
+    let sends = whole(body).await.and_then(|bytes| postcard::from_bytes(&bytes).map_err(damaged));
+    match sends {
+        Ok(sends) => Delivered { outcome: settle.map(Reply::Settle), sends, ran },
+        // What it published is not known: it is run again.
+        Err(why) => Delivered { ran, ..Outcome::Err(Error::Internal(why.to_string()).into()).into() },
+    }
 }
 
 /// Takes a call apart.

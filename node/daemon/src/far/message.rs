@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use trellis_provider::delivery::Ran;
 use trellis_wire::{CallError, ComponentKey, Error, Failure, Generation, LinkId, Message, RunOutput, Settle};
 use uuid::Uuid;
 
@@ -57,6 +58,44 @@ pub(crate) enum What {
         /// The call without its body.
         head: Head,
     },
+    /// A message for a handler that may be tried again. What it publishes comes back with the reply.
+    Deliver {
+        /// The component.
+        component: ComponentKey,
+        /// By what right.
+        origin: Origin,
+        /// The message without its body.
+        head: Head,
+        /// The exchange that reserved a permit for it there.
+        reserved: Option<Uuid>,
+    },
+    /// A permit, for as long as the exchange is under way: a queue is pulled only with one in hand.
+    Reserve {
+        /// The component.
+        component: ComponentKey,
+        /// By what right.
+        origin: Origin,
+    },
+    /// What a handler published, to be sent by one of its component's links.
+    Send {
+        /// The component.
+        component: ComponentKey,
+        /// By what right the component was woken.
+        origin: Origin,
+        /// The link that grants it.
+        link: LinkId,
+        /// The publish without its body.
+        head: Head,
+    },
+    /// A place under a cap on calls, for as long as the exchange is under way.
+    Slot {
+        /// The component whose call it is for.
+        component: ComponentKey,
+        /// The link that has the cap.
+        link: LinkId,
+    },
+    /// Something about the triggers of that node. The question is plain data.
+    Ask(crate::triggers::Question),
 }
 
 /// By what right a component is woken.
@@ -156,6 +195,10 @@ pub(crate) enum Back {
     Message(Message),
     /// The call failed.
     CallFailed(CallError),
+    /// What a delivery came to; what the handler published is the body.
+    Delivered(Result<Settle, Failure>, Ran),
+    /// The answer to a question is the body.
+    Answer,
 }
 
 impl From<Error> for Back {

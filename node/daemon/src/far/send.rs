@@ -10,25 +10,29 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::{Direction, Life};
-use trellis_provider::{Permit, Run, Want};
+use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
 use trellis_wire::{
-    Answer, Body, Call, CallError, ComponentKey, Error, Event, LinkId, NodeId, Outcome, frame, subject,
+    Answer, Body, Call, CallError, ComponentKey, Error, Event, Generation, LinkId, Message, NodeId, Outcome, frame,
+    subject,
 };
 use uuid::Uuid;
 
 use super::cargo::{self, Load};
 use super::line::{Line, Lines};
-use super::message::{Ask, Back, Head, Offer, Taken, What, Word};
+use super::message::{Ask, Back, Head, Offer, Origin, Taken, What, Word};
 use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, STILL_MISSED_MAX, TAKE_WAIT, TRIES_MAX};
 use crate::clock;
 use crate::dispatch::{Dispatch, Source, TIMEOUT_DEFAULT};
 use crate::liveness::Liveness;
 use crate::shares::Shares;
+use crate::triggers::Question;
 
 /// How many events that went elsewhere are remembered, to explain where they went.
 const ROUTED_MAX: usize = 64;
 /// How long a node may take to ask this one and to say what came of it.
 const ECHO_WAIT: Duration = Duration::from_secs(2);
+/// How long an answer about triggers may take.
+const ASK_WAIT: Duration = Duration::from_secs(10);
 /// The pause before those who were busy are asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -61,6 +65,15 @@ enum NotTaken {
     Nobody,
     /// It cannot be offered as it is, or was refused for good.
     Never(String),
+}
+
+impl NotTaken {
+    fn text(self, whose: impl std::fmt::Display) -> String {
+        match self {
+            Self::Busy(why) | Self::Never(why) => format!("{whose}: {why}"),
+            Self::Nobody => format!("no other node holds {whose}"),
+        }
+    }
 }
 
 impl Elsewhere {
@@ -104,14 +117,33 @@ impl Elsewhere {
             Want::Answer { at_most } => at_most,
             Want::Pull => TIMEOUT_DEFAULT,
         };
-        Ok(Permit::new(Turn {
-            elsewhere: self.clone(),
-            dispatch,
-            component: component.clone(),
-            source,
-            wait,
-            _place: place,
-        }))
+        let (elsewhere, component) = (self.clone(), component.clone());
+        Ok(Permit::new(Turn { elsewhere, dispatch, component, source, wait, reserved: None, _place: place }))
+    }
+
+    /// Waits for a permit of a node that holds the component, which is kept there until it is used or dropped.
+    pub(crate) async fn reserve(
+        self: &Arc<Self>,
+        dispatch: Arc<Dispatch>,
+        component: &ComponentKey,
+        source: Source,
+    ) -> Result<Permit, Error> {
+        let closed = |_| Error::ShuttingDown;
+        let place = self.exchanges.clone().acquire_owned().await.map_err(closed)?;
+        loop {
+            // First, so that who only looks whether one is free at once asks nobody.
+            sleep(BUSY_PAUSE).await;
+            let what = || What::Reserve { component: component.clone(), origin: source.origin.clone() };
+            let reserved = match self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await
+            {
+                Ok(line) => Some(line),
+                Err(NotTaken::Busy(_)) => continue,
+                Err(NotTaken::Nobody) => return Err(Error::NotHeld(component.to_string())),
+                Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{component}: {why}"))),
+            };
+            let (elsewhere, component, wait) = (self.clone(), component.clone(), TIMEOUT_DEFAULT);
+            return Ok(Permit::new(Turn { elsewhere, dispatch, component, source, wait, reserved, _place: place }));
+        }
     }
 
     /// Has a call answered by a node on which the provider runs.
@@ -131,6 +163,61 @@ impl Elsewhere {
             Err(NotTaken::Busy(why)) => Err(unavailable(why)),
             Err(NotTaken::Nobody) => Err(unavailable(format!("{provider} runs on no node"))),
         }
+    }
+
+    /// Has what a handler published sent by a node that holds its component.
+    pub(crate) async fn send(
+        &self,
+        component: &ComponentKey,
+        outgoing: Outgoing,
+        origin: Origin,
+    ) -> Result<(), CallError> {
+        let (head, body) = cargo::call_out(Call::Publish(outgoing.message));
+        let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
+        let what = || What::Send {
+            component: component.clone(),
+            origin: origin.clone(),
+            link: outgoing.link.clone(),
+            head: head.clone(),
+        };
+        let (holders, first) = (self.holders(component), (&load.first, load.rest.is_none()));
+        let line = self
+            .offer(&holders, what, first, TIMEOUT_DEFAULT)
+            .await
+            .map_err(|why| CallError::Unavailable(why.text(component)))?;
+        let (back, body) = self.reply(line, load, TIMEOUT_DEFAULT).await.map_err(CallError::Unavailable)?;
+        cargo::answer_in(back, body).await.map(drop)
+    }
+
+    /// Borrows a place under the cap of a link from another node that holds the component, for as long as the line lives.
+    pub(crate) async fn borrow(&self, component: &ComponentKey, link: &LinkId) -> Option<Line> {
+        let what = || What::Slot { component: component.clone(), link: link.clone() };
+        self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await.ok()
+    }
+
+    /// Asks a node about its triggers.
+    pub(crate) async fn ask(&self, node: NodeId, question: &Question) -> Result<Bytes, String> {
+        let what = || What::Ask(question.clone());
+        let taken = self.offer(&[node], what, (&Bytes::new(), true), ASK_WAIT).await;
+        let line = taken.map_err(|why| why.text(node))?;
+        let none = Load { first: Bytes::new(), rest: None };
+        let (back, body) = self.reply(line, none, ASK_WAIT).await?;
+        match back {
+            Back::Answer => cargo::whole(body).await.map_err(|why| why.to_string()),
+            other => Err(format!("node {node} answered with {other:?}")),
+        }
+    }
+
+    /// Waits while a person pauses the queues of a component.
+    pub(crate) async fn unpaused(&self, component: &ComponentKey) {
+        if self.shares.state().is_paused(component) {
+            self.shares.until(|state| !state.is_paused(component)).await;
+        }
+    }
+
+    /// The generation of the plan that this node knows.
+    pub(crate) fn generation(&self) -> Generation {
+        self.shares.state().plan().generation()
     }
 
     /// The other nodes on which a provider answers a link, with the config that this node knows.
@@ -225,8 +312,12 @@ impl Elsewhere {
                 whole,
             };
             let subject = match &offer.what {
-                What::Event { .. } => subject::event(self.sealed.lattice(), to),
-                What::Call { .. } => subject::call(self.sealed.lattice(), to),
+                What::Event { .. } | What::Deliver { .. } | What::Reserve { .. } => {
+                    subject::event(self.sealed.lattice(), to)
+                }
+                What::Call { .. } | What::Send { .. } | What::Slot { .. } | What::Ask(_) => {
+                    subject::call(self.sealed.lattice(), to)
+                }
             };
             let question = frame::encode(&Ask::Offer(Box::new(offer)));
             if question.len() > HEAD_BYTES_MAX + super::FIRST_BYTES_MAX {
@@ -299,45 +390,63 @@ struct Turn {
     source: Source,
     /// How long it may take until a node takes it.
     wait: Duration,
+    /// The node that keeps a permit for it.
+    reserved: Option<Line>,
     _place: OwnedSemaphorePermit,
 }
 
 #[async_trait]
 impl Run for Turn {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        self.go(event, Duration::MAX).await
+        self.go(event, Duration::MAX, false).await.outcome
     }
 
     async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
-        self.go(event, at_most).await
+        self.go(event, at_most, false).await.outcome
+    }
+
+    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
+        self.go(Event::Message(message), at_most, true).await
     }
 }
 
 impl Turn {
     /// Until the wait is over: whoever holds the component elsewhere, then this node if it holds it too, and again.
-    async fn go(self, event: Event, at_most: Duration) -> Outcome {
+    /// `delivers`: what the handler publishes comes back.
+    async fn go(mut self, event: Event, at_most: Duration, delivers: bool) -> Delivered {
+        self.tried(event, at_most, delivers).await.unwrap_or_else(|why| Outcome::Err(why.into()).into())
+    }
+
+    async fn tried(&mut self, event: Event, at_most: Duration, delivers: bool) -> Result<Delivered, Error> {
+        if !delivers {
+            // Only a delivery can name it; kept, it would be in the event's way.
+            self.reserved = None;
+        }
         let deadline = Instant::now() + self.wait;
         let (head, body) = cargo::event_out(event);
         let load = Load::of(body).map_err(|why| Error::Internal(why.to_string()))?;
         let (first, whole) = (load.first.clone(), load.rest.is_none());
         loop {
-            let holders = self.elsewhere.holders(&self.component);
-            let what = || What::Event {
-                component: self.component.clone(),
-                origin: self.source.origin.clone(),
-                head: head.clone(),
+            let holders = match &self.reserved {
+                // It may have lost the permit with its life: then any other is as good.
+                Some(line) if !line.over().is_cancelled() => vec![line.peer()],
+                _ => self.elsewhere.holders(&self.component),
             };
+            let what = || self.what(&head, delivers);
             let why = match self.elsewhere.offer(&holders, what, (&first, whole), at_most).await {
                 Ok(line) => {
                     let is_held = self.dispatch.holding(&self.component).is_some();
                     let why = if is_held { "no permit was free here" } else { "this node does not hold it" };
                     self.elsewhere.note(&self.component, line.peer(), why);
-                    return self.finish(line, load, at_most).await;
+                    return Ok(self.finish(line, load, at_most).await);
                 }
-                Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component)).into()),
-                Err(NotTaken::Busy(why)) => why,
+                Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component))),
+                Err(NotTaken::Busy(why)) => {
+                    self.reserved = None;
+                    why
+                }
                 Err(NotTaken::Nobody) if self.dispatch.holding(&self.component).is_none() => {
-                    return Err(Error::NotHeld(self.component.to_string()).into());
+                    return Err(Error::NotHeld(self.component.to_string()));
                 }
                 Err(NotTaken::Nobody) => String::new(),
             };
@@ -345,27 +454,42 @@ impl Turn {
             if self.dispatch.holding(&self.component).is_some() {
                 let want = Want::Answer { at_most: left.min(BUSY_PAUSE) };
                 if let Ok(permit) = self.dispatch.permit_here(&self.component, want, self.source.clone()).await {
-                    return here(permit, head, load, at_most).await;
+                    return here(permit, head, load, at_most, delivers).await;
                 }
             } else {
                 sleep(left.min(BUSY_PAUSE)).await;
             }
             if left.is_zero() {
-                return Err(Error::Busy(format!("no node took an event for {}: {why}", self.component)).into());
+                return Err(Error::Busy(format!("no node took an event for {}: {why}", self.component)));
             }
         }
     }
 
-    async fn finish(&self, line: Line, load: Load, at_most: Duration) -> Outcome {
+    fn what(&self, head: &Head, delivers: bool) -> What {
+        let (component, origin, head) = (self.component.clone(), self.source.origin.clone(), head.clone());
+        match delivers {
+            true => {
+                let reserved = self.reserved.as_ref().map(Line::exchange);
+                What::Deliver { component, origin, head, reserved }
+            }
+            false => What::Event { component, origin, head },
+        }
+    }
+
+    async fn finish(&self, line: Line, load: Load, at_most: Duration) -> Delivered {
         match self.elsewhere.reply(line, load, at_most).await {
-            Ok((back, body)) => cargo::outcome_in(back, body).await,
-            Err(why) => Err(Error::Internal(format!("{}: {why}", self.component)).into()),
+            Ok((back, body)) => cargo::delivered_in(back, body).await,
+            Err(why) => Outcome::Err(Error::Internal(format!("{}: {why}", self.component)).into()).into(),
         }
     }
 }
 
-async fn here(permit: Permit, head: Head, load: Load, at_most: Duration) -> Outcome {
+async fn here(permit: Permit, head: Head, load: Load, at_most: Duration, delivers: bool) -> Result<Delivered, Error> {
     let event = cargo::event_in(head, load.into_body()).await;
     let event = event.map_err(|why| Error::Internal(why.to_string()))?;
-    if at_most == Duration::MAX { permit.run(event).await } else { permit.run_within(event, at_most).await }
+    Ok(match event {
+        Event::Message(message) if delivers => permit.deliver(message, at_most).await,
+        event if at_most == Duration::MAX => permit.run(event).await.into(),
+        event => permit.run_within(event, at_most).await.into(),
+    })
 }

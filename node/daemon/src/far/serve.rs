@@ -1,25 +1,33 @@
 //! The answering side: checks that the asker may, says at once whether the work is taken, and does it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Reply, Sealed};
 use trellis_placement::Direction;
-use trellis_provider::{Permit, Want};
-use trellis_wire::{Body, ComponentKey, Error, LinkId, NodeId, frame, subject};
+use trellis_provider::{Begun, Permit, Want};
+use trellis_wire::{Body, ComponentKey, Error, Event, LinkId, NodeId, frame, subject};
+use uuid::Uuid;
 
 use super::EXCHANGES_MAX;
 use super::cargo::{self, Load};
 use super::line::{Line, Lines};
 use super::message::{Ask, Back, Offer, Origin, Taken, What, Word};
 use crate::dispatch::Dispatch;
+use crate::grants::Grant;
 use crate::providers::Providers;
 use crate::shares::Shares;
+use crate::telemetry::Trace;
+use crate::triggers::Triggers;
 
 /// The wait before a subscription that ended is made again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether a place that was lent is still needed.
+const LENT_LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What a node does for others.
 pub(crate) struct Service {
@@ -27,6 +35,9 @@ pub(crate) struct Service {
     pub(crate) shares: Arc<Shares>,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) providers: Providers,
+    pub(crate) triggers: Triggers,
+    /// Permits that are kept for other nodes, by the exchange that asked for them.
+    pub(crate) reserved: Mutex<HashMap<Uuid, Permit>>,
     pub(crate) lines: Lines,
     pub(crate) places: Arc<Semaphore>,
     /// Cancelled when nothing new is taken any more.
@@ -36,7 +47,11 @@ pub(crate) struct Service {
 /// What was taken, and the means to do it.
 enum Work {
     Event(Permit),
+    Reserved(Permit),
     Call(ComponentCall),
+    Send(Arc<Grant>),
+    Slot(Begun),
+    Ask,
 }
 
 struct ComponentCall {
@@ -106,7 +121,8 @@ impl Service {
             let Ok(_place) = place else {
                 return self.say(reply, Taken::Busy("too much of others is under way here".into())).await;
             };
-            if events != matches!(offer.what, What::Event { .. }) {
+            let is_event = matches!(offer.what, What::Event { .. } | What::Deliver { .. } | What::Reserve { .. });
+            if events != is_event {
                 return self.say(reply, Taken::Refused("it came on another subject".into())).await;
             }
             match self.consider(asked.from, &offer).await {
@@ -141,12 +157,20 @@ impl Service {
             return Err(denied(format!("node {from} is no member")));
         }
         match &offer.what {
-            What::Event { component, origin, .. } => {
+            What::Event { component, origin, .. }
+            | What::Deliver { component, origin, .. }
+            | What::Reserve { component, origin } => {
                 if !self.may_wake(from, component, origin) {
                     return Err(denied(format!("no link lets node {from} wake {component}")));
                 }
+                if let What::Deliver { reserved: Some(reserved), .. } = &offer.what
+                    && let Some(permit) = self.reserved().remove(reserved)
+                {
+                    return Ok(Work::Event(permit));
+                }
                 let now = Want::Answer { at_most: Duration::ZERO };
                 match self.dispatch.permit_here(component, now, origin.clone().into()).await {
+                    Ok(permit) if matches!(offer.what, What::Reserve { .. }) => Ok(Work::Reserved(permit)),
                     Ok(permit) => Ok(Work::Event(permit)),
                     Err(why @ (Error::Busy(_) | Error::NotHeld(_) | Error::ShuttingDown)) => {
                         Err(Taken::Busy(why.to_string()))
@@ -154,6 +178,22 @@ impl Service {
                     Err(why) => Err(Taken::Refused(why.to_string())),
                 }
             }
+            What::Send { component, origin, link, .. } => match self.dispatch.grants().of_link(component, link) {
+                _ if !self.may_wake(from, component, origin) => {
+                    Err(denied(format!("no link lets node {from} speak for {component}")))
+                }
+                Some(grant) => Ok(Work::Send(grant)),
+                None => Err(denied(format!("{component} has no link {link} here"))),
+            },
+            What::Slot { component, .. } if !self.shares.of(from).holds(component) => {
+                Err(denied(format!("node {from} does not hold {component}")))
+            }
+            What::Slot { component, link } => {
+                let grant = self.dispatch.grants().of_link(component, link);
+                let lent = grant.and_then(|grant| grant.gate()?.lend());
+                lent.map(Work::Slot).ok_or_else(|| Taken::Busy("no place is free here".into()))
+            }
+            What::Ask(_) => Ok(Work::Ask),
             What::Call { link, .. } => {
                 let (mine, theirs) = (self.shares.of(self.sealed.node()), self.shares.of(from));
                 let calls = theirs.link(link).is_some_and(|held| {
@@ -185,8 +225,22 @@ impl Service {
 
     /// Does it and sends what came of it. Ends at once when the asker breaks it off.
     async fn work(&self, offer: Offer, work: Work, mut line: Line) {
-        let body = line.request_body(offer.first, offer.whole);
         let over = line.over();
+        let work = match work {
+            Work::Slot(lent) => {
+                self.keep_for(&line).await;
+                drop(lent);
+                return line.done();
+            }
+            Work::Reserved(permit) => {
+                self.reserved().insert(offer.exchange, permit);
+                self.keep_for(&line).await;
+                self.reserved().remove(&offer.exchange);
+                return line.done();
+            }
+            work => work,
+        };
+        let body = line.request_body(offer.first, offer.whole);
         let doing = async {
             let (back, body) = self.done(offer.what, work, body, offer.within).await;
             send_back(back, body, &line).await;
@@ -199,6 +253,25 @@ impl Service {
         line.done();
     }
 
+    fn reserved(&self) -> MutexGuard<'_, HashMap<Uuid, Permit>> {
+        self.reserved.lock().expect("no code panics while it holds this lock")
+    }
+
+    /// Waits until another node says, or shows, that it needs no more what is kept for it.
+    async fn keep_for(&self, line: &Line) {
+        let over = line.over();
+        loop {
+            tokio::select! {
+                () = over.cancelled() => return,
+                () = tokio::time::sleep(LENT_LOOK_EVERY) => {}
+            }
+            let is_gone = self.shares.state().node(line.peer()).is_none_or(trellis_placement::Node::is_lost);
+            if is_gone || self.lines.is_still(line.peer(), line.exchange()).await == Some(false) {
+                return;
+            }
+        }
+    }
+
     async fn done(&self, what: What, work: Work, body: Body, within: Duration) -> (Back, Body) {
         match (what, work) {
             (What::Event { head, .. }, Work::Event(permit)) => match cargo::event_in(head, body).await {
@@ -206,6 +279,16 @@ impl Service {
                 Ok(event) => cargo::outcome_out(permit.run_within(event, within).await),
                 Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
             },
+            (What::Deliver { head, .. }, Work::Event(permit)) => match cargo::event_in(head, body).await {
+                Ok(Event::Message(message)) => cargo::delivered_out(permit.deliver(message, within).await),
+                Ok(_) => (Error::Internal("what is delivered is no message".into()).into(), Body::empty()),
+                Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
+            },
+            (What::Send { head, .. }, Work::Send(grant)) => match cargo::call_in(head, body).await {
+                Ok(call) => cargo::answer_out(grant.call(&self.dispatch, &Trace::default(), "", call).await),
+                Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
+            },
+            (What::Ask(question), Work::Ask) => (Back::Answer, self.triggers.answer(question).await.into()),
             (What::Call { head, .. }, Work::Call(ComponentCall { link, tech })) => {
                 match cargo::call_in(head, body).await {
                     Ok(call) => cargo::answer_out(self.providers.of(tech).call(&link, call).await),

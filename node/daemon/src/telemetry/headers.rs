@@ -90,6 +90,11 @@ impl Carried {
         Some(Self { traceparent, tracestate: headers.read(&TRACESTATE).map(str::to_owned) })
     }
 
+    /// The trace's id: what stands between the version and the parent's id.
+    pub(super) fn trace_id(&self) -> &str {
+        self.traceparent.split('-').nth(1).unwrap_or_default()
+    }
+
     /// Passes it on, unless the guest has done that itself.
     pub(super) fn pass_on(&self, mut headers: Headers<'_>) {
         if headers.read(&TRACEPARENT).is_none() {

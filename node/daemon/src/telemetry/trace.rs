@@ -116,6 +116,15 @@ impl Trace {
         self.end(|| attributes::answer(answer));
     }
 
+    /// The trace's id in hex; empty where none is known.
+    pub(crate) fn id(&self) -> String {
+        match self {
+            Self::Unknown => String::new(),
+            Self::OfOthers(carried) => carried.trace_id().to_owned(),
+            Self::Span(context) => context.span().span_context().trace_id().to_string(),
+        }
+    }
+
     /// Under which a span begins.
     fn context(&self) -> Context {
         match self {

@@ -2,93 +2,63 @@
 //!
 //! Nothing is pulled without a permit in hand, so a node holds no more messages than it can run, and an idle queue holds
 //! no permit. Each message runs in a sandbox of its own beside the others; while it runs its claim is extended, and only
-//! then: when the node dies, the broker gives it out again.
+//! then: when the node dies, the broker gives it out again. An ordered link is pulled by `ordered` instead.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, MissedTickBehavior};
+use futures::future::BoxFuture;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trellis_wire::{Delivery, Error, Event, Failure, Fault, LinkId, Message, Outcome, Rate};
+use trellis_wire::{Delivery, Error, LinkId};
 
-use super::policy::{self, Record, Settlement};
-use super::queue::{Claimed, EXTEND_EVERY, PULL_MAX, Queue, Trouble};
-use crate::{LinkError, Permit, Permits, Want};
+use super::held::{Held, Taken};
+use super::policy::Settlement;
+use super::progress::{Progress, lock};
+use super::queue::{Claimed, PULL_MAX, Queue, Trouble};
+use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 
 /// The pauses of a link when the node or the broker is short of something.
-const PAUSE_MIN: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a settlement is tried that the broker does not take. The claim is extended meanwhile.
 const SETTLE_TRIES: u32 = 20;
-/// How much longer than its timeout a run is waited for, since the node ends it by itself.
-const RUN_GRACE: Duration = Duration::from_secs(5);
 
 /// The engine of one link.
 pub struct Engine<Q: Queue> {
-    link: LinkId,
-    queue: Q,
-    permits: Permits,
-    policy: Delivery,
-    in_flight: Arc<Semaphore>,
-    pace: Mutex<Pace>,
-    progress: Arc<Progress>,
-    runs: TaskTracker,
+    pub(super) link: LinkId,
+    pub(super) queue: Q,
+    pub(super) permits: Permits,
+    pub(super) policy: Delivery,
+    pub(super) share: Arc<Share>,
+    pub(super) held: Arc<Held<Q::Claim>>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) runs: TaskTracker,
 }
 
-/// What others may see of an engine.
-#[derive(Debug, Default)]
-pub struct Progress {
-    trouble: Mutex<Option<Trouble>>,
-    paused_until: Mutex<Option<Instant>>,
-}
-
-impl Progress {
-    /// What is not well.
-    ///
-    /// # Errors
-    /// For people.
-    pub fn health(&self) -> Result<(), String> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
-    }
-
-    fn set(&self, trouble: Option<Trouble>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
-    }
-
-    fn pause(&self, why: Trouble, for_: Duration) {
-        self.set(Some(why));
-        *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + for_);
-    }
-
-    fn paused_until(&self) -> Option<Instant> {
-        *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a run holds besides its permit: its place under `max_in_flight`.
-struct Turn {
-    permit: Permit,
-    place: Option<OwnedSemaphorePermit>,
+/// What a run needs: its place under the caps, and its permit.
+pub(super) struct Turn {
+    pub(super) begun: Begun,
+    pub(super) permit: Permit,
 }
 
 impl<Q: Queue> Engine<Q> {
     /// An engine for one link. Nothing happens until [`Engine::run`].
     ///
     /// # Errors
-    /// The policy asks for what is not built.
+    /// The policy asks for what the broker cannot keep.
     pub fn new(link: LinkId, queue: Q, permits: Permits, policy: Delivery) -> Result<Arc<Self>, LinkError> {
-        check(&policy)?;
-        let in_flight = policy.max_in_flight.map_or(Semaphore::MAX_PERMITS, |max| max as usize);
+        check(&policy, &queue, &permits)?;
+        let share = permits.share(&link, Caps { in_flight: policy.max_in_flight, rate: policy.rate_limit });
         Ok(Arc::new(Self {
             link,
             queue,
             permits,
-            in_flight: Arc::new(Semaphore::new(in_flight.min(Semaphore::MAX_PERMITS))),
-            pace: Mutex::new(Pace::new(policy.rate_limit)),
             policy,
+            share,
+            held: Arc::default(),
             progress: Arc::default(),
             runs: TaskTracker::new(),
         }))
@@ -100,31 +70,44 @@ impl<Q: Queue> Engine<Q> {
     }
 
     /// What it pulls from.
-    pub fn queue(&self) -> &Q {
+    pub const fn queue(&self) -> &Q {
         &self.queue
     }
 
     /// Runs until `stop`: then nothing more is pulled, and it returns when all that was is settled or given back.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let pulled = async {
+            match self.policy.order_by {
+                None => self.pull_all(&stop).await,
+                Some(_) => self.pull_in_order(&stop).await,
+            }
+            self.runs.close();
+            self.runs.wait().await;
+        };
+        tokio::select! {
+            () = pulled => {}
+            () = self.held.extend(&self.queue, &self.link) => unreachable!("extending has no end"),
+        }
+    }
+
+    async fn pull_all(self: &Arc<Self>, stop: &CancellationToken) {
         let mut pause = PAUSE_MIN;
         while !stop.is_cancelled() {
             // A round is not dropped in the middle of a pull: what it claims is run or given back.
-            let trouble = match self.round(&stop).await {
+            let trouble = match self.round(stop).await {
                 Ok(()) => {
                     pause = PAUSE_MIN;
                     continue;
                 }
-                Err(Error::ShuttingDown) => break,
+                Err(Error::ShuttingDown) => return,
                 Err(why) => why.to_string(),
             };
             self.progress.set(Some(trouble));
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
             }
         }
-        self.runs.close();
-        self.runs.wait().await;
     }
 
     /// Waits until there is something to do and leave to do it, and begins it.
@@ -135,24 +118,25 @@ impl<Q: Queue> Engine<Q> {
             gathered = self.gather() => gathered,
         };
         let mut turns = gathered?;
-        let pulled = self.queue.pull(turns.len()).await.map_err(Error::Internal)?;
-        self.progress.set(None);
-        for claimed in pulled {
+        let pulled = self.queue.pull(turns.len()).await;
+        let trouble = pulled.as_ref().err().cloned().map(Error::Internal);
+        if trouble.is_none() {
+            self.progress.set(None);
+        }
+        for claimed in pulled.unwrap_or_default() {
             let turn = turns.pop_front().filter(|_| !stop.is_cancelled());
-            self.pace.lock().unwrap_or_else(PoisonError::into_inner).took();
             self.runs.spawn(self.clone().deliver(turn, claimed));
         }
-        Ok(())
+        // What was not needed counts against no rate.
+        turns.into_iter().for_each(|turn| turn.begun.unused());
+        trouble.map_or(Ok(()), Err)
     }
 
     /// Permits for the messages that wait: one at least, and as many more as are free at once.
     async fn gather(&self) -> Result<VecDeque<Turn>, Error> {
-        if let Some(until) = self.progress.paused_until() {
-            tokio::time::sleep_until(until).await;
-        }
+        let most = self.leave(PULL_MAX).await;
         let waiting = self.queue.ready().await.map_err(Error::Internal)?;
-        let allowed = self.allowed().await;
-        let most = waiting.clamp(1, PULL_MAX.min(allowed));
+        let most = waiting.clamp(1, most);
         let mut turns = VecDeque::from([self.turn().await?]);
         while turns.len() < most {
             match tokio::time::timeout(Duration::ZERO, self.turn()).await {
@@ -163,139 +147,96 @@ impl<Q: Queue> Engine<Q> {
         Ok(turns)
     }
 
-    async fn turn(&self) -> Result<Turn, Error> {
-        let place = match self.policy.max_in_flight {
-            None => None,
-            Some(_) => Some(self.in_flight.clone().acquire_owned().await.map_err(|_| Error::ShuttingDown)?),
-        };
-        Ok(Turn { permit: self.permits.acquire(Want::Pull).await?, place })
+    /// Waits while the link pauses, and says how many of so many messages may be begun then.
+    pub(super) async fn leave(&self, most: usize) -> usize {
+        if let Some(until) = self.progress.paused_until() {
+            tokio::time::sleep_until(until).await;
+        }
+        loop {
+            let now_ms = self.progress.now_ms();
+            let wait_ms = lock(&self.progress.breaker).wait_ms(now_ms);
+            match wait_ms {
+                None => return most,
+                Some(0) => return 1,
+                // A person may end the pause meanwhile.
+                Some(left) => tokio::time::sleep(Duration::from_millis(left.min(1_000))).await,
+            }
+        }
     }
 
-    /// Waits until the rate limit allows one message at least, and says how many it allows.
-    async fn allowed(&self) -> usize {
-        loop {
-            let next = self.pace.lock().unwrap_or_else(PoisonError::into_inner).allowed(Instant::now());
-            match next {
-                Ok(allowed) => return allowed,
-                Err(at) => tokio::time::sleep_until(at).await,
+    /// Waits for a place under the caps, then for a permit.
+    pub(super) async fn turn(&self) -> Result<Turn, Error> {
+        let begun = self.share.begin().await;
+        let asked = Instant::now();
+        match self.permits.acquire(Want::Pull).await {
+            Ok(permit) => {
+                self.progress.counts().permit_wait.record(asked.elapsed());
+                Ok(Turn { begun, permit })
+            }
+            Err(why) => {
+                begun.unused();
+                Err(why)
             }
         }
     }
 
     /// Runs one message and settles it. Without a turn it is only given back.
     async fn deliver(self: Arc<Self>, turn: Option<Turn>, claimed: Claimed<Q::Claim>) {
-        let Claimed { claim, message, record, .. } = claimed;
-        let settlement = match (turn, policy::begin(&self.policy, &record)) {
-            (None, _) => Settlement::GiveBack { after: Duration::ZERO },
-            (Some(_), Some(instead)) => instead,
-            (Some(Turn { permit, place }), None) => {
-                let subject = message.subject.clone();
-                let outcome = self.run_extended(permit, message, &claim).await;
-                drop(place);
-                self.note(&subject, &record, &outcome);
-                policy::settle(&self.policy, &record, &outcome, rand::random())
-            }
+        let taken = self.held.take(claimed);
+        let settlement = match turn {
+            None => Settlement::GiveBack { after: Duration::ZERO },
+            Some(turn) => self.handle(turn, &taken).await,
         };
-        self.settle(&claim, &settlement).await;
-    }
-
-    /// The run, while its claim is kept.
-    async fn run_extended(&self, permit: Permit, message: Message, claim: &Q::Claim) -> Outcome {
-        let timeout = self.policy.timeout;
-        let run = permit.run_within(Event::Message(message), timeout);
-        let extended = async {
-            let mut ticks = tokio::time::interval_at(Instant::now() + EXTEND_EVERY, EXTEND_EVERY);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                ticks.tick().await;
-                if let Err(why) = self.queue.extend(claim).await {
-                    tracing::debug!(link = %self.link, why, "a claim was not extended");
-                }
-            }
-        };
-        tokio::select! {
-            outcome = run => outcome,
-            () = extended => unreachable!("extending has no end"),
-            () = tokio::time::sleep(timeout.saturating_add(RUN_GRACE)) => {
-                let limit_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                Err(Fault::Deadline { limit_ms }.into())
-            }
-        }
+        self.settle(&taken, &settlement).await;
     }
 
     /// Has the broker carry it out, again while it does not. What is never carried out is given out again.
-    async fn settle(&self, claim: &Q::Claim, settlement: &Settlement) {
+    pub(super) async fn settle(&self, taken: &Taken<Q::Claim>, settlement: &Settlement) -> bool {
+        self.progress.counts().settled(settlement);
+        let settled = self.persist("a message cannot be settled", || self.queue.settle(&taken.claim, settlement));
+        let is_settled = settled.await.is_some();
+        if !is_settled {
+            tracing::warn!(link = %self.link, ?settlement, "a message could not be settled; it will be given out again");
+        } else if *settlement == Settlement::Ack {
+            self.forget_outbox(taken).await;
+        }
+        is_settled
+    }
+
+    /// Does something of the broker's, again while it fails, while the link pauses and says why.
+    pub(super) async fn persist<'a, T>(
+        &self,
+        what: &str,
+        mut act: impl FnMut() -> BoxFuture<'a, Result<T, Trouble>>,
+    ) -> Option<T> {
         let mut pause = PAUSE_MIN;
         for _ in 0..SETTLE_TRIES {
-            let why = match self.queue.settle(claim, settlement).await {
-                Ok(()) => return,
-                Err(why) => why,
-            };
-            self.progress.pause(format!("a message cannot be settled: {why}"), pause);
+            match act().await {
+                Ok(done) => return Some(done),
+                Err(why) => self.progress.pause(format!("{what}: {why}"), pause),
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            if let Err(why) = self.queue.extend(claim).await {
-                tracing::debug!(link = %self.link, why, "a claim was not extended");
-            }
         }
-        tracing::warn!(link = %self.link, ?settlement, "a message could not be settled; it will be given out again");
-    }
-
-    /// Says what did not end well, and lets the node recover from a shortage.
-    fn note(&self, subject: &str, record: &Record, outcome: &Outcome) {
-        let (link, attempt) = (&self.link, record.attempt);
-        match outcome {
-            Ok(_) => {}
-            Err(Failure::Fault(why)) => tracing::warn!(%link, subject, attempt, "{why}"),
-            Err(Failure::Error(why)) => {
-                tracing::debug!(%link, subject, "a message was not run: {why}");
-                self.progress.pause(why.to_string(), PAUSE_MIN);
-            }
-        }
+        None
     }
 }
 
-/// Refuses by name what is not built: ignored, it would break what the manifest promises.
-fn check(policy: &Delivery) -> Result<(), LinkError> {
+/// Refuses by name what the broker or the node cannot keep: ignored, it would break what the manifest promises.
+fn check(policy: &Delivery, queue: &impl Queue, permits: &Permits) -> Result<(), LinkError> {
     let unsupported = |key: &str, what: &str| {
-        Err(LinkError::Unsupported(format!("`delivery.{key}`: {what} is not built yet; take it out of the link")))
+        Err(LinkError::Unsupported(format!("`delivery.{key}`: this broker {what}; take it out of the link")))
     };
-    if policy.order_by.is_some() {
-        return unsupported("order_by", "keeping an order");
+    if policy.order_by.is_some() && !(queue.keeps_order() && queue.ledger().is_some()) {
+        return unsupported("order_by", "does not say in which order its messages stand");
     }
-    if policy.dedupe.is_some() {
-        return unsupported("dedupe", "handling a message only once");
+    if policy.order_by.is_some() && !queue.is_of_one_node() && permits.lease().is_none() {
+        let problem = "`delivery.order_by`: every node pulls from this broker, so that only one may, by a lease, and this \
+                       link has none; take it out of the link";
+        return Err(LinkError::Unsupported(problem.into()));
+    }
+    if policy.dedupe.is_some() && queue.ledger().is_none() {
+        return unsupported("dedupe", "has no place to keep marks of what was handled");
     }
     Ok(())
-}
-
-/// `rate_limit`: so many messages begun in each window of time that begins with the first of them.
-#[derive(Debug)]
-struct Pace {
-    rate: Option<Rate>,
-    window_from: Option<Instant>,
-    taken: u32,
-}
-
-impl Pace {
-    fn new(rate: Option<Rate>) -> Self {
-        Self { rate, window_from: None, taken: 0 }
-    }
-
-    /// How many may begin now; if none, when to ask again.
-    fn allowed(&mut self, now: Instant) -> Result<usize, Instant> {
-        let Some(Rate { count, per }) = self.rate else { return Ok(usize::MAX) };
-        let end = self.window_from.map(|from| from + per);
-        if end.is_none_or(|end| end <= now) {
-            (self.window_from, self.taken) = (Some(now), 0);
-        }
-        match (count.saturating_sub(self.taken), end) {
-            (0, Some(end)) => Err(end),
-            (left, _) => Ok(left.max(1) as usize),
-        }
-    }
-
-    fn took(&mut self) {
-        self.taken = self.taken.saturating_add(1);
-    }
 }

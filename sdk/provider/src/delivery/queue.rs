@@ -88,7 +88,12 @@ pub trait Queue: Send + Sync + 'static {
     /// handler publishes then goes out before its message is settled, and is made anew where a node dies in between.
     fn ledger(&self) -> Option<&dyn Ledger>;
 
-    /// Whether [`Claimed::position`] is known, and what comes back comes first: without, `delivery.order_by` is refused.
+    /// Whether no other node can pull from it: then it needs no lease to keep its order.
+    fn is_of_one_node(&self) -> bool {
+        false
+    }
+
+    /// Whether [`Place::position`] is known, and what comes back comes first: without, `delivery.order_by` is refused.
     fn keeps_order(&self) -> bool;
 }
 

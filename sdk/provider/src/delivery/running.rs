@@ -1,25 +1,27 @@
 //! An engine at work: what a provider keeps of a link whose queue wakes a component.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Progress};
+use super::engine::Engine;
+use super::progress::Progress;
 use super::queue::Queue;
+use super::trigger::Trigger;
 
 /// An engine that runs until this is dropped or ended.
-#[derive(Debug)]
 pub struct Running {
     stop: CancellationToken,
     tasks: TaskTracker,
-    progress: Arc<Progress>,
+    trigger: Arc<dyn Trigger>,
 }
 
 impl Running {
     /// Begins to pull.
     pub fn begin<Q: Queue>(engine: Arc<Engine<Q>>) -> Self {
-        let begun = Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), progress: engine.progress() };
+        let begun = Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), trigger: engine.clone() };
         begun.tasks.spawn(engine.run(begun.stop.clone()));
         begun.tasks.close();
         begun
@@ -27,7 +29,12 @@ impl Running {
 
     /// How it goes.
     pub fn progress(&self) -> &Progress {
-        &self.progress
+        self.trigger.progress()
+    }
+
+    /// The engine as others see it.
+    pub fn trigger(&self) -> Arc<dyn Trigger> {
+        self.trigger.clone()
     }
 
     /// Pulls nothing more.
@@ -39,6 +46,12 @@ impl Running {
     pub async fn end(&self) {
         self.stop();
         self.tasks.wait().await;
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Running")
     }
 }
 

@@ -1,0 +1,25 @@
+//! `trellis resume`: queues wake a component again, whoever paused it.
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::print;
+use crate::scope::Scope;
+
+/// Let queues wake a component again
+///
+/// Ends a pause by `trellis pause`, and one that a trigger made by itself because most messages failed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  trellis resume orders/invoice")]
+pub(crate) struct Resume {
+    /// The component
+    #[arg(value_name = "APP/COMPONENT")]
+    of: Scope,
+}
+
+impl Resume {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        connection.open().pause(&self.of, false).await?;
+        Ok(print(&format!("queues wake {} again", self.of))?)
+    }
+}

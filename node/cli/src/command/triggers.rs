@@ -1,0 +1,118 @@
+//! `trellis triggers`: how the queues go that wake components, once or as a live table.
+
+use std::io::{IsTerminal as _, stdout};
+use std::time::Duration;
+
+use trellis_daemon::api::types::{TriggerStatus, TriggersStatus};
+
+use crate::admin::Connection;
+use crate::failure::Failure;
+use crate::output::{Output, print, table};
+
+/// How often a live table is drawn anew.
+const EVERY: Duration = Duration::from_secs(1);
+/// Clears a terminal and goes to its first line.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Show the queues that wake components
+///
+/// Waiting messages and the age of the oldest, messages in handlers, outcomes since the nodes started, dead letters, and
+/// how long messages wait and handlers take on average.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  trellis triggers
+  trellis triggers -f
+  trellis triggers -o json")]
+pub(crate) struct Triggers {
+    /// Go on showing them, anew each second
+    #[arg(short, long)]
+    follow: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Triggers {
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        loop {
+            let status = connection.open().triggers().await?;
+            if self.follow && !self.output.is_json() && stdout().is_terminal() {
+                print(CLEAR)?;
+            }
+            self.output.print(&status, render)?;
+            if !self.follow {
+                return Ok(());
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+}
+
+fn render(status: &TriggersStatus) -> String {
+    if status.triggers.is_empty() {
+        return "no queue wakes a component".into();
+    }
+    let heading = [
+        "COMPONENT",
+        "FROM",
+        "STATE",
+        "WAITING",
+        "OLDEST",
+        "IN FLIGHT",
+        "ACK",
+        "RETRY",
+        "DEAD",
+        "DROP",
+        "LETTERS",
+        "PERMIT",
+        "QUEUED",
+        "RUN",
+    ];
+    let mut text = table(heading, status.triggers.iter().map(row));
+    let problems = status
+        .triggers
+        .iter()
+        .flat_map(|trigger| trigger.problems.iter().map(move |problem| format!("\n{}: {problem}", trigger.component)));
+    text.extend(problems);
+    text.extend(status.problems.iter().map(|problem| format!("\n{problem}")));
+    text
+}
+
+fn row(trigger: &TriggerStatus) -> [String; 14] {
+    let count = |count: Option<u64>| count.map_or("-".into(), |count| count.to_string());
+    let outcome = |word: &str| count(trigger.outcomes.get(word).copied());
+    [
+        trigger.component.clone(),
+        trigger.system.clone(),
+        trigger.state.clone(),
+        count(trigger.waiting),
+        trigger.oldest_age_ms.map_or("-".into(), |ms| span(ms as f64)),
+        trigger.in_flight.to_string(),
+        outcome("ack"),
+        outcome("retry"),
+        outcome("dead-letter"),
+        outcome("drop"),
+        count(trigger.dead_letters),
+        trigger.permit_wait_ms.map_or("-".into(), span),
+        trigger.in_queue_ms.map_or("-".into(), span),
+        trigger.run_ms.map_or("-".into(), span),
+    ]
+}
+
+/// A time in the unit that fits it.
+fn span(ms: f64) -> String {
+    match ms {
+        ms if ms < 1_000.0 => format!("{ms:.1}ms"),
+        ms if ms < 120_000.0 => format!("{:.1}s", ms / 1_000.0),
+        ms => format!("{:.0}min", ms / 60_000.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_shown_in_the_unit_that_fits() {
+        assert_eq!([0.25, 999.0, 1_500.0, 600_000.0].map(span), ["0.2ms", "999.0ms", "1.5s", "10min"]);
+    }
+}

@@ -1,0 +1,202 @@
+//! Triggers as people see and steer them: the live table, pauses, dead letters from any node, and caps of the lattice.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::{app, component, eventually, http, link, link_from, provider, waking};
+use crate::client::get;
+use crate::node::{DataDir, Node};
+
+/// A handler that keeps what it saw in a store of its node, woken by this source.
+fn worker(instances: u32, tech: &str, config: &str) -> String {
+    let store = link("store", "wasi:keyvalue/store, atomics, batch");
+    let scaler = format!("{{type: spreadscaler, properties: {{instances: {instances}}}}}");
+    app(
+        "post",
+        &[
+            component("worker", "test_messages", "limits: {timeout: 10s}", &[store, scaler]),
+            provider("store", "embedded"),
+            waking("bus", tech, &[link_from("worker", "trellis:messaging/handler", "in", config)]),
+        ],
+    )
+}
+
+fn trigger(node: &Node) -> Value {
+    let all: Value = serde_json::from_str(&node.trellis(&["triggers", "-o", "json"]).ok()).unwrap();
+    all["triggers"].as_array().and_then(|all| all.first()).cloned().unwrap_or_default()
+}
+
+#[track_caller]
+fn until(node: &Node, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, || Some(trigger(node)).filter(|trigger| so(trigger)))
+}
+
+#[track_caller]
+fn letters(node: &Node, more: &[&str], count: usize) -> Vec<Value> {
+    eventually(&format!("there are {count} dead letters"), || {
+        let args = [&["dead-letters", "list", "post", "-o", "json"], more].concat();
+        let listed: Value = serde_json::from_str(&node.trellis(&args).ok()).ok()?;
+        listed.as_array().filter(|letters| letters.len() == count).cloned()
+    })
+}
+
+fn two_nodes(nats: &NatsServer) -> [Node; 2] {
+    let start = |more: &[&str]| Node::start_in(&DataDir::new(), &[&["--nats", nats.url.as_str()], more].concat());
+    let nodes = [start(&["--bootstrap", "--label", "n=1"]), start(&["--label", "n=2"])];
+    eventually("both are known", || {
+        let known: Value = serde_json::from_str(&nodes[0].trellis(&["nodes", "-o", "json"]).ok()).ok()?;
+        (known.as_array()?.iter().filter(|one| one["state"] == "ready").count() == 2).then_some(())
+    });
+    nodes
+}
+
+#[test]
+fn a_person_pauses_a_component_and_resumes_it() {
+    let node = Node::start(&[]);
+    node.deploy(&worker(4, "embedded", "{queue: mail}"));
+    node.trellis(&["publish", "mail", "fine 1"]).ok();
+    until(&node, "one is handled", |trigger| trigger["outcomes"]["ack"] == 1);
+    assert_eq!(
+        node.trellis(&["pause", "post/worker"]).ok(),
+        "post/worker is paused: queues do not wake it until `trellis resume post/worker`\n"
+    );
+    node.trellis(&["pause", "post/nobody"]).failed(1);
+    for body in ["fine 2", "fine 3"] {
+        node.trellis(&["publish", "mail", body]).ok();
+    }
+    let paused = until(&node, "two wait", |trigger| trigger["waiting"] == 2);
+    assert_eq!(
+        (&paused["state"], &paused["outcomes"]["ack"], &paused["system"]),
+        (&"paused".into(), &1.into(), &"embedded".into())
+    );
+    assert!(paused["oldest_age_ms"].is_u64(), "{paused}");
+
+    // It outlives the node.
+    let data_dir = node.kill();
+    let node = Node::start_in(&data_dir, &[]);
+    let paused = until(&node, "two still wait", |trigger| trigger["waiting"] == 2);
+    assert_eq!(paused["state"], "paused");
+    assert_eq!(node.trellis(&["resume", "post/worker"]).ok(), "queues wake post/worker again\n");
+    let done = until(&node, "both are handled", |trigger| trigger["outcomes"]["ack"] == 2);
+    assert_eq!(done["state"], "running");
+    let table = node.trellis(&["triggers"]).ok();
+    assert!(table.contains("COMPONENT") && table.contains("post/worker"), "{table}");
+    let metrics = get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/metrics").unwrap().ok();
+    for figure in [
+        "messaging_client_consumed_messages_total{",
+        "trellis_trigger_waiting{",
+        "messaging_process_duration_seconds_count{",
+    ] {
+        assert!(metrics.contains(figure), "{figure} is missing in:\n{metrics}");
+    }
+}
+
+#[test]
+fn any_node_lists_replays_and_drops_the_dead_letters_of_a_stream() {
+    let nats = NatsServer::start(true);
+    let nodes = two_nodes(&nats);
+    let config = "{stream: ORDERS, subject: 'orders.>', create: 'true', delivery.max_faults: '2', \
+                  delivery.backoff.initial: 100ms}";
+    // One holder: the other node has neither the component nor the link.
+    nodes[0].deploy(&worker(1, "nats", config));
+    for (subject, body) in [("orders.a", "trap"), ("orders.b", "dead-letter")] {
+        nodes[1].trellis(&["publish", subject, body, "--header", "by=hand"]).ok();
+    }
+    for node in &nodes {
+        let all = letters(node, &[], 2);
+        let trap = all.iter().find(|letter| letter["reason"] == "max-faults").unwrap();
+        assert_eq!(
+            (&trap["subject"], &trap["body_text"], &trap["attempts"]),
+            (&"orders.a".into(), &"trap".into(), &2.into())
+        );
+        assert_eq!(trap["faults"].as_array().unwrap().len(), 2, "{trap}");
+        assert!(
+            trap["digest"].as_str().unwrap().starts_with("sha256:") && trap["generation"].as_u64() > Some(0),
+            "{trap}"
+        );
+        letters(node, &["--reason", "refused"], 1);
+        letters(node, &["--older-than", "1h"], 0);
+    }
+    let first = letters(&nodes[1], &["--reason", "max-faults"], 1)[0]["id"].as_str().unwrap().to_owned();
+    let shown = nodes[1].trellis(&["dead-letters", "show", "post", &first]).ok();
+    assert!(shown.contains("fault 2: ") && shown.contains("header by: hand"), "{shown}");
+    assert_eq!(
+        nodes[1].trellis(&["dead-letters", "replay", "post", "--reason", "max-faults", "--rate", "5"]).ok(),
+        "1 replayed\n"
+    );
+    let again = eventually("it went through once more", || {
+        let now = letters(&nodes[0], &["--reason", "max-faults"], 1)[0]["id"].as_str()?.to_owned();
+        (now != first).then_some(now)
+    });
+    nodes[1].trellis(&["dead-letters", "replay", "post", &first]).failed(2);
+    assert_eq!(nodes[0].trellis(&["dead-letters", "drop", "post", &again]).ok(), "1 dropped\n");
+    letters(&nodes[1], &[], 1);
+}
+
+#[test]
+fn a_cap_is_the_lattices_and_is_reached() {
+    const CAP: u64 = 3;
+    let nats = NatsServer::start(true);
+    let nodes = two_nodes(&nats);
+    let config = format!("{{stream: ORDERS, subject: 'orders.>', create: 'true', delivery.max_in_flight: '{CAP}'}}");
+    nodes[0].deploy(&worker(20, "nats", &config));
+    for i in 0..60 {
+        nodes[0].trellis(&["publish", "orders.x", &format!("sleep {}", 300 + i)]).ok();
+    }
+    let began = Instant::now();
+    let mut most = 0;
+    while trigger(&nodes[1])["outcomes"]["ack"] != 60 {
+        let in_flight = trigger(&nodes[0])["in_flight"].as_u64().unwrap_or(0);
+        assert!(in_flight <= CAP, "{in_flight} are in handlers");
+        most = most.max(in_flight);
+        assert!(began.elapsed() < Duration::from_secs(120), "{}", trigger(&nodes[0]));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(most, CAP, "all of it is used, whichever node pulls");
+}
+
+/// A handler that both nodes hold, which counts in a bucket of the server, and a window on that at the first node.
+fn counting(config: &str) -> String {
+    let store = || link("store", "wasi:keyvalue/store, atomics, batch");
+    let here = "{type: spreadscaler, properties: {instances: 5, spread: [{name: here, requirements: {n: '1'}}]}}";
+    let both = "{type: spreadscaler, properties: {instances: 20}}";
+    let buckets = provider("store", "nats").replace(
+        "{image: 'trellis://nats'}",
+        "{image: 'trellis://nats', config: [{name: kv, properties: {bucket: SEEN, create: 'true'}}]}",
+    );
+    app(
+        "post",
+        &[
+            component("window", "test_kv", "", &[store(), here.into()]),
+            component("worker", "test_messages", "limits: {timeout: 10s}", &[store(), both.into()]),
+            http("window", ""),
+            buckets,
+            waking("bus", "nats", &[link_from("worker", "trellis:messaging/handler", "in", config)]),
+        ],
+    )
+}
+
+#[test]
+fn nothing_is_lost_when_a_node_is_killed_at_work() {
+    const MESSAGES: usize = 80;
+    let nats = NatsServer::start(true);
+    let [first, second] = two_nodes(&nats);
+    first.deploy(&counting("{stream: ORDERS, subject: 'orders.>', create: 'true'}"));
+    for i in 0..MESSAGES {
+        first.trellis(&["publish", "orders.x", &format!("sleep {}", 400 + i)]).ok();
+        if i == MESSAGES / 2 {
+            until(&first, "both are at work", |trigger| trigger["nodes"] == 2 && trigger["outcomes"]["ack"] != 0);
+        }
+    }
+    let killed = second.kill();
+    until(&first, "nothing is left", |trigger| trigger["waiting"] == 0 && trigger["claimed"] == 0);
+    let at = first.at("post");
+    let counts: Vec<u64> =
+        (0..MESSAGES).map(|i| get(at, &format!("/seen/sleep-{}", 400 + i)).unwrap().ok().parse().unwrap()).collect();
+    let again = counts.iter().filter(|count| **count > 1).count();
+    assert!(counts.iter().all(|count| *count <= 2) && again <= 10, "only what was at work at the kill: {counts:?}");
+    assert_eq!(first.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
+    drop(killed);
+}

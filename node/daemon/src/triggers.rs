@@ -1,0 +1,330 @@
+//! Triggers: the links by which queues wake components, on this node and on others. Any node answers what is asked of any
+//! of them: it asks those that run them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use trellis_manifest::Tech;
+use trellis_placement::{Direction, HeldLink, Life};
+use trellis_provider::Histogram;
+use trellis_provider::delivery::{DeadLetter, Fate, OUTCOMES, Standing, Trigger};
+use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
+
+use crate::dispatch::Dispatch;
+use crate::far::WHOLE_BYTES_MAX;
+use crate::liveness::Liveness;
+use crate::providers::Providers;
+use crate::shares::Shares;
+
+/// Dead letters in one answer of a node, and in one list.
+const PAGE: usize = 100;
+pub(crate) const LETTERS_MAX: usize = 1_000;
+/// How long a broker may take to say how its queue stands.
+const STANDING_WAIT: Duration = Duration::from_secs(2);
+
+/// The triggers of this node, and the way to those of others.
+#[derive(Clone)]
+pub(crate) struct Triggers {
+    pub(crate) me: NodeId,
+    pub(crate) providers: Providers,
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) liveness: Arc<Liveness>,
+    pub(crate) dispatch: Arc<Dispatch>,
+}
+
+/// What one node asks another. Append-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Question {
+    /// How its triggers are: `Vec<View>`.
+    Views,
+    /// Dead letters of a link after the one of this id, a page of them: `Vec<DeadLetter>`.
+    Letters(LinkId, Option<String>),
+    /// Decides on one: `Option<DeadLetter>`.
+    Decide(LinkId, String, Fate),
+    /// A person says that the triggers of this component go on, though they paused by themselves: `usize`, those that had.
+    Resume(ComponentKey),
+}
+
+/// How a trigger is on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct View {
+    pub(crate) link: LinkId,
+    pub(crate) component: ComponentKey,
+    /// What it pulls from, such as `nats`.
+    pub(crate) system: String,
+    pub(crate) held: u64,
+    pub(crate) in_flight: u64,
+    pub(crate) attempts: u64,
+    /// In the order of [`OUTCOMES`].
+    pub(crate) outcomes: [u64; OUTCOMES.len()],
+    pub(crate) permit_wait: Times,
+    pub(crate) in_queue: Times,
+    pub(crate) run: Times,
+    /// Since when it pauses by itself, in milliseconds since 1970.
+    pub(crate) paused_since_ms: Option<u64>,
+    pub(crate) standing: Result<Stands, String>,
+    pub(crate) problem: Option<String>,
+}
+
+/// Durations, summed up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Times {
+    pub(crate) count: u64,
+    pub(crate) sum_us: u64,
+}
+
+/// How a queue stands, as it travels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stands {
+    pub(crate) waiting: u64,
+    pub(crate) claimed: u64,
+    pub(crate) oldest_age_ms: Option<u64>,
+    pub(crate) dead: Option<u64>,
+}
+
+/// A dead letter that was found on some node.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) letter: DeadLetter,
+    /// Its id among all those of the app.
+    pub(crate) id: String,
+}
+
+impl From<&Histogram> for Times {
+    fn from(histogram: &Histogram) -> Self {
+        let read = histogram.read();
+        Self { count: read.count, sum_us: u64::try_from(read.sum.as_micros()).unwrap_or(u64::MAX) }
+    }
+}
+
+impl From<Standing> for Stands {
+    fn from(standing: Standing) -> Self {
+        let Standing { waiting, claimed, oldest_age, dead } = standing;
+        let oldest_age_ms = oldest_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        Self { waiting, claimed, oldest_age_ms, dead }
+    }
+}
+
+/// This node's own.
+impl Triggers {
+    /// Each of this node, with its link.
+    pub(crate) fn here(&self) -> Vec<(HeldLink, Arc<dyn Trigger>)> {
+        let share = self.shares.of(self.me);
+        let running = |held: &HeldLink| Some((held.clone(), self.trigger(held)?));
+        share.links.values().filter_map(running).collect()
+    }
+
+    fn trigger(&self, held: &HeldLink) -> Option<Arc<dyn Trigger>> {
+        let Direction::Wakes { tech, .. } = held.direction else { return None };
+        self.providers.of(tech).trigger(&held.link.id)
+    }
+
+    /// The trigger of a link, if it pulls from a queue here: a core subject has none.
+    fn of(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        self.shares.of(self.me).links.get(link).and_then(|held| self.trigger(held))
+    }
+
+    pub(crate) async fn views(&self) -> Vec<View> {
+        let here = self.here();
+        futures::future::join_all(here.iter().map(|(held, trigger)| view(held, &**trigger))).await
+    }
+
+    async fn letters(&self, link: &LinkId, after: Option<&str>) -> Result<Vec<DeadLetter>, String> {
+        let Some(trigger) = self.of(link) else { return Ok(Vec::new()) };
+        let mut letters = trigger.letters(after, PAGE).await?;
+        let mut bytes = 0;
+        // What does not fit the answer comes with the next page, but the first always does.
+        letters.retain(|letter| {
+            let fits = bytes == 0 || bytes + size(letter) <= WHOLE_BYTES_MAX / 2;
+            bytes += size(letter);
+            fits
+        });
+        Ok(letters)
+    }
+
+    fn resume(&self, component: &ComponentKey) -> usize {
+        let here = self.here();
+        let own = here.iter().filter(|(held, _)| held.link.component == *component);
+        own.filter(|(_, trigger)| trigger.progress().resume()).count()
+    }
+
+    /// The answer to another node, in postcard.
+    pub(crate) async fn answer(&self, question: Question) -> Vec<u8> {
+        match question {
+            Question::Views => written(&Ok(self.views().await)),
+            Question::Letters(link, after) => written(&self.letters(&link, after.as_deref()).await),
+            Question::Decide(link, id, fate) => written(&match self.of(&link) {
+                Some(trigger) => trigger.decide(&id, fate).await,
+                None => Ok(None),
+            }),
+            Question::Resume(component) => written(&Ok(self.resume(&component))),
+        }
+    }
+}
+
+fn written<T: Serialize>(answer: &Result<T, String>) -> Vec<u8> {
+    postcard::to_stdvec(answer).expect("plain data can be written")
+}
+
+fn size(letter: &DeadLetter) -> usize {
+    letter.message.body.len() + letter.faults.iter().map(String::len).sum::<usize>() + 4_096
+}
+
+async fn view(held: &HeldLink, trigger: &dyn Trigger) -> View {
+    let standing = match tokio::time::timeout(STANDING_WAIT, trigger.standing()).await {
+        Ok(standing) => standing.map(Stands::from),
+        Err(_) => Err(format!("the broker did not answer within {STANDING_WAIT:?}")),
+    };
+    let (progress, tech) = (trigger.progress(), tech(held));
+    let counts = progress.counts();
+    View {
+        link: held.link.id.clone(),
+        component: held.link.component.clone(),
+        system: tech.map(Tech::as_str).unwrap_or_default().into(),
+        held: trigger.held() as u64,
+        in_flight: counts.in_flight.load(Relaxed),
+        attempts: counts.attempts.load(Relaxed),
+        outcomes: counts.outcomes(),
+        permit_wait: (&counts.permit_wait).into(),
+        in_queue: (&counts.in_queue).into(),
+        run: (&counts.run).into(),
+        paused_since_ms: progress.paused_since_ms(),
+        problem: progress.health().err().or_else(|| standing.as_ref().err().cloned()),
+        standing,
+    }
+}
+
+const fn tech(held: &HeldLink) -> Option<Tech> {
+    match held.direction {
+        Direction::Wakes { tech, .. } => Some(tech),
+        _ => None,
+    }
+}
+
+/// Those of the whole lattice.
+impl Triggers {
+    /// Asks one node, which may be this one.
+    async fn ask<T: DeserializeOwned>(&self, node: NodeId, question: &Question) -> Result<T, String> {
+        let answer = match node == self.me {
+            true => self.answer(question.clone()).await.into(),
+            false => self.dispatch.elsewhere().ask(node, question).await?,
+        };
+        let read: Result<Result<T, String>, _> = postcard::from_bytes(&answer);
+        read.map_err(|why| format!("node {node} answers in other words: {why}"))?
+    }
+
+    fn nodes(&self) -> Vec<NodeId> {
+        self.shares.state().nodes().keys().copied().collect()
+    }
+
+    /// How every trigger is, on each node that runs it, and the nodes that did not say.
+    pub(crate) async fn all(&self) -> (Vec<(NodeId, View)>, Vec<String>) {
+        let nodes = self.nodes();
+        let asked = nodes.iter().map(|node| self.ask::<Vec<View>>(*node, &Question::Views));
+        let (mut views, mut problems) = (Vec::new(), Vec::new());
+        for (node, answer) in nodes.iter().zip(futures::future::join_all(asked).await) {
+            match answer {
+                Ok(all) => views.extend(all.into_iter().map(|view| (*node, view))),
+                Err(why) => problems.push(why),
+            }
+        }
+        (views, problems)
+    }
+
+    /// Where the dead letters are of an app, or of one component: each link with the nodes to ask. A queue that every node
+    /// sees is asked about once, one of the node's own on each.
+    fn places(&self, app: &AppName, of: Option<&ComponentName>) -> Vec<(LinkId, Vec<NodeId>)> {
+        let mut places = BTreeMap::<LinkId, (Tech, Vec<NodeId>)>::new();
+        for node in self.nodes() {
+            for (id, held) in &self.shares.of(node).links {
+                let component = &held.link.component;
+                let asked = component.app == *app && of.is_none_or(|of| component.name == *of);
+                if let (true, Some(tech)) = (asked, tech(held)) {
+                    places.entry(id.clone()).or_insert_with(|| (tech, Vec::new())).1.push(node);
+                }
+            }
+        }
+        let asked = places.into_iter().map(|(link, (tech, mut nodes))| {
+            nodes.sort_by_key(|node| (*node != self.me, self.liveness.life(*node) != Life::Alive));
+            if tech != Tech::Embedded {
+                nodes.truncate(1);
+            }
+            (link, nodes)
+        });
+        asked.collect()
+    }
+
+    /// Up to [`LETTERS_MAX`] dead letters of an app or one component that `wanted` takes, oldest first in each queue.
+    pub(crate) async fn find(
+        &self,
+        (app, of): (&AppName, Option<&ComponentName>),
+        wanted: impl Fn(&Found) -> bool,
+    ) -> Result<Vec<Found>, String> {
+        let mut all = Vec::new();
+        for (link, nodes) in self.places(app, of) {
+            let several = nodes.len() > 1;
+            for node in nodes {
+                self.find_in(&link, (node, several), &wanted, &mut all).await?;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn find_in(
+        &self,
+        link: &LinkId,
+        (node, several): (NodeId, bool),
+        wanted: impl Fn(&Found) -> bool,
+        all: &mut Vec<Found>,
+    ) -> Result<(), String> {
+        let mut after = None;
+        loop {
+            let question = Question::Letters(link.clone(), after.take());
+            let page: Vec<DeadLetter> = self.ask(node, &question).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id.clone());
+            for letter in page {
+                let id = if several { format!("{}@{node}", letter.id) } else { letter.id.clone() };
+                let found = Found { letter, id };
+                // While an app is rolled out, two links may read the same queue for one component.
+                if wanted(&found) && !all.iter().any(|known| known.id == found.id) {
+                    all.push(found);
+                }
+                if all.len() >= LETTERS_MAX {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Decides on a dead letter of an app. Whether there is such a one: a second time there is not.
+    pub(crate) async fn decide(&self, app: &AppName, id: &str, fate: Fate) -> Result<bool, String> {
+        let (own, on) = match id.rsplit_once('@') {
+            Some((own, node)) => (own, node.parse::<NodeId>().ok()),
+            None => (id, None),
+        };
+        let mut problem = None;
+        for (link, nodes) in self.places(app, None) {
+            for node in nodes.into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
+                let question = Question::Decide(link.clone(), own.into(), fate);
+                match self.ask::<Option<DeadLetter>>(node, &question).await {
+                    Ok(Some(_)) => return Ok(true),
+                    Ok(None) => {}
+                    Err(why) => problem = Some(why),
+                }
+            }
+        }
+        problem.map_or(Ok(false), Err)
+    }
+
+    /// Has the triggers of a component go on that paused by themselves, wherever they are. How many that were.
+    pub(crate) async fn resume_all(&self, component: &ComponentKey) -> usize {
+        let (nodes, question) = (self.nodes(), Question::Resume(component.clone()));
+        let asked = nodes.iter().map(|node| self.ask::<usize>(*node, &question));
+        futures::future::join_all(asked).await.into_iter().flatten().sum()
+    }
+}

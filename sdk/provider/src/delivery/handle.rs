@@ -1,0 +1,310 @@
+//! One delivery: what is done with a message between its claim and its settlement.
+//!
+//! A message that was given out before may have an outbox in the ledger: its handler said ok, and a node died before all
+//! was sent. Then the rest is sent, and the handler is not run again. Else, where the link has `dedupe`, a mark says whether
+//! the same was handled before, or is being handled now; then it is run, what it published is stored, sent, and the mark is
+//! set. Only after all of that is the message settled.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::time::Instant;
+use trellis_wire::{CallError, Failure, Fault, Outcome};
+
+use super::breaker::Change;
+use super::engine::{Engine, PAUSE_MIN, Turn};
+use super::held::Taken;
+use super::ledger::{self, DONE, KEPT};
+use super::policy::{self, KILLS_MAX, Reason, Record, Settlement};
+use super::progress::lock;
+use super::queue::{Ledger, Queue, Trouble};
+use crate::{Delivered, Outgoing, Permit};
+
+/// How much longer than its timeout a run is waited for, since the node ends it by itself.
+const RUN_GRACE: Duration = Duration::from_secs(5);
+/// When a message is given out again whose twin is being handled, or whose outbox could not be sent.
+const SOON: Duration = Duration::from_secs(1);
+const SEND_AGAIN: Duration = Duration::from_secs(5);
+/// When a message is given out again that would have been given up while the link pauses.
+const PAUSED: Duration = Duration::from_secs(60);
+
+/// What the ledger knows of a message's twins.
+enum Mark {
+    /// Nothing is kept of it.
+    None,
+    /// This delivery handles it: the key of the mark.
+    Ours(String),
+    /// It was handled.
+    Done,
+    /// Another is being handled.
+    Theirs,
+}
+
+impl<Q: Queue> Engine<Q> {
+    /// Handles one message and says what is to become of it.
+    pub(super) async fn handle(&self, turn: Turn, taken: &Taken<Q::Claim>) -> Settlement {
+        let Turn { begun, permit } = turn;
+        let known = self.known(taken).await.unwrap_or_else(|why| {
+            self.progress.pause(why, PAUSE_MIN);
+            Known::Settled(Settlement::GiveBack { after: SOON })
+        });
+        let mark = match known {
+            Known::Mark(mark) => mark,
+            Known::Settled(settlement) => {
+                begun.unused();
+                return self.unless_paused(settlement);
+            }
+        };
+        let Delivered { outcome, sends, ran } = self.run_once(permit, taken).await;
+        drop(begun);
+        self.note_outcome(taken, &outcome);
+        let settlement = policy::settle(&self.policy, &taken.record, &outcome, rand::random());
+        self.count(taken, &settlement);
+        let settlement = match settlement {
+            Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
+            Settlement::DeadLetter { reason, fault, .. } => Settlement::DeadLetter { reason, fault, ran },
+            settlement => settlement,
+        };
+        self.marked(mark, &settlement).await;
+        self.unless_paused(settlement)
+    }
+
+    /// What the ledger knows of a message before it is run.
+    async fn known(&self, taken: &Taken<Q::Claim>) -> Result<Known, Trouble> {
+        let record = Record { kills: self.kills(taken).await?, ..taken.record };
+        if let Some(instead) = policy::begin(&self.policy, &record) {
+            return Ok(Known::Settled(instead));
+        }
+        if taken.place.again
+            && let Some(sends) = self.stored_outbox(taken).await?
+        {
+            return Ok(Known::Settled(self.send_all(sends).await));
+        }
+        Ok(match self.mark(taken).await? {
+            Mark::Done => Known::Settled(Settlement::Ack),
+            Mark::Theirs => Known::Settled(Settlement::GiveBack { after: SOON }),
+            mark => Known::Mark(mark),
+        })
+    }
+
+    /// How often a node died while it worked on a message. One that an ordered link only held in advance was not worked on
+    /// then: from its first kill on the ledger counts how often it was begun, and no more kills count than that allows.
+    async fn kills(&self, taken: &Taken<Q::Claim>) -> Result<u32, Trouble> {
+        let kills = taken.record.kills;
+        let (Some(ledger), Some(_)) = (self.queue.ledger(), &self.policy.order_by) else { return Ok(kills) };
+        if kills == 0 {
+            return Ok(0);
+        }
+        let key = ledger::begun_key(&taken.place);
+        let held = ledger.read(&key).await?;
+        let begun = held.as_deref().map_or(0, ledger::count);
+        // At its first kill nobody counted yet.
+        let kills = kills.min(begun.saturating_add(1));
+        if kills < KILLS_MAX {
+            ledger.swap(&key, held.as_deref(), Some(&begun.saturating_add(1).to_be_bytes()), KEPT).await?;
+        }
+        Ok(kills)
+    }
+
+    async fn run_once(&self, permit: Permit, taken: &Taken<Q::Claim>) -> Delivered {
+        let (counts, timeout) = (self.progress.counts(), self.policy.timeout);
+        if taken.record.attempt == 1 && taken.message.published_ms.is_some() {
+            counts.in_queue.record(taken.record.age);
+        }
+        counts.attempts.fetch_add(1, Ordering::Relaxed);
+        counts.in_flight.fetch_add(1, Ordering::Relaxed);
+        let began = Instant::now();
+        let run = permit.deliver(taken.message.clone(), timeout);
+        let delivered = match tokio::time::timeout(timeout.saturating_add(RUN_GRACE), run).await {
+            Ok(delivered) => delivered,
+            Err(_) => {
+                let limit_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                Outcome::Err(Fault::Deadline { limit_ms }.into()).into()
+            }
+        };
+        counts.run.record(began.elapsed());
+        counts.in_flight.fetch_sub(1, Ordering::Relaxed);
+        delivered
+    }
+
+    /// Says what did not end well, and lets the node recover from a shortage.
+    fn note_outcome(&self, taken: &Taken<Q::Claim>, outcome: &Outcome) {
+        let (link, subject, attempt) = (&self.link, &taken.message.subject, taken.record.attempt);
+        match outcome {
+            Ok(_) => {}
+            Err(Failure::Fault(why)) => tracing::warn!(%link, subject, attempt, "{why}"),
+            Err(Failure::Error(why)) => {
+                tracing::debug!(%link, subject, "a message was not run: {why}");
+                self.progress.pause(why.to_string(), PAUSE_MIN);
+            }
+        }
+    }
+
+    /// Has the breaker count how a run ended.
+    fn count(&self, taken: &Taken<Q::Claim>, settlement: &Settlement) {
+        let failed = match settlement {
+            Settlement::GiveBack { .. } => return,
+            Settlement::Ack | Settlement::Drop { .. } => false,
+            Settlement::Retry { .. } | Settlement::DeadLetter { .. } => true,
+        };
+        let now_ms = self.progress.now_ms();
+        let changed = lock(&self.progress.breaker).ran(taken.record.attempt, failed, now_ms);
+        match changed {
+            Some(Change::Opened(failures)) => tracing::warn!(
+                link = %self.link, failures,
+                "the trigger pauses by itself: most of the last messages failed on their first attempt; none is given up, \
+                 and one is tried each minute"
+            ),
+            Some(Change::Closed) => {
+                tracing::info!(link = %self.link, "the trigger goes on: a message was handled well")
+            }
+            None => {}
+        }
+    }
+
+    /// While the link pauses nothing is given up.
+    fn unless_paused(&self, settlement: Settlement) -> Settlement {
+        match settlement {
+            Settlement::DeadLetter { .. } if self.progress.paused_since_ms().is_some() => {
+                Settlement::GiveBack { after: PAUSED }
+            }
+            settlement => settlement,
+        }
+    }
+}
+
+/// What is known of a message before it is run.
+enum Known {
+    /// It is to be run.
+    Mark(Mark),
+    /// It is not.
+    Settled(Settlement),
+}
+
+/// The outbox.
+impl<Q: Queue> Engine<Q> {
+    /// Stores what a handler published, so that it cannot be forgotten any more, then sends it.
+    async fn publish(&self, taken: &Taken<Q::Claim>, sends: Vec<Outgoing>) -> Settlement {
+        if let Some(ledger) = self.queue.ledger() {
+            let what = "what a handler published cannot be stored";
+            let stored = self.persist(what, || store_outbox(ledger, taken, &sends).boxed());
+            if stored.await.is_none() {
+                // Nothing was sent: its handler is run again.
+                return Settlement::GiveBack { after: SEND_AGAIN };
+            }
+        }
+        self.send_all(sends).await
+    }
+
+    /// Sends in order, until one cannot be sent: that decides what becomes of the message.
+    async fn send_all(&self, sends: Vec<Outgoing>) -> Settlement {
+        let all = sends.len();
+        for (sent, outgoing) in sends.into_iter().enumerate() {
+            let subject = outgoing.message.subject.clone();
+            let Err(why) = self.permits.send(outgoing).await else { continue };
+            let reason = format!("what it published on `{subject}` could not be sent ({sent} of {all} were): {why}");
+            return match why {
+                CallError::Unavailable(_) | CallError::TimedOut(_) => {
+                    self.progress.pause(reason, PAUSE_MIN);
+                    Settlement::GiveBack { after: SEND_AGAIN }
+                }
+                _ => {
+                    let (reason, ran) = (Reason::Refused(reason), Default::default());
+                    Settlement::DeadLetter { reason, fault: None, ran }
+                }
+            };
+        }
+        Settlement::Ack
+    }
+
+    async fn stored_outbox(&self, taken: &Taken<Q::Claim>) -> Result<Option<Vec<Outgoing>>, Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(None) };
+        let Some(first) = ledger.read(&ledger::outbox_key(&taken.place, 0)).await? else { return Ok(None) };
+        let Some(count) = ledger::parts_of(&first) else { return Ok(None) };
+        let mut parts = vec![first];
+        for part in 1..count {
+            let Some(next) = ledger.read(&ledger::outbox_key(&taken.place, part)).await? else { return Ok(None) };
+            parts.push(next);
+        }
+        Ok(ledger::outbox(&parts))
+    }
+
+    /// The message is off: what was stored of its outbox is of no use any more. What stays goes by itself.
+    pub(super) async fn forget_outbox(&self, taken: &Taken<Q::Claim>) {
+        if !taken.has_outbox() {
+            return;
+        }
+        let Some(ledger) = self.queue.ledger() else { return };
+        for part in 0.. {
+            let key = ledger::outbox_key(&taken.place, part);
+            let removed = async {
+                match ledger.read(&key).await? {
+                    Some(stored) => ledger.swap(&key, Some(&stored), None, KEPT).await,
+                    None => Ok(false),
+                }
+            };
+            if !matches!(removed.await, Ok(true)) {
+                return;
+            }
+        }
+    }
+}
+
+/// The first part goes last: with it the outbox counts.
+async fn store_outbox<C>(ledger: &dyn Ledger, taken: &Taken<C>, sends: &[Outgoing]) -> Result<(), Trouble> {
+    taken.expect_outbox();
+    for (part, bytes) in ledger::outbox_parts(sends).iter().enumerate().rev() {
+        let key = ledger::outbox_key(&taken.place, part);
+        let before = ledger.read(&key).await?;
+        if before.as_deref() != Some(bytes) && !ledger.swap(&key, before.as_deref(), Some(bytes), KEPT).await? {
+            return Err("another delivery of the message is at it".into());
+        }
+    }
+    Ok(())
+}
+
+/// Marks.
+impl<Q: Queue> Engine<Q> {
+    /// Marks a message as being handled, unless it was or is.
+    async fn mark(&self, taken: &Taken<Q::Claim>) -> Result<Mark, Trouble> {
+        let (Some(dedupe), Some(ledger)) = (&self.policy.dedupe, self.queue.ledger()) else { return Ok(Mark::None) };
+        let Some(key) = ledger::mark_key(dedupe, &taken.message, &taken.place) else { return Ok(Mark::None) };
+        let ours = ledger::running(&taken.place);
+        // As long as a run may take: where a node dies, a twin waits for so long.
+        let keep = self.policy.timeout + RUN_GRACE + super::queue::CLAIM;
+        if ledger.swap(&key, None, Some(&ours), keep).await? {
+            return Ok(Mark::Ours(key));
+        }
+        match ledger.read(&key).await? {
+            Some(held) if *held == *ours => {
+                ledger.swap(&key, Some(&ours), Some(&ours), keep).await?;
+                Ok(Mark::Ours(key))
+            }
+            Some(held) if *held == *DONE => Ok(Mark::Done),
+            // It ended between the two looks, or is another's.
+            _ => Ok(Mark::Theirs),
+        }
+    }
+
+    /// The run is over: the mark stays for the window, or goes.
+    async fn marked(&self, mark: Mark, settlement: &Settlement) {
+        let (Mark::Ours(key), Some(dedupe), Some(ledger)) = (mark, &self.policy.dedupe, self.queue.ledger()) else {
+            return;
+        };
+        let new = (*settlement == Settlement::Ack).then_some(DONE);
+        let what = "that a message was handled cannot be marked";
+        let written = self.persist(what, || write_mark(ledger, &key, new, dedupe.window).boxed());
+        if written.await.is_none() {
+            tracing::warn!(link = %self.link, "a twin of a message that was handled may be handled as well");
+        }
+    }
+}
+
+async fn write_mark(ledger: &dyn Ledger, key: &str, new: Option<&[u8]>, keep: Duration) -> Result<(), Trouble> {
+    let held = ledger.read(key).await?;
+    match held.as_deref() == new || ledger.swap(key, held.as_deref(), new, keep).await? {
+        true => Ok(()),
+        false => Err("someone else is at the mark".into()),
+    }
+}

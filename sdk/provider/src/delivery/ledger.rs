@@ -1,0 +1,150 @@
+//! What the engine keeps in a ledger, and under which keys:
+//!
+//! | key | value | for how long |
+//! | --- | --- | --- |
+//! | `outbox/<message>/<n>` | a part of what its handler published, until that is sent | 14 days |
+//! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
+//! | `begun/<message>` | how often a message was begun that an ordered link held when a node died | 14 days |
+//! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
+//!
+//! Pure: how they are written and read.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use trellis_wire::{Dedupe, DedupeKey, Message, OrderBy};
+
+use super::queue::{LEDGER_VALUE_BYTES_MAX, Place};
+use crate::Outgoing;
+
+/// How long what must not be forgotten is kept: 14 days.
+pub(super) const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// What a mark holds once its message is handled.
+pub(super) const DONE: &[u8] = b"done";
+/// Below it are the keys that are parked.
+pub(super) const PARKED: &str = "parked/";
+/// The count of parts at the beginning of the first, big-endian.
+const COUNT_BYTES: usize = 4;
+/// Parts of one outbox: the largest that a run may have takes 32 MiB.
+const PARTS_MAX: usize = 256;
+
+/// An outbox in parts that a ledger takes. The first says how many there are, and is written last.
+pub(super) fn outbox_parts(sends: &[Outgoing]) -> Vec<Bytes> {
+    let all = postcard::to_stdvec(sends).expect("plain data can be written");
+    let all = Bytes::from(all);
+    let first = all.len().min(LEDGER_VALUE_BYTES_MAX - COUNT_BYTES);
+    let rest: Vec<_> = all[first..].chunks(LEDGER_VALUE_BYTES_MAX).map(Bytes::copy_from_slice).collect();
+    let count = u32::try_from(rest.len() + 1).unwrap_or(u32::MAX);
+    let mut parts = vec![Bytes::from([&count.to_be_bytes(), &all[..first]].concat())];
+    parts.extend(rest);
+    parts
+}
+
+/// How many parts an outbox has, by its first.
+pub(super) fn parts_of(first: &[u8]) -> Option<usize> {
+    let (count, _) = first.split_first_chunk::<COUNT_BYTES>()?;
+    usize::try_from(u32::from_be_bytes(*count)).ok().filter(|count| (1..=PARTS_MAX).contains(count))
+}
+
+/// The outbox that these parts are of.
+pub(super) fn outbox(parts: &[Bytes]) -> Option<Vec<Outgoing>> {
+    let first = parts.first()?.get(COUNT_BYTES..)?;
+    let all: Vec<u8> = first.iter().chain(parts[1..].iter().flatten()).copied().collect();
+    postcard::from_bytes(&all).ok()
+}
+
+/// The key of a part.
+pub(super) fn outbox_key(place: &Place, part: usize) -> String {
+    format!("outbox/{}/{part}", place.key)
+}
+
+/// The mark of a message, if it has what makes it the same as another.
+pub(super) fn mark_key(dedupe: &Dedupe, message: &Message, place: &Place) -> Option<String> {
+    let same = match &dedupe.key {
+        DedupeKey::Id => place.name.as_deref().unwrap_or(&message.id),
+        DedupeKey::Header(name) => header(message, name)?,
+    };
+    Some(format!("done/{}", hash(same)))
+}
+
+/// What a mark holds while this message is handled. It is the same at every delivery: after a node died, a message does
+/// not wait for itself.
+pub(super) fn running(place: &Place) -> Vec<u8> {
+    format!("run:{}", place.key).into_bytes()
+}
+
+/// Where it is counted how often a message was begun.
+pub(super) fn begun_key(place: &Place) -> String {
+    format!("begun/{}", place.key)
+}
+
+/// A count as it is kept, big-endian.
+pub(super) fn count(kept: &[u8]) -> u32 {
+    kept.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// What keeps the order of a message. Without the header it shares one key with all that have none.
+pub(super) fn order_key(order: &OrderBy, message: &Message) -> String {
+    match order {
+        OrderBy::Subject => message.subject.clone(),
+        OrderBy::Header(name) => header(message, name).unwrap_or_default().to_owned(),
+    }
+}
+
+/// Where it is kept that a key is parked.
+pub(super) fn parked_key(key: &str) -> String {
+    format!("{PARKED}{}", hash(key))
+}
+
+fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
+    let found = message.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    found.map(|(_, value)| value.as_str())
+}
+
+/// Anything as what a key may hold.
+fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("writing to a String cannot fail");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outgoing(bytes: usize) -> Outgoing {
+        let (component, link) = ("shop/mail".parse().unwrap(), "default".parse().unwrap());
+        let link = trellis_wire::LinkId::new(&component, &component, &link, "trellis", "messaging", &[]);
+        Outgoing { link, message: Message { body: vec![7; bytes].into(), ..Message::default() } }
+    }
+
+    #[test]
+    fn an_outbox_of_any_size_reads_back() {
+        for sizes in [&[][..], &[1], &[10, 20], &[LEDGER_VALUE_BYTES_MAX * 3], &[1 << 20; 20]] {
+            let sends: Vec<_> = sizes.iter().map(|bytes| outgoing(*bytes)).collect();
+            let parts = outbox_parts(&sends);
+            assert!(parts.iter().all(|part| part.len() <= LEDGER_VALUE_BYTES_MAX));
+            assert_eq!(parts_of(&parts[0]), Some(parts.len()));
+            assert_eq!(outbox(&parts), Some(sends));
+        }
+        assert_eq!((parts_of(b"x"), parts_of(&[0; 4]), outbox(&[])), (None, None, None));
+    }
+
+    #[test]
+    fn two_messages_are_the_same_by_their_publishers_name_or_by_a_header() {
+        let by = |key, id: &str, name: Option<&str>, header: Option<&str>| {
+            let headers = header.map(|value| ("X-Order".to_owned(), value.to_owned())).into_iter().collect();
+            let place = Place { name: name.map(str::to_owned), ..Place::default() };
+            let message = Message { id: id.into(), headers, ..Message::default() };
+            mark_key(&Dedupe { key, window: KEPT }, &message, &place)
+        };
+        let order = || DedupeKey::Header("x-order".into());
+        assert_eq!(by(DedupeKey::Id, "1", Some("a"), None), by(DedupeKey::Id, "2", Some("a"), None));
+        assert_ne!(by(DedupeKey::Id, "1", None, None), by(DedupeKey::Id, "2", None, None));
+        assert_eq!(by(order(), "1", None, Some("7")), by(order(), "2", None, Some("7")));
+        assert_eq!(by(order(), "1", None, None), None, "what names nothing is the same as nothing");
+    }
+}

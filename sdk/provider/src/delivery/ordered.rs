@@ -1,0 +1,375 @@
+//! The loop of a link that keeps an order. One node of the lattice pulls, by lease, and holds some messages in advance, so
+//! that different keys run beside each other while each key's run one after the other, wherever there are permits.
+//!
+//! A message stays claimed from its first attempt to its end: between attempts nothing of its key can overtake it, and
+//! when this node dies everything it held comes back together. So a new holder first waits until the claims of the one
+//! before have ended, then takes all that was out, and puts it in order before it runs anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use trellis_wire::{Error, OnDeadLetter};
+
+use super::engine::{Engine, PAUSE_MAX, PAUSE_MIN, Turn};
+use super::held::Taken;
+use super::lanes::{BACK_MAX, End, LOOK_AHEAD, Lanes};
+use super::ledger::{self, KEPT, PARKED};
+use super::policy::Settlement;
+use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
+
+/// How long after another's claims ended the first message is pulled: brokers are not punctual.
+const CLAIMS_OVER: Duration = Duration::from_secs(2);
+/// How long what has no room is given back for. No longer than a claim: a new holder waits for that.
+const BACK: Duration = Duration::from_secs(8);
+/// Messages that a new holder takes over before it begins, and empty pulls after which there are no more.
+const OUT_MAX: u64 = (LOOK_AHEAD + BACK_MAX) as u64;
+const EMPTY_PULLS: u32 = 5;
+/// Messages that are given back at one time when a link ends.
+const GIVING_BACK_MAX: usize = 32;
+/// How often it is looked whether someone decided on a parked key.
+const DECIDED_EVERY: Duration = Duration::from_secs(2);
+
+/// A key, and what came of its message.
+type Ended = (String, End);
+
+/// What wakes the loop.
+enum Woken {
+    /// The link ends, or the lease is lost.
+    Over,
+    /// A message has ended.
+    Ended(Ended),
+    /// About so many may be pulled, or the broker is gone.
+    Ready(Result<usize, Trouble>),
+    /// It is time to look whether someone decided on what is parked.
+    Look,
+}
+
+/// One term of a holder: from the lease's beginning to its end.
+struct Term<Q: Queue> {
+    engine: Arc<Engine<Q>>,
+    lanes: Lanes<Taken<Q::Claim>>,
+    runs: JoinSet<()>,
+    ended: mpsc::Sender<Ended>,
+    /// The link ends: what runs is finished, what waits is given back.
+    stop: CancellationToken,
+    /// The link ends, or the lease is lost.
+    over: CancellationToken,
+}
+
+impl<Q: Queue> Engine<Q> {
+    pub(super) async fn pull_in_order(self: &Arc<Self>, stop: &CancellationToken) {
+        let mut lease = self.permits.lease();
+        while !stop.is_cancelled() {
+            let token = match &mut lease {
+                None => None,
+                Some(lease) => tokio::select! {
+                    () = stop.cancelled() => return,
+                    token = lease.held() => Some(token),
+                },
+            };
+            if lease.as_ref().is_some_and(|lease| lease.token() != token) {
+                // It went, perhaps for good, while it was taken.
+                tokio::select! { () = stop.cancelled() => return, () = sleep(PAUSE_MIN) => continue }
+            }
+            let (ended, ends) = mpsc::channel(LOOK_AHEAD);
+            let over = stop.child_token();
+            let (lanes, runs) = (Lanes::default(), JoinSet::new());
+            let term = Term { engine: self.clone(), lanes, runs, ended, stop: stop.clone(), over: over.clone() };
+            let lost = async {
+                if let (Some(lease), Some(token)) = (&mut lease, token) {
+                    lease.lost(token).await;
+                    over.cancel();
+                }
+                // The term ends by that, or by the link's end.
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = term.serve(ends) => {}
+                () = lost => unreachable!("it has no end"),
+            }
+        }
+    }
+
+    /// A key that was parked is open again.
+    pub(super) async fn open_key(&self, key: &str) -> Result<(), Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(()) };
+        let parked = ledger::parked_key(key);
+        match ledger.read(&parked).await? {
+            Some(held) => ledger.swap(&parked, Some(&held), None, KEPT).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    async fn park_key(&self, key: &str) {
+        let parked = ledger::parked_key(key);
+        let Some(ledger) = self.queue.ledger() else { return };
+        let what = "that a key is parked cannot be kept";
+        // Where it is there already, it is parked.
+        self.persist(what, || ledger.swap(&parked, None, Some(key.as_bytes()), KEPT)).await;
+    }
+
+    /// Every key that is parked.
+    async fn parked_keys(&self) -> Result<Vec<String>, Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(Vec::new()) };
+        let mut keys = Vec::new();
+        for parked in ledger.keys(PARKED).await? {
+            let key = ledger.read(&parked).await?;
+            keys.extend(key.map(|key| String::from_utf8_lossy(&key).into_owned()));
+        }
+        Ok(keys)
+    }
+
+    /// Works on one message until it is off, dead, or given back because the link ends.
+    async fn see_through(self: Arc<Self>, mut taken: Taken<Q::Claim>, key: String, stop: CancellationToken) -> End {
+        loop {
+            let settlement = tokio::select! {
+                biased;
+                () = stop.cancelled() => Settlement::GiveBack { after: Duration::ZERO },
+                turn = self.turn_in_order() => match turn {
+                    Ok(turn) => self.handle(turn, &taken).await,
+                    Err(Error::ShuttingDown) => Settlement::GiveBack { after: Duration::ZERO },
+                    Err(why) => {
+                        self.progress.set(Some(why.to_string()));
+                        Settlement::GiveBack { after: PAUSE_MAX }
+                    }
+                },
+            };
+            let wait = match &settlement {
+                Settlement::Retry { after, fault } => {
+                    self.progress.counts().settled(&settlement);
+                    let noted = || self.queue.note(&taken.claim, fault.as_deref());
+                    self.persist("an attempt cannot be counted", noted).await;
+                    taken.tried(fault.is_some(), *after);
+                    *after
+                }
+                Settlement::GiveBack { after } if !stop.is_cancelled() => (*after).max(PAUSE_MIN),
+                _ => break self.end_of(&taken, &key, settlement).await,
+            };
+            tokio::select! { () = sleep(wait) => {}, () = stop.cancelled() => {} }
+        }
+    }
+
+    /// When what is given back for so long comes again, by this engine's clock.
+    fn due_ms(&self, after: Duration) -> u64 {
+        self.progress.now_ms().saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// A turn, once the link does not pause.
+    async fn turn_in_order(&self) -> Result<Turn, Error> {
+        self.leave(1).await;
+        self.turn().await
+    }
+
+    /// Settles a message that is not tried again here.
+    async fn end_of(&self, taken: &Taken<Q::Claim>, key: &str, settlement: Settlement) -> End {
+        let dead = matches!(settlement, Settlement::DeadLetter { .. });
+        let parks = dead && self.policy.on_dead_letter == OnDeadLetter::Park;
+        if parks {
+            // Before the letter is there for someone to decide on.
+            self.park_key(key).await;
+        }
+        let settled = self.settle(taken, &settlement).await;
+        match settlement {
+            _ if !settled => End::Back { due_ms: self.due_ms(CLAIM) },
+            Settlement::GiveBack { after } => End::Back { due_ms: self.due_ms(after) },
+            Settlement::DeadLetter { .. } if parks => End::Park,
+            Settlement::DeadLetter { .. } => End::Continue,
+            Settlement::Ack | Settlement::Drop { .. } | Settlement::Retry { .. } => End::Off,
+        }
+    }
+}
+
+impl<Q: Queue> Term<Q> {
+    async fn serve(mut self, mut ends: mpsc::Receiver<Ended>) {
+        let mut pause = PAUSE_MIN;
+        while let Err(why) = self.take_over().await {
+            self.engine.progress.set(Some(why));
+            tokio::select! { () = self.over.cancelled() => break, () = sleep(pause) => {} }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        let mut look_at = Instant::now() + DECIDED_EVERY;
+        loop {
+            self.begin_what_may();
+            let woken = tokio::select! {
+                biased;
+                () = self.over.cancelled() => Woken::Over,
+                Some(ended) = ends.recv() => Woken::Ended(ended),
+                () = sleep_until(look_at) => Woken::Look,
+                ready = self.ready() => Woken::Ready(ready),
+            };
+            match woken {
+                Woken::Over => break,
+                Woken::Ended((key, end)) => self.ended(&key, end).await,
+                Woken::Ready(Ok(count)) => self.pull(count).await,
+                Woken::Ready(Err(why)) => self.trouble(why).await,
+                Woken::Look => {
+                    look_at = Instant::now() + DECIDED_EVERY;
+                    self.look().await;
+                }
+            }
+        }
+        self.end().await;
+    }
+
+    /// Takes what was out when this term began, and puts it in order. Nothing of it is run before.
+    async fn take_over(&mut self) -> Result<(), Trouble> {
+        let engine = self.engine.clone();
+        let out = engine.queue.standing().await?.claimed;
+        if out > 0 {
+            engine.progress.set(Some(format!("{out} messages are out with others: their claims are waited for")));
+            tokio::select! { () = sleep(CLAIM + CLAIMS_OVER) => {}, () = self.over.cancelled() => return Ok(()) }
+        }
+        for key in engine.parked_keys().await? {
+            self.lanes.park(&key, true);
+        }
+        let (mut claimed, mut empty) = (Vec::new(), 0);
+        while (claimed.len() as u64) < out.min(OUT_MAX) && empty < EMPTY_PULLS && !self.over.is_cancelled() {
+            let pulled = engine.queue.pull(PULL_MAX).await?;
+            empty = if pulled.is_empty() { empty + 1 } else { 0 };
+            claimed.extend(pulled.into_iter().map(|claimed| engine.held.take(claimed)));
+            if empty > 0 {
+                sleep(PAUSE_MIN).await;
+            }
+        }
+        engine.progress.set(None);
+        claimed.sort_by_key(|taken| taken.place.position);
+        for taken in claimed {
+            self.offer(taken).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for something to pull while there is room and leave for it.
+    async fn ready(&self) -> Result<usize, Trouble> {
+        let room = self.lanes.room();
+        if room == 0 {
+            return std::future::pending().await;
+        }
+        let most = match self.engine.progress.paused_since_ms() {
+            None => room.min(PULL_MAX),
+            // One to try: nothing is pulled in advance of that.
+            Some(_) if self.lanes.held() == 0 => 1,
+            Some(_) => return std::future::pending().await,
+        };
+        Ok(self.engine.queue.ready().await?.clamp(1, most))
+    }
+
+    async fn pull(&mut self, count: usize) {
+        match self.engine.queue.pull(count).await {
+            Ok(pulled) => {
+                self.tell();
+                if pulled.len() < count {
+                    let gone = self.lanes.ran_dry(self.engine.progress.now_ms());
+                    if gone > 0 {
+                        tracing::warn!(link = %self.engine.link, gone, "messages that were given back are gone from the queue");
+                    }
+                }
+                let mut taken: Vec<_> = pulled.into_iter().map(|claimed| self.engine.held.take(claimed)).collect();
+                taken.sort_by_key(|taken| taken.place.position);
+                for taken in taken {
+                    self.offer(taken).await;
+                }
+            }
+            Err(why) => self.trouble(why).await,
+        }
+    }
+
+    /// Holds a message, or gives it back where there is no room for it.
+    async fn offer(&mut self, taken: Taken<Q::Claim>) {
+        let Some(order) = &self.engine.policy.order_by else { return };
+        let (key, replay) = (ledger::order_key(order, &taken.message), taken.place.replay_of.is_some());
+        let position = taken.place.position.unwrap_or_default();
+        let due_ms = self.engine.due_ms(BACK);
+        if let Some(taken) = self.lanes.offer(&key, position, replay, taken, due_ms) {
+            self.engine.settle(&taken, &Settlement::GiveBack { after: BACK }).await;
+        }
+    }
+
+    fn begin_what_may(&mut self) {
+        while let Some((key, taken)) = self.lanes.next() {
+            let (engine, ended, over) = (self.engine.clone(), self.ended.clone(), self.over.clone());
+            self.runs.spawn(async move {
+                let end = engine.see_through(taken, key.clone(), over).await;
+                // Whoever listens ends only with the term.
+                let _ = ended.send((key, end)).await;
+            });
+        }
+    }
+
+    async fn ended(&mut self, key: &str, end: End) {
+        match self.lanes.ended(key, end) {
+            Some(true) => {
+                for taken in self.lanes.hand_back(key, self.engine.due_ms(BACK)) {
+                    self.engine.settle(&taken, &Settlement::GiveBack { after: BACK }).await;
+                }
+            }
+            Some(false) => self.open(key).await,
+            None => {}
+        }
+        while self.runs.try_join_next().is_some() {}
+        self.tell();
+    }
+
+    /// What parked the key was replayed and is handled.
+    async fn open(&self, key: &str) {
+        let what = "that a key is open again cannot be kept";
+        let opened = self.engine.persist(what, || self.engine.open_key(key).boxed());
+        if opened.await.is_none() {
+            tracing::warn!(link = %self.engine.link, key, "the key will be parked again by the next holder");
+        }
+    }
+
+    /// Whether someone decided on a parked key.
+    async fn look(&mut self) {
+        if self.lanes.parked().is_empty() {
+            return;
+        }
+        match self.engine.parked_keys().await {
+            Ok(still) => {
+                for key in self.lanes.parked().into_iter().filter(|key| !still.contains(key)) {
+                    self.lanes.park(&key, false);
+                }
+            }
+            Err(why) => self.engine.progress.set(Some(why)),
+        }
+    }
+
+    /// Says what is parked, or that all is well.
+    fn tell(&self) {
+        let parked = self.lanes.parked().len();
+        let full = if self.lanes.room() == 0 { "; nothing more can be held until someone decides" } else { "" };
+        let told = (parked > 0).then(|| {
+            format!(
+                "{parked} keys are parked behind a dead letter: `trellis dead-letters list`, then replay or drop{full}"
+            )
+        });
+        self.engine.progress.set(told);
+    }
+
+    async fn trouble(&self, why: Trouble) {
+        self.engine.progress.set(Some(why));
+        tokio::select! { () = sleep(PAUSE_MIN) => {}, () = self.over.cancelled() => {} }
+    }
+
+    /// Where the link ends, what runs is finished and the rest given back. Where the lease is lost another may hold it
+    /// soon: what runs is aborted, and claims are left to end.
+    async fn end(mut self) {
+        if !self.stop.is_cancelled() {
+            tracing::warn!(link = %self.engine.link, "the lease of an ordered link is lost; what ran is broken off");
+            self.runs.shutdown().await;
+            return;
+        }
+        let (waiting, engine) = (self.lanes.take_all(), &self.engine);
+        let given_back = futures::stream::iter(waiting).for_each_concurrent(GIVING_BACK_MAX, |taken| async move {
+            engine.settle(&taken, &Settlement::GiveBack { after: Duration::ZERO }).await;
+        });
+        given_back.await;
+        drop(self.ended);
+        while self.runs.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,125 @@
+//! What others may see of an engine: whether it is well, and what it did.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::breaker::Breaker;
+use super::policy::Settlement;
+use super::queue::Trouble;
+use crate::Histogram;
+
+/// How an engine is, and what it did since it began.
+#[derive(Debug)]
+pub struct Progress {
+    began: Instant,
+    trouble: Mutex<Option<Trouble>>,
+    paused_until: Mutex<Option<Instant>>,
+    pub(super) breaker: Mutex<Breaker>,
+    counts: Counts,
+}
+
+/// What an engine did, in plain atomics.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Deliveries that ended in each of [`OUTCOMES`].
+    outcomes: [AtomicU64; OUTCOMES.len()],
+    /// Deliveries that were begun: attempts.
+    pub attempts: AtomicU64,
+    /// Messages in handlers now.
+    pub in_flight: AtomicU64,
+    /// How long messages that were there waited for a permit.
+    pub permit_wait: Histogram,
+    /// From a message's publication to its first attempt, where the broker knows.
+    pub in_queue: Histogram,
+    /// From the permit to the outcome.
+    pub run: Histogram,
+}
+
+/// How a delivery may end.
+pub const OUTCOMES: [&str; 5] = ["ack", "retry", "dead-letter", "drop", "give-back"];
+
+impl Counts {
+    /// How many ended in each of [`OUTCOMES`].
+    pub fn outcomes(&self) -> [u64; OUTCOMES.len()] {
+        self.outcomes.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn settled(&self, settlement: &Settlement) {
+        let outcome = match settlement {
+            Settlement::Ack => 0,
+            Settlement::Retry { .. } => 1,
+            Settlement::DeadLetter { .. } => 2,
+            Settlement::Drop { .. } => 3,
+            Settlement::GiveBack { .. } => 4,
+        };
+        self.outcomes[outcome].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let (trouble, paused_until) = Default::default();
+        Self { began: Instant::now(), trouble, paused_until, breaker: Mutex::default(), counts: Counts::default() }
+    }
+}
+
+impl Progress {
+    /// Milliseconds since the engine was made: no clock that someone sets moves it.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What is not well.
+    ///
+    /// # Errors
+    /// For people.
+    pub fn health(&self) -> Result<(), String> {
+        if let Some(since_ms) = lock(&self.breaker).open_since_ms() {
+            let seconds = self.now_ms().saturating_sub(since_ms) / 1_000;
+            return Err(format!(
+                "it paused by itself {seconds} s ago: most messages failed on their first attempt; one is \
+                 tried each minute, and `trellis resume` begins anew"
+            ));
+        }
+        lock(&self.trouble).clone().map_or(Ok(()), Err)
+    }
+
+    /// What it did.
+    pub const fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Since when it pauses by itself, in milliseconds since 1970.
+    pub fn paused_since_ms(&self) -> Option<u64> {
+        let since_ms = lock(&self.breaker).open_since_ms()?;
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        Some(wall_ms.saturating_sub(self.now_ms().saturating_sub(since_ms)))
+    }
+
+    /// Goes on, because a person says so. Whether it had paused by itself.
+    pub fn resume(&self) -> bool {
+        lock(&self.breaker).close()
+    }
+
+    pub(super) fn set(&self, trouble: Option<Trouble>) {
+        *lock(&self.trouble) = trouble;
+    }
+
+    pub(super) fn pause(&self, why: Trouble, for_: Duration) {
+        self.set(Some(why));
+        *lock(&self.paused_until) = Some(Instant::now() + for_);
+    }
+
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        *lock(&self.paused_until)
+    }
+}
+
+/// Nothing panics while it holds one of these but what leaves it as it was.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,65 @@
+//! A trigger as the node and people see it: the engine of one link, whatever its broker.
+
+use async_trait::async_trait;
+
+use super::engine::Engine;
+use super::ledger;
+use super::letter::{DeadLetter, Fate};
+use super::progress::Progress;
+use super::queue::{Queue, Standing, Trouble};
+
+/// The engine of one link.
+#[async_trait]
+pub trait Trigger: Send + Sync {
+    /// How it goes.
+    fn progress(&self) -> &Progress;
+
+    /// Messages that this node holds.
+    fn held(&self) -> usize;
+
+    /// How the queue stands.
+    ///
+    /// # Errors
+    /// The broker is not there.
+    async fn standing(&self) -> Result<Standing, Trouble>;
+
+    /// Up to `max` dead letters of the component after the one of this id, or from the oldest on.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble>;
+
+    /// Replays or drops a dead letter, and returns it; `None`: there is none of that id. A key that it parked is open again
+    /// once it is dropped, or replayed well.
+    ///
+    /// # Errors
+    /// It is not done wholly; the same again makes it whole.
+    async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble>;
+}
+
+#[async_trait]
+impl<Q: Queue> Trigger for Engine<Q> {
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    async fn standing(&self) -> Result<Standing, Trouble> {
+        self.queue.standing().await
+    }
+
+    async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
+        self.queue.letters(after, max).await
+    }
+
+    async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
+        let decided = self.queue.decide(id, fate).await?;
+        if let (Some(letter), Some(order), Fate::Drop) = (&decided, &self.policy.order_by, fate) {
+            self.open_key(&ledger::order_key(order, &letter.message)).await?;
+        }
+        Ok(decided)
+    }
+}
