@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # Outside the checkout, so that every working copy shares one.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/trellis/target
 
-.PHONY: help setup demo test guests lint fmt bench
+.PHONY: help setup demo test torture guests lint fmt bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: ## Start a node, deploy examples/orders and use it (DEMO_NATS=1: on NATS; 
 
 test: ## Everything that CI checks: format, lints, guests, all tests
 	@deploy/test.sh
+
+torture: ## 20,000 messages per broker while nodes and brokers are killed (TRELLIS_TORTURE=N: N messages)
+	@TRELLIS_TORTURE=$${TRELLIS_TORTURE:-20000} cargo nextest run --profile torture -p trellis-cli torture
 
 guests: ## Build the guests under examples/
 	@deploy/setup/setup.sh rust js python

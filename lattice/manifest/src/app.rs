@@ -194,11 +194,13 @@ pub enum Tech {
     Embedded,
     /// Redis: queues on streams, and keys.
     Redis,
+    /// RabbitMQ: queues.
+    Rabbitmq,
 }
 
 impl Tech {
     /// Every one of them.
-    pub const ALL: [Self; 4] = [Self::Http, Self::Nats, Self::Embedded, Self::Redis];
+    pub const ALL: [Self; 5] = [Self::Http, Self::Nats, Self::Embedded, Self::Redis, Self::Rabbitmq];
 
     /// Its name, as in `trellis://<name>`.
     pub fn as_str(self) -> &'static str {
@@ -207,6 +209,7 @@ impl Tech {
             Self::Nats => "nats",
             Self::Embedded => "embedded",
             Self::Redis => "redis",
+            Self::Rabbitmq => "rabbitmq",
         }
     }
 }

@@ -34,7 +34,7 @@ const PROVIDERS: &[(&[&str], Known)] = &[
 ];
 
 /// `trellis://<tech>`: ours by name, beside the built-in ones.
-const PLANNED: &[&str] = &["rabbitmq", "mqtt", "timer", "kafka", "postgres"];
+const PLANNED: &[&str] = &["mqtt", "timer", "kafka", "postgres"];
 
 /// Who serves an image, or the nearest known name for one that begins with `trellis://` and is no provider of ours.
 ///
@@ -119,9 +119,9 @@ mod tests {
     #[test]
     fn what_is_not_built_keeps_its_name_or_its_image() {
         assert_eq!(served("wasmcloud.azurecr.io/kvvault:0.8"), Served::NotBuilt("keyvalue-vault".into()));
-        assert_eq!(served("trellis://rabbitmq"), Served::NotBuilt("rabbitmq".into()));
+        assert_eq!(served("trellis://kafka"), Served::NotBuilt("kafka".into()));
         assert_eq!(served("ghcr.io/acme/own:1"), Served::NotBuilt("ghcr.io/acme/own:1".into()));
-        assert!(is_known("keyvalue-redis") && is_known("rabbitmq") && !is_known("ghcr.io/acme/own:1"));
+        assert!(is_known("keyvalue-redis") && is_known("kafka") && !is_known("ghcr.io/acme/own:1"));
     }
 
     #[test]

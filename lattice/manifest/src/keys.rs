@@ -67,6 +67,19 @@ const REDIS: &[&str] = &[
     "tls_cert",
     "tls_key",
 ];
+const RABBITMQ: &[&str] = &[
+    "url",
+    "queue",
+    "exchange",
+    "routing_key",
+    "create",
+    "allowed_subjects",
+    "user",
+    "password",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 
 /// Every key of a provider that is not of the form `delivery.*`.
@@ -76,6 +89,7 @@ pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
         Tech::Nats => NATS,
         Tech::Embedded => EMBEDDED,
         Tech::Redis => REDIS,
+        Tech::Rabbitmq => RABBITMQ,
     };
     own.iter().chain(ANY).copied()
 }

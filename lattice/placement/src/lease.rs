@@ -101,7 +101,7 @@ impl Leases {
 fn needs_lease(tech: Tech, asks: bool) -> bool {
     match tech {
         Tech::Http | Tech::Embedded => false,
-        Tech::Nats | Tech::Redis => asks,
+        Tech::Nats | Tech::Redis | Tech::Rabbitmq => asks,
     }
 }
 

@@ -18,6 +18,7 @@ use trellis_http::Http;
 use trellis_manifest::Parsed;
 use trellis_nats::Nats;
 use trellis_placement::{Care, Life, NodeFacts, Patience};
+use trellis_rabbitmq::Rabbitmq;
 use trellis_raft::{Raft, RaftError};
 use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
@@ -292,6 +293,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         nats: Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default())),
         embedded: Arc::new(embedded),
         redis: Arc::new(Redis::new()),
+        rabbitmq: Arc::new(Rabbitmq::new()),
     };
     let logs = Arc::new(Logs::new());
     let elsewhere = Elsewhere::new(data.clone(), shares.clone(), liveness.clone(), lines.clone());

@@ -7,6 +7,7 @@ use trellis_http::Http;
 use trellis_manifest::Tech;
 use trellis_nats::Nats;
 use trellis_provider::Provider;
+use trellis_rabbitmq::Rabbitmq;
 use trellis_redis::Redis;
 
 /// Every built-in provider. Adding one is a field here, a variant of [`Tech`], and a crate under `providers/`.
@@ -16,6 +17,7 @@ pub(crate) struct Providers {
     pub(crate) nats: Arc<Nats>,
     pub(crate) embedded: Arc<Embedded>,
     pub(crate) redis: Arc<Redis>,
+    pub(crate) rabbitmq: Arc<Rabbitmq>,
 }
 
 impl Providers {
@@ -26,11 +28,18 @@ impl Providers {
             Tech::Nats => self.nats.clone(),
             Tech::Embedded => self.embedded.clone(),
             Tech::Redis => self.redis.clone(),
+            Tech::Rabbitmq => self.rabbitmq.clone(),
         }
     }
 
     /// No new events; those under way end.
     pub(crate) async fn drain(&self) {
-        tokio::join!(self.http.drain(), self.nats.drain(), self.embedded.drain(), self.redis.drain());
+        tokio::join!(
+            self.http.drain(),
+            self.nats.drain(),
+            self.embedded.drain(),
+            self.redis.drain(),
+            self.rabbitmq.drain()
+        );
     }
 }

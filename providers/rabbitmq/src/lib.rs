@@ -1,1 +1,173 @@
-//! RabbitMQ as a provider: queues over AMQP 0.9.1. The only crate that knows AMQP.
+//! The RabbitMQ provider: what components get from a server that speaks AMQP 0.9.1, RabbitMQ 3.10 or later.
+//!
+//! | link | file |
+//! | --- | --- |
+//! | messages of a queue wake a component, at least once | `source.rs` |
+//! | a component publishes | `publish.rs` |
+//!
+//! What every link may say of its server:
+//!
+//! | config or secret | means |
+//! | --- | --- |
+//! | `url` | `amqp://HOST:PORT/VHOST`, or `amqps://` for TLS; `amqp://127.0.0.1:5672` by default |
+//! | `user`, `password` | the login; `guest` by default |
+//! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, and the client's own certificate: PEM or a path |
+//!
+//! This crate is the only one that knows AMQP.
+
+mod claims;
+mod config;
+mod connection;
+mod known;
+mod letters;
+mod publish;
+mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod wanted;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+pub use publish::MESSAGE_BYTES_MAX;
+pub use source::Source;
+use trellis_provider::delivery::{Engine, Running, Trigger};
+use trellis_provider::{LinkError, Permits, Provider, Shared};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+
+use crate::config::Settings;
+use crate::connection::{Connection, Connections};
+use crate::publish::Publisher;
+use crate::source::Common;
+
+/// The provider. One value serves every RabbitMQ link of a node.
+#[derive(Debug, Default)]
+pub struct Rabbitmq {
+    connections: Connections,
+    queues: Queues,
+    links: Mutex<HashMap<LinkId, Bound>>,
+}
+
+/// What the links of this node to one queue share, by server and queue.
+pub(crate) type Queues = Shared<(Settings, String), Common>;
+
+/// What a link has become.
+#[derive(Debug, Clone)]
+enum Bound {
+    Running(Arc<Connection>, Arc<Running>),
+    Publisher(Arc<Publisher>),
+}
+
+impl Bound {
+    async fn end(&self) {
+        match self {
+            Self::Running(_, running) => running.end().await,
+            Self::Publisher(_) => {}
+        }
+    }
+}
+
+impl Rabbitmq {
+    /// A provider without links. It connects when the first link needs it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The queue of a link, as its engine sees it.
+    ///
+    /// # Errors
+    /// The configuration is wrong.
+    pub fn source(&self, link: &Link) -> Result<Source, LinkError> {
+        Source::open(&self.connections, &self.queues, link)
+    }
+
+    async fn bind(&self, id: LinkId, bound: Bound) {
+        let before = self.links().insert(id, bound);
+        if let Some(before) = before {
+            before.end().await;
+        }
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Bound>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Provider for Rabbitmq {
+    async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
+        check_package(&link)?;
+        let id = link.id.clone();
+        self.remove(&id).await;
+        let source = self.source(&link)?;
+        let connection = source.connection();
+        let engine = Engine::new(link.id, source, permits, link.delivery)?;
+        self.bind(id, Bound::Running(connection, Arc::new(Running::begin(engine)))).await;
+        Ok(())
+    }
+
+    async fn grant(&self, link: Link) -> Result<(), LinkError> {
+        check_package(&link)?;
+        let publisher = Publisher::open(&self.connections, &link)?;
+        self.bind(link.id, Bound::Publisher(Arc::new(publisher))).await;
+        Ok(())
+    }
+
+    async fn remove(&self, link: &LinkId) {
+        let removed = self.links().remove(link);
+        if let Some(removed) = removed {
+            removed.end().await;
+        }
+    }
+
+    async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
+        let bound = self.links().get(link).cloned();
+        match (bound, call) {
+            (Some(Bound::Publisher(publisher)), Call::Publish(message)) => publisher.publish(&message).await,
+            (Some(Bound::Publisher(_)), Call::Request { .. }) => {
+                Err(CallError::Invalid("RabbitMQ links await no answers: publish, or link a NATS provider".into()))
+            }
+            (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
+            (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+        }
+    }
+
+    fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
+        match self.links().get(link) {
+            Some(Bound::Publisher(publisher)) => publisher.check(message),
+            _ => Ok(()),
+        }
+    }
+
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        match self.links().get(link) {
+            Some(Bound::Running(_, running)) => Some(running.trigger()),
+            _ => None,
+        }
+    }
+
+    fn health(&self, link: &LinkId) -> Result<(), String> {
+        match self.links().get(link) {
+            Some(Bound::Running(connection, running)) => {
+                connection.health()?;
+                running.progress().health()
+            }
+            Some(Bound::Publisher(publisher)) => publisher.health(),
+            None => Err(format!("link {link} is not bound on this node")),
+        }
+    }
+
+    async fn drain(&self) {
+        let all: Vec<_> = self.links().values().cloned().collect();
+        futures::future::join_all(all.iter().map(Bound::end)).await;
+    }
+}
+
+fn check_package(link: &Link) -> Result<(), LinkError> {
+    if link.package == "messaging" {
+        return Ok(());
+    }
+    let (namespace, package) = (&link.namespace, &link.package);
+    Err(LinkError::Unsupported(format!("trellis://rabbitmq has `messaging`, not `{namespace}:{package}`")))
+}

@@ -1,8 +1,7 @@
 //! Connections to Redis servers, shared by links with equal settings. Every wait has an end, so a server that accepts and
 //! never answers is a state as well as one that is down.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +10,7 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
     RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates,
 };
-use trellis_provider::{Dial, Dialed, LinkError, Pem};
+use trellis_provider::{Dial, Dialed, LinkError, Pem, Shared};
 use trellis_wire::CallError;
 
 use crate::config::Settings;
@@ -24,23 +23,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const REQUESTS_MAX: usize = 1_024;
 
 /// Every connection of this node's provider. One that no link uses any more is closed.
-#[derive(Debug, Default)]
-pub(crate) struct Connections {
-    open: Mutex<HashMap<Settings, Weak<Connection>>>,
-}
-
-impl Connections {
-    pub(crate) fn get(&self, settings: &Settings) -> Result<Arc<Connection>, LinkError> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connection) = open.get(settings).and_then(Weak::upgrade) {
-            return Ok(connection);
-        }
-        open.retain(|_, connection| connection.strong_count() > 0);
-        let connection = Arc::new(Connection::open(settings)?);
-        open.insert(settings.clone(), Arc::downgrade(&connection));
-        Ok(connection)
-    }
-}
+pub(crate) type Connections = Shared<Settings, Connection>;
 
 /// A connection to one server.
 #[derive(Debug)]
@@ -57,8 +40,8 @@ pub(crate) enum Unanswered {
 
 impl Connection {
     /// A connection of its own. It connects by itself.
-    pub(crate) fn open(settings: &Settings) -> Result<Self, LinkError> {
-        Ok(Self(Dialed::new(Server { client: client(settings)?, shown: settings.shown() })))
+    pub(crate) fn open(settings: &Settings) -> Result<Arc<Self>, LinkError> {
+        Ok(Arc::new(Self(Dialed::new(Server { client: client(settings)?, shown: settings.shown() }))))
     }
 
     /// `not connected to URL: reason`, unless it is.

@@ -47,7 +47,9 @@ impl Keys {
         if prefix.len() > KEY_BYTES_MAX {
             return Err(LinkError::config("prefix", format!("is longer than {KEY_BYTES_MAX} bytes")));
         }
-        Ok(Self { connection: connections.get(&Settings::read(link)?)?, prefix, swap: Script::new(SWAP) })
+        let settings = Settings::read(link)?;
+        let connection = connections.get(&settings, || Connection::open(&settings))?;
+        Ok(Self { connection, prefix, swap: Script::new(SWAP) })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {

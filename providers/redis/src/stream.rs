@@ -60,7 +60,7 @@ impl Streamed {
 pub struct Source {
     connection: Arc<Connection>,
     /// Waits for new messages, which keeps all else on its connection waiting.
-    waiting: Connection,
+    waiting: Arc<Connection>,
     ledger: Ledger,
     component: String,
     /// The group was named: it is made only with `create`.
@@ -92,7 +92,7 @@ impl Source {
             return Err(LinkError::config("delivery.dead_letter", "is the stream itself: name another"));
         }
         let settings = Settings::read(link)?;
-        let connection = connections.get(&settings)?;
+        let connection = connections.get(&settings, || Connection::open(&settings))?;
         let group = named.clone().unwrap_or_else(|| group_of(&link.component));
         Ok(Self {
             ledger: Ledger::new(connection.clone(), &stream, &group, &letters, flag(config, "delete")?),

@@ -27,6 +27,7 @@ mod histogram;
 mod lease;
 mod permit;
 mod share;
+mod shared;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -41,6 +42,7 @@ pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
 pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
 pub use share::{Begun, Caps, Share, Use};
+pub use shared::Shared;
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 /// A capability provider. One value serves every link of its technology on a node.

@@ -5,6 +5,7 @@
 //! `examples/build.sh` builds.
 //! `deploys`, `durability`, `nats` and `oci` are what people do with a node and what happens to it: versions, kills, full
 //! disks, a NATS that goes and comes, registries.
+//! `brokers` is one manifest on each broker, and messages that are accounted for while nodes and brokers are killed.
 //! `lattice` is many nodes at once: they join, serve for each other, die and come back; `rollouts` is what new versions
 //! do on them, `leases` what runs once among them, what is told of them, and who follows from outside the log; `recovery`
 //! what is left when much is lost.
@@ -14,6 +15,7 @@
 
 mod apps;
 mod asking;
+mod brokers;
 mod client;
 mod command_line;
 mod deploys;

@@ -37,6 +37,7 @@ pub(crate) const fn system(tech: Tech) -> &'static str {
         Tech::Nats => "nats",
         Tech::Embedded => "trellis",
         Tech::Redis => "redis",
+        Tech::Rabbitmq => "rabbitmq",
     }
 }
 

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use trellis_provider::Provider as _;
-use trellis_provider::delivery::{DeadLetter, Queue as _};
-use trellis_provider::testing::lab::{Node, PATIENCE, link, silent, text, until};
+use trellis_provider::delivery::DeadLetter;
+use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
 use trellis_redis::testing::RedisServer;
 use trellis_redis::{Redis, Source};
@@ -51,28 +51,11 @@ impl Lab {
     }
 
     async fn until_letters(&self, link: &Link, count: usize) -> Vec<DeadLetter> {
-        let source = self.redis.source(link).unwrap();
-        let mut letters = Vec::new();
-        for _ in 0..PATIENCE.as_millis() / 50 {
-            letters = source.letters(None, 10_000).await.unwrap_or_default();
-            if letters.len() >= count {
-                return letters;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{count} dead letters were expected: {letters:?}")
+        lab::until_letters(&self.redis.source(link).unwrap(), count).await
     }
 
     async fn until_settled(&self, link: &Link) {
-        let source = self.redis.source(link).unwrap();
-        for _ in 0..PATIENCE.as_millis() / 50 {
-            let standing = source.standing().await;
-            if standing.is_ok_and(|standing| (standing.waiting, standing.claimed) == (0, 0)) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("still not settled: {:?}", source.standing().await)
+        lab::until_settled(&self.redis.source(link).unwrap()).await;
     }
 }
 

@@ -12,10 +12,14 @@ use trellis_wire::{
     Backoff, ComponentKey, Delivery, Error, Event, Fault, Link, LinkId, LinkName, Message, Outcome, Reply, Settle,
 };
 
+use crate::delivery::{DeadLetter, Queue};
 use crate::{Permit, PermitSource, Permits, Run, Want};
 
 /// Long enough on a busy machine; nothing that goes well waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Dead letters that a test looks at.
+const LETTERS_MAX: usize = 10_000;
 
 /// A link of `shop/worker` with this configuration, whose messages are tried again soon and four times at most.
 ///
@@ -155,6 +159,39 @@ impl Run for Sandbox {
         }
         self.node.done.fetch_add(1, Ordering::SeqCst);
         outcome
+    }
+}
+
+/// Waits for so many dead letters.
+///
+/// # Panics
+/// They do not come within [`PATIENCE`].
+pub async fn until_letters<Q: Queue>(queue: &Q, count: usize) -> Vec<DeadLetter> {
+    let started = Instant::now();
+    loop {
+        // A server that is away meanwhile is asked again.
+        let letters = queue.letters(None, LETTERS_MAX).await.unwrap_or_default();
+        if letters.len() >= count {
+            return letters;
+        }
+        assert!(started.elapsed() < PATIENCE, "{count} dead letters were expected: {letters:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Waits until nothing waits and nothing is claimed.
+///
+/// # Panics
+/// It is still not so after [`PATIENCE`].
+pub async fn until_settled<Q: Queue>(queue: &Q) {
+    let started = Instant::now();
+    loop {
+        let standing = queue.standing().await;
+        if standing.as_ref().is_ok_and(|standing| (standing.waiting, standing.claimed) == (0, 0)) {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "still not settled: {standing:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

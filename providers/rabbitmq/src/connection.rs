@@ -1,0 +1,225 @@
+//! Connections to RabbitMQ, shared by links with equal settings. Every wait has an end. A dead node is noticed by the
+//! server within two heartbeats, which is how long its claims last at most.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{BasicProperties, Channel, Confirmation, ConnectionProperties, Error, ErrorKind};
+use tokio::sync::Mutex;
+use trellis_provider::{Dial, Dialed, LinkError, Shared};
+
+use crate::config::Settings;
+
+/// How long one answer may take.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Seconds between heartbeats.
+const HEARTBEAT_SECS: u16 = 5;
+/// Who a link is that names no user.
+const USER_DEFAULT: &str = "guest";
+
+/// A connection that is kept.
+pub(crate) type Connection = Dialed<Server>;
+
+/// Every connection of this node's provider. One that no link uses any more is closed.
+pub(crate) type Connections = Shared<Settings, Connection>;
+
+/// A connection of its own. It connects by itself.
+pub(crate) fn open(settings: &Settings) -> Result<Arc<Connection>, LinkError> {
+    Ok(Dialed::new(Server::new(settings)?))
+}
+
+/// A server, and who we are there.
+#[derive(Debug)]
+pub(crate) struct Server {
+    settings: Settings,
+    shown: String,
+    ca: Option<String>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Server {
+    fn new(settings: &Settings) -> Result<Self, LinkError> {
+        let access = &settings.access;
+        let ca = access.ca.as_ref().map(|ca| {
+            String::from_utf8(ca.bytes()?).map_err(|_| LinkError::config("tls_ca", "is no PEM, which is text"))
+        });
+        let identity =
+            access.identity.as_ref().map(|(certificate, key)| Ok::<_, LinkError>((certificate.bytes()?, key.bytes()?)));
+        let (ca, identity) = (ca.transpose()?, identity.transpose()?);
+        Ok(Self { shown: settings.shown(), settings: settings.clone(), ca, identity })
+    }
+
+    fn uri(&self) -> AMQPUri {
+        let Settings { host, port, tls, vhost, access } = &self.settings;
+        let username = access.user.clone().unwrap_or_else(|| USER_DEFAULT.into());
+        let password = access.password.as_ref().map_or(USER_DEFAULT, |password| password.expose()).to_owned();
+        AMQPUri {
+            scheme: if *tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+            authority: AMQPAuthority { userinfo: AMQPUserInfo { username, password }, host: host.clone(), port: *port },
+            vhost: vhost.clone(),
+            query: AMQPQueryString { heartbeat: Some(HEARTBEAT_SECS), ..AMQPQueryString::default() },
+        }
+    }
+}
+
+#[async_trait]
+impl Dial for Server {
+    type Connection = Arc<Line>;
+
+    fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    async fn dial(&self) -> Result<Arc<Line>, String> {
+        // Another crate may have chosen one already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let tls = lapin::tcp::OwnedTLSConfig {
+            identity: self.identity.clone().map(|(pem, key)| lapin::tcp::OwnedIdentity::PKCS8 { pem, key }),
+            cert_chain: self.ca.clone(),
+        };
+        let options = ConnectionProperties::default().with_connection_name("trellis provider".into());
+        let runtime = lapin::runtime::default_runtime().map_err(|why| why.to_string())?;
+        let connecting = lapin::Connection::connect_uri_with_config(self.uri(), options, tls, runtime);
+        let connection = within(connecting).await.map_err(|why| match &why {
+            Unanswered::Refused(code, _) if *code == ACCESS_REFUSED => {
+                format!("the login is refused: check `user` and `password` of the link ({why})")
+            }
+            _ => why.to_string(),
+        })?;
+        Ok(Arc::new(Line { connection, publishing: Mutex::default(), declared: StdMutex::default() }))
+    }
+
+    async fn look(&self, line: &Arc<Line>) -> Result<(), String> {
+        if line.connection.status().connected() { Ok(()) } else { Err("the connection broke".into()) }
+    }
+}
+
+/// A connection that stands.
+#[derive(Debug)]
+pub(crate) struct Line {
+    connection: lapin::Connection,
+    /// For publishing, with confirms.
+    publishing: Mutex<Option<Channel>>,
+    /// Queues that were declared on it, and when that was.
+    pub(crate) declared: StdMutex<HashMap<String, tokio::time::Instant>>,
+}
+
+/// No such queue or exchange.
+pub(crate) const NOT_FOUND: u16 = 404;
+/// It is there, and is not as it was asked for.
+pub(crate) const PRECONDITION_FAILED: u16 = 406;
+const ACCESS_REFUSED: u16 = 403;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// The server said no: its code and text.
+    Refused(u16, String),
+    /// It cannot be reached, or did not answer: what was asked may have happened or not.
+    Away(String),
+}
+
+impl Display for Unanswered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Refused(_, why) | Self::Away(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<Unanswered> for String {
+    fn from(why: Unanswered) -> Self {
+        why.to_string()
+    }
+}
+
+impl From<Error> for Unanswered {
+    fn from(why: Error) -> Self {
+        match why.kind() {
+            ErrorKind::ProtocolError(error) => Self::Refused(error.get_id(), error.get_message().to_string()),
+            _ => Self::Away(why.to_string()),
+        }
+    }
+}
+
+/// Awaits an answer, but not for ever.
+pub(crate) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Unanswered> {
+    match tokio::time::timeout(ANSWER_MAX, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Unanswered::Away(format!("no answer within {ANSWER_MAX:?}"))),
+    }
+}
+
+impl Line {
+    pub(crate) async fn channel(&self) -> Result<Channel, Unanswered> {
+        within(self.connection.create_channel()).await
+    }
+
+    /// How many messages wait in a queue that is there.
+    pub(crate) async fn waiting(&self, channel: &Channel, queue: &str) -> Result<u64, Unanswered> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = within(channel.queue_declare(queue.into(), passive, FieldTable::default())).await?;
+        Ok(u64::from(declared.message_count()))
+    }
+
+    /// Makes a durable queue, or finds it as it was made before.
+    pub(crate) async fn declare(&self, queue: &str, arguments: FieldTable) -> Result<(), Unanswered> {
+        let channel = self.channel().await?;
+        within(channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments)).await?;
+        close(&channel).await;
+        Ok(())
+    }
+
+    /// Publishes, and returns when the server has stored the message. Whether there was a queue for it.
+    pub(crate) async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> Result<bool, Unanswered> {
+        let channel = self.publishing().await?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let published = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties);
+        let confirmed = async { published.await?.await };
+        match within(confirmed).await? {
+            Confirmation::Ack(returned) => Ok(returned.is_none()),
+            Confirmation::Nack(_) => {
+                Err(Unanswered::Refused(0, "it has no room for the message, or cannot store it".into()))
+            }
+            Confirmation::NotRequested => Err(Unanswered::Away("it confirms nothing".into())),
+        }
+    }
+
+    async fn publishing(&self) -> Result<Channel, Unanswered> {
+        let mut publishing = self.publishing.lock().await;
+        if let Some(channel) = publishing.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        let channel = self.channel().await?;
+        within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        *publishing = Some(channel.clone());
+        Ok(channel)
+    }
+}
+
+/// Closes a channel that is not needed any more; what it still held goes back. One that broke is closed already.
+pub(crate) async fn close(channel: &Channel) {
+    if let Err(why) = within(channel.close(200, "done".into())).await {
+        tracing::debug!(%why, "a channel was closed already");
+    }
+}
+
+/// A name as the protocol has it: at most 255 bytes.
+pub(crate) fn check_name(key: &str, text: &str, bytes_max: usize) -> Result<String, LinkError> {
+    if text.is_empty() || text.len() > bytes_max || text.chars().any(char::is_control) {
+        return Err(LinkError::config(key, format!("`{text}`: 1 to {bytes_max} bytes of printable text are expected")));
+    }
+    Ok(text.into())
+}

@@ -1,0 +1,260 @@
+//! The provider against a real rabbitmq-server, with permits that a test counts and events that a test handles.
+//!
+//! A server takes seconds to start, so each test here does much with one.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use trellis_provider::Provider as _;
+use trellis_provider::delivery::{DeadLetter, Queue as _};
+use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
+use trellis_provider::testing::{Broker, contract};
+use trellis_rabbitmq::testing::RabbitServer;
+use trellis_rabbitmq::{MESSAGE_BYTES_MAX, Rabbitmq, Source};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+
+struct Lab {
+    server: RabbitServer,
+    rabbit: Rabbitmq,
+    publishes: LinkId,
+}
+
+impl Lab {
+    async fn start() -> Self {
+        let server = tokio::task::spawn_blocking(RabbitServer::start).await.unwrap();
+        let rabbit = Rabbitmq::new();
+        let link = link("messaging", &[("url", &server.url), ("for", "the test")]);
+        let publishes = link.id.clone();
+        rabbit.grant(link).await.unwrap();
+        Self { server, rabbit, publishes }
+    }
+
+    fn link(&self, config: &[(&str, &str)]) -> Link {
+        link("messaging", &[&[("url", self.server.url.as_str())], config].concat())
+    }
+
+    async fn send(&self, message: Message) -> Result<(), CallError> {
+        let answer = self.rabbit.call(&self.publishes, Call::Publish(message)).await?;
+        assert!(matches!(answer, Answer::Published));
+        Ok(())
+    }
+
+    async fn publish(&self, queue: &str, body: &str) {
+        let message = Message { subject: queue.into(), body: body.to_owned().into(), ..Message::default() };
+        let mut sent = self.send(message.clone()).await;
+        for _ in 0..PATIENCE.as_millis() / 50 {
+            if sent.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            sent = self.send(message.clone()).await;
+        }
+        panic!("{sent:?}");
+    }
+
+    async fn until_letters(&self, link: &Link, count: usize) -> Vec<DeadLetter> {
+        lab::until_letters(&self.rabbit.source(link).unwrap(), count).await
+    }
+
+    async fn until_settled(&self, link: &Link) {
+        lab::until_settled(&self.rabbit.source(link).unwrap()).await;
+    }
+
+    /// A channel that has nothing to do with Trellis.
+    async fn channel(&self) -> lapin::Channel {
+        let connection = lapin::Connection::connect(&self.server.url, Default::default()).await.unwrap();
+        connection.create_channel().await.unwrap()
+    }
+}
+
+#[async_trait]
+impl Broker for Lab {
+    type Queue = Source;
+
+    async fn queue(&self, name: &str) -> Source {
+        let source = self.rabbit.source(&self.link(&[("queue", name), ("create", "true")])).unwrap();
+        source.standing().await.unwrap();
+        source
+    }
+
+    async fn publish(&self, name: &str, message: Message) {
+        self.send(Message { subject: name.into(), ..message }).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_a_queue() {
+    contract(&Lab::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn words_have_their_consequences_and_what_is_wrong_is_named() {
+    let lab = Lab::start().await;
+    each_word_of_a_handler_has_its_consequence(&lab).await;
+    what_is_missing_is_named_and_found_when_it_appears(&lab).await;
+    a_queue_that_would_lose_messages_is_not_adopted(&lab).await;
+    a_classic_queue_counts_kills_and_headers_may_be_no_text(&lab).await;
+    what_cannot_be_published_is_refused(&lab).await;
+    who_may_not_in_and_who_does_not_answer_is_said(&lab).await;
+}
+
+async fn each_word_of_a_handler_has_its_consequence(lab: &Lab) {
+    let node = Node::new(8);
+    let config = [("queue", "orders"), ("exchange", "shop"), ("routing_key", "orders.*"), ("create", "true")];
+    let link = lab.link(&config);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    for body in ["ok", "retry", "retry-twice", "dead", "drop", "trap"] {
+        lab.publish("orders", body).await;
+    }
+    let channel = lab.channel().await;
+    let options = BasicPublishOptions::default();
+    let by_key = channel.basic_publish("shop".into(), "orders.eu".into(), options, b"bound", Default::default()).await;
+    by_key.unwrap();
+    let letters = lab.until_letters(&link, 3).await;
+    until("the third attempt came", || node.attempts("retry-twice") == [1, 2, 3]).await;
+    until("what the exchange brought is handled", || node.attempts("bound") == [1]).await;
+    assert_eq!((node.attempts("ok"), node.attempts("drop")), (vec![1], vec![1]));
+    assert_eq!(node.attempts("retry"), [1, 2, 3, 4], "max_attempts");
+    assert_eq!(node.attempts("trap"), [1, 2, 3], "max_faults");
+    let reason = |body: &str| letters.iter().find(|letter| text(&letter.message) == body).unwrap().reason.clone();
+    assert_eq!([reason("retry"), reason("dead"), reason("trap")], ["max-attempts", "refused", "max-faults"]);
+    let subject = |body: &str| node.woken().iter().find(|woken| text(woken) == body).unwrap().subject.clone();
+    assert_eq!([subject("ok"), subject("bound")], ["orders", "orders.eu"]);
+    lab.until_settled(&link).await;
+    lab.rabbit.remove(&link.id).await;
+}
+
+async fn what_is_missing_is_named_and_found_when_it_appears(lab: &Lab) {
+    let node = Node::new(1);
+    let link = lab.link(&[("queue", "later")]);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let says = |what: &str| lab.rabbit.health(&link.id).is_err_and(|why| why.contains(what));
+    until("the queue is named", || says("queue `later` does not exist") && says("create: \"true\"")).await;
+    let channel = lab.channel().await;
+    channel.queue_declare("later".into(), QueueDeclareOptions::durable(), FieldTable::default()).await.unwrap();
+    lab.publish("later", "1").await;
+    until("it is handled", || node.bodies() == ["1"]).await;
+    until("all is well", || lab.rabbit.health(&link.id).is_ok()).await;
+    lab.rabbit.remove(&link.id).await;
+}
+
+async fn a_queue_that_would_lose_messages_is_not_adopted(lab: &Lab) {
+    let node = Node::new(1);
+    let channel = lab.channel().await;
+    for (name, argument, value, both) in [
+        ("short", "x-message-ttl", 1_000, ["after 1000 ms (x-message-ttl)", "the policy of the link tries for"]),
+        ("small", "x-max-length", 5, ["at 5 (x-max-length)", "no limit"]),
+        ("gone", "x-expires", 600_000, ["after 600000 ms", "none is needed"]),
+    ] {
+        let mut arguments = FieldTable::default();
+        // Beside one that does no harm.
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("dlx".into()));
+        arguments.insert(argument.into(), AMQPValue::LongInt(value));
+        channel.queue_declare(name.into(), QueueDeclareOptions::durable(), arguments).await.unwrap();
+        let link = Link {
+            // Long enough that a second is too short.
+            delivery: trellis_wire::Delivery::default(),
+            ..lab.link(&[("queue", name)])
+        };
+        lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+        let says = |what: &str| lab.rabbit.health(&link.id).is_err_and(|why| why.contains(what));
+        until(both[0], || both.iter().all(|figure| says(figure))).await;
+        lab.rabbit.remove(&link.id).await;
+    }
+}
+
+async fn a_classic_queue_counts_kills_and_headers_may_be_no_text(lab: &Lab) {
+    let channel = lab.channel().await;
+    channel.queue_declare("classic".into(), QueueDeclareOptions::durable(), FieldTable::default()).await.unwrap();
+    let mut headers = FieldTable::default();
+    headers.insert("kind".into(), AMQPValue::LongString(vec![0xff, 0xfe].into()));
+    let properties = lapin::BasicProperties::default().with_headers(headers).with_delivery_mode(2);
+    let options = BasicPublishOptions::default();
+    channel.basic_publish("".into(), "classic".into(), options, b"poison", properties).await.unwrap();
+    let link = lab.link(&[("queue", "classic")]);
+    let source = lab.rabbit.source(&link).unwrap();
+    for kills in 0..3 {
+        source.ready().await.unwrap();
+        let mut pulled = source.pull(4).await.unwrap();
+        while pulled.is_empty() {
+            source.ready().await.unwrap();
+            pulled = source.pull(4).await.unwrap();
+        }
+        assert_eq!((pulled[0].record.attempt, pulled[0].record.kills), (kills + 1, kills));
+        // Nobody settles or extends it.
+    }
+    let node = Node::new(1);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let letter = lab.until_letters(&link, 1).await.remove(0);
+    assert_eq!((letter.reason.as_str(), letter.kills), ("killed-its-node", 3));
+    assert_eq!(letter.message.headers, [("kind".to_owned(), "\u{fffd}\u{fffd}".to_owned())]);
+    assert!(node.bodies().is_empty());
+    lab.rabbit.remove(&link.id).await;
+}
+
+async fn what_cannot_be_published_is_refused(lab: &Lab) {
+    let message = Message { subject: "nowhere".into(), ..Message::default() };
+    assert_eq!(lab.send(message.clone()).await, Err(CallError::NoSuch("queue `nowhere`".into())));
+    let large = Message { body: vec![0; MESSAGE_BYTES_MAX + 1].into(), ..message.clone() };
+    let why = lab.send(large.clone()).await.unwrap_err().to_string();
+    assert!(why.contains("is too large") && why.contains("1048576"), "{why}");
+    assert!(lab.rabbit.check_publish(&lab.publishes, &large).is_err(), "and it is known beforehand");
+    let named = Message { headers: vec![("x".repeat(300), "1".into())], ..message };
+    assert!(matches!(lab.send(named).await, Err(CallError::Invalid(_))));
+}
+
+async fn who_may_not_in_and_who_does_not_answer_is_said(lab: &Lab) {
+    let node = Node::new(1);
+    let says = |link: &Link, what: &str| lab.rabbit.health(&link.id).is_err_and(|why| why.contains(what));
+    let wrong = lab.link(&[("queue", "orders"), ("user", "guest"), ("password", "s3cret")]);
+    lab.rabbit.wake(wrong.clone(), node.permits(&wrong)).await.unwrap();
+    until("the login is refused", || says(&wrong, "the login is refused: check `user` and `password`")).await;
+    assert!(!lab.rabbit.health(&wrong.id).unwrap_err().contains("s3cret"));
+    let mute = link("messaging", &[("url", &format!("amqp://{}", silent())), ("queue", "x")]);
+    lab.rabbit.wake(mute.clone(), node.permits(&mute)).await.unwrap();
+    until("that it does not answer is said", || says(&mute, "no answer within 5s")).await;
+    lab.rabbit.remove(&mute.id).await;
+}
+
+/// 500 messages; the server is killed and started again in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_is_accounted_for_across_deaths_of_the_server() {
+    const MESSAGES: usize = 500;
+    // Fewer than half fail on their first attempt: else the trigger would pause by itself.
+    const WORDS: [&str; 8] = ["ok", "retry-twice", "ok", "dead", "ok", "drop", "ok", "trap"];
+    let mut lab = Lab::start().await;
+    let node = Node::new(16);
+    let link = lab.link(&[("queue", "orders"), ("create", "true")]);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let body = |i: usize| format!("{} {i}", WORDS[i % WORDS.len()]);
+    for i in 0..MESSAGES {
+        // What it is not answered a publisher sends again.
+        lab.publish("orders", &body(i)).await;
+        if i == 150 || i == 350 {
+            lab.server.kill();
+            until("that it is away is said", || lab.rabbit.health(&link.id).is_err()).await;
+            tokio::task::block_in_place(|| lab.server.restart());
+        }
+    }
+    let of = |words: &[&str]| (0..MESSAGES).filter(|i| words.contains(&WORDS[i % WORDS.len()])).count();
+    let letters = lab.until_letters(&link, of(&["dead", "trap"])).await;
+    lab.until_settled(&link).await;
+    let mut bodies: Vec<_> = letters.iter().map(|letter| text(&letter.message)).collect();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), of(&["dead", "trap"]), "none is lost");
+    assert!(letters.len() - bodies.len() <= 2 * 16, "twice only what was in flight at a kill: {}", letters.len());
+    assert!(bodies.iter().all(|body| body.starts_with("dead") || body.starts_with("trap")), "{bodies:?}");
+    for i in 0..MESSAGES {
+        let attempts = node.attempts(&body(i));
+        assert!(!attempts.is_empty(), "{} never came", body(i));
+        if body(i).starts_with("retry-twice") {
+            assert!(attempts.iter().any(|attempt| *attempt >= 3), "{}: {attempts:?}", body(i));
+        }
+    }
+    assert_eq!(lab.rabbit.health(&link.id), Ok(()));
+}
