@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # Outside the checkout, so that every working copy shares one.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/trellis/target
 
-.PHONY: help setup demo test torture guests lint fmt bench
+.PHONY: help setup demo test torture simulate guests lint fmt bench
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,9 +18,6 @@ demo: ## Start a node, deploy examples/orders and use it (DEMO_NATS=1: on NATS; 
 
 test: ## Everything that CI checks: format, lints, guests, all tests
 	@deploy/test.sh
-
-torture: ## 20,000 messages per broker while nodes and brokers are killed (TRELLIS_TORTURE=N: N messages)
-	@TRELLIS_TORTURE=$${TRELLIS_TORTURE:-20000} cargo nextest run --profile torture -p trellis-cli torture
 
 guests: ## Build the guests under examples/
 	@deploy/setup/setup.sh rust js python
@@ -37,3 +34,9 @@ bench: ## Measure the promised numbers beside their peers, into BENCHMARKS.md (B
 	@deploy/setup/setup.sh rust tools nats js python bench
 	@examples/build.sh
 	@cargo bench --locked -p trellis-cli --bench promises -- $(BENCH) write
+
+simulate: ## Simulate lattices in which things go wrong, thousands of them (SIMULATE_SEEDS=N)
+	@deploy/torture.sh simulate
+
+torture: ## What CI has no time for, each for minutes; TORTURE="brokers mixed": only those
+	@deploy/torture.sh $(TORTURE)

@@ -19,6 +19,8 @@ for part in "${parts[@]}"; do
             need curl curl
             need python3 python3
             need openssl openssl
+            need ip iproute2
+            need faketime faketime
             ;;
         nats)
             need python3 python3

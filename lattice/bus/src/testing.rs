@@ -15,8 +15,9 @@ const PORTS_MAX: usize = 5;
 /// A running nats-server with a store of its own. Dropping it kills the server and removes the store.
 #[derive(Debug)]
 pub struct NatsServer {
-    /// Where it listens: `nats://127.0.0.1:<port>`.
+    /// Where it listens: `nats://127.0.0.1:<port>`, or at the host it was started at.
     pub url: String,
+    host: String,
     port: u16,
     args: Vec<String>,
     store: tempfile::TempDir,
@@ -37,15 +38,23 @@ impl NatsServer {
     /// # Panics
     /// As for [`NatsServer::start`].
     pub fn start_with(jetstream: bool, args: &[&str]) -> Self {
+        Self::start_at("127.0.0.1", jetstream, args)
+    }
+
+    /// Starts a server at another address of this machine.
+    ///
+    /// # Panics
+    /// As for [`NatsServer::start`].
+    pub fn start_at(host: &str, jetstream: bool, args: &[&str]) -> Self {
         let store = tempfile::tempdir().expect("a temporary directory can be made");
         let mut args: Vec<String> = args.iter().map(|arg| (*arg).into()).collect();
         if jetstream {
             args.extend(["--jetstream".into(), "--store_dir".into(), store.path().display().to_string()]);
         }
-        let mut server = Self { url: String::new(), port: 0, args, store, child: None };
+        let mut server = Self { url: String::new(), host: host.into(), port: 0, args, store, child: None };
         for _ in 0..PORTS_MAX {
-            server.port = free_port();
-            server.url = format!("nats://127.0.0.1:{}", server.port);
+            server.port = free_port(host);
+            server.url = format!("nats://{host}:{}", server.port);
             if server.spawn() {
                 return server;
             }
@@ -75,7 +84,7 @@ impl NatsServer {
     fn spawn(&mut self) -> bool {
         let program = program();
         let child = Command::new(&program)
-            .args(["--addr", "127.0.0.1", "--port", &self.port.to_string(), "--log", &self.log().display().to_string()])
+            .args(["--addr", &self.host, "--port", &self.port.to_string(), "--log", &self.log().display().to_string()])
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -90,7 +99,7 @@ impl NatsServer {
             if self.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|ended| ended.is_some())) {
                 return false;
             }
-            if greets(self.port) {
+            if greets(&self.host, self.port) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -110,7 +119,7 @@ impl Drop for NatsServer {
 }
 
 /// `$NATS_SERVER`, else where deploy/setup/nats-server.sh puts it. Never what happens to be on the PATH.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     if let Some(program) = env::var_os("NATS_SERVER") {
         return program.into();
     }
@@ -119,13 +128,13 @@ fn program() -> PathBuf {
     cache.unwrap_or_default().join("trellis/bin/nats-server")
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has a free port");
+fn free_port(host: &str) -> u16 {
+    let listener = TcpListener::bind((host, 0)).expect("the address is this machine's, and has a free port");
     listener.local_addr().expect("a bound listener has an address").port()
 }
 
-fn greets(port: u16) -> bool {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
+fn greets(host: &str, port: u16) -> bool {
+    let Ok(mut stream) = TcpStream::connect((host, port)) else { return false };
     let mut greeting = [0; 4];
     stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
         && stream.read_exact(&mut greeting).is_ok()

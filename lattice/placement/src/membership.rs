@@ -18,8 +18,9 @@ pub const LEARNERS_MAX: usize = 32;
 const LAG_MAX: u64 = 64;
 /// Within this time the nodes are counted that vanish together.
 const BURST: Duration = Duration::from_secs(60);
-/// For so long a lost node is kept, in milliseconds; then it is forgotten.
-const FORGET_AFTER_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// A lost node that the leader itself has not heard for so long is forgotten. Not by the wall clock: one that is wrong
+/// would forget nodes that only restart.
+const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
 
 /// When a silent node is what. The same on every node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct Membership {
     patience: Patience,
     /// When each node was last heard. A node that was never heard counts from when it was first looked for.
     heard: BTreeMap<NodeId, Duration>,
+    /// Who gave a sign of life since it was last silent. A fresh start is none.
+    signs: BTreeSet<NodeId>,
     /// Who said that it ends.
     left: BTreeSet<NodeId>,
     /// When each node that is silent now was first found so.
@@ -103,8 +106,9 @@ impl Membership {
     /// Nobody was heard yet.
     pub fn new(me: NodeId, patience: Patience, now: Duration) -> Self {
         let heard = BTreeMap::from([(me, now)]);
-        let (left, vanished, frozen) = (BTreeSet::new(), BTreeMap::new(), BTreeSet::new());
-        Self { me, patience, heard, left, vanished, frozen }
+        let (signs, left) = (BTreeSet::new(), BTreeSet::new());
+        let (vanished, frozen) = (BTreeMap::new(), BTreeSet::new());
+        Self { me, patience, heard, signs, left, vanished, frozen }
     }
 
     /// A node gave a sign of life.
@@ -114,6 +118,7 @@ impl Membership {
             self.heard.values_mut().for_each(|heard| *heard = now);
         }
         self.left.remove(&node);
+        self.signs.insert(node);
         self.heard.insert(node, now);
     }
 
@@ -153,8 +158,9 @@ impl Membership {
     }
 
     /// What is to be done now. Every node asks, so that whoever comes to lead knows enough; only the leader acts.
-    pub fn decide(&mut self, state: &State, log: &LogView, now: Duration, wall_ms: u64) -> Vec<Decision> {
+    pub fn decide(&mut self, state: &State, log: &LogView, now: Duration) -> Vec<Decision> {
         self.heard.retain(|id, _| *id == self.me || state.node(*id).is_some());
+        self.signs.retain(|id| self.heard.contains_key(id));
         for &id in state.nodes().keys() {
             self.heard.entry(id).or_insert(now);
         }
@@ -162,7 +168,7 @@ impl Membership {
             return Vec::new();
         }
         self.count_the_silent(state, now);
-        let mut decisions = self.fates(state, now, wall_ms);
+        let mut decisions = self.fates(state, now);
         decisions.extend(self.changes_of_the_log(state, log, now));
         decisions
     }
@@ -172,6 +178,7 @@ impl Membership {
     fn count_the_silent(&mut self, state: &State, now: Duration) {
         let silent: BTreeSet<NodeId> =
             state.nodes().keys().copied().filter(|id| self.life(*id, now) == Life::Silent).collect();
+        self.signs.retain(|id| !silent.contains(id));
         self.vanished.retain(|id, _| silent.contains(id));
         let undeclared = |id: &NodeId| state.node(*id).is_some_and(|node| !node.is_lost());
         // Declared lost by hand, a node is frozen no longer.
@@ -189,13 +196,12 @@ impl Membership {
         }
     }
 
-    fn fates(&self, state: &State, now: Duration, wall_ms: u64) -> Vec<Decision> {
+    fn fates(&self, state: &State, now: Duration) -> Vec<Decision> {
         let fate = |(&id, node): (&NodeId, &Node)| match (self.life(id, now), node.lost_since_ms) {
             (Life::Silent, None) if !self.frozen.contains(&id) => Some(Decision::Lost(id)),
-            (Life::Silent, Some(since_ms)) if wall_ms.saturating_sub(since_ms) > FORGET_AFTER_MS => {
-                Some(Decision::Forget(id))
-            }
-            (Life::Alive, Some(_)) => Some(Decision::Back(id)),
+            (Life::Silent, Some(_)) if self.silence(id, now) > Some(FORGET_AFTER) => Some(Decision::Forget(id)),
+            // A node that may still use what others have by now is told so first, by the log.
+            (Life::Alive, Some(_)) if self.signs.contains(&id) && state.owes(id).is_none() => Some(Decision::Back(id)),
             _ => None,
         };
         state.nodes().iter().filter_map(fate).collect()
@@ -321,8 +327,7 @@ mod tests {
             for &node in &self.alive {
                 self.membership.heard(node, self.now);
             }
-            let wall_ms = u64::try_from(self.now.as_millis()).unwrap();
-            let decisions = self.membership.decide(&self.state, &self.log, self.now, wall_ms);
+            let decisions = self.membership.decide(&self.state, &self.log, self.now);
             for decision in decisions.clone() {
                 self.carry_out(decision);
             }
@@ -437,11 +442,35 @@ mod tests {
         lattice.seconds(8);
         assert_eq!(lattice.log.voters.len(), 3);
         assert!(!lattice.log.voters.contains(&voter) && lattice.log.learners.contains(&voter));
-        let wall_ms = FORGET_AFTER_MS + 60_000;
-        let forget = lattice.membership.decide(&lattice.state, &lattice.log, lattice.now, wall_ms);
-        assert_eq!(forget, [Decision::Forget(voter)]);
-        lattice.apply(Command::Forget(voter));
-        assert_eq!(lattice.second(), [Decision::Part(BTreeSet::from([voter]))]);
+        lattice.now += FORGET_AFTER - 10 * SECOND;
+        assert_eq!(lattice.second(), [], "the leader was asleep for a week, and hears itself again");
+        let mut almost = FORGET_AFTER;
+        while almost > SECOND {
+            // The others are heard all the while.
+            lattice.now += 2 * SECOND;
+            almost -= 2 * SECOND;
+            lattice.alive.iter().for_each(|node| lattice.membership.heard(*node, lattice.now));
+        }
+        assert_eq!(lattice.seconds(5), [Decision::Forget(voter), Decision::Part(BTreeSet::from([voter]))]);
+    }
+
+    #[test]
+    fn a_fresh_start_brings_nobody_back() {
+        let mut lattice = Lattice::of(4);
+        lattice.seconds(10);
+        lattice.alive.remove(&id(3));
+        lattice.seconds(10);
+        assert!(lattice.is_lost(3));
+        // The leader starts anew, and knows the lost node only from the state.
+        lattice.membership = Membership::new(id(0), Patience::default(), lattice.now);
+        assert_eq!(lattice.seconds(30), []);
+        // It hears nobody for a while, itself included.
+        let alive = std::mem::take(&mut lattice.alive);
+        lattice.seconds(30);
+        lattice.alive = alive;
+        assert_eq!(lattice.seconds(30), []);
+        lattice.alive.insert(id(3));
+        assert_eq!(lattice.second(), [Decision::Back(id(3))]);
     }
 
     #[test]

@@ -84,6 +84,11 @@ impl Draft {
     }
 }
 
+/// The most permits that a holder may use.
+pub(crate) fn most(permits: Option<u32>) -> u32 {
+    permits.unwrap_or(u32::MAX)
+}
+
 /// The plan as it is agreed.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -140,6 +145,31 @@ impl Plan {
         self.unacked.values().filter_map(|nodes| nodes.get(&node)).map(|unacked| unacked.since).max()
     }
 
+    /// Whether a delta gives out more permits of `key` than `pool`, counting what live nodes may still use.
+    pub(crate) fn exceeds(
+        &self,
+        key: &ComponentKey,
+        changes: &BTreeMap<NodeId, Change>,
+        pool: u64,
+        is_live: impl Fn(NodeId) -> bool,
+    ) -> bool {
+        let mut used: BTreeMap<NodeId, u32> = BTreeMap::new();
+        let held = self.holding(key).into_iter().flatten().map(|(&node, &permits)| (node, most(permits)));
+        for (node, permits) in held.chain(self.unacked(key)) {
+            let most = used.entry(node).or_default();
+            *most = permits.max(*most);
+        }
+        let mut grows = false;
+        for (&node, change) in changes {
+            let Change::Hold(permits) = change else { continue };
+            let before = used.entry(node).or_default();
+            grows |= most(*permits) > *before;
+            *before = most(*permits).max(*before);
+        }
+        let live = used.into_iter().filter(|(node, _)| is_live(*node));
+        grows && live.map(|(_, permits)| u64::from(permits)).sum::<u64>() > pool
+    }
+
     /// Applies a delta. A node that closed since the delta was made gets nothing.
     pub(crate) fn carry(&mut self, delta: &Delta, is_open: impl Fn(NodeId) -> bool) -> Result<(), Refusal> {
         if delta.parent != self.generation {
@@ -165,10 +195,9 @@ impl Plan {
                         continue;
                     }
                 };
-                let after = holding.get(&node).map_or(Some(0), |permits| *permits);
-                if let (Some(Some(before)), Some(after)) = (before, after)
-                    && after < before
-                {
+                let before = before.map_or(0, most);
+                let after = holding.get(&node).copied().map_or(0, most);
+                if after < before {
                     let unacked = self.unacked.entry(key.clone()).or_default();
                     let permits = unacked.get(&node).map_or(before, |unacked| unacked.permits.max(before));
                     unacked.insert(node, Unacked { since: self.generation, permits });

@@ -14,7 +14,7 @@ use trellis_wire::{ComponentKey, NodeId};
 use crate::demand::{Demand, Portion};
 use crate::divide::{Share, divide};
 use crate::flow::Flow;
-use crate::plan::Draft;
+use crate::plan::{Draft, most};
 use crate::{Change, Delta, Holding, Node, State};
 
 /// The next delta, or `None` when everything is where it should be, or waits for a node to give permits up.
@@ -97,7 +97,7 @@ fn change(
 
 /// What each node that is not lost may use at most until it says otherwise.
 fn ceilings(state: &State, key: &ComponentKey, holding: &Holding) -> BTreeMap<NodeId, u32> {
-    let held = holding.iter().map(|(&node, permits)| (node, permits.unwrap_or(0)));
+    let held = holding.iter().map(|(&node, &permits)| (node, most(permits)));
     let mut ceilings = BTreeMap::new();
     for (node, permits) in held.chain(state.plan().unacked(key)) {
         if state.node(node).is_some_and(|node| !node.is_lost()) {

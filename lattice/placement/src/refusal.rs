@@ -148,4 +148,10 @@ pub enum Refusal {
     /// No version of the app has such a component.
     #[error("{0} is not known; `trellis status {app}` lists the components of the app", app = .0.app)]
     UnknownComponent(ComponentKey),
+    /// A lost node that may still use permits which others have by now.
+    #[error("node {0} has not said yet that it gave up what it held when it was lost; it is back once it does")]
+    StillOwes(NodeId),
+    /// The delta gives out permits that others may use, or that nobody asks for any more.
+    #[error("the delta gives out permits of {0} that are not free; plan again")]
+    NoSuchPermits(ComponentKey),
 }

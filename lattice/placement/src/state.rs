@@ -9,8 +9,8 @@ use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, Lattice
 
 use crate::rollout::Want;
 use crate::{
-    Applied, Command, Configs, Entry, Holding, Leases, Node, NodeFacts, Plan, Refusal, Release, StoredConfig, Trust,
-    Versions,
+    Applied, Command, Configs, Delta, Entry, Holding, Leases, Node, NodeFacts, Plan, Refusal, Release, StoredConfig,
+    Trust, Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -61,7 +61,7 @@ impl State {
             Command::Lost(id) => {
                 self.set_node(*id, |node| node.lost_since_ms = Some(node.lost_since_ms.unwrap_or(entry.at_ms)))
             }
-            Command::Back(id) => self.set_node(*id, |node| node.lost_since_ms = None),
+            Command::Back(id) => self.back(*id),
             Command::Forget(id) => self.forget(*id),
             Command::Label { node, labels } => {
                 self.set_node(*node, |node| node.overrides.extend(labels.iter().map(|(k, v)| (k.clone(), v.clone()))))
@@ -72,11 +72,7 @@ impl State {
             Command::Delete(app) => self.delete(app, entry.at_ms),
             Command::PutConfig { name, values } => self.put_config(name, values, entry.at_ms),
             Command::DeleteConfig(name) => self.delete_config(name),
-            Command::Plan(delta) => {
-                let nodes = &self.nodes;
-                self.plan.carry(delta, |id| nodes.get(&id).is_some_and(Node::is_open))?;
-                Ok(Applied::Done)
-            }
+            Command::Plan(delta) => self.plan_on(delta),
             Command::Acked { node, generation } => Ok(done_if(self.plan.ack(*node, *generation))),
             Command::Trust(change) => self.change_trust(change),
             Command::Advance { app, version, step } => self.advance(app, version, *step, entry.at_ms),
@@ -98,8 +94,8 @@ impl State {
         }
     }
 
-    /// A member that joins again keeps its drain and its labels. Being lost ends by [`Command::Back`] or by this. Its key
-    /// never changes.
+    /// A member that joins again keeps its drain and its labels. It stays lost until [`Command::Back`]. Its key never
+    /// changes.
     fn join(&mut self, facts: &NodeFacts) -> Result<Applied, Refusal> {
         match self.nodes.get(&facts.id) {
             None => {
@@ -109,8 +105,32 @@ impl State {
             Some(known) if known.facts.key != facts.key => {
                 Err(Refusal::OtherKey { node: facts.id, known: known.facts.key, found: facts.key })
             }
-            Some(_) => self.set_node(facts.id, |node| (node.facts, node.lost_since_ms) = (facts.clone(), None)),
+            Some(_) => self.set_node(facts.id, |node| node.facts = facts.clone()),
         }
+    }
+
+    /// Others may have what the node held when it was lost: it is back once it says that it gave that up.
+    fn back(&mut self, id: NodeId) -> Result<Applied, Refusal> {
+        match self.plan.owes(id) {
+            Some(_) => Err(Refusal::StillOwes(id)),
+            None => self.set_node(id, |node| node.lost_since_ms = None),
+        }
+    }
+
+    /// A delta may have been made before an app asked for less, or before a node came back with what it held: it never
+    /// gives out permits that are not there.
+    fn plan_on(&mut self, delta: &Delta) -> Result<Applied, Refusal> {
+        let nodes = &self.nodes;
+        let is_live = |id| nodes.get(&id).is_some_and(|node| !node.is_lost());
+        for (key, changes) in &delta.changes {
+            let demand = self.want(key).and_then(|want| want.demand);
+            let pool = demand.map_or(Some(0), |demand| demand.pool());
+            if pool.is_some_and(|pool| self.plan.exceeds(key, changes, pool, is_live)) {
+                return Err(Refusal::NoSuchPermits(key.clone()));
+            }
+        }
+        self.plan.carry(delta, |id| nodes.get(&id).is_some_and(Node::is_open))?;
+        Ok(Applied::Done)
     }
 
     fn set_node(&mut self, id: NodeId, set: impl FnOnce(&mut Node)) -> Result<Applied, Refusal> {
@@ -195,6 +215,11 @@ impl State {
     /// The lattice's name, once it is founded.
     pub fn lattice_name(&self) -> Option<&LatticeName> {
         self.lattice.as_ref().map(|(_, name)| name)
+    }
+
+    /// The last commands that were applied and not refused, oldest first: at most [`APPLIED_IDS_MAX`].
+    pub fn applied(&self) -> impl Iterator<Item = CommandId> {
+        self.applied.iter().copied()
     }
 
     /// Every member, the lost ones included.

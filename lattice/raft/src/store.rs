@@ -103,9 +103,18 @@ pub(crate) struct Store(Arc<Shared>);
 struct Shared {
     // Before `jobs`: when the thread sees the queue closed, it has the last reference and closes the file.
     db: Arc<Database>,
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
     path: Arc<Path>,
     failure: Arc<OnceLock<RaftError>>,
+}
+
+/// Who writes.
+enum Jobs {
+    /// The thread.
+    Thread(mpsc::Sender<Job>),
+    /// Whoever asks, on the spot: in a simulation no time passes while a thread would write.
+    #[cfg(test)]
+    OnTheSpot(std::sync::Mutex<Writer>),
 }
 
 /// Resolves when the file is closed and its lock is given back.
@@ -145,16 +154,10 @@ impl Store {
         node: NodeId,
         lattice: &LatticeName,
     ) -> Result<(Self, Closed), RaftError> {
-        let db = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(backend)
-            .map_err(|why| explain(path, why.into()))?;
-        claim(&db, path, node, lattice)?;
-        let (db, path): (Arc<Database>, Arc<Path>) = (Arc::new(db), path.into());
-        let failure = Arc::new(OnceLock::new());
+        let writer = Writer::new(backend, path, node, lattice)?;
+        let Writer { db, path, failure } = writer.clone();
         let (jobs, queue) = mpsc::channel(WRITES_WAITING_MAX);
         let (closing, closed) = oneshot::channel();
-        let writer = Writer { db: db.clone(), path: path.clone(), failure: failure.clone() };
         std::thread::Builder::new()
             .name("trellis-raft-log".into())
             .spawn(move || {
@@ -166,7 +169,21 @@ impl Store {
                 path: path.to_path_buf(),
                 why: format!("starting its thread: {why}"),
             })?;
-        Ok((Self(Arc::new(Shared { db, jobs, path, failure })), Closed(closed)))
+        Ok((Self(Arc::new(Shared { db, jobs: Jobs::Thread(jobs), path, failure })), Closed(closed)))
+    }
+
+    /// Opens the database without a thread: each write is done by whoever asks for it.
+    #[cfg(test)]
+    pub(crate) fn on_the_spot(
+        backend: impl StorageBackend,
+        path: &Path,
+        node: NodeId,
+        lattice: &LatticeName,
+    ) -> Result<(Self, Closed), RaftError> {
+        let writer = Writer::new(backend, path, node, lattice)?;
+        let Writer { db, path, failure } = writer.clone();
+        let jobs = Jobs::OnTheSpot(std::sync::Mutex::new(writer));
+        Ok((Self(Arc::new(Shared { db, jobs, path, failure })), Closed(oneshot::channel().1)))
     }
 
     /// Writes, and returns when it is written.
@@ -176,7 +193,13 @@ impl Store {
     pub(crate) async fn write(&self, write: Write) -> Result<(), RaftError> {
         let (done, written) = oneshot::channel();
         let gone = || self.broken("the thread that writes it is gone".into());
-        self.0.jobs.send(Job { write, done }).await.map_err(|_| gone())?;
+        match &self.0.jobs {
+            Jobs::Thread(jobs) => jobs.send(Job { write, done }).await.map_err(|_| gone())?,
+            #[cfg(test)]
+            Jobs::OnTheSpot(writer) => {
+                writer.lock().expect("nothing panics while it writes").perform(Job { write, done })
+            }
+        }
         written.await.map_err(|_| gone())?
     }
 
@@ -264,7 +287,8 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     postcard::to_stdvec(value).expect("what is stored is plain data, which postcard can always write")
 }
 
-/// The thread's side.
+/// The writing side.
+#[derive(Clone)]
 struct Writer {
     db: Arc<Database>,
     path: Arc<Path>,
@@ -272,11 +296,18 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(backend: impl StorageBackend, path: &Path, node: NodeId, lattice: &LatticeName) -> Result<Self, RaftError> {
+        let db = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create_with_backend(backend)
+            .map_err(|why| explain(path, why.into()))?;
+        claim(&db, path, node, lattice)?;
+        Ok(Self { db: Arc::new(db), path: path.into(), failure: Arc::default() })
+    }
+
     fn run(self, mut queue: mpsc::Receiver<Job>) {
-        while let Some(Job { write, done }) = queue.blocking_recv() {
-            let written = self.commit(write.durability(), |txn| perform(txn, write));
-            // Whoever asked may have been cancelled; the write counts all the same.
-            done.send(written).unwrap_or_default();
+        while let Some(job) = queue.blocking_recv() {
+            self.perform(job);
         }
         // The marks that were not synced on their own.
         if let Err(why) = self.commit(Durability::Immediate, |_| Ok(())) {
@@ -285,6 +316,12 @@ impl Writer {
         if let Some(Err(why)) = Arc::into_inner(self.db).map(Database::close) {
             tracing::warn!(path = %self.path.display(), %why, "closing the Raft file");
         }
+    }
+
+    fn perform(&self, Job { write, done }: Job) {
+        let written = self.commit(write.durability(), |txn| perform(txn, write));
+        // Whoever asked may have been cancelled; the write counts all the same.
+        done.send(written).unwrap_or_default();
     }
 
     fn commit(

@@ -1,10 +1,15 @@
 //! Tests of the whole crate: the store by openraft's own suite, lattices over one wire.
 
 mod crash;
+mod decoding;
+mod disk;
 mod file;
 mod follow;
 mod lattice;
 mod peers;
+mod register;
+mod simulate;
+mod simulated;
 
 use std::path::Path;
 use std::sync::Arc;

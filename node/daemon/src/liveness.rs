@@ -22,8 +22,8 @@ use crate::board::{All, Board, Health, Mark, Noted};
 use crate::dispatch::{Dispatch, Holding};
 use crate::events::{Events, Report};
 use crate::leases::Leases;
+use crate::proposal;
 use crate::providers::Providers;
-use crate::{clock, proposal};
 
 /// How often the leader looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -504,7 +504,7 @@ impl Pulse {
                 let mut sheet = self.liveness.lock();
                 sheet.nodes.retain(|id, _| state.node(*id).is_some());
                 sheet.applied.retain(|id, _| state.node(*id).is_some());
-                sheet.membership.decide(&state, &log, self.liveness.now(), clock::now_ms())
+                sheet.membership.decide(&state, &log, self.liveness.now())
             };
             for decision in decisions {
                 if !self.raft.leadership().borrow().me {

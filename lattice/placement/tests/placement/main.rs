@@ -6,4 +6,5 @@ mod happenings;
 mod lattice;
 mod leases;
 mod properties;
+mod simulation;
 mod transcripts;

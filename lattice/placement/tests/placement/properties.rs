@@ -223,11 +223,7 @@ proptest! {
         let deploy = command(&lattice.state, &Happens::Deploy(0, instances, spreads));
         lattice.apply(deploy.clone());
         for happens in &story {
-            // Only a node that comes back with what it had may exceed the sum, until it hears the newest plan.
-            if matches!(happens, Happens::Back(_) | Happens::Daemon(0, ..) | Happens::Unscaled(0)) {
-                continue;
-            }
-            if let Happens::Join(n, ..) = happens && lattice.state.node(node_id(*n)).is_some_and(|node| node.is_lost()) {
+            if matches!(happens, Happens::Daemon(0, ..) | Happens::Unscaled(0)) {
                 continue;
             }
             let command = command(&lattice.state, happens);

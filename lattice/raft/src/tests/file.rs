@@ -2,17 +2,14 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::testing::{StoreBuilder, Suite};
 use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader};
-use redb::StorageBackend;
-use redb::backends::InMemoryBackend;
 use tempfile::TempDir;
 use trellis_bus::{Bus, Memory};
 
+use super::disk::Disk;
 use super::{lattice_id, lattice_name, mark, marked, node, options, watched};
 use crate::log::Log;
 use crate::machine::Machine;
@@ -108,55 +105,16 @@ async fn a_damaged_file_is_named() {
     }
 }
 
-/// A disk that can be full.
-#[derive(Debug, Default)]
-struct Disk {
-    inner: InMemoryBackend,
-    full: Arc<AtomicBool>,
-}
-
-impl Disk {
-    fn space(&self) -> io::Result<()> {
-        if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.inner.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.space()?;
-        self.inner.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.space()?;
-        self.inner.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.space()?;
-        self.inner.write(offset, data)
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_stops_the_node_and_says_so() {
     let disk = Disk::default();
-    let full = disk.full.clone();
-    let (store, closed) = Store::on(disk, Path::new("/data/raft.redb"), node(1), &lattice_name()).unwrap();
+    let (store, closed) = Store::on(disk.clone(), Path::new("/data/raft.redb"), node(1), &lattice_name()).unwrap();
     let options = options(Path::new("/data"), 1, Bus::Memory(Memory::alone()));
     let raft = crate::node::run(options, store, closed).await.unwrap();
     raft.bootstrap(lattice_id(7)).await.unwrap();
     raft.propose(mark(1)).await.unwrap();
 
-    full.store(true, Ordering::SeqCst);
+    disk.fill(true);
     let refused = raft.propose(mark(2)).await.unwrap_err();
     assert!(refused.to_string().contains("the disk is full"), "{refused}");
     let why = watched(raft.failed(), "the failure", Option::is_some).await.unwrap();

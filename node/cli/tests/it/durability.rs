@@ -103,11 +103,11 @@ fn every_acknowledged_order_survives_kills_at_random_moments() {
 }
 
 /// A data directory on a small file system of its own.
-struct SmallDisk(DataDir);
+pub(crate) struct SmallDisk(pub(crate) DataDir);
 
 impl SmallDisk {
     /// `None` where whoever runs the tests said that nothing can be mounted here.
-    fn mount(size: &str) -> Option<Self> {
+    pub(crate) fn mount(size: &str) -> Option<Self> {
         if std::env::var_os("TRELLIS_TEST_NO_MOUNT").is_some() {
             println!("skipped: TRELLIS_TEST_NO_MOUNT is set");
             return None;
@@ -124,7 +124,7 @@ impl SmallDisk {
         }
     }
 
-    fn grow(&self, size: &str) {
+    pub(crate) fn grow(&self, size: &str) {
         let grown =
             Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(self.0.path()).status().unwrap();
         assert!(grown.success());

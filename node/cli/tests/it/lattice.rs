@@ -155,17 +155,27 @@ fn a_store_on_one_node_answers_components_on_others() {
     }
 }
 
+/// How long clients ask before something happens.
+const LOAD_FIRST: Duration = Duration::from_millis(500);
+
 /// What clients saw while something happened.
 #[derive(Default, Debug)]
-struct Seen {
-    ok: usize,
-    failed: Vec<(Duration, String)>,
+pub(crate) struct Seen {
+    pub(crate) ok: usize,
+    pub(crate) failed: Vec<(Duration, String)>,
 }
 
-/// Asks in a loop while `what` runs, and for a while after. Times count from when `what` began.
-fn under_load(at: SocketAddr, what: impl FnOnce()) -> Seen {
+impl Seen {
+    /// When the last failure was.
+    pub(crate) fn latest(&self) -> Duration {
+        self.failed.iter().map(|(at, _)| *at).max().unwrap_or_default()
+    }
+}
+
+/// Asks in a loop while `what` runs, and for so long after. Times count from when `what` began.
+pub(crate) fn under_load(at: SocketAddr, after: Duration, what: impl FnOnce()) -> Seen {
     let (seen, over) = (Mutex::new(Seen::default()), AtomicBool::new(false));
-    let began = Instant::now();
+    let began = Instant::now() + LOAD_FIRST;
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -178,14 +188,14 @@ fn under_load(at: SocketAddr, what: impl FnOnce()) -> Seen {
                     let mut seen = seen.lock().unwrap();
                     match failure {
                         None => seen.ok += 1,
-                        Some(why) => seen.failed.push((began.elapsed(), why)),
+                        Some(why) => seen.failed.push((Instant::now().saturating_duration_since(began), why)),
                     }
                 }
             });
         }
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(LOAD_FIRST);
         what();
-        thread::sleep(Duration::from_secs(15));
+        thread::sleep(after);
         over.store(true, Ordering::Relaxed);
     });
     seen.into_inner().unwrap()
@@ -212,8 +222,8 @@ fn whoever_is_killed_the_others_go_on() {
         let killed = nodes.remove(position);
         let last = nodes.last().unwrap();
         let mut data_dir = None;
-        let seen = under_load(last.at("far"), || data_dir = Some(killed.kill()));
-        let latest = seen.failed.iter().map(|(at, _)| *at).max().unwrap_or_default();
+        let seen = under_load(last.at("far"), Duration::from_secs(15), || data_dir = Some(killed.kill()));
+        let latest = seen.latest();
         println!("killed the {name}: {} ok, {} failed, the last after {latest:?}", seen.ok, seen.failed.len());
         assert!(seen.ok > 100, "{seen:?}");
         assert!(latest < Duration::from_secs(10), "{:?}", seen.failed);

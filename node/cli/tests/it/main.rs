@@ -8,7 +8,9 @@
 //! `brokers` is one manifest on each broker, and messages that are accounted for while nodes and brokers are killed.
 //! `lattice` is many nodes at once: they join, serve for each other, die and come back; `rollouts` is what new versions
 //! do on them, `leases` what runs once among them, what is told of them, and who follows from outside the log; `recovery`
-//! what is left when much is lost.
+//! what is left when much is lost. `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
+//! their cable or their disk, and get more work than they can do; `hostile` is what strangers send them, `mixed` an older
+//! version among them, `guide` the guide of `deploy/nats`.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -21,12 +23,17 @@ mod command_line;
 mod deploys;
 mod durability;
 mod examples;
+mod frozen;
 mod guests;
+mod guide;
+mod hostile;
 mod http_clients;
 mod inspect;
 mod lattice;
 mod leases;
+mod load;
 mod messages;
+mod mixed;
 mod nats;
 mod node;
 mod oci;
@@ -39,5 +46,6 @@ mod telemetry;
 mod tidy;
 mod trellis;
 mod triggers;
+mod trouble;
 mod up;
 mod validate;

@@ -60,8 +60,13 @@ impl Node {
 
     /// The same with something in its environment.
     pub(crate) fn start_with(data_dir: &DataDir, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start_by(command(), data_dir, args, environment)
+    }
+
+    /// The same by another command, which is followed by `up ...`: another binary, or one that runs ours.
+    pub(crate) fn start_by(mut by: Command, data_dir: &DataDir, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let log = File::options().create(true).append(true).open(data_dir.log()).unwrap();
-        let mut child = command()
+        let mut child = by
             .args(["up", "--admin", "127.0.0.1:0", "--data-dir"])
             .arg(data_dir.path())
             .args(args)

@@ -1,0 +1,282 @@
+//! Nodes of one lattice in one thread, on a clock that jumps: real openraft, the real store on disks in memory, the real
+//! messages over a wire that loses, doubles and delays them. Nodes lose power, are cut off, and come back.
+//!
+//! The seed decides what goes wrong and when. It does not decide everything: openraft and tokio draw election timeouts
+//! and the order of ready tasks from generators that cannot be seeded on a stable compiler, so a seed that failed may
+//! need some repetitions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use tokio::time::{sleep, timeout};
+use trellis_bus::{Bus, Faults, Wire};
+use trellis_placement::State;
+use trellis_wire::{CommandId, NodeId};
+
+use super::disk::Disk;
+use super::{PATIENCE, lattice_id, lattice_name, node, options};
+use crate::store::Store;
+use crate::{Member, Raft};
+
+/// Runs a simulation in a thread of its own, on a clock that jumps to whatever is due next. Says which seed failed.
+pub(super) fn simulate<S: Future<Output = ()>>(seeds: u64, simulation: impl Fn(u64) -> S) {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let one = number("TRELLIS_SIMULATE_SEED");
+    let seeds = number("TRELLIS_SIMULATE_SEEDS").unwrap_or(seeds);
+    for seed in one.map_or(0..seeds, |one| one..one + 1) {
+        let _named = Named(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(simulation(seed));
+    }
+}
+
+/// Says which seed failed.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "seed {0} failed; try it again: TRELLIS_SIMULATE_SEED={0} cargo test -p trellis-raft simulate",
+                self.0
+            );
+        }
+    }
+}
+
+/// A lattice of voters.
+pub(super) struct Simulated {
+    wire: Wire,
+    seats: Mutex<Vec<Seat>>,
+    watch: Arc<Mutex<Watch>>,
+}
+
+/// Where a node sits: its disk stays when the node goes.
+#[derive(Clone)]
+struct Seat {
+    disk: Disk,
+    raft: Option<Raft>,
+}
+
+impl Simulated {
+    /// So many voters, that agree on a lattice before anything goes wrong.
+    pub(super) async fn of(voters: usize) -> Arc<Self> {
+        let seats = (0..voters).map(|_| Seat { disk: Disk::default(), raft: None }).collect();
+        let simulated = Self { wire: Wire::default(), seats: Mutex::new(seats), watch: Arc::default() };
+        for at in 0..voters {
+            simulated.start(at).await;
+        }
+        let first = simulated.raft(0).unwrap();
+        first.bootstrap(lattice_id(7)).await.unwrap();
+        let all: BTreeSet<_> = (0..voters).map(id).collect();
+        for learner in all.iter().skip(1) {
+            first.add_learner(*learner, Member::default()).await.unwrap();
+        }
+        first.change_voters(all).await.unwrap();
+        Arc::new(simulated)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.seats.lock().unwrap().len()
+    }
+
+    /// The node on a seat, if it runs.
+    pub(super) fn raft(&self, at: usize) -> Option<Raft> {
+        self.seats.lock().unwrap()[at].raft.clone()
+    }
+
+    /// Any node that runs.
+    pub(super) fn any(&self, dice: &mut StdRng) -> Option<Raft> {
+        self.raft(dice.random_range(0..self.len()))
+    }
+
+    /// Starts a node from its disk.
+    async fn start(&self, at: usize) {
+        let disk = self.seats.lock().unwrap()[at].disk.clone();
+        self.wire.mend(&name(at));
+        let (store, closed) = Store::on_the_spot(disk, Path::new("/data/raft.redb"), id(at), &lattice_name()).unwrap();
+        let bus = Bus::Memory(self.wire.end(&name(at)));
+        let mut options = options(Path::new("/data"), number(at), bus);
+        options.timing.propose_wait = Duration::from_secs(5);
+        (options.timing.snapshot_entries, options.timing.kept_entries) = (25, 5);
+        let raft = crate::node::run(options, store, closed).await.unwrap();
+        self.watch(&raft);
+        self.seats.lock().unwrap()[at].raft = Some(raft);
+    }
+
+    /// The power of a node fails: it says nothing more, and what it did not sync may be gone.
+    async fn crash(&self, at: usize, dice: &mut StdRng) {
+        self.wire.cut(&name(at));
+        let kept = dice.random_range(0.0..=1.0);
+        let raft = {
+            let seat = &mut self.seats.lock().unwrap()[at];
+            seat.disk = seat.disk.after_power_loss(|| dice.random_bool(kept));
+            seat.raft.take()
+        };
+        // What is left of it in this process writes to a disk that nobody will look at.
+        if let Some(raft) = raft {
+            raft.shutdown().await;
+        }
+    }
+
+    /// Something goes wrong, or is put right.
+    async fn happen(&self, dice: &mut StdRng) {
+        let at = dice.random_range(0..self.len());
+        let running = self.seats.lock().unwrap().iter().filter(|seat| seat.raft.is_some()).count();
+        match dice.random_range(0..8) {
+            0 if running > 1 => self.crash(at, dice).await,
+            1 | 2 => {
+                for at in 0..self.len() {
+                    if self.raft(at).is_none() {
+                        self.start(at).await;
+                    }
+                }
+            }
+            3 => self.wire.partition(&[&[name(at).as_str()]]),
+            4 => {
+                let side: Vec<String> = (0..self.len()).filter(|_| dice.random()).map(name).collect();
+                self.wire.partition(&[&side.iter().map(String::as_str).collect::<Vec<_>>()]);
+            }
+            5 => self.wire.heal(),
+            6 => self.wire.cut(&name(at)),
+            _ if self.raft(at).is_some() => self.wire.mend(&name(at)),
+            _ => {}
+        }
+    }
+
+    /// Things go wrong for so long, and then all is well again.
+    pub(super) async fn storm(&self, seed: u64, rounds: usize) {
+        let mut dice = StdRng::seed_from_u64(seed);
+        for _ in 0..rounds {
+            let delay = Duration::ZERO..=Duration::from_millis(dice.random_range(1..120));
+            let (loss, duplication) = (dice.random_range(0.0..0.15), dice.random_range(0.0..0.2));
+            self.wire.set_faults(Faults { seed: dice.random(), delay, loss, duplication });
+            self.happen(&mut dice).await;
+            sleep(Duration::from_millis(dice.random_range(100..3_000))).await;
+        }
+        self.wire.set_faults(Faults::default());
+        self.wire.heal();
+        for at in 0..self.len() {
+            self.wire.mend(&name(at));
+            if self.raft(at).is_none() {
+                self.start(at).await;
+            }
+        }
+    }
+
+    /// Splits the wire: this seat alone, and all others.
+    pub(super) fn alone(&self, at: usize) {
+        self.wire.partition(&[&[name(at).as_str()]]);
+    }
+
+    pub(super) fn heal(&self) {
+        self.wire.heal();
+    }
+
+    /// Every node's state, once each knows all that was committed.
+    pub(super) async fn states(&self) -> Vec<Arc<State>> {
+        let mut states = Vec::new();
+        for at in 0..self.len() {
+            let raft = self.raft(at).unwrap();
+            let known = async { while raft.read_barrier().await.is_err() {} };
+            timeout(PATIENCE * 10, known).await.unwrap_or_else(|_| panic!("node {at} never hears the others again"));
+            states.push(raft.state().borrow().clone());
+        }
+        states
+    }
+
+    pub(super) async fn shutdown(&self) {
+        for at in 0..self.len() {
+            if let Some(raft) = self.raft(at) {
+                raft.shutdown().await;
+            }
+        }
+    }
+
+    /// Checks all that this node ever says of the lattice.
+    fn watch(&self, raft: &Raft) {
+        let (watch, me) = (self.watch.clone(), raft.node());
+        let (mut leadership, mut state) = (raft.leadership(), raft.state());
+        tokio::spawn(async move {
+            loop {
+                {
+                    let (leadership, state) = (leadership.borrow_and_update(), state.borrow_and_update());
+                    let mut watch = watch.lock().unwrap();
+                    if leadership.me {
+                        watch.leads(me, leadership.term);
+                    }
+                    watch.agrees(me, &state);
+                }
+                let ended = tokio::select! {
+                    ended = leadership.changed() => ended,
+                    ended = state.changed() => ended,
+                };
+                if ended.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// What was seen, after all the checks that were made meanwhile.
+    pub(super) fn seen(&self) -> Seen {
+        let watch = self.watch.lock().unwrap();
+        assert_eq!(watch.wrong, None);
+        Seen { terms: watch.leaders.len(), applied: watch.applied.clone() }
+    }
+}
+
+/// What a simulation went through.
+pub(super) struct Seen {
+    /// How many terms had a leader.
+    pub(super) terms: usize,
+    /// Every command that took effect, in order.
+    pub(super) applied: Vec<CommandId>,
+}
+
+/// What all nodes said so far. What is wrong is kept for the end: a task that panics would go unnoticed.
+#[derive(Default)]
+struct Watch {
+    leaders: BTreeMap<u64, NodeId>,
+    applied: Vec<CommandId>,
+    wrong: Option<String>,
+}
+
+impl Watch {
+    /// One leader per term.
+    fn leads(&mut self, me: NodeId, term: u64) {
+        let leader = *self.leaders.entry(term).or_insert(me);
+        if leader != me {
+            self.wrong.get_or_insert(format!("{me} and {leader} both lead in term {term}"));
+        }
+    }
+
+    /// Of two states, one is what the other was or will be.
+    fn agrees(&mut self, me: NodeId, state: &State) {
+        let mut theirs = state.applied();
+        let ours = &self.applied;
+        let common = theirs.by_ref().zip(ours).position(|(theirs, ours)| theirs != *ours);
+        if let Some(at) = common {
+            self.wrong.get_or_insert(format!("{me} applied another command at {at} than the others"));
+        }
+        let more: Vec<_> = state.applied().skip(self.applied.len()).collect();
+        self.applied.extend(more);
+    }
+}
+
+fn number(at: usize) -> u128 {
+    at as u128 + 1
+}
+
+fn id(at: usize) -> NodeId {
+    node(number(at))
+}
+
+fn name(at: usize) -> String {
+    number(at).to_string()
+}

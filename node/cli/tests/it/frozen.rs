@@ -1,0 +1,75 @@
+//! A node that freezes and goes on: it is not dead, nobody can tell, and it wakes up with an old view of the world. What
+//! clients of another node notice is counted.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::eventually;
+use crate::lattice::{held_by, id, known, lattice, of, under_load};
+use crate::node::Node;
+
+/// Long enough that the others go on without it.
+const FROZEN: Duration = Duration::from_secs(10);
+/// How long clients go on after it woke up.
+const AFTER: Duration = Duration::from_secs(5);
+
+/// The node that is so, as the last one of the lattice sees it; never the last one itself.
+fn position(nodes: &[Node], is: impl Fn(&Value) -> bool) -> usize {
+    let last = nodes.last().unwrap();
+    let stays = id(last);
+    let found = known(last).into_iter().find(|one| one["id"] != stays.as_str() && is(one)).unwrap();
+    nodes.iter().position(|node| found["id"] == id(node).as_str()).unwrap()
+}
+
+#[test]
+fn whoever_freezes_the_others_go_on_and_it_finds_its_way_back() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 5);
+    // The last node holds nothing and stays: clients ask it.
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
+    let asked = nodes.last().unwrap();
+    let is_leader = |one: &Value| one["leader"] == true;
+    let is_follower = |one: &Value| one["role"] == "voter" && one["leader"] == false;
+    let is_holder = |one: &Value| one["labels"]["n"] == "3";
+    for (name, frozen) in [
+        ("leader", position(&nodes, is_leader)),
+        ("follower", position(&nodes, is_follower)),
+        ("a holder", position(&nodes, is_holder)),
+    ] {
+        let frozen = &nodes[frozen];
+        let seen = under_load(asked.at("far"), AFTER, || {
+            frozen.signal("STOP");
+            thread::sleep(FROZEN);
+            assert_eq!(of(asked, &id(frozen), "state"), "lost", "after {FROZEN:?}");
+            frozen.signal("CONT");
+        });
+        println!("froze the {name}: {} ok, {} failed, the last after {:?}", seen.ok, seen.failed.len(), seen.latest());
+        assert!(seen.ok > 100, "{seen:?}");
+        assert!(seen.latest() < FROZEN, "it woke up, and that harms nobody: {:?}", seen.failed);
+        assert!(seen.failed.len() < 60, "what was under way there is lost, and no more: {:?}", seen.failed);
+        for node in &nodes {
+            eventually("everyone is there for everyone", || {
+                let known = known(node);
+                known.iter().all(|one| one["state"] == "ready").then_some(())
+            });
+        }
+        asked.until_ready("far");
+    }
+}
+
+#[test]
+fn a_short_freeze_moves_nothing() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 3);
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    let generation = || nodes[0].status("far")["generation"].as_u64().unwrap();
+    let before = generation();
+    nodes[1].signal("STOP");
+    thread::sleep(Duration::from_secs(2));
+    nodes[1].signal("CONT");
+    eventually("it is heard again", || (of(&nodes[0], &id(&nodes[1]), "state") == "ready").then_some(()));
+    assert_eq!(generation(), before);
+}

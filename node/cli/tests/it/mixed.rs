@@ -1,0 +1,70 @@
+//! A lattice of an older binary that is rolled over to this one, node by node, while clients ask.
+//!
+//! `TRELLIS_TEST_PREVIOUS` names the older binary; `make torture` builds the previous commit's. Without it there is
+//! nothing to mix, and the test says so.
+
+use std::process::Command;
+use std::time::Duration;
+
+use trellis_bus::testing::NatsServer;
+
+use crate::apps::{eventually, hello, image};
+use crate::client::get;
+use crate::lattice::{held_by, id, known, of, under_load};
+use crate::node::{DataDir, Node};
+use crate::trellis::command;
+
+#[test]
+fn a_lattice_of_the_previous_version_rolls_over() {
+    let Some(previous) = std::env::var_os("TRELLIS_TEST_PREVIOUS") else {
+        println!("skipped: TRELLIS_TEST_PREVIOUS names no older binary");
+        return;
+    };
+    let nats = NatsServer::start(false);
+    let start = |by: Command, dir: &DataDir, n: usize| {
+        let label = format!("n={n}");
+        let bootstrap: &[&str] = if n == 1 { &["--bootstrap"] } else { &[] };
+        Node::start_by(by, dir, &[&["--nats", &nats.url, "--label", &label], bootstrap].concat(), &[])
+    };
+    let mut nodes: Vec<Node> = (1..=4).map(|n| start(Command::new(&previous), &DataDir::new(), n)).collect();
+    let all_ready = |asked: &Node| {
+        eventually("everyone is there", || {
+            let known = known(asked);
+            (known.len() == 4 && known.iter().all(|one| one["state"] == "ready")).then_some(())
+        });
+    };
+    all_ready(&nodes[3]);
+    nodes[0].deploy(&held_by("far", "test_misbehave", "1|2|3", &[]));
+    nodes[1].trellis(&["config", "put", "colours", "sky=blue"]).ok();
+    for n in 1..=3 {
+        let old = nodes.remove(0);
+        let data_dir = old.data_dir().clone();
+        let (mut old, mut new) = (Some(old), None);
+        let asked = nodes.iter().find(|node| of(node, &id(node), "labels")["n"] == "4").unwrap();
+        let seen = under_load(asked.at("far"), Duration::from_secs(5), || {
+            old.take().unwrap().stop();
+            new = Some(start(command(), &data_dir, n));
+        });
+        println!(
+            "rolled node {n} over: {} ok, {} failed, the last after {:?}",
+            seen.ok,
+            seen.failed.len(),
+            seen.latest()
+        );
+        assert!(seen.ok > 50, "{seen:?}");
+        nodes.push(new.unwrap());
+        all_ready(&nodes[0]);
+        all_ready(nodes.last().unwrap());
+        nodes[0].until_ready("far");
+    }
+    let last = nodes.remove(0);
+    let data_dir = last.data_dir().clone();
+    assert_eq!(last.stop().code(), Some(0));
+    nodes.push(start(command(), &data_dir, 4));
+    for node in &nodes {
+        all_ready(node);
+        assert_eq!(get(node.at("far"), "/").unwrap().ok(), "ok");
+        assert_eq!(node.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+    }
+    nodes[2].deploy(&hello("late", "v1", "127.0.0.1:0", &image("hello")));
+}
