@@ -30,7 +30,7 @@ pub use error::BusError;
 pub use faults::Faults;
 pub use memory::Memory;
 pub use nats::Nats;
-pub use options::{Auth, Options, OptionsError, Secret, Tls};
+pub use options::{Auth, Options, OptionsError, Tls};
 pub use sealed::{Heard, Listening, Reply, Sealed, SealedError};
 pub use wire::Wire;
 

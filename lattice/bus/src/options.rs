@@ -1,11 +1,11 @@
 //! How a node reaches its NATS servers, and who it is there.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_nats::{AuthError, ConnectOptions, ServerAddr};
 use nkeys::KeyPair;
+use trellis_wire::Secret;
 use trellis_wire::pattern::{self, Malformed};
 
 /// Where the NATS servers are and how to be let in.
@@ -59,28 +59,6 @@ pub struct Tls {
     pub ca: Option<PathBuf>,
     /// PEM files of the client's own certificate and key.
     pub identity: Option<(PathBuf, PathBuf)>,
-}
-
-/// A text that no log and no `Debug` shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes a secret, without the line break that files end with.
-    pub fn new(text: &str) -> Self {
-        Self(text.trim().into())
-    }
-
-    /// The secret itself, for the one that is to check it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
 }
 
 /// What is wrong with [`Options`]. A server that is only not there is no error.
@@ -163,7 +141,7 @@ impl Auth {
                     .map_err(|_| OptionsError::Credentials(format!("{} is no .creds file of NATS", path.display())))?
             }
             Self::NkeySeed(path) => {
-                let seed = Secret::new(&read("the nkey seed file", path).await?);
+                let seed = Secret::new(read("the nkey seed file", path).await?.trim());
                 key_pair(&seed, &path.display().to_string())?;
                 client.nkey(seed.expose().into())
             }

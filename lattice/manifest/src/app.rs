@@ -58,19 +58,21 @@ impl App {
             Served::NotBuilt(name) => Some(NotBuilt::Provider { entry: entry.clone(), name: name.clone() }),
             Served::Builtin(_) | Served::Shared { .. } => None,
         });
-        let backends = self.secrets_policies().into_iter().map(|policy| NotBuilt::SecretsBackend {
-            policy: policy.to_owned(),
-            backend: self.policies.get(policy).and_then(Policy::backend).unwrap_or_default().to_owned(),
+        let backends = self.secrets().filter_map(|secret| match &secret.backend {
+            SecretsBackend::NotBuilt(backend) => Some((secret.policy.clone(), backend.clone())),
+            SecretsBackend::Env | SecretsBackend::File => None,
         });
+        let backends: BTreeSet<_> = backends.collect();
+        let backends = backends.into_iter().map(|(policy, backend)| NotBuilt::SecretsBackend { policy, backend });
         providers.chain(backends).collect()
     }
 
-    /// The policies that a secret names, each once.
-    fn secrets_policies(&self) -> BTreeSet<&str> {
+    /// Every secret that anything of it names.
+    fn secrets(&self) -> impl Iterator<Item = &SecretRef> {
         let components = self.components.values().flat_map(|component| &component.secrets);
         let providers = self.providers.values().flat_map(|provider| &provider.secrets);
         let links = self.links.iter().flat_map(|link| link.source_secrets.iter().chain(&link.target_secrets));
-        components.chain(providers).chain(links).map(|secret| secret.policy.as_str()).collect()
+        components.chain(providers).chain(links)
     }
 }
 
@@ -112,7 +114,7 @@ pub struct Component {
     /// Names of config in the lattice, merged in this order.
     pub configs: Vec<String>,
     /// Secrets it may read.
-    pub secrets: Vec<Secret>,
+    pub secrets: Vec<SecretRef>,
     /// Who holds it.
     pub scaler: Option<Scaler>,
     /// Limits of one sandbox.
@@ -152,7 +154,7 @@ pub struct Provider {
     /// Names of config in the lattice, merged in this order.
     pub configs: Vec<String>,
     /// Secrets it may read.
-    pub secrets: Vec<Secret>,
+    pub secrets: Vec<SecretRef>,
     /// On which nodes it runs; `None`: where the components are that it is linked with.
     pub scaler: Option<Scaler>,
 }
@@ -240,26 +242,60 @@ pub struct AppLink {
     /// Config names for the target's end.
     pub target_configs: Vec<String>,
     /// Secrets for the source's end.
-    pub source_secrets: Vec<Secret>,
+    pub source_secrets: Vec<SecretRef>,
     /// Secrets for the target's end.
-    pub target_secrets: Vec<Secret>,
+    pub target_secrets: Vec<SecretRef>,
     /// How messages are delivered, where the link is a message trigger.
     pub delivery: Delivery,
 }
 
-/// A secret that a policy's backend holds. The lattice stores this reference, never the value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Secret {
+/// Where a secret is. The lattice stores this, never the value.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SecretRef {
     /// The name that the component or provider knows it by.
     pub name: String,
-    /// The policy.
+    /// The policy, for messages.
     pub policy: String,
+    /// Who holds it, as the policy says.
+    pub backend: SecretsBackend,
     /// The key in the backend.
     pub key: String,
     /// A field of the value.
     pub field: Option<String>,
-    /// A version of the value.
+    /// A version of the value. The backends that are built in keep none.
     pub version: Option<String>,
+}
+
+/// Who holds secrets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SecretsBackend {
+    /// `env`: variables of the node's environment, below the prefix that the node opens.
+    Env,
+    /// `file`: what the node finds at the path that it opens.
+    File,
+    /// One that this version of Trellis does not have.
+    NotBuilt(String),
+}
+
+impl SecretsBackend {
+    /// The backend of that name.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "env" => Self::Env,
+            "file" => Self::File,
+            other => Self::NotBuilt(other.into()),
+        }
+    }
+}
+
+impl fmt::Display for SecretsBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Env => "env",
+            Self::File => "file",
+            Self::NotBuilt(name) => name,
+        })
+    }
 }
 
 /// A secrets policy.

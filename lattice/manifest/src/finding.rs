@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use trellis_wire::credentials;
 
 /// More findings than this are counted, not kept: a manifest may be of any size, its report may not.
 const FINDINGS_MAX: usize = 1_000;
@@ -153,17 +154,20 @@ impl<'a> Report<'a> {
 
     fn finding(&self, severity: Severity, at: At, message: String, help: String) -> Finding {
         let line = (at.line as usize).checked_sub(1).and_then(|index| self.lines.get(index));
-        // A manifest may come from anybody, and what is shown goes to a terminal.
-        let shown = |c: char| if c.is_control() { ' ' } else { c };
+        // A manifest may come from anybody, and what is shown goes to a terminal; and none of its passwords does.
+        let shown = |text: &str, chars_max: usize| -> String {
+            let hidden = credentials::hidden(text);
+            hidden.chars().take(chars_max).map(|c| if c.is_control() { ' ' } else { c }).collect()
+        };
         Finding {
             severity,
             line: at.line,
             column: at.column,
             length: at.length.max(1),
-            message: message.chars().take(MESSAGE_CHARS_MAX).map(shown).collect(),
-            help: (!help.is_empty()).then(|| help.chars().take(MESSAGE_CHARS_MAX).map(shown).collect()),
+            message: shown(&message, MESSAGE_CHARS_MAX),
+            help: (!help.is_empty()).then(|| shown(&help, MESSAGE_CHARS_MAX)),
             origin: self.origin.into(),
-            source: line.map_or_else(String::new, |line| line.chars().take(LINE_CHARS_MAX).map(shown).collect()),
+            source: line.map_or_else(String::new, |line| shown(line, LINE_CHARS_MAX)),
         }
     }
 }

@@ -35,6 +35,7 @@ const NATS: &[&str] = &[
     "subscriptions",
     "cluster_uris",
     "cluster_uri",
+    "user",
     "client_jwt",
     "client_seed",
     "tls_ca",

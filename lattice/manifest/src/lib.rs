@@ -32,7 +32,8 @@ mod tree;
 use std::collections::BTreeMap;
 
 pub use app::{
-    App, AppLink, Component, Image, Limits, NotBuilt, Policy, Provider, Scaler, Secret, Served, Spread, Tech,
+    App, AppLink, Component, Image, Limits, NotBuilt, Policy, Provider, Scaler, SecretRef, SecretsBackend, Served,
+    Spread, Tech,
 };
 pub use delivery::{DeliveryError, overlaid};
 pub use finding::{Finding, Severity};

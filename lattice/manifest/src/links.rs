@@ -7,7 +7,7 @@ use crate::finding::{At, Report};
 use crate::nearest::did_you_mean;
 use crate::reading::Reading;
 use crate::tree::{Node, Pair, Value};
-use crate::{AppLink, Delivery, Secret, delivery, interfaces, level, settings};
+use crate::{AppLink, Delivery, SecretRef, delivery, interfaces, level, settings};
 
 /// Whose config it is: the rules for names that come twice differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(crate) struct Linked {
 }
 
 /// One end: the config and secrets there.
-type End = (Vec<String>, Vec<Secret>);
+type End = (Vec<String>, Vec<SecretRef>);
 
 /// Reads a link of `source`, which is `None` where the entry's name is refused.
 pub(crate) fn read(node: &Node, source: Option<&ComponentName>, reading: &mut Reading<'_, '_>) {

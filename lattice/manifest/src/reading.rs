@@ -184,7 +184,7 @@ impl Reading<'_, '_> {
         let Some(fields) = Fields::read(node, &level::POLICY, self.report) else { return };
         let name = fields.need_text("name", "name: my-secrets", self.report);
         let kind = fields.need_text("type", &format!("type: {}", Policy::SECRETS), self.report);
-        let properties = fields.need("properties", "properties: {backend: nats-kv}", self.report);
+        let properties = fields.need("properties", "properties: {backend: file}", self.report);
         let properties = properties.map(|node| fields::texts(node, "the properties of a policy", self.report));
         let (Some((name, at)), Some((kind, kind_at)), Some(properties)) = (name, kind, properties) else { return };
         let policy = Policy { kind: kind.into(), properties };
@@ -195,7 +195,7 @@ impl Reading<'_, '_> {
             self.report.warn(
                 at,
                 format!("policy `{name}` names no backend"),
-                "write `backend: nats-kv` below `properties`",
+                "write `backend: file` or `backend: env` below `properties`",
             );
         }
         if self.app.policies.insert(name.into(), policy).is_some() {

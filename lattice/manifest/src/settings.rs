@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use trellis_wire::Config;
+use trellis_wire::{Config, credentials};
 
 use crate::fields::{self, Fields};
 use crate::finding::At;
 use crate::links::Side;
 use crate::nearest::did_you_mean;
 use crate::reading::Reading;
-use crate::tree::Node;
-use crate::{Policy, Secret, level};
+use crate::tree::{Node, Value};
+use crate::{Policy, SecretRef, SecretsBackend, level};
 
 /// Config that the manifest gives properties for.
 pub(crate) struct Given {
@@ -22,7 +22,7 @@ pub(crate) struct Given {
 }
 
 /// Reads both: the names that the lattice knows the config by, and the secrets.
-pub(crate) fn read(fields: &Fields<'_>, side: Side, reading: &mut Reading<'_, '_>) -> (Vec<String>, Vec<Secret>) {
+pub(crate) fn read(fields: &Fields<'_>, side: Side, reading: &mut Reading<'_, '_>) -> (Vec<String>, Vec<SecretRef>) {
     (configs(fields, "config", side, reading), secrets(fields, reading))
 }
 
@@ -40,6 +40,7 @@ fn config(node: &Node, side: Side, reading: &mut Reading<'_, '_>) -> Option<Stri
         reading.named.push((name.into(), at));
         return Some(name.into());
     };
+    passwords(properties, reading);
     let values = Config::from_iter(fields::texts(properties, "the properties of a config", reading.report));
     let (name, at) = name?;
     let keys = properties.pairs().iter().map(|pair| (pair.key.clone(), pair.key_at)).collect();
@@ -66,12 +67,12 @@ fn give(name: &str, stored: &str, given: Given, reading: &mut Reading<'_, '_>) {
     reading.given.insert(stored.into(), given);
 }
 
-fn secrets(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Vec<Secret> {
+fn secrets(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Vec<SecretRef> {
     let nodes = fields.list("secrets", reading.report);
     nodes.iter().filter_map(|node| secret(node, reading)).collect()
 }
 
-fn secret(node: &Node, reading: &mut Reading<'_, '_>) -> Option<Secret> {
+fn secret(node: &Node, reading: &mut Reading<'_, '_>) -> Option<SecretRef> {
     let report = &mut *reading.report;
     let fields = Fields::read(node, &level::SECRET, report)?;
     let name = fields.need_text("name", "name: api-key", report);
@@ -79,42 +80,76 @@ fn secret(node: &Node, reading: &mut Reading<'_, '_>) -> Option<Secret> {
     let fields = Fields::read(properties, &level::SECRET_PROPERTIES, report)?;
     let policy = fields.need_text("policy", "policy: my-secrets", report);
     let key = fields.need_text("key", "key: api-key", report);
-    let field = fields.text("field", report).map(|(text, _)| text.to_owned());
-    let version = fields.text("version", report).map(|(text, _)| text.to_owned());
+    let field = fields.text("field", report);
+    let version = fields.text("version", report);
     let (policy, at) = policy?;
-    policy_of_secret(policy, at, reading);
-    Some(Secret { name: name?.0.into(), policy: policy.into(), key: key?.0.into(), field, version })
+    let backend = backend(policy, at, reading)?;
+    if let (SecretsBackend::Env | SecretsBackend::File, Some((_, at))) = (&backend, version) {
+        let message = format!("the secrets backend `{backend}` keeps no versions");
+        reading.report.error(
+            at,
+            message,
+            "leave `version` out: the value is read as it is now, and again when it changes",
+        );
+    }
+    if let (SecretsBackend::Env, Some((field, at))) = (&backend, field) {
+        let message = format!("a variable has no field `{field}`");
+        reading.report.error(at, message, "leave `field` out, or keep the secret in the backend `file`");
+    }
+    let (field, version) = (field.map(|(text, _)| text.to_owned()), version.map(|(text, _)| text.to_owned()));
+    Some(SecretRef { name: name?.0.into(), policy: policy.into(), backend, key: key?.0.into(), field, version })
 }
 
-fn policy_of_secret(name: &str, at: At, reading: &mut Reading<'_, '_>) {
-    match reading.app.policies.get(name) {
+/// Who holds the secrets of a policy.
+fn backend(policy: &str, at: At, reading: &mut Reading<'_, '_>) -> Option<SecretsBackend> {
+    match reading.app.policies.get(policy) {
         None => {
             let known: Vec<_> = reading.app.policies.keys().map(String::as_str).collect();
             let add = format!(
-                "add it below `spec.policies`: `- {{name: {name}, type: {}, properties: {{backend: ..}}}}`",
+                "add it below `spec.policies`: `- {{name: {policy}, type: {}, properties: {{backend: file}}}}`",
                 Policy::SECRETS
             );
-            let help = did_you_mean(name, known.iter().copied(), &add);
-            reading.report.error(at, format!("the policy `{name}` is not in this manifest"), help);
+            let help = did_you_mean(policy, known.iter().copied(), &add);
+            reading.report.error(at, format!("the policy `{policy}` is not in this manifest"), help);
+            None
         }
-        Some(policy) if policy.kind != Policy::SECRETS => {
-            let message = format!("the policy `{name}` is no secrets policy: its type is `{}`", policy.kind);
+        Some(found) if found.kind != Policy::SECRETS => {
+            let message = format!("the policy `{policy}` is no secrets policy: its type is `{}`", found.kind);
             reading.report.error(at, message, format!("write `type: {}` in the policy", Policy::SECRETS));
+            None
         }
-        Some(policy) => match policy.backend() {
-            None => {
-                let message = format!("the policy `{name}` names no backend");
-                reading.report.error(at, message, "write `backend: ..` below the policy's `properties`");
-            }
-            Some(backend) => {
-                let message =
-                    format!("the secrets backend `{backend}` is not built yet: this can be validated but not deployed");
-                reading.report.warn(
+        Some(found) => {
+            let Some(backend) = found.backend() else {
+                let message = format!("the policy `{policy}` names no backend");
+                reading.report.error(
                     at,
                     message,
-                    "leave the secret out, or give the value as config where that is safe enough",
+                    "write `backend: file` or `backend: env` below the policy's `properties`",
                 );
+                return None;
+            };
+            let backend = SecretsBackend::named(backend);
+            if let SecretsBackend::NotBuilt(backend) = &backend {
+                let message =
+                    format!("the secrets backend `{backend}` is not built yet: this can be validated but not deployed");
+                let help = "write `backend: file` or `backend: env` in the policy, and open it on the nodes: \
+                            `trellis up --secrets PATH` or `--secrets-env-prefix PREFIX`";
+                reading.report.warn(at, message, help);
             }
-        },
+            Some(backend)
+        }
+    }
+}
+
+/// Passwords in URLs would be in the lattice's log, its state and its status.
+fn passwords(properties: &Node, reading: &mut Reading<'_, '_>) {
+    for pair in properties.pairs() {
+        let Value::Text(text) = &pair.node.value else { continue };
+        if credentials::has_password(text) {
+            let message = format!("`{}` holds a password, which the lattice would keep and show", pair.key);
+            let help = "take it out of the URL, and name it below `secrets:` beside this `config:`, as in `- {name: password, \
+                        properties: {policy: my-secrets, key: my-password}}`";
+            reading.report.error(pair.node.at, message, help);
+        }
     }
 }

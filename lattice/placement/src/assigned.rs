@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, Tech, overlaid};
-use trellis_wire::{ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId};
+use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, SecretRef, Tech, overlaid};
+use trellis_wire::{ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId, Secrets};
 
 use crate::rollout::Form;
 use crate::{Release, Rollout, State, Versions};
@@ -45,6 +45,11 @@ pub struct HeldComponent {
     pub limits: Limits,
     /// Its config, merged.
     pub config: Config,
+    /// Where its secrets are.
+    pub secret_refs: Vec<SecretRef>,
+    /// What the node read there; empty before it did. Left out wherever this is encoded.
+    #[serde(skip)]
+    pub secrets: Secrets,
     /// Its id, by which queue groups and consumers are named.
     pub id: String,
     /// The links that this version of it has: what may wake it, and what it may call.
@@ -58,6 +63,8 @@ pub struct HeldLink {
     pub link: Link,
     /// Which way it goes, and what is at its other end.
     pub direction: Direction,
+    /// Where the secrets of the provider's end are, each name once. What the node reads there is `link.secrets`.
+    pub secret_refs: Vec<SecretRef>,
     /// What is wrong with a key `delivery.*` of its config, which only shows once all config is merged. Such a link is
     /// not applied.
     pub refused: Option<DeliveryError>,
@@ -174,6 +181,8 @@ impl State {
                 permits: permits.into_iter().chain(component.limits.max_in_flight).min(),
                 limits: component.limits.clone(),
                 config: self.configs.merged(release, &component.configs),
+                secret_refs: component.secrets.clone(),
+                secrets: Secrets::default(),
                 id: component.id.clone(),
                 links: links.map(|link| self.link_of(release, link).0).collect(),
             };
@@ -220,12 +229,13 @@ impl State {
         let runs = |end: &End<'_>, key: &ComponentKey, component: &ComponentKey| {
             if end.provider.scaler.is_some() { is_held(key) } else { is_held(component) }
         };
-        let (direction, component) = match end {
+        let (direction, component, secret_refs) = match end {
             Some(end) if end.wakes => {
                 if !self.wakes(form, versions.rollout(), &end, (&source, &target), node) {
                     return None;
                 }
-                (Direction::Wakes { provider: source, tech: end.provider.tech()? }, target)
+                let refs = overlaid_refs(&end.provider.secrets, &link.source_secrets);
+                (Direction::Wakes { provider: source, tech: end.provider.tech()? }, target, refs)
             }
             Some(end) => {
                 let (here, tech) = (runs(&end, &target, &source), end.provider.tech()?);
@@ -233,13 +243,16 @@ impl State {
                     return None;
                 }
                 let provider = target;
-                let direction = match here {
-                    true => Direction::Grants { provider, tech },
-                    false => Direction::GrantsElsewhere { provider, tech },
+                let (direction, refs) = match here {
+                    true => {
+                        let refs = overlaid_refs(&end.provider.secrets, &link.target_secrets);
+                        (Direction::Grants { provider, tech }, refs)
+                    }
+                    false => (Direction::GrantsElsewhere { provider, tech }, Vec::new()),
                 };
-                (direction, source)
+                (direction, source, refs)
             }
-            None if is_held(&source) || is_held(&target) => (Direction::Between { target }, source),
+            None if is_held(&source) || is_held(&target) => (Direction::Between { target }, source, Vec::new()),
             None => return None,
         };
         let AppLink { name, namespace, package, interfaces, delivery, .. } = link.clone();
@@ -247,8 +260,9 @@ impl State {
             Ok(overlaid) => (overlaid, None),
             Err(why) => (delivery, Some(why)),
         };
-        let link = Link { id, component, name, namespace, package, interfaces, config, delivery };
-        Some(HeldLink { link, direction, refused })
+        let secrets = Secrets::default();
+        let link = Link { id, component, name, namespace, package, interfaces, config, delivery, secrets };
+        Some(HeldLink { link, direction, secret_refs, refused })
     }
 
     /// Whether a provider wakes a component from `node` under this version's link. In a roll-out it does wherever either
@@ -281,4 +295,10 @@ impl State {
             Some(shared) => self.provider(&shared).map(|(release, provider)| (&**release, provider)),
         }
     }
+}
+
+/// A provider's own secrets with a link's on top: of one name the link's counts.
+fn overlaid_refs(own: &[SecretRef], of_link: &[SecretRef]) -> Vec<SecretRef> {
+    let replaced = |own: &&SecretRef| of_link.iter().any(|other| other.name == own.name);
+    own.iter().filter(|own| !replaced(own)).chain(of_link).cloned().collect()
 }

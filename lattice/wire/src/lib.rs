@@ -6,6 +6,7 @@
 mod body;
 mod call;
 mod config;
+pub mod credentials;
 mod delivery;
 mod event;
 mod fault;
@@ -14,6 +15,7 @@ mod id;
 mod key;
 mod link;
 pub mod pattern;
+mod secret;
 pub mod subject;
 
 pub use body::{Body, BodyError};
@@ -28,3 +30,4 @@ pub use id::{
 };
 pub use key::{LatticeSecret, NodeKey};
 pub use link::{Link, LinkId};
+pub use secret::{Secret, Secrets};

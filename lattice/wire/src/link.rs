@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ComponentKey, Config, Delivery, LinkName};
+use crate::{ComponentKey, Config, Delivery, LinkName, Secret, Secrets};
 
 /// Between a link's id and what names its config. No name has control characters.
 const GRANT_MARK: char = '\u{1f}';
@@ -79,6 +79,16 @@ pub struct Link {
     pub config: Config,
     /// How messages of it are delivered, with the keys `delivery.*` of the config laid on top.
     pub delivery: Delivery,
+    /// The provider's own secrets with the link's on top, read on this node. They are left out wherever a link is encoded.
+    #[serde(skip)]
+    pub secrets: Secrets,
+}
+
+impl Link {
+    /// What is to be kept to oneself: the secret of that name or, as wasmCloud has it, the config value.
+    pub fn secret(&self, key: &str) -> Option<Secret> {
+        self.secrets.get(key).cloned().or_else(|| self.config.get(key).map(Secret::new))
+    }
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Deserialize;
-use trellis_bus::{Auth, Options as NatsOptions, Secret, Tls};
-use trellis_daemon::{Care, Options, Patience};
+use trellis_bus::{Auth, Options as NatsOptions, Tls};
+use trellis_daemon::{Care, Options, Patience, SecretSources};
 use trellis_trust::TOKEN_CHARS_MIN;
-use trellis_wire::{LatticeName, NodeKey};
+use trellis_wire::{LatticeName, NodeKey, Secret};
 
 use crate::admin::{ADMIN_DEFAULT, Connection, Endpoint};
 use crate::failure::Failure;
@@ -134,6 +134,13 @@ pub(crate) struct Settings {
     #[arg(long, env = "TRELLIS_IMAGE_ALIASES", value_name = "FILE", help_heading = "Images")]
     image_aliases: Option<PathBuf>,
 
+    /// Variables that begin so may be read by manifests with the secrets backend `env`, such as TRELLIS_SECRET_
+    #[arg(long, env = "TRELLIS_SECRETS_ENV_PREFIX", value_name = "PREFIX", help_heading = "Secrets")]
+    secrets_env_prefix: Option<String>,
+    /// A directory with secrets, or a YAML file of them, that manifests may read with the secrets backend `file`
+    #[arg(long, env = "TRELLIS_SECRETS", value_name = "PATH", help_heading = "Secrets")]
+    secrets: Option<PathBuf>,
+
     /// How log lines look [default: text]
     #[arg(long, env = "TRELLIS_LOG_FORMAT", value_name = "FORMAT", help_heading = "Logs")]
     log_format: Option<LogFormat>,
@@ -204,6 +211,8 @@ impl Settings {
             wasi_p3: self.wasi_p3.or(below.wasi_p3),
             oci_insecure: self.oci_insecure.or(below.oci_insecure),
             image_aliases: self.image_aliases.or(below.image_aliases),
+            secrets_env_prefix: self.secrets_env_prefix.or(below.secrets_env_prefix),
+            secrets: self.secrets.or(below.secrets),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
         }
@@ -228,8 +237,9 @@ impl Settings {
             bootstrap: self.bootstrap.unwrap_or(false),
             join_token: self.join_token()?,
             patience: self.patience()?,
-            allow_nodes: self.allow_node.unwrap_or_default().into_iter().collect(),
             care: self.care(),
+            allow_nodes: self.allow_node.unwrap_or_default().into_iter().collect(),
+            secrets: secret_sources(self.secrets_env_prefix, self.secrets)?,
             labels: labels(self.label.unwrap_or_default())?,
             sandboxes_max: at_least_one("--max-sandboxes", self.max_sandboxes.unwrap_or(SANDBOXES_MAX_DEFAULT))?,
             sandbox_memory_bytes: self.sandbox_memory.map_or_else(machine::half_of_memory_bytes, |memory| memory.0),
@@ -358,6 +368,26 @@ fn labels(pairs: Vec<Pair>) -> Result<BTreeMap<String, String>, Failure> {
         }
     }
     Ok(labels)
+}
+
+/// Manifests must not read the node's own password or token by way of the prefix.
+fn secret_sources(env_prefix: Option<String>, path: Option<PathBuf>) -> Result<SecretSources, Failure> {
+    const OWN: &str = "TRELLIS_";
+    const OPEN: &str = "TRELLIS_SECRET_";
+    if let Some(prefix) = &env_prefix {
+        let opens_own = (OWN.starts_with(prefix.as_str()) || prefix.starts_with(OWN)) && !prefix.starts_with(OPEN);
+        let is_name = prefix.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !prefix.is_empty();
+        if opens_own || !is_name {
+            return Err(Failure::Usage(format!(
+                "--secrets-env-prefix `{prefix}`: take letters, digits and `_`, and none that opens the node's own \
+                 variables, which begin with {OWN}; {OPEN} is a good one"
+            )));
+        }
+    }
+    if let Some(path) = path.as_ref().filter(|path| !path.exists()) {
+        return Err(Failure::Usage(format!("--secrets {}: there is no such directory or file", path.display())));
+    }
+    Ok(SecretSources { env_prefix, path })
 }
 
 fn at_least_one(flag: &str, number: u32) -> Result<u32, Failure> {

@@ -47,7 +47,8 @@ impl Health {
     }
 }
 
-/// Names what is held or applied in a few bytes: digest, permits, limits, config and all.
+/// Names what is held or applied in a few bytes: digest, permits, limits, config and all but the values of secrets, which
+/// other nodes do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mark([u8; 8]);
 

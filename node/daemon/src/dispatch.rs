@@ -14,7 +14,7 @@ use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Wa
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
 use trellis_wire::{
     Answer, Call, CallError, ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Message, Outcome, Reply,
-    Settle,
+    Secrets, Settle,
 };
 
 use crate::artifacts::Artifacts;
@@ -80,6 +80,7 @@ pub(crate) struct Holding {
     /// Where it is to stop when this node is cut off from the lattice.
     lease: Option<Lease>,
     config: Arc<Config>,
+    secrets: Arc<Secrets>,
     limits: Limits,
     pool: Arc<Pool>,
     /// Loaded by the first event; cleared when it has been idle.
@@ -169,6 +170,7 @@ impl Dispatch {
         let same_version = before.all().find(|before| before.is_version(&held));
         Arc::new(Holding {
             config: Arc::new(held.config.clone()),
+            secrets: Arc::new(held.secrets.clone()),
             limits: Limits {
                 memory_bytes: held.limits.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT),
                 timeout: held.limits.timeout.unwrap_or(TIMEOUT_DEFAULT),
@@ -527,6 +529,7 @@ impl Turn {
                     component: holding.key.clone(),
                     source: source.origin.source().to_string(),
                     config: holding.config.clone(),
+                    secrets: holding.secrets.clone(),
                     limits: Limits {
                         timeout: holding.limits.timeout.min(at_most),
                         reply: holding.limits.reply.filter(|_| !source.streams),

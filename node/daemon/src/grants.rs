@@ -456,6 +456,7 @@ mod tests {
             interfaces,
             config,
             delivery: trellis_wire::Delivery::default(),
+            secrets: Default::default(),
         }
     }
 

@@ -34,6 +34,7 @@ mod providers;
 mod reconcile;
 mod recover;
 mod rollouts;
+mod secrets;
 mod shards;
 mod shares;
 mod status;
@@ -43,8 +44,8 @@ mod triggers;
 
 pub use identity::IdentityError;
 pub use membership::MembershipError;
-pub use trellis_placement::{Care, Patience};
-
 pub use recover::{RecoverError, Recovered, recover};
+pub use secrets::SecretSources;
+pub use trellis_placement::{Care, Patience};
 
 pub use node::{Options, RunError, Running, StartError, start};

@@ -44,6 +44,7 @@ use crate::planner;
 use crate::providers::Providers;
 use crate::reconcile::Reconcile;
 use crate::rollouts::Rollouts;
+use crate::secrets::{SecretSources, Secrets};
 use crate::shares::Shares;
 use crate::status;
 use crate::telemetry::Traces;
@@ -99,6 +100,8 @@ pub struct Options {
     pub patience: Patience,
     /// How careful a roll-out is.
     pub care: Care,
+    /// Where manifests may have secrets read.
+    pub secrets: SecretSources,
 }
 
 /// Why a node cannot start.
@@ -215,7 +218,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn_on(rollouts(&node, options.care).run(node.shutdown.clone()), control.handle());
     tasks.spawn(node.events.clone().run(node.raft.state(), node.shutdown.clone()));
     tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
-    tasks.spawn(reconcile(&node).run(node.shutdown.clone()));
+    tasks.spawn(reconcile(&node, &options).run(node.shutdown.clone()));
     tasks.spawn(caps(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
     Ok(Running { node, admin, tasks, control, _identity: identity })
@@ -355,16 +358,15 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
 /// How the NATS provider reaches the lattice's own server, for links that name none: as the node itself does.
 fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
     use trellis_nats::Auth as As;
-    let secret = |secret: &Secret| trellis_nats::Secret::new(secret.expose());
     trellis_nats::Options {
         default_url: Some(nats.urls.join(",")),
         auth: match &nats.auth {
             Auth::None => As::None,
             Auth::Credentials(path) => As::Credentials(path.clone()),
             Auth::NkeySeed(path) => As::NkeySeed(path.clone()),
-            Auth::Jwt { jwt, seed } => As::Jwt { jwt: secret(jwt), seed: secret(seed) },
-            Auth::Password { user, password } => As::Password { user: user.clone(), password: secret(password) },
-            Auth::Token(token) => As::Token(secret(token)),
+            Auth::Jwt { jwt, seed } => As::Jwt { jwt: jwt.clone(), seed: seed.clone() },
+            Auth::Password { user, password } => As::Password { user: user.clone(), password: password.clone() },
+            Auth::Token(token) => As::Token(token.clone()),
         },
         tls: trellis_nats::Tls { ca: nats.tls.ca.clone(), identity: nats.tls.identity.clone() },
         inbox_prefix: nats.inbox_prefix.clone(),
@@ -379,7 +381,8 @@ async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> String {
     }
 }
 
-fn reconcile(node: &Node) -> Reconcile {
+fn reconcile(node: &Node, options: &Options) -> Reconcile {
+    let name = format!("{} ({})", membership::facts(options, node.id).name, node.id);
     Reconcile {
         node: node.id,
         raft: node.raft.clone(),
@@ -393,6 +396,7 @@ fn reconcile(node: &Node) -> Reconcile {
         shares: node.shares.clone(),
         liveness: node.liveness.clone(),
         leaving: Default::default(),
+        secrets: Secrets::new(options.secrets.clone(), name),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
 use trellis_placement::{Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, State, Step, diff, plan};
@@ -24,6 +25,7 @@ use crate::leases::Leases;
 use crate::liveness::Liveness;
 use crate::proposal;
 use crate::providers::Providers;
+use crate::secrets::{self, Secrets};
 use crate::shares::Shares;
 use crate::telemetry;
 
@@ -61,6 +63,7 @@ pub(crate) struct Reconcile {
     pub(crate) liveness: Arc<Liveness>,
     /// Grants that end once no call uses them; each ends by itself, unless its link is applied again.
     pub(crate) leaving: Leaving,
+    pub(crate) secrets: Secrets,
 }
 
 /// Since when each component is held on to that is placed elsewhere.
@@ -70,14 +73,16 @@ type Handing = BTreeMap<ComponentKey, Instant>;
 pub(crate) type Leaving = Arc<Mutex<HashMap<LinkId, (CancellationToken, JoinHandle<()>)>>>;
 
 impl Reconcile {
-    /// Runs until `shutdown`. Wakes when the state changes, when a failed step is due again, and when it is time to
-    /// unload what is idle.
+    /// Runs until `shutdown`. Wakes when the state changes, when a failed step is due again, when secrets are to be read
+    /// again, and when it is time to unload what is idle.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut states: watch::Receiver<Arc<State>> = self.raft.state();
         let mut running = Assigned::default();
         let mut retry = RETRY_FIRST;
         let mut handing = Handing::new();
         let mut idle = tokio::time::interval(IDLE);
+        let mut reread = tokio::time::interval(secrets::POLL);
+        reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let (state, assigned) = self.planned(&mut states, &running).await;
             let hands_over = self.hands_over(&mut handing, &state, &running, &assigned);
@@ -101,6 +106,7 @@ impl Reconcile {
                 () = shutdown.cancelled() => return,
                 () = changed => {}
                 () = tokio::time::sleep(wait), if !all_done => {}
+                _ = reread.tick(), if self.secrets.are_used() => self.secrets.refresh().await,
                 _ = idle.tick() => {
                     self.dispatch.unload_idle(IDLE);
                     self.sweep(&state).await;
@@ -109,8 +115,8 @@ impl Reconcile {
         }
     }
 
-    /// The state as it is now, and this node's share. Where something ends by it and a plan is still to come, the plan is
-    /// waited for a moment: it says what takes the place of what ends.
+    /// The state as it is now, and this node's share with its secrets. Where something ends by it and a plan is still to
+    /// come, the plan is waited for a moment: it says what takes the place of what ends.
     async fn planned(
         &self,
         states: &mut watch::Receiver<Arc<State>>,
@@ -119,7 +125,7 @@ impl Reconcile {
         let deadline = tokio::time::Instant::now() + PLAN_WAIT;
         loop {
             let state = states.borrow_and_update().clone();
-            let assigned = self.shares.by(&state, self.node);
+            let assigned = self.secrets.filled(self.shares.by(&state, self.node)).await;
             let ends = diff(running, &assigned)
                 .iter()
                 .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_) | Step::RemoveBeside(_)));
@@ -321,16 +327,16 @@ impl Reconcile {
         }
     }
 
-    /// Has the code compiled, then lets events in.
+    /// Lets events in once all is there that it runs with.
     async fn hold(&self, key: &ComponentKey, held: &HeldComponent) -> Result<(), String> {
-        self.compiled(held).await?;
+        self.prepared(held).await?;
         self.dispatch.hold(key, held.clone(), self.lease_of(held));
         Ok(())
     }
 
     /// The same for the other version of a roll-out, which is ready once another node reaches it here.
     async fn hold_beside(&self, key: &ComponentKey, beside: &Beside) -> Result<(), String> {
-        self.compiled(&beside.held).await?;
+        self.prepared(&beside.held).await?;
         self.dispatch.hold_beside(key, beside.clone(), self.lease_of(&beside.held));
         self.dispatch.elsewhere().is_reached(key, &beside.held.version).await
     }
@@ -340,7 +346,11 @@ impl Reconcile {
         held.limits.strict.then(|| self.leases.of_node())
     }
 
-    async fn compiled(&self, held: &HeldComponent) -> Result<(), String> {
+    /// Whether its secrets are at hand; then has its code compiled.
+    async fn prepared(&self, held: &HeldComponent) -> Result<(), String> {
+        if let Some(why) = self.secrets.missing(&held.secret_refs) {
+            return Err(why);
+        }
         if !self.engine.is_compiled(held.digest) {
             self.fetch.ensure(held.digest).await.map_err(|why| why.to_string())?;
             self.artifacts.compile(&self.engine, held.digest).await?;
@@ -353,6 +363,9 @@ impl Reconcile {
         if let Some(why) = &held.refused {
             let problem = format!("`{}` does not fit: {} is expected", why.value, why.wanted);
             return Err(LinkError::config(&format!("delivery.{}", why.key), problem));
+        }
+        if let Some(why) = self.secrets.missing(&held.secret_refs) {
+            return Err(LinkError::Failed(why));
         }
         match &held.direction {
             Direction::Wakes { tech, .. } => {

@@ -27,6 +27,7 @@ fn hello(component: &Component, config: &Arc<Config>) -> impl Future<Output = Ou
         component: "bench/hello".parse().expect("a key"),
         source: String::new(),
         config: config.clone(),
+        secrets: Arc::default(),
         limits: Limits { memory_bytes: 64 << 20, timeout: Duration::from_secs(10), reply: None },
         outside: Arc::new(Nothing),
         held: Box::new(()),

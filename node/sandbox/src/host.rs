@@ -8,6 +8,7 @@ pub(crate) mod http;
 mod keyvalue;
 mod logging;
 mod messaging;
+mod secrets;
 pub(crate) mod stdio;
 pub(crate) mod wasi;
 
@@ -26,6 +27,7 @@ pub(crate) fn linker(engine: &Engine, wasi_p3: bool) -> wasmtime::Result<Linker<
     http::link(&mut linker, wasi_p3)?;
     keyvalue::link(&mut linker)?;
     config::link(&mut linker)?;
+    secrets::link(&mut linker)?;
     logging::link(&mut linker)?;
     messaging::link(&mut linker)?;
     bus::link(&mut linker)?;

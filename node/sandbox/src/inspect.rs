@@ -177,6 +177,7 @@ const SERVED: &[Served] = &[
     served("wasi:http", "0.3", &["client"], Link::Warned),
     served("wasi:config", "0.2.0-rc.1", &["store"], Link::Free),
     served("wasi:config", "0.2.0-draft", &["store", "runtime"], Link::Free),
+    served("wasmcloud:secrets", "0.1.0-draft", &["store", "reveal"], Link::Free),
     served("wasi:logging", "0.1.0-draft", &["logging"], Link::Free),
     served("wasi:keyvalue", "0.2.0-draft", &["store", "atomics", "batch"], Link::Needed),
     served("wasmcloud:bus", "1.0.0", &["lattice"], Link::Free),

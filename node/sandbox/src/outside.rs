@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use trellis_wire::{Answer, Call, CallError, ComponentKey, Config, EventId};
+use trellis_wire::{Answer, Call, CallError, ComponentKey, Config, EventId, Secrets};
 
 /// What one run needs.
 pub struct Setup {
@@ -16,6 +16,8 @@ pub struct Setup {
     pub source: String,
     /// What `wasi:config` gives the guest.
     pub config: Arc<Config>,
+    /// What `wasmcloud:secrets` gives the guest.
+    pub secrets: Arc<Secrets>,
     /// What the run may use.
     pub limits: Limits,
     /// Where its calls and log lines go.

@@ -94,6 +94,7 @@ impl Component {
             memory: self.engine.memory(setup.limits.memory_bytes),
             outside: setup.outside,
             config: setup.config,
+            secrets: setup.secrets,
             links: Default::default(),
             stdout,
             stderr,

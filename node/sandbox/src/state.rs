@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trellis_wire::Config;
+use trellis_wire::{Config, Secrets};
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -22,6 +22,7 @@ pub(crate) struct State {
     pub(crate) memory: Memory,
     pub(crate) outside: Arc<dyn Outside>,
     pub(crate) config: Arc<Config>,
+    pub(crate) secrets: Arc<Secrets>,
     pub(crate) links: Links,
     pub(crate) stdout: Sink,
     pub(crate) stderr: Sink,

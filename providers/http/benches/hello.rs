@@ -55,6 +55,7 @@ async fn trellis() -> (Http, SocketAddr) {
         interfaces: Vec::new(),
         config,
         delivery: trellis_wire::Delivery::default(),
+        secrets: Default::default(),
     };
     let http = Http::new(Options::default());
     http.wake(link, Permits::new(component, Arc::new(Hello))).await.expect("a free port");

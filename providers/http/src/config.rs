@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
 use trellis_provider::LinkError;
-use trellis_wire::Config;
+use trellis_wire::{Config, Secret, Secrets};
 
 use crate::allow::AllowList;
 use crate::cors::Cors;
@@ -40,13 +40,22 @@ pub(crate) enum At {
     },
 }
 
-/// The files that make a listener speak TLS.
+/// What makes a listener speak TLS, as PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TlsFiles {
-    /// The certificate chain, PEM.
-    pub(crate) certificate: PathBuf,
-    /// Its private key, PEM.
-    pub(crate) key: PathBuf,
+pub(crate) struct TlsPem {
+    /// The certificate chain.
+    pub(crate) certificate: Pem,
+    /// Its private key.
+    pub(crate) key: Pem,
+}
+
+/// Where a PEM text is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Pem {
+    /// In a file of the node.
+    File(PathBuf),
+    /// In a secret of that name.
+    Secret(&'static str, Secret),
 }
 
 /// A link that wakes its component by HTTP.
@@ -59,7 +68,7 @@ pub(crate) struct ServerConfig {
     pub(crate) read_only: bool,
     pub(crate) cache_control: Option<HeaderValue>,
     pub(crate) cors: Option<Cors>,
-    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) tls: Option<TlsPem>,
     /// Bodies may take as long as they like, and both may flow at once.
     pub(crate) streaming: bool,
     pub(crate) body_bytes_max: u64,
@@ -67,8 +76,8 @@ pub(crate) struct ServerConfig {
 }
 
 impl ServerConfig {
-    /// Parses `config`. `listen_host` replaces the host part of the address.
-    pub(crate) fn parse(config: &Config, listen_host: Option<IpAddr>) -> Result<Self, LinkError> {
+    /// Parses `config`; the key and certificate of TLS may come as `secrets`. `listen_host` replaces the host part of the address.
+    pub(crate) fn parse(config: &Config, secrets: &Secrets, listen_host: Option<IpAddr>) -> Result<Self, LinkError> {
         for key in ["config_json", "config_b64", "config_file"] {
             if config.get(key).is_some() {
                 return Err(LinkError::config(
@@ -88,7 +97,7 @@ impl ServerConfig {
             read_only: flag(config, "readonly_mode")?,
             cache_control: cache_control(config)?,
             cors: Cors::parse(config)?,
-            tls: tls(config)?,
+            tls: tls(config, secrets)?,
             streaming: flag(config, "streaming")?,
             body_bytes_max: number(config, "max_body_bytes", "104857600")?.unwrap_or(DEFAULT_BODY_BYTES_MAX),
             waiting_max: number(config, "max_waiting", "1000")?.unwrap_or(DEFAULT_WAITING_MAX),
@@ -195,15 +204,26 @@ fn cache_control(config: &Config) -> Result<Option<HeaderValue>, LinkError> {
     parsed(config, "cache_control", "max-age=60")
 }
 
-fn tls(config: &Config) -> Result<Option<TlsFiles>, LinkError> {
-    match (config.get("tls_cert_file"), config.get("tls_priv_key_file")) {
+fn tls(config: &Config, secrets: &Secrets) -> Result<Option<TlsPem>, LinkError> {
+    let pem = |file: &str, name: &'static str| match (config.get(file), secrets.get(name)) {
+        (Some(_), Some(_)) => {
+            Err(LinkError::config(file, format!("stands beside the secret `{name}`; give one of them")))
+        }
+        (file, secret) => {
+            let secret = secret.map(|secret| Pem::Secret(name, secret.clone()));
+            Ok(secret.or_else(|| file.map(|path| Pem::File(path.into()))))
+        }
+    };
+    match (pem("tls_cert_file", "tls_cert")?, pem("tls_priv_key_file", "tls_priv_key")?) {
         (None, None) => Ok(None),
-        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate: certificate.into(), key: key.into() })),
+        (Some(certificate), Some(key)) => Ok(Some(TlsPem { certificate, key })),
         (Some(_), None) => {
-            Err(LinkError::config("tls_priv_key_file", "is missing beside `tls_cert_file`; write the key's path"))
+            let problem = "is missing beside the certificate; write the key's path, or give the secret `tls_priv_key`";
+            Err(LinkError::config("tls_priv_key_file", problem))
         }
         (None, Some(_)) => {
-            Err(LinkError::config("tls_cert_file", "is missing beside `tls_priv_key_file`; write the chain's path"))
+            let problem = "is missing beside the key; write the chain's path, or give the secret `tls_cert`";
+            Err(LinkError::config("tls_cert_file", problem))
         }
     }
 }
@@ -233,7 +253,7 @@ mod tests {
     use super::*;
 
     fn parse<const N: usize>(pairs: [(&str, &str); N]) -> Result<ServerConfig, String> {
-        ServerConfig::parse(&Config::from_iter(pairs), None).map_err(|error| error.to_string())
+        ServerConfig::parse(&Config::from_iter(pairs), &Secrets::default(), None).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -248,9 +268,15 @@ mod tests {
     #[test]
     fn the_links_address_wins_over_the_providers_and_listen_host_over_both() {
         let config = Config::from_iter([("default_address", "0.0.0.0:8080"), ("address", "10.0.0.1:9000")]);
-        assert_eq!(ServerConfig::parse(&config, None).unwrap().address.to_string(), "10.0.0.1:9000");
+        assert_eq!(
+            ServerConfig::parse(&config, &Secrets::default(), None).unwrap().address.to_string(),
+            "10.0.0.1:9000"
+        );
         let host = Some("127.0.0.2".parse().unwrap());
-        assert_eq!(ServerConfig::parse(&config, host).unwrap().address.to_string(), "127.0.0.2:9000");
+        assert_eq!(
+            ServerConfig::parse(&config, &Secrets::default(), host).unwrap().address.to_string(),
+            "127.0.0.2:9000"
+        );
         assert_eq!(parse([("address", "localhost:1")]).unwrap().address.to_string(), "127.0.0.1:1");
         assert_eq!(parse([("address", ":80")]).unwrap().address.to_string(), "0.0.0.0:80");
         assert_eq!(parse([("port", "81")]).unwrap().address.to_string(), "127.0.0.1:81");

@@ -36,7 +36,7 @@ use trellis_provider::{LinkError, Permits, Provider};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId};
 
 use crate::client::Client;
-use crate::config::{ClientConfig, ServerConfig, TlsFiles};
+use crate::config::{ClientConfig, ServerConfig, TlsPem};
 use crate::listener::Listener;
 use crate::server::Route;
 
@@ -101,7 +101,7 @@ impl Http {
         &self,
         link: &LinkId,
         config: &ServerConfig,
-        tls: Option<(TlsFiles, TlsAcceptor)>,
+        tls: Option<(TlsPem, TlsAcceptor)>,
         route: Arc<Route>,
     ) -> Result<Option<Listener>, LinkError> {
         let mut listeners = lock(&self.listeners);
@@ -129,7 +129,7 @@ impl Http {
         &self,
         listeners: &[Listener],
         config: &ServerConfig,
-        tls: Option<(TlsFiles, TlsAcceptor)>,
+        tls: Option<(TlsPem, TlsAcceptor)>,
     ) -> Result<Listener, LinkError> {
         if let Some(listener) = listeners.iter().find(|listener| overlap(listener.bound(), config.address)) {
             let whose = listener.anyone().map_or_else(String::new, |component| format!(" by {component}"));
@@ -151,7 +151,7 @@ impl Http {
 #[async_trait]
 impl Provider for Http {
     async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
-        let config = ServerConfig::parse(&link.config, self.options.listen_host)?;
+        let config = ServerConfig::parse(&link.config, &link.secrets, self.options.listen_host)?;
         let tls = match &config.tls {
             Some(files) => Some((files.clone(), tls::acceptor(files).await?)),
             None => None,

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use trellis_provider::LinkError;
 use trellis_wire::{ComponentKey, LinkId};
 
-use crate::config::{At, TlsFiles};
+use crate::config::{At, TlsPem};
 use crate::connection::{self, Shared};
 use crate::limits::Limits;
 use crate::routes::Conflict;
@@ -32,7 +32,7 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// One bound address. Dropping it closes it without waiting.
 pub(crate) struct Listener {
     bound: SocketAddr,
-    tls: Option<TlsFiles>,
+    tls: Option<TlsPem>,
     shared: Arc<Shared>,
     tasks: TaskTracker,
     trouble: Arc<ArcSwapOption<String>>,
@@ -42,7 +42,7 @@ impl Listener {
     /// Binds `address` and begins to accept. `tls` is what makes it speak TLS, with the files it was read from.
     pub(crate) fn bind(
         address: SocketAddr,
-        tls: Option<(TlsFiles, TlsAcceptor)>,
+        tls: Option<(TlsPem, TlsAcceptor)>,
         limits: Limits,
     ) -> Result<Self, LinkError> {
         let socket = bind(address).map_err(|error| bind_error(address, &error))?;
@@ -69,7 +69,7 @@ impl Listener {
         &self,
         link: &LinkId,
         at: At,
-        tls: Option<&TlsFiles>,
+        tls: Option<&TlsPem>,
         route: Arc<Route>,
         leaving: impl Fn(&LinkId) -> bool,
     ) -> Result<(), LinkError> {

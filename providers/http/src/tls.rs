@@ -13,7 +13,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use trellis_provider::LinkError;
 
-use crate::config::TlsFiles;
+use crate::config::{Pem, TlsPem};
 
 /// What a client may ask for by ALPN, best first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -21,18 +21,18 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Reads a listener's certificate chain and key.
 ///
 /// # Errors
-/// Names the key of the configuration and the file.
-pub(crate) async fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, LinkError> {
-    let chain = certificates("tls_cert_file", &files.certificate).await?;
-    let pem = read("tls_priv_key_file", &files.key).await?;
-    let key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|error| wrong("tls_priv_key_file", &files.key, format!("holds no PEM private key: {error}")))?;
+/// Names the key of the configuration, and the file or secret.
+pub(crate) async fn acceptor(tls: &TlsPem) -> Result<TlsAcceptor, LinkError> {
+    let (certificate, key) = (Origin::of("tls_cert_file", &tls.certificate), Origin::of("tls_priv_key_file", &tls.key));
+    let chain = certificates(&certificate).await?;
+    let key = PrivateKeyDer::from_pem_slice(&key.read().await?)
+        .map_err(|error| key.wrong(format!("holds no PEM private key: {error}")))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring speaks the default TLS versions")
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|error| wrong("tls_cert_file", &files.certificate, format!("does not fit its key: {error}")))?;
+        .map_err(|error| certificate.wrong(format!("does not fit its key: {error}")))?;
     config.alpn_protocols = PROTOCOLS.map(Vec::from).into();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -46,8 +46,10 @@ pub(crate) async fn outgoing(extra: Option<&Path>) -> Result<rustls::ClientConfi
     }
     roots.add_parsable_certificates(native.certs);
     if let Some(file) = extra {
-        for certificate in certificates("outgoing_ca_file", file).await? {
-            roots.add(certificate).map_err(|error| wrong("outgoing_ca_file", file, format!("is no root: {error}")))?;
+        let pem = Pem::File(file.into());
+        let origin = Origin::of("outgoing_ca_file", &pem);
+        for certificate in certificates(&origin).await? {
+            roots.add(certificate).map_err(|error| origin.wrong(format!("is no root: {error}")))?;
         }
     }
     if roots.is_empty() {
@@ -60,21 +62,40 @@ pub(crate) async fn outgoing(extra: Option<&Path>) -> Result<rustls::ClientConfi
         .with_no_client_auth())
 }
 
-async fn certificates(key: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, LinkError> {
-    let pem = read(key, file).await?;
-    let chain = CertificateDer::pem_slice_iter(&pem)
+async fn certificates(origin: &Origin<'_>) -> Result<Vec<CertificateDer<'static>>, LinkError> {
+    let chain = CertificateDer::pem_slice_iter(&origin.read().await?)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| wrong(key, file, format!("is no PEM: {error}")))?;
+        .map_err(|error| origin.wrong(format!("is no PEM: {error}")))?;
     if chain.is_empty() {
-        return Err(wrong(key, file, "holds no PEM certificate"));
+        return Err(origin.wrong("holds no PEM certificate"));
     }
     Ok(chain)
 }
 
-async fn read(key: &str, file: &Path) -> Result<Vec<u8>, LinkError> {
-    tokio::fs::read(file).await.map_err(|error| wrong(key, file, format!("cannot be read: {error}")))
+/// A PEM text, and what is to be said where it does not fit.
+struct Origin<'a> {
+    key: &'static str,
+    pem: &'a Pem,
 }
 
-fn wrong(key: &str, file: &Path, problem: impl std::fmt::Display) -> LinkError {
-    LinkError::config(key, format!("{} {problem}", file.display()))
+impl<'a> Origin<'a> {
+    const fn of(key: &'static str, pem: &'a Pem) -> Self {
+        Self { key, pem }
+    }
+
+    async fn read(&self) -> Result<Vec<u8>, LinkError> {
+        match self.pem {
+            Pem::File(file) => {
+                tokio::fs::read(file).await.map_err(|error| self.wrong(format!("cannot be read: {error}")))
+            }
+            Pem::Secret(_, secret) => Ok(secret.expose().into()),
+        }
+    }
+
+    fn wrong(&self, problem: impl std::fmt::Display) -> LinkError {
+        match self.pem {
+            Pem::File(file) => LinkError::config(self.key, format!("{} {problem}", file.display())),
+            Pem::Secret(name, _) => LinkError::Failed(format!("the secret `{name}` {problem}")),
+        }
+    }
 }

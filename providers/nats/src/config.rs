@@ -1,11 +1,10 @@
 //! What a link's configuration says. The keys and their meaning are those of wasmCloud's NATS providers, so that
 //! manifests written for those go on working; ours are `url`, `allowed_subjects` and `create`.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use trellis_provider::LinkError;
-use trellis_wire::{ComponentKey, Config, pattern, subject};
+use trellis_wire::{ComponentKey, Config, Link, Secret, pattern, subject};
 
 use crate::Options;
 
@@ -36,6 +35,8 @@ pub enum Auth {
     None,
     /// A `.creds` file: a JWT and the seed that it was issued to.
     Credentials(PathBuf),
+    /// The text of such a file.
+    CredentialsText(Secret),
     /// A file with an nkey seed.
     NkeySeed(PathBuf),
     /// An nkey seed.
@@ -83,30 +84,10 @@ pub(crate) enum Ca {
     File(PathBuf),
 }
 
-/// A text that no log and no `Debug` shows.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes a secret, without the line break that files end with.
-    pub fn new(text: &str) -> Self {
-        Self(text.trim().into())
-    }
-
-    pub(crate) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
-}
-
 impl Settings {
     /// What the node has for the lattice's server goes nowhere else, and gives way to what the link brings.
-    pub(crate) fn read(config: &Config, options: &Options) -> Result<Self, LinkError> {
+    pub(crate) fn read(link: &Link, options: &Options) -> Result<Self, LinkError> {
+        let config = &link.config;
         let named = ["url", "cluster_uris", "cluster_uri"].into_iter().find_map(|key| Some((key, config.get(key)?)));
         let (urls_key, urls) = named.unwrap_or(("url", options.default_url.as_deref().unwrap_or(URL_DEFAULT)));
         let elsewhere = Options::default();
@@ -118,20 +99,33 @@ impl Settings {
         Ok(Self {
             urls: list(urls).map(Into::into).collect(),
             urls_key,
-            auth: match auth(config)? {
+            auth: match auth(link)? {
                 Auth::None => node.auth.clone(),
                 own => own,
             },
-            ca: ca(config).or_else(|| node.tls.ca.clone().map(Ca::File)),
+            ca: ca(link).or_else(|| node.tls.ca.clone().map(Ca::File)),
             identity: node.tls.identity.clone(),
             inbox,
         })
     }
 }
 
-fn auth(config: &Config) -> Result<Auth, LinkError> {
-    let secret = |key| config.get(key).map(Secret::new);
-    match (secret("client_jwt"), secret("client_seed")) {
+/// Of a `.creds` file's text the secret `creds` is the whole; its parts may also come alone, as wasmCloud has them.
+fn auth(link: &Link) -> Result<Auth, LinkError> {
+    let user = link.config.get("user").map(str::to_owned);
+    match (user, link.secret("password"), link.secret("token"), link.secret("creds")) {
+        (None, None, None, None) => nkey(link),
+        (Some(user), Some(password), None, None) => Ok(Auth::Password { user, password }),
+        (None, None, Some(token), None) => Ok(Auth::Token(token)),
+        (None, None, None, Some(creds)) => Ok(Auth::CredentialsText(creds)),
+        (Some(_), None, None, None) => Err(LinkError::config("password", "is needed beside `user`, as a secret")),
+        (None, Some(_), None, None) => Err(LinkError::config("user", "is needed beside the secret `password`")),
+        _ => Err(LinkError::config("user", "stands beside another way to log in: give `password`, `token` or `creds`")),
+    }
+}
+
+fn nkey(link: &Link) -> Result<Auth, LinkError> {
+    match (link.secret("client_jwt"), link.secret("client_seed")) {
         (None, None) => Ok(Auth::None),
         (Some(jwt), Some(seed)) => Ok(Auth::Jwt { jwt, seed }),
         (None, Some(seed)) => Ok(Auth::Nkey(seed)),
@@ -140,10 +134,11 @@ fn auth(config: &Config) -> Result<Auth, LinkError> {
 }
 
 /// `tls_ca` holds the PEM text itself, as wasmCloud has it; a path is also taken.
-fn ca(config: &Config) -> Option<Ca> {
-    match (config.get("tls_ca"), config.get("tls_ca_file")) {
-        (Some(text), _) if text.contains("-----BEGIN") => Some(Ca::Pem(text.into())),
-        (Some(path), _) | (None, Some(path)) => Some(Ca::File(path.into())),
+fn ca(link: &Link) -> Option<Ca> {
+    match (link.secret("tls_ca"), link.config.get("tls_ca_file")) {
+        (Some(text), _) if text.expose().contains("-----BEGIN") => Some(Ca::Pem(text.expose().into())),
+        (Some(path), _) => Some(Ca::File(path.expose().into())),
+        (None, Some(path)) => Some(Ca::File(path.into())),
         (None, None) => None,
     }
 }
@@ -267,6 +262,7 @@ fn not_free(key: &str, subject: &str) -> LinkError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::link;
 
     fn component() -> ComponentKey {
         "shop/order worker".parse().unwrap()
@@ -314,23 +310,42 @@ mod tests {
             inbox_prefix: Some("nodes.a".into()),
         };
         assert!(!format!("{node:?}").contains("s3cret"), "{node:?}");
-        let own = Settings::read(&Config::default(), &node).unwrap();
+        let own = Settings::read(&link(Config::default()), &node).unwrap();
         assert_eq!((own.urls, own.auth), (vec!["nats://hub".into()], node.auth.clone()));
         assert_eq!((own.ca, own.identity), (Some(Ca::File("/ca.pem".into())), identity));
         assert_eq!(own.inbox, Inbox::Below("nodes.a".into()));
         let config = Config::from_iter([("cluster_uris", "nats://a, nats://b"), ("client_seed", "SUX")]);
-        let named = Settings::read(&config, &node).unwrap();
+        let named = Settings::read(&link(config), &node).unwrap();
         assert_eq!(named.urls, ["nats://a", "nats://b"]);
         assert!(!format!("{named:?}").contains("SUX"), "{named:?}");
-        let elsewhere = Settings::read(&Config::from_iter([("url", "nats://a")]), &node).unwrap();
+        let elsewhere = Settings::read(&link(Config::from_iter([("url", "nats://a")])), &node).unwrap();
         assert_eq!((elsewhere.auth, elsewhere.ca), (Auth::None, None), "the node's login is for its own server alone");
         assert_eq!((elsewhere.identity, elsewhere.inbox), (None, Inbox::Below("_INBOX".into())));
-        let other = Settings::read(&Config::from_iter([("client_seed", "SUX")]), &node).unwrap();
+        let other = Settings::read(&link(Config::from_iter([("client_seed", "SUX")])), &node).unwrap();
         assert_eq!(other.auth, Auth::Nkey(Secret::new("SUX")), "a link's own login comes first");
-        let alone = Settings::read(&Config::default(), &Options::default()).unwrap();
+        let alone = Settings::read(&link(Config::default()), &Options::default()).unwrap();
         assert_eq!(alone.urls, [URL_DEFAULT]);
         for (key, value) in [("client_jwt", "eyJ"), ("custom_inbox_prefix", "trellis.v1.home")] {
-            assert!(Settings::read(&Config::from_iter([(key, value)]), &node).is_err(), "{key}");
+            assert!(Settings::read(&link(Config::from_iter([(key, value)])), &node).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn each_way_to_log_in_comes_from_secrets_and_two_are_refused() {
+        let auth = |config: &[(&str, &str)], secrets: &[&str]| {
+            let secrets = secrets.iter().map(|name| (*name, Secret::new("hunter2"))).collect();
+            auth(&Link { secrets, ..link(config.iter().copied().collect()) })
+        };
+        let (user, secret) = ([("user", "shop")], Secret::new("hunter2"));
+        assert_eq!(auth(&[], &["token"]), Ok(Auth::Token(secret.clone())));
+        assert_eq!(auth(&[], &["creds"]), Ok(Auth::CredentialsText(secret.clone())));
+        assert_eq!(auth(&user, &["password"]), Ok(Auth::Password { user: "shop".into(), password: secret.clone() }));
+        assert_eq!(auth(&[("client_seed", "SUX")], &["client_seed"]), Ok(Auth::Nkey(secret)), "a secret comes first");
+        for (config, secrets) in
+            [(&user[..], &[][..]), (&[], &["password"]), (&user, &["password", "token"]), (&[], &["token", "creds"])]
+        {
+            let refused = auth(config, secrets).unwrap_err().to_string();
+            assert!(!refused.contains("hunter2"), "{refused}");
         }
     }
 }

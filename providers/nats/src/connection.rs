@@ -17,10 +17,10 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::LinkError;
-use trellis_wire::{CallError, Config};
+use trellis_wire::{CallError, Link, Secret};
 
 use crate::Options;
-use crate::config::{Auth, Ca, Inbox, Secret, Settings};
+use crate::config::{Auth, Ca, Inbox, Settings};
 
 /// The oldest server that keeps the promises this provider builds on (major, minor).
 const SERVER_MIN: (u64, u64) = (2, 10);
@@ -53,8 +53,8 @@ impl Connections {
     }
 
     /// The connection that a link's configuration asks for.
-    pub(crate) async fn get(&self, config: &Config) -> Result<Arc<Connection>, LinkError> {
-        let settings = Settings::read(config, &self.options)?;
+    pub(crate) async fn get(&self, link: &Link) -> Result<Arc<Connection>, LinkError> {
+        let settings = Settings::read(link, &self.options)?;
         let mut open = self.open.lock().await;
         if let Some(connection) = open.get(&settings).and_then(Weak::upgrade) {
             return Ok(connection);
@@ -163,11 +163,14 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkErro
             .credentials_file(path)
             .await
             .map_err(|why| LinkError::Failed(format!("the credentials file {}: {why}", path.display())))?,
+        Auth::CredentialsText(text) => options
+            .credentials(text.expose())
+            .map_err(|why| LinkError::config("creds", format!("the secret is no .creds file's text: {why}")))?,
         Auth::NkeySeed(path) => {
             let text = tokio::fs::read_to_string(path).await;
             let text =
                 text.map_err(|why| LinkError::Failed(format!("the nkey seed file {}: {why}", path.display())))?;
-            let seed = Secret::new(&text);
+            let seed = Secret::new(text.trim());
             KeyPair::from_seed(seed.expose())
                 .map_err(|why| LinkError::Failed(format!("{} holds no nkey seed (SU...): {why}", path.display())))?;
             options.nkey(seed.expose().into())
@@ -231,8 +234,9 @@ fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, LinkError> {
     for url in &settings.urls {
         // A user without a password is a token: secret, too. It is looked for first, so that no other message shows it.
         if url.contains('@') {
-            let problem = "holds a user, password or token, which `status` and logs would show: take it out and use \
-                           `client_jwt` and `client_seed`, or `client_seed` alone";
+            let problem = "holds a user, password or token, which `status` and logs would show: take it out, and give the \
+                           link `secrets:` named `password` (beside config `user`), `token`, `creds`, or `client_seed` \
+                           with or without `client_jwt`";
             return Err(LinkError::config(key, problem));
         }
         let server = url.parse().map_err(|why| LinkError::config(key, format!("`{url}`: {why}")))?;
@@ -362,14 +366,17 @@ fn is_recent(version: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use trellis_wire::Config;
+
     use super::*;
+    use crate::testing::link;
 
     #[tokio::test]
     async fn links_with_equal_settings_share_a_connection() {
         let connections = Connections::new(Options::default());
         let get = async |url: &str, subject: &str| {
             let config = Config::from_iter([("url", url), ("subscriptions", subject)]);
-            connections.get(&config).await.unwrap()
+            connections.get(&link(config)).await.unwrap()
         };
         let a = get("nats://127.0.0.1:1", "a").await;
         let (b, c) = (get("nats://127.0.0.1:1", "b").await, get("nats://127.0.0.1:2", "a").await);
@@ -402,7 +409,7 @@ mod tests {
     async fn a_secret_in_a_url_is_refused_and_never_shown() {
         for url in ["nats://user:hunter2@host:4222", "nats://hunter2@host", "http://x:hunter2@host"] {
             let config = Config::from_iter([("cluster_uris", url)]);
-            let refused = Connections::new(Options::default()).get(&config).await.unwrap_err().to_string();
+            let refused = Connections::new(Options::default()).get(&link(config)).await.unwrap_err().to_string();
             assert!(refused.starts_with("config `cluster_uris`: ") && refused.contains("client_seed"), "{refused}");
             assert!(!refused.contains("hunter2"), "{refused}");
         }
@@ -412,7 +419,7 @@ mod tests {
     async fn what_is_no_ca_or_seed_is_named_by_its_key() {
         for (key, value) in [("tls_ca", "-----BEGIN nothing"), ("tls_ca", "/nowhere/ca.pem"), ("client_seed", "SUX")] {
             let config = Config::from_iter([("url", "nats://127.0.0.1:1"), (key, value)]);
-            let refused = Connections::new(Options::default()).get(&config).await.unwrap_err();
+            let refused = Connections::new(Options::default()).get(&link(config)).await.unwrap_err();
             assert!(matches!(&refused, LinkError::Config { key: named, .. } if named == key), "{refused}");
         }
     }

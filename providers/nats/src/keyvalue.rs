@@ -65,7 +65,7 @@ impl Bucket {
             domain: domain(config)?,
             create: flag(config, "create")? || flag(config, "enable_bucket_auto_create")?,
             replicas: replicas(config)?,
-            connection: connections.get(config).await?,
+            connection: connections.get(link).await?,
             store: OnceCell::new(),
             trouble: StdMutex::default(),
             stripes: std::array::from_fn(|_| Mutex::default()),

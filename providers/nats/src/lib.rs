@@ -20,12 +20,14 @@ mod letters;
 mod publish;
 mod stream;
 mod subscribe;
+#[cfg(test)]
+mod testing;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-pub use config::{Auth, Secret, Tls};
+pub use config::{Auth, Tls};
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{LinkError, Permits, Provider};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

@@ -25,7 +25,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     pub(crate) async fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let allowed = Allowed::read(&link.config)?;
-        Ok(Self { connection: connections.get(&link.config).await?, allowed })
+        Ok(Self { connection: connections.get(link).await?, allowed })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {

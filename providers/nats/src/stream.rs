@@ -56,7 +56,7 @@ impl Streamed {
     /// Begins to pull. What is not there yet is no error: it is said by `health`, and looked for again.
     pub(crate) async fn begin(connections: &Connections, link: Link, permits: Permits) -> Result<Self, LinkError> {
         let wanted = Wanted::read(&link)?;
-        let connection = connections.get(&link.config).await?;
+        let connection = connections.get(&link).await?;
         let pulled = Pulled::new(&connection, wanted, link.component.to_string());
         let engine = Engine::new(link.id, pulled, permits, link.delivery)?;
         if let Ok(Err(Unbound::Differs(why))) = tokio::time::timeout(BIND_WAIT, engine.queue().consumer()).await {
@@ -576,6 +576,7 @@ mod tests {
                 interfaces,
                 config: Config::from_iter([("stream", name), ("create", "true")]),
                 delivery: Delivery::default(),
+                secrets: Default::default(),
             }
         }
     }
@@ -586,7 +587,7 @@ mod tests {
 
         async fn queue(&self, name: &str) -> Pulled {
             let link = Self::link(name);
-            let connection = self.connections.get(&link.config).await.unwrap();
+            let connection = self.connections.get(&link).await.unwrap();
             let pulled = Pulled::new(&connection, Wanted::read(&link).unwrap(), link.component.to_string());
             while pulled.consumer().await.is_err() {
                 tokio::time::sleep(LOOK_EVERY).await;

@@ -54,7 +54,7 @@ impl Subscribed {
             ));
         }
         let wanted = config::subscriptions(&link.config, &link.component)?;
-        let connection = connections.get(&link.config).await?;
+        let connection = connections.get(&link).await?;
         let subscribed = Self {
             connection: connection.clone(),
             stop: CancellationToken::new(),

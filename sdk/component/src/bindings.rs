@@ -97,6 +97,23 @@ pub mod config {
     });
 }
 
+pub mod secrets {
+    pub use self::wasmcloud::secrets::{reveal, store};
+
+    wit_bindgen::generate!({
+        inline: "
+            package trellis:component;
+            world confidential {
+                import wasmcloud:secrets/store@0.1.0-draft;
+                import wasmcloud:secrets/reveal@0.1.0-draft;
+            }
+        ",
+        path: "../wit",
+        generate_all,
+        runtime_path: "::trellis_component::rt",
+    });
+}
+
 pub mod log {
     pub use self::wasi::logging::logging;
 

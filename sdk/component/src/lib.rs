@@ -57,6 +57,7 @@
 //! | [`messaging`] | taking messages, publishing, requests with an answer | a link with a messaging provider |
 //! | [`keyvalue`] | what must outlive the event | a link to a key-value provider |
 //! | [`config`](mod@config) | the component's `config` | nothing |
+//! | [`secrets`] | the component's `secrets` | nothing |
 //! | [`log`] | lines in the node's log | nothing |
 //!
 //! A component imports only what it uses: without a call into [`keyvalue`] it asks for no key-value link. What it uses
@@ -90,6 +91,7 @@ pub mod keyvalue;
 pub mod log;
 pub mod messaging;
 mod run;
+pub mod secrets;
 
 #[doc(hidden)]
 pub use run::run as __run;

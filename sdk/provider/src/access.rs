@@ -6,9 +6,7 @@
 //! | `tls_ca` | PEM of the CA to trust instead of the machine's: the text itself or a path |
 //! | `tls_cert`, `tls_key` | PEM of the client's own certificate and key: the text itself or a path |
 
-use std::fmt;
-
-use trellis_wire::{Config, Link};
+use trellis_wire::{Config, Link, Secret, credentials};
 
 use crate::LinkError;
 
@@ -31,7 +29,7 @@ impl Access {
     /// # Errors
     /// A key without the one it belongs to.
     pub fn read(link: &Link) -> Result<Self, LinkError> {
-        let pem = |key| secret(link, key).map(|text| Pem { key, text });
+        let pem = |key| link.secret(key).map(|text| Pem { key, text });
         let identity = match (pem("tls_cert"), pem("tls_key")) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some((certificate, key)),
@@ -39,7 +37,7 @@ impl Access {
             (None, Some(_)) => return Err(LinkError::config("tls_cert", "is needed beside `tls_key`")),
         };
         let user = link.config.get("user").map(str::to_owned);
-        Ok(Self { user, password: secret(link, "password"), ca: pem("tls_ca"), identity })
+        Ok(Self { user, password: link.secret("password"), ca: pem("tls_ca"), identity })
     }
 
     /// Whether there is anything for TLS.
@@ -53,40 +51,12 @@ impl Access {
 /// # Errors
 /// With the fix.
 pub fn check_url(key: &str, url: &str) -> Result<(), LinkError> {
-    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let user_info = authority.rsplit_once('@').map(|(user_info, _)| user_info);
-    if user_info.is_some_and(|user_info| user_info.contains(':')) {
+    if credentials::has_password(url) {
         let problem = "holds a password, which `status` and logs would show: take it out of the URL, write `user`, and \
-                       give `password` beside it in the link";
+                       give `password` as a secret of the link";
         return Err(LinkError::config(key, problem));
     }
     Ok(())
-}
-
-/// A text that no log and no `Debug` shows.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Takes a secret, without the line break that files end with.
-    pub fn new(text: &str) -> Self {
-        Self(text.trim_end_matches(['\r', '\n']).into())
-    }
-
-    /// The text, for whom it is meant.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
-    }
-}
-
-fn secret(link: &Link, key: &str) -> Option<Secret> {
-    link.config.get(key).map(Secret::new)
 }
 
 /// PEM, as text or in a file.
@@ -125,11 +95,11 @@ pub fn flag(config: &Config, key: &str) -> Result<bool, LinkError> {
 
 #[cfg(test)]
 mod tests {
-    use trellis_wire::{Delivery, LinkId, LinkName};
+    use trellis_wire::{Delivery, LinkId, LinkName, Secrets};
 
     use super::*;
 
-    fn access(config: &[(&str, &str)]) -> Result<Access, LinkError> {
+    fn access(config: &[(&str, &str)], secrets: &[(&str, &str)]) -> Result<Access, LinkError> {
         let (component, provider) = ("shop/worker".parse().unwrap(), "shop/broker".parse().unwrap());
         Access::read(&Link {
             id: LinkId::new(&component, &provider, &LinkName::default(), "wasmcloud", "messaging", &[]),
@@ -140,13 +110,15 @@ mod tests {
             interfaces: Vec::new(),
             config: config.iter().copied().collect(),
             delivery: Delivery::default(),
+            secrets: Secrets::from_iter(secrets.iter().map(|(name, text)| (*name, Secret::new(text)))),
         })
     }
 
     #[test]
     fn nothing_secret_is_shown() {
         let pem = "-----BEGIN PRIVATE KEY-----\nMC4\n";
-        let access = access(&[("user", "me"), ("tls_cert", "/c"), ("password", "s3cret"), ("tls_key", pem)]).unwrap();
+        let access =
+            access(&[("user", "me"), ("tls_cert", "/c")], &[("password", "s3cret"), ("tls_key", pem)]).unwrap();
         let shown = format!("{access:?}");
         assert!(!shown.contains("s3cret") && !shown.contains("MC4"), "{shown}");
         let (certificate, key) = access.identity.unwrap();
@@ -157,10 +129,10 @@ mod tests {
 
     #[test]
     fn half_an_identity_and_a_password_in_a_url_are_refused() {
-        let alone = access(&[("tls_cert", "/c")]).unwrap_err();
+        let alone = access(&[("tls_cert", "/c")], &[]).unwrap_err();
         assert_eq!(alone.to_string(), "config `tls_key`: is needed beside `tls_cert`");
         let why = check_url("url", "amqp://me:s3cret@host/v").unwrap_err().to_string();
-        assert!(why.contains("beside it in the link") && !why.contains("s3cret"), "{why}");
+        assert!(why.contains("as a secret of the link") && !why.contains("s3cret"), "{why}");
         assert_eq!(check_url("url", "mqtt://host:1883"), Ok(()));
     }
 }

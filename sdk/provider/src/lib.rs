@@ -33,7 +33,7 @@ pub mod testing;
 
 use std::sync::Arc;
 
-pub use access::{Access, Pem, Secret, check_url, flag};
+pub use access::{Access, Pem, check_url, flag};
 pub use allowed::Allowed;
 use async_trait::async_trait;
 use delivery::Trigger;

@@ -1,5 +1,6 @@
 //! Repeats its arguments, a line each, for the tests of the host. `--error TEXT` prints TEXT to standard error and
-//! fails, `--exit N` exits with a status, `--panic` traps, `--loop` never ends, `--env` prints the environment.
+//! fails, `--exit N` exits with a status, `--panic` traps, `--loop` never ends, `--env` prints the environment,
+//! `--secret NAME` prints a secret from its end to its beginning.
 
 trellis_component::run!(main);
 
@@ -13,6 +14,11 @@ fn main(arguments: Vec<String>) -> Result<(), String> {
         },
         ["--env"] => {
             std::env::vars().for_each(|(name, value)| println!("{name}={value}"));
+            Ok(())
+        }
+        ["--secret", name] => {
+            let secret = trellis_component::secrets::get(name).map_err(|why| why.to_string())?;
+            println!("{}", secret.reveal().chars().rev().collect::<String>());
             Ok(())
         }
         lines => {

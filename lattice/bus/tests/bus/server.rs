@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use trellis_bus::testing::NatsServer;
-use trellis_bus::{Auth, Bus, BusError, Connection, Nats, Options, Secret};
+use trellis_bus::{Auth, Bus, BusError, Connection, Nats, Options};
+use trellis_wire::Secret;
 
 use crate::contract::{connected, next, until};
 

@@ -74,6 +74,16 @@ const REFUSED: &[Difference] = &[
     ),
     difference("limits", "`limits` beside a component's properties that do not fit", "wadm passes over the key"),
     difference("delivery", "`delivery` in a link's properties that does not fit", "wadm passes over the key"),
+    difference(
+        "url-password",
+        "a config value that is a URL with a password, or with a NATS server's token",
+        "the lattice would keep and show it; it belongs into `secrets`",
+    ),
+    difference(
+        "secret-version",
+        "`version` of a secret whose policy names our backend `env` or `file`, and `field` with `env`",
+        "they have none",
+    ),
 ];
 
 /// What neither the table nor the corpus of manifests can show as a difference of verdicts.

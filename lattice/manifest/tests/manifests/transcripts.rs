@@ -35,7 +35,10 @@ fn accepted_with_warnings() {
 
 #[test]
 fn what_only_trellis_knows() {
-    insta::assert_snapshot!(transcript("ours", |name| Some(matches!(name, "delivery.yaml" | "doubtful.yaml"))));
+    insta::assert_snapshot!(transcript("ours", |name| Some(matches!(
+        name,
+        "delivery.yaml" | "doubtful.yaml" | "secrets.yaml"
+    ))));
 }
 
 #[test]

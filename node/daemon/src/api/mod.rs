@@ -65,6 +65,7 @@ mod tests {
             image_aliases: BTreeMap::new(),
             patience: Default::default(),
             care: Default::default(),
+            secrets: Default::default(),
         }
     }
 

@@ -20,7 +20,8 @@ use trellis_placement::{Applied, Command, Life, Refusal as Why};
 use trellis_provider::Want;
 use trellis_provider::delivery::Fate;
 use trellis_wire::{
-    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply, subject,
+    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply,
+    credentials, subject,
 };
 
 use super::problem::Refusal;
@@ -346,6 +347,12 @@ async fn put_config(
     Path(name): Path<String>,
     Take(body): Take<ConfigBody>,
 ) -> Answer<Json<serde_json::Value>> {
+    if let Some((key, _)) = body.values.iter().find(|(_, value)| credentials::has_password(value)) {
+        let why = format!(
+            "`{key}` holds a password, which the lattice would keep and show: name it in a manifest's `secrets`"
+        );
+        return Err(Refusal::bad_request(why));
+    }
     propose(&node, Command::PutConfig { name, values: Config::from_iter(body.values) }).await
 }
 

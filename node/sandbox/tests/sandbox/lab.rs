@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use trellis_sandbox::{Component, Engine, Level, Limits, Options, Outside, Setup};
 use trellis_wire::{
     Answer, Body, Call, CallError, Config, Digest, Event, EventId, KeyValue, KeyValueAnswer, Message, Outcome, Reply,
+    Secrets,
 };
 
 pub(crate) const MEBIBYTE: u64 = 1024 * 1024;
@@ -58,6 +59,7 @@ pub(crate) struct Lab {
     pub(crate) node: Arc<Node>,
     pub(crate) limits: Limits,
     pub(crate) config: Config,
+    pub(crate) secrets: Secrets,
     held: Arc<AtomicU32>,
 }
 
@@ -78,6 +80,7 @@ impl Lab {
                 reply: Some(Limits::REPLY_DEFAULT),
             },
             config: Config::default(),
+            secrets: Secrets::default(),
             held: Arc::default(),
         }
     }
@@ -100,6 +103,7 @@ impl Lab {
             component: "app/guest".parse().unwrap(),
             source: "default".into(),
             config: Arc::new(self.config.clone()),
+            secrets: Arc::new(self.secrets.clone()),
             limits: self.limits,
             outside: self.node.clone(),
             held: Box::new(Held(self.held.clone())),

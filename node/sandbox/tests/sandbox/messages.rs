@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use trellis_wire::{Config, Failure, Fault, Outcome, Reply, Settle};
+use trellis_wire::{Config, Failure, Fault, Outcome, Reply, Secret, Secrets, Settle};
 
 use crate::lab::Lab;
 
@@ -66,6 +66,14 @@ async fn wasmclouds_handler_says_ok_or_again() {
     assert_eq!((link.as_str(), sent.subject.as_str(), sent.reply_to.as_deref()), ("", "out", Some("back")));
     let Settle::Retry { reason, .. } = settled(lab.message("wasmcloud", "request", "").await) else { panic!("ok") };
     assert!(reason.contains("answer"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_guest_sees_the_secrets_that_are_its_own() {
+    let mut lab = Lab::new();
+    lab.secrets = Secrets::from_iter([("password", Secret::new("hunter2"))]);
+    let told = settled(lab.message("wasmcloud", "secret", "").await);
+    assert_eq!(told, retry(r#"SecretValue::String("hunter2") SecretsError::NotFound"#, None));
 }
 
 #[tokio::test]

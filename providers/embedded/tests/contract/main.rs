@@ -37,6 +37,7 @@ fn link(app: &str, component: &str, package: &str, config: &[(&str, &str)]) -> L
         interfaces: vec![],
         config: Config::from_iter(config.iter().copied()),
         delivery: Delivery::default(),
+        secrets: Default::default(),
     }
 }
 

@@ -149,6 +149,7 @@ pub(crate) fn link(name: &str, config: &[(&str, &str)]) -> Link {
         interfaces: vec!["handler".into()],
         config: Config::from_iter(config.iter().copied()),
         delivery: trellis_wire::Delivery::default(),
+        secrets: Default::default(),
     }
 }
 

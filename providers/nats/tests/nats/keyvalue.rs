@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use trellis_bus::testing::NatsServer;
-use trellis_nats::{Auth, Nats, Options, Secret};
+use trellis_nats::{Auth, Nats, Options};
 use trellis_provider::Provider as _;
-use trellis_wire::{Answer, Call, CallError, KeyValue, KeyValueAnswer as A, LinkId};
+use trellis_wire::{Answer, Call, CallError, KeyValue, KeyValueAnswer as A, Link, LinkId, Secret, Secrets};
 
 use crate::{link, provider, until};
 
@@ -124,6 +124,28 @@ async fn a_node_that_logs_in_by_password_has_its_links_do_so_too() {
     let link = link("worker", "keyvalue", &BUCKET);
     out.grant(link.clone()).await.unwrap();
     until("it is kept out", || out.health(&link.id).is_err_and(|why| why.contains("authorization"))).await;
+}
+
+#[tokio::test]
+async fn a_link_logs_in_by_its_secrets_and_shows_none_of_them() {
+    let server = NatsServer::start_with(true, &["--user", "shop", "--pass", "hunter2"]);
+    let nats = Nats::new(Options::default());
+    let login = |password: &str| {
+        let secrets = Secrets::from_iter([("password", Secret::new(password))]);
+        let config = [&BUCKET[..], &[("url", server.url.as_str()), ("user", "shop")]].concat();
+        Link { secrets, ..link("worker", "keyvalue", &config) }
+    };
+    let wrong = login("wr0ng-hunter");
+    nats.grant(wrong.clone()).await.unwrap();
+    until("it is kept out", || nats.health(&wrong.id).is_err_and(|why| why.contains("authorization"))).await;
+    assert!(!format!("{:?} {wrong:?} {nats:?}", nats.health(&wrong.id)).contains("hunter"), "{nats:?}");
+    nats.remove(&wrong.id).await;
+
+    let right = login("hunter2");
+    nats.grant(right.clone()).await.unwrap();
+    until("it is let in", || nats.health(&right.id).is_ok()).await;
+    assert_eq!(kv(&nats, &right.id, KeyValue::Set("a".into(), text("1"))).await, Ok(A::Done));
+    assert!(!format!("{right:?} {nats:?}").contains("hunter"), "{nats:?}");
 }
 
 #[tokio::test]

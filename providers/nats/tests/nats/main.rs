@@ -43,6 +43,7 @@ fn link(component: &str, package: &str, config: &[(&str, &str)]) -> Link {
         interfaces: vec![],
         config,
         delivery: trellis_wire::Delivery::default(),
+        secrets: Default::default(),
     }
 }
 

@@ -39,6 +39,7 @@ pub fn link(package: &str, config: &[(&str, &str)]) -> Link {
         interfaces: Vec::new(),
         config: config.iter().copied().collect(),
         delivery: Delivery { max_attempts: 4, backoff, ..Delivery::default() },
+        secrets: Default::default(),
     }
 }
 

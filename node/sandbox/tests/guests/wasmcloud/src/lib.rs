@@ -5,6 +5,7 @@ use wasi::config0_2_0_draft::runtime;
 use wasi::keyvalue::store;
 use wasmcloud::bus::lattice::{self, CallTargetInterface};
 use wasmcloud::messaging::consumer;
+use wasmcloud::secrets::{reveal, store as secrets};
 
 wit_bindgen::generate!({
     path: "../../../../../sdk/wit",
@@ -15,6 +16,8 @@ wit_bindgen::generate!({
             import wasi:config/runtime@0.2.0-draft;
             import wasmcloud:messaging/consumer@0.2.0;
             import wasmcloud:bus/lattice@1.0.0;
+            import wasmcloud:secrets/store@0.1.0-draft;
+            import wasmcloud:secrets/reveal@0.1.0-draft;
             export wasmcloud:messaging/handler@0.2.0;
         }",
     world: "test:guest/older",
@@ -31,6 +34,13 @@ impl Handler for Guest {
             "refuse" => Err(String::from_utf8_lossy(&message.body).into_owned()),
             "trap" => panic!("cannot handle it"),
             "config" => Err(format!("{:?}", runtime::get("greeting"))),
+            "secret" => {
+                let held = |name: &str| match secrets::get(name) {
+                    Ok(secret) => format!("{:?}", reveal::reveal(&secret)),
+                    Err(why) => format!("{why:?}"),
+                };
+                Err(format!("{} {}", held("password"), held("other")))
+            }
             "publish" => consumer::publish(&BrokerMessage { subject: "out".into(), ..message }),
             "request" => {
                 let answer = consumer::request("ask", b"?", 250)?;
