@@ -166,7 +166,8 @@ impl Secrets {
 
 /// Everything that a share refers to.
 fn wanted(assigned: &Assigned) -> BTreeSet<SecretRef> {
-    let of_components = assigned.components.values().flat_map(|held| &held.secret_refs);
+    let beside = assigned.beside.values().map(|beside| &beside.held);
+    let of_components = assigned.components.values().chain(beside).flat_map(|held| &held.secret_refs);
     let of_links = assigned.links.values().flat_map(|held| &held.secret_refs);
     of_components.chain(of_links).cloned().collect()
 }

@@ -39,6 +39,7 @@ mod nats;
 mod node;
 mod oci;
 mod old_manifests;
+mod pipeline;
 mod queues;
 mod recovery;
 mod rollouts;
