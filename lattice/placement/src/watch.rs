@@ -266,7 +266,7 @@ mod tests {
             scene.next(9);
             scene.progress = Progress { events, faults, missing: vec!["not ready".into()] };
             let why = format!("{faults} of its first {events} events faulted");
-            assert_eq!(scene.next(20), is_too_many.then(|| (1, why)), "{faults} of {events}");
+            assert_eq!(scene.next(20), is_too_many.then_some((1, why)), "{faults} of {events}");
         }
     }
 

@@ -308,7 +308,8 @@ impl Dispatch {
         self.held.change(key, |before| {
             let mut forms = before.unwrap_or_default();
             change(&mut forms);
-            forms.all().next().is_some().then_some(forms)
+            let is_held = forms.all().next().is_some();
+            is_held.then_some(forms)
         });
     }
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
-use trellis_bus::{Bus, Connection, Sealed, Secret, Subscription};
+use trellis_bus::{Bus, Connection, Sealed, Subscription};
 use trellis_placement::{Applied, Capacity, Command, NodeFacts, Refusal, State, TrustChange};
 use trellis_raft::{ProposeError, Raft, RaftError, Timing};
 use trellis_trust::{Presented, Token, presented};
-use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, frame, subject};
+use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, Secret, frame, subject};
 
 use crate::join::{Answer, Challenges, Here, Nonce, Question, Said};
 use crate::node::{Node, Options};

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use trellis_bus::{Auth, Bus, Memory, Sealed, Secret};
+use trellis_bus::{Auth, Bus, Memory, Sealed};
 use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Parsed;
@@ -23,7 +23,7 @@ use trellis_raft::{Raft, RaftError};
 use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
 use trellis_trust::Seal;
-use trellis_wire::{LatticeName, NodeId, NodeKey};
+use trellis_wire::{LatticeName, NodeId, NodeKey, Secret};
 
 use crate::api;
 use crate::artifacts::Artifacts;
@@ -382,7 +382,7 @@ async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> String {
 }
 
 fn reconcile(node: &Node, options: &Options) -> Reconcile {
-    let name = format!("{} ({})", membership::facts(options, node.id).name, node.id);
+    let name = format!("{} ({})", membership::hostname(), node.id);
     Reconcile {
         node: node.id,
         raft: node.raft.clone(),

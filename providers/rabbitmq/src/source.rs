@@ -366,7 +366,7 @@ pub(crate) async fn publish(
         return Ok(());
     }
     line.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
-    Err(Unanswered::Refused(crate::connection::NOT_FOUND, format!("queue `{queue}` does not exist")))
+    Err(Unanswered::Refused(connection::NOT_FOUND, format!("queue `{queue}` does not exist")))
 }
 
 /// Takes a message off. An acknowledgement that is lost with its connection has the message given out again.

@@ -219,11 +219,10 @@ async fn who_may_not_in_and_who_does_not_answer_is_said() {
     until("it is let in", || lab.redis.health(&link.id).is_ok()).await;
 
     let silent = silent();
-    let mute =
-        trellis_provider::testing::lab::link("messaging", &[("url", &format!("redis://{silent}")), ("stream", "x")]);
+    let mute = lab::link("messaging", &[("url", &format!("redis://{silent}")), ("stream", "x")]);
     lab.redis.wake(mute.clone(), node.permits(&mute)).await.unwrap();
     until("that it does not answer is said", || says(&mute, "no answer within 5s")).await;
-    let publishing = trellis_provider::testing::lab::link("messaging", &[("url", &format!("redis://{silent}"))]);
+    let publishing = lab::link("messaging", &[("url", &format!("redis://{silent}"))]);
     lab.redis.grant(publishing.clone()).await.unwrap();
     let call = lab.redis.call(&publishing.id, Call::Publish(Message { subject: "x".into(), ..Message::default() }));
     let answered = tokio::time::timeout(PATIENCE, call).await.expect("every wait has an end");
