@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use trellis_placement::{Beside, HeldComponent};
 use trellis_provider::delivery::Ran;
-use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Want};
+use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Trial, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
 use trellis_wire::{
     Answer, Call, CallError, ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Message, Outcome, Reply,
@@ -471,6 +471,10 @@ impl PermitSource for OfLink {
         };
         let permit = self.dispatch.permit(component, want, source).await?;
         Ok(Permit::new(Leased { permit, lease, token }))
+    }
+
+    fn trial(&self, component: &ComponentKey, code: &str) -> Trial {
+        code.parse().map_or(Trial::Settled, |code| self.dispatch.elsewhere.trial(component, code))
     }
 
     async fn send(&self, component: &ComponentKey, outgoing: Outgoing) -> Result<(), CallError> {

@@ -40,7 +40,7 @@ use delivery::Trigger;
 pub use dialed::{Dial, Dialed};
 pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
-pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
+pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Trial, Want};
 pub use share::{Begun, Caps, Share, Use};
 pub use shared::Shared;
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

@@ -41,6 +41,11 @@ pub trait PermitSource: Send + Sync + 'static {
         Err(CallError::Unavailable(format!("nothing is sent for {component} from here")))
     }
 
+    /// What the lattice thinks of this code of `component`, as [`Ran::digest`] says it.
+    fn trial(&self, _component: &ComponentKey, _code: &str) -> Trial {
+        Trial::Settled
+    }
+
     /// What this node may use of the caps of `link`, which the whole lattice shares. Alone, it is all of them.
     fn share(&self, _link: &LinkId, whole: Caps) -> Arc<Share> {
         Share::new(whole)
@@ -95,6 +100,11 @@ impl Permits {
         self.source.send(&self.component, outgoing).await
     }
 
+    /// What the lattice thinks of this code.
+    pub fn trial(&self, code: &str) -> Trial {
+        self.source.trial(&self.component, code)
+    }
+
     /// This node's share of the caps of a link.
     pub fn share(&self, link: &LinkId, whole: Caps) -> Arc<Share> {
         self.source.share(link, whole)
@@ -140,6 +150,17 @@ impl From<Outcome> for Delivered {
     fn from(outcome: Outcome) -> Self {
         Self { outcome, sends: Vec::new(), ran: Ran::default() }
     }
+}
+
+/// What the lattice thinks of a component's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// It is what runs, or what nobody knows any more.
+    Settled,
+    /// It is new, and may be taken back.
+    OnTrial,
+    /// It was taken back: what failed under it is not the failure of what it was to do.
+    TakenBack,
 }
 
 /// What a handler published: by which of its links, and what.

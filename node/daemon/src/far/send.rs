@@ -9,11 +9,11 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use trellis_bus::{BusError, Sealed, SealedError};
-use trellis_placement::{Direction, Life};
-use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
+use trellis_placement::{Direction, Life, Versions};
+use trellis_provider::{Delivered, Outgoing, Permit, Run, Trial, Want};
 use trellis_wire::{
-    Answer, Body, Call, CallError, ComponentKey, Error, Event, Generation, LinkId, Message, NodeId, Outcome, frame,
-    subject,
+    Answer, Body, Call, CallError, ComponentKey, Digest, Error, Event, Generation, LinkId, Message, NodeId, Outcome,
+    frame, subject,
 };
 use uuid::Uuid;
 
@@ -212,6 +212,18 @@ impl Elsewhere {
     pub(crate) async fn unpaused(&self, component: &ComponentKey) {
         if self.shares.state().is_paused(component) {
             self.shares.until(|state| !state.is_paused(component)).await;
+        }
+    }
+
+    /// What the lattice thinks of a component's code.
+    pub(crate) fn trial(&self, component: &ComponentKey, code: Digest) -> Trial {
+        let state = self.shares.state();
+        let newer = state.app(&component.app).and_then(Versions::newer);
+        let is_on_trial = newer.is_some_and(|release| release.artifacts.get(&component.name) == Some(&code));
+        match () {
+            () if state.is_taken_back(component, code) => Trial::TakenBack,
+            () if is_on_trial => Trial::OnTrial,
+            () => Trial::Settled,
         }
     }
 

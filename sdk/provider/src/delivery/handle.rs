@@ -19,7 +19,7 @@ use super::ledger::{self, DONE, KEPT};
 use super::policy::{self, KILLS_MAX, Reason, Record, Settlement};
 use super::progress::lock;
 use super::queue::{Ledger, Queue, Trouble};
-use crate::{Delivered, Outgoing, Permit};
+use crate::{Delivered, Outgoing, Permit, Trial};
 
 /// How much longer than its timeout a run is waited for, since the node ends it by itself.
 const RUN_GRACE: Duration = Duration::from_secs(5);
@@ -59,8 +59,10 @@ impl<Q: Queue> Engine<Q> {
         let Delivered { outcome, sends, ran } = self.run_once(permit, taken).await;
         drop(begun);
         self.note_outcome(taken, &outcome);
-        let settlement = policy::settle(&self.policy, &taken.record, &outcome, rand::random());
+        let record = self.refunded(taken).await;
+        let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
         self.count(taken, &settlement);
+        self.note_tried(taken, &settlement, &ran.digest).await;
         let settlement = match settlement {
             Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
             Settlement::DeadLetter { reason, fault, .. } => Settlement::DeadLetter { reason, fault, ran },
@@ -105,6 +107,36 @@ impl<Q: Queue> Engine<Q> {
             ledger.swap(&key, held.as_deref(), Some(&begun.saturating_add(1).to_be_bytes()), KEPT).await?;
         }
         Ok(kills)
+    }
+
+    /// What is known of a message without the attempts of code that was taken back. Where that cannot be read, they count.
+    async fn refunded(&self, taken: &Taken<Q::Claim>) -> Record {
+        let record = taken.record;
+        let (Some(ledger), 2..) = (self.queue.ledger(), record.attempt) else { return record };
+        let kept = ledger.read(&ledger::tried_key(&taken.place)).await.unwrap_or_default();
+        let tried = ledger::tried(kept.as_deref()).into_iter();
+        let taken_back = tried.filter(|tried| self.permits.trial(&tried.code) == Trial::TakenBack);
+        let (attempts, faults) = taken_back
+            .fold((0u32, 0u32), |(attempts, faults), tried| (attempts + tried.attempts, faults + tried.faults));
+        let attempt = record.attempt.saturating_sub(attempts).max(1);
+        Record { attempt, faults: record.faults.saturating_sub(faults), ..record }
+    }
+
+    /// An attempt of code that may be taken back is remembered as that code's.
+    async fn note_tried(&self, taken: &Taken<Q::Claim>, settlement: &Settlement, code: &str) {
+        let (Settlement::Retry { fault, .. }, Some(ledger)) = (settlement, self.queue.ledger()) else { return };
+        if self.permits.trial(code) != Trial::OnTrial {
+            return;
+        }
+        let key = ledger::tried_key(&taken.place);
+        let noted = async {
+            let kept = ledger.read(&key).await?;
+            let tried = ledger::tried_again(ledger::tried(kept.as_deref()), code, fault.is_some());
+            ledger.swap(&key, kept.as_deref(), Some(&tried), KEPT).await
+        };
+        if let Err(why) = noted.await {
+            tracing::debug!(link = %self.link, why, "an attempt will count even if its code is taken back");
+        }
     }
 
     async fn run_once(&self, permit: Permit, taken: &Taken<Q::Claim>) -> Delivered {

@@ -5,6 +5,7 @@
 //! | `outbox/<message>/<n>` | a part of what its handler published, until that is sent | 14 days |
 //! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
 //! | `begun/<message>` | how often a message was begun that an ordered link held when a node died | 14 days |
+//! | `tried/<message>` | its attempts by code that may be taken back | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
 //!
 //! Pure: how they are written and read.
@@ -13,6 +14,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use trellis_wire::{Dedupe, DedupeKey, Message, OrderBy};
 
@@ -83,6 +85,36 @@ pub(super) fn begun_key(place: &Place) -> String {
 /// A count as it is kept, big-endian.
 pub(super) fn count(kept: &[u8]) -> u32 {
     kept.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// Attempts that one code made at a message, and how many of them it faulted on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tried {
+    pub(super) code: String,
+    pub(super) attempts: u32,
+    pub(super) faults: u32,
+}
+
+/// Where it is kept which code tried a message.
+pub(super) fn tried_key(place: &Place) -> String {
+    format!("tried/{}", place.key)
+}
+
+/// What is kept of that; nothing, where that cannot be read.
+pub(super) fn tried(kept: Option<&[u8]>) -> Vec<Tried> {
+    kept.and_then(|bytes| postcard::from_bytes(bytes).ok()).unwrap_or_default()
+}
+
+/// The same with one attempt more.
+pub(super) fn tried_again(mut tried: Vec<Tried>, code: &str, faulted: bool) -> Vec<u8> {
+    match tried.iter_mut().find(|known| known.code == code) {
+        Some(known) => {
+            known.attempts = known.attempts.saturating_add(1);
+            known.faults = known.faults.saturating_add(u32::from(faulted));
+        }
+        None => tried.push(Tried { code: code.into(), attempts: 1, faults: u32::from(faulted) }),
+    }
+    postcard::to_stdvec(&tried).expect("plain data can be written")
 }
 
 /// What keeps the order of a message. Without the header it shares one key with all that have none.

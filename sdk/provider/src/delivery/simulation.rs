@@ -21,7 +21,7 @@ use trellis_wire::{
 use super::policy::{Record, Settlement};
 use super::queue::{CLAIM, Claimed, Ledger, Place, Queue, Standing, Trouble};
 use super::{DeadLetter, Engine, Fate, Ran, Trigger as _};
-use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Want};
+use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Trial, Want};
 
 /// A queue and its ledger in memory.
 #[derive(Default)]
@@ -267,6 +267,8 @@ struct World {
     sent: Vec<String>,
     running: BTreeSet<String>,
     overlapped: bool,
+    /// What the lattice thinks of the code that runs first.
+    first_code: Option<Trial>,
 }
 
 /// A node: permits, handlers by the first word of the body, and an outside that takes what they publish.
@@ -304,6 +306,7 @@ impl Node {
         match body.split(' ').next().unwrap_or_default() {
             "retry-once" if message.attempt == 1 => return retry(),
             "retry" => return retry(),
+            "retry-until-5" if message.attempt < 5 => return retry(),
             "trap-once" if message.attempt == 1 => return Err(Fault::NoReply.into()),
             "busy" if world.begun[&body] == 1 => return Err(Error::Busy("no sandbox".into()).into()),
             "dead" => return Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
@@ -325,6 +328,11 @@ impl PermitSource for Node {
     async fn acquire(&self, _: &ComponentKey, _: Want) -> Result<Permit, Error> {
         let permit = self.permits.clone().acquire_owned().await.unwrap();
         Ok(Permit::new(Turn { node: self.clone(), _permit: permit }))
+    }
+
+    fn trial(&self, _: &ComponentKey, code: &str) -> Trial {
+        let first = self.world.lock().unwrap().first_code;
+        first.filter(|_| code == "first").unwrap_or(Trial::Settled)
     }
 
     async fn send(&self, _: &ComponentKey, outgoing: Outgoing) -> Result<(), CallError> {
@@ -359,7 +367,9 @@ impl Run for Turn {
             }
             _ => Vec::new(),
         };
-        Delivered { outcome, sends, ran: Ran::default() }
+        let is_first = self.node.world.lock().unwrap().first_code == Some(Trial::OnTrial);
+        let digest = if is_first { "first" } else { "second" };
+        Delivered { outcome, sends, ran: Ran { digest: digest.into(), ..Ran::default() } }
     }
 }
 
@@ -595,6 +605,25 @@ async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     lattice.until_empty().await;
     assert_eq!(lattice.handled(), ["ok 3", "ok 2", "ok 4"]);
     assert!(node.engine.progress().health().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_of_code_that_was_taken_back_do_not_count() {
+    for (taken_back, letters) in [(true, vec![]), (false, vec!["retry-until-5 x".to_owned()])] {
+        let mut lattice = Lattice::new(soon(), 1);
+        lattice.world.lock().unwrap().first_code = Some(Trial::OnTrial);
+        lattice.publish("q", "retry-until-5 x", &[]);
+        let node = lattice.node();
+        while lattice.begun("retry-until-5 x") < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+        // Long enough for the second attempt to end, not for the third to begin.
+        sleep(Duration::from_millis(250)).await;
+        lattice.world.lock().unwrap().first_code = Some(if taken_back { Trial::TakenBack } else { Trial::Settled });
+        lattice.until_empty().await;
+        node.ends().await;
+        assert_eq!(lattice.letters(), letters, "three attempts are all it has; taken back: {taken_back}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
