@@ -67,6 +67,6 @@ mod tests {
             assert!(why.starts_with("config `url`") && why.contains("amqp://HOST:PORT/VHOST"), "{wrong}: {why}");
         }
         let why = read("amqp://me:s3cret@mq").unwrap_err();
-        assert!(why.contains("beside it in the link") && !why.contains("s3cret"), "{why}");
+        assert!(why.contains("as a secret of the link") && !why.contains("s3cret"), "{why}");
     }
 }

@@ -3,6 +3,7 @@
 //! other holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapin::Channel;
 use lapin::message::Delivery;
@@ -17,6 +18,9 @@ use crate::source::{now_ms, publish};
 
 /// Dead letters that are walked over in one look.
 const WALK_MAX: usize = 100_000;
+/// How often, and how far apart, is looked whether what was put back is there.
+const PUT_BACK_LOOKS: usize = 50;
+const PUT_BACK_LOOK: Duration = Duration::from_millis(20);
 
 /// The way to the dead letters of one queue.
 #[derive(Debug, Default)]
@@ -68,15 +72,17 @@ impl Letters {
         max: usize,
     ) -> Result<Vec<DeadLetter>, Trouble> {
         let (mut letters, mut passed) = (Vec::new(), after.is_none());
-        self.walk(line, queue, |letter| {
+        let walked = self.walk(line, queue, |letter| {
             if passed && letter.component == component {
                 letters.push(letter);
             } else if after == Some(letter.id.as_str()) {
                 passed = true;
             }
             letters.len() >= max
-        })
-        .await?;
+        });
+        if let Some(last) = walked.await? {
+            put_back(line, &last.channel, queue, last.passed + 1).await?;
+        }
         Ok(letters)
     }
 
@@ -106,10 +112,14 @@ impl Letters {
             let replay_of = Some(letter.id.clone());
             let anew = Known { id, is_named, subject, since_ms, replay_of, ..Known::default() };
             let properties = anew.write(&last.delivery.properties, &[]);
-            publish(line, back_to, &last.delivery.data, properties).await?;
+            let published = publish(line, back_to, &last.delivery.data, properties).await;
+            if let Err(why) = published {
+                put_back(line, &last.channel, queue, last.passed + 1).await?;
+                return Err(why.into());
+            }
         }
         within(last.delivery.acker.ack(BasicAckOptions::default())).await?;
-        last.put_back().await?;
+        put_back(line, &last.channel, queue, last.passed).await?;
         Ok(Some(letter))
     }
 
@@ -126,7 +136,7 @@ impl Letters {
             *walking = Some(Arc::new(line.channel().await?));
         }
         let channel = walking.clone().expect("it was opened just now");
-        let mut last = None;
+        let (mut last, mut passed) = (None, 0);
         for _ in 0..WALK_MAX {
             let got = within(channel.basic_get(queue.into(), BasicGetOptions::default())).await;
             let Some(message) = got.inspect_err(|_| *walking = None)? else { break };
@@ -135,10 +145,11 @@ impl Letters {
                 last = Some(message.delivery);
                 break;
             }
+            passed += 1;
         }
         match last {
-            Some(delivery) => Ok(Some(Last { delivery, channel, _walking: walking })),
-            None => put_back(&channel).await.map(|()| None),
+            Some(delivery) => Ok(Some(Last { delivery, passed, channel, _walking: walking })),
+            None => put_back(line, &channel, queue, passed).await.map(|()| None),
         }
     }
 }
@@ -146,20 +157,23 @@ impl Letters {
 /// The dead letter at which a walk ended. Others must wait until all are put back.
 struct Last<'a> {
     delivery: Delivery,
+    /// How many were passed before it, which are held as well.
+    passed: u64,
     channel: Arc<Channel>,
     _walking: tokio::sync::MutexGuard<'a, Option<Arc<Channel>>>,
 }
 
-impl Last<'_> {
-    async fn put_back(self) -> Result<(), Trouble> {
-        put_back(&self.channel).await
-    }
-}
-
-/// Gives back all that a channel holds.
-async fn put_back(channel: &Channel) -> Result<(), Trouble> {
+/// Gives back all that a channel holds, which are so many, and waits for a moment until they are there again.
+async fn put_back(line: &Line, channel: &Channel, queue: &str, held: u64) -> Result<(), Trouble> {
     let all = BasicNackOptions { multiple: true, requeue: true };
-    Ok(within(channel.basic_nack(0, all)).await?)
+    within(channel.basic_nack(0, all)).await?;
+    for _ in 0..PUT_BACK_LOOKS {
+        if line.waiting(channel, queue).await? >= held {
+            return Ok(());
+        }
+        tokio::time::sleep(PUT_BACK_LOOK).await;
+    }
+    Ok(())
 }
 
 fn letter(delivery: &Delivery) -> DeadLetter {

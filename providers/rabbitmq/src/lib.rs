@@ -10,7 +10,7 @@
 //! | config or secret | means |
 //! | --- | --- |
 //! | `url` | `amqp://HOST:PORT/VHOST`, or `amqps://` for TLS; `amqp://127.0.0.1:5672` by default |
-//! | `user`, `password` | the login; `guest` by default |
+//! | `user`, `password` | the login; the password as a secret. `guest` by default |
 //! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, and the client's own certificate: PEM or a path |
 //!
 //! This crate is the only one that knows AMQP.

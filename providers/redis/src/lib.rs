@@ -11,7 +11,7 @@
 //! | config or secret | means |
 //! | --- | --- |
 //! | `url` (or `URL`) | `redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; `redis://127.0.0.1:6379` by default |
-//! | `user`, `password` | the login |
+//! | `user`, `password` | the login; the password as a secret |
 //! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, and the client's own certificate: PEM or a path |
 //!
 //! One server, or a primary that replicas follow; not Redis Cluster, over whose slots one script cannot reach. A message
