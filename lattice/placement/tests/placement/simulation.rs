@@ -19,7 +19,7 @@ use world::World;
 /// The variable that names the one seed to replay. What happens is printed then.
 const SEED: &str = "TRELLIS_SIMULATE_SEED";
 /// How many seeds are run unless the environment says otherwise.
-const SEEDS: u64 = 240;
+const SEEDS: u64 = 200;
 
 /// The seeds that one test runs: each of `parts` tests has its part, so that they run beside each other.
 fn seeds(part: u64, parts: u64) -> Range<u64> {

@@ -82,7 +82,7 @@ impl Place {
 
     fn open_terminal(&mut self, script: &str) {
         // The last line is what stays: as the shell itself, so that it can be ended.
-        let script = script.trim_end();
+        let script = script.trim_end().replace("\\\n", "");
         let at = script.rfind('\n').map_or(0, |end| end + 1);
         let script = format!("{}exec {}", &script[..at], &script[at..]);
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("terminal.log")).unwrap();
@@ -156,7 +156,7 @@ fn the_guide_does_what_it_says_and_a_laptop_serves_without_a_network() {
     for block in blocks(&std::fs::read_to_string(source.join("README.md")).unwrap()) {
         for place in &block.places {
             if place == "laptop" && laptop.terminals.is_empty() {
-                laptop.copy(&cloud.folder, &["tls/ca.pem", "passwords.env"]);
+                laptop.copy(&cloud.folder, &["tls/ca.pem", "passwords.env", "join-token"]);
                 laptop.copy(&source, &["leaf.conf"]);
             }
             let place = if place == "laptop" { &mut laptop } else { &mut cloud };

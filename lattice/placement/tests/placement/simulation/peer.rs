@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use trellis_placement::{
-    Assigned, Command, Decision, Entry, LogView, Membership, NodeFacts, Patience, State, Versions,
+    Assigned, Command, Decision, Delta, Entry, LogView, Membership, NodeFacts, Patience, State, Versions, plan,
 };
 use trellis_wire::{AppName, ComponentKey, Generation, NodeId, frame};
 
@@ -24,6 +24,10 @@ pub(super) struct Peer {
     pub(super) state: State,
     /// What it runs, and by which generation.
     running: Assigned,
+    /// How much of the log that follows from. The same state says the same again.
+    goes_by: Option<usize>,
+    /// The next step of the plan, from so much of the log.
+    planned: Option<(usize, Option<Delta>)>,
     membership: Membership,
     /// Its monotonic clock began so long before the world did.
     origin: Duration,
@@ -46,6 +50,8 @@ impl Peer {
             applied: 0,
             state,
             running,
+            goes_by: None,
+            planned: None,
             membership,
             origin,
             wrong_ms,
@@ -60,7 +66,7 @@ impl Peer {
     /// Stops at once. What was on disk stays.
     pub(super) fn crash(&mut self) {
         self.up = false;
-        self.running = Assigned::default();
+        (self.running, self.goes_by) = (Assigned::default(), None);
     }
 
     /// Starts from disk, and runs what that says before it hears from anyone.
@@ -81,9 +87,12 @@ impl Peer {
 
     /// Carries out its share of the plan that it knows.
     pub(super) fn carry_out(&mut self) {
+        if self.goes_by == Some(self.applied) {
+            return;
+        }
         let assigned = self.state.assigned(self.id());
         assert!(assigned.generation >= self.running.generation, "a copy of the state went back");
-        self.running = assigned;
+        (self.running, self.goes_by) = (assigned, Some(self.applied));
     }
 
     /// What it is to tell the lattice, if others wait for that.
@@ -101,6 +110,14 @@ impl Peer {
             *most = held.permits.map_or(UNBOUNDED, u64::from).max(*most);
         }
         usable
+    }
+
+    /// The next step of the plan, as it knows it.
+    pub(super) fn plan(&mut self) -> Option<Delta> {
+        if self.planned.as_ref().is_none_or(|(applied, _)| *applied != self.applied) {
+            self.planned = Some((self.applied, plan(&self.state)));
+        }
+        self.planned.as_ref().and_then(|(_, delta)| delta.clone())
     }
 
     /// The next step of every roll-out.

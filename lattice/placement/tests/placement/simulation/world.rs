@@ -362,8 +362,9 @@ impl World {
         if self.now.as_millis().is_multiple_of(1_000) {
             self.tell_all(id, |to| Parcel::Beat { from: id, to });
         }
-        let listens = self.voters.contains(&id) || self.learners.contains(&id);
-        if listens && self.leader.is_some_and(|leader| self.reach(leader, id)) {
+        // Who is not in the log follows from outside, once the lattice knows it.
+        let follows = self.voters.contains(&id) || self.learners.contains(&id) || self.truth.node(id).is_some();
+        if follows && self.leader.is_some_and(|leader| self.reach(leader, id)) {
             let end = self.log.len();
             let behind = end - self.peer(id).applied;
             let is_slow = self.storm && behind > 0 && self.dice.random_ratio(30, 100);
@@ -399,7 +400,7 @@ impl World {
             let decisions = self.peer(id).decide(&view, now);
             if leads {
                 decisions.into_iter().for_each(|decision| self.carry_out(id, decision));
-                match plan(&self.peer(id).state) {
+                match self.peer(id).plan() {
                     Some(delta) => self.propose(id, Command::Plan(delta)),
                     // A roll-out goes on when it is ready, which here is a matter of luck.
                     None if !self.storm || self.dice.random_ratio(50, 100) => {
