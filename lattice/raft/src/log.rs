@@ -67,7 +67,9 @@ impl RaftLogStorage<Types> for Log {
 
     /// Kept so that a restart finds the state where it was, not where the last snapshot was.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
-        self.write(Write::Committed(encode(&committed)), ErrorSubject::Store).await
+        self.write(Write::Committed(encode(&committed)), ErrorSubject::Store).await?;
+        self.store.sync_soon();
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {

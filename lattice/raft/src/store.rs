@@ -2,13 +2,15 @@
 //!
 //! One thread writes, in the order in which it is asked, and answers when the write is on disk. Reads see every write
 //! that was answered. What may be lost in a crash without harm (the commit mark, a purge) is not synced on its own; it
-//! goes to disk with the next write that is.
+//! goes to disk with the next write that is, or a moment later.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::RangeBounds;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use redb::backends::FileBackend;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction};
@@ -23,6 +25,8 @@ use crate::RaftError;
 const FILE: &str = "raft.redb";
 /// What the file's layout is called in it.
 const FORMAT: u8 = 2;
+/// How long after a mark that is not synced on its own it is, at the latest.
+const SYNC_AFTER: Duration = Duration::from_millis(200);
 /// How many writes may wait for the thread. Raft waits for each of its own; only a snapshot comes beside them.
 const WRITES_WAITING_MAX: usize = 16;
 /// How long one piece of a stored snapshot is, in bytes.
@@ -80,12 +84,16 @@ pub(crate) enum Write {
     Committed(Vec<u8>),
     /// A snapshot of everything up to and with `index`, in place of an older one. A newer one stays.
     Snapshot { index: Option<u64>, meta: Vec<u8>, body: Vec<u8> },
+    /// Nothing, but with it goes to disk what was not synced before.
+    Sync,
 }
 
 impl Write {
     fn durability(&self) -> Durability {
         match self {
-            Self::Append(_) | Self::Truncate(_) | Self::Vote(_) | Self::Snapshot { .. } => Durability::Immediate,
+            Self::Append(_) | Self::Truncate(_) | Self::Vote(_) | Self::Snapshot { .. } | Self::Sync => {
+                Durability::Immediate
+            }
             Self::Purge(..) | Self::Committed(_) => Durability::None,
         }
     }
@@ -106,6 +114,8 @@ struct Shared {
     jobs: Jobs,
     path: Arc<Path>,
     failure: Arc<OnceLock<RaftError>>,
+    /// Whether a sync is on its way.
+    syncs: AtomicBool,
 }
 
 /// Who writes.
@@ -169,7 +179,10 @@ impl Store {
                 path: path.to_path_buf(),
                 why: format!("starting its thread: {why}"),
             })?;
-        Ok((Self(Arc::new(Shared { db, jobs: Jobs::Thread(jobs), path, failure })), Closed(closed)))
+        Ok((
+            Self(Arc::new(Shared { db, jobs: Jobs::Thread(jobs), path, failure, syncs: AtomicBool::new(false) })),
+            Closed(closed),
+        ))
     }
 
     /// Opens the database without a thread: each write is done by whoever asks for it.
@@ -183,7 +196,10 @@ impl Store {
         let writer = Writer::new(backend, path, node, lattice)?;
         let Writer { db, path, failure } = writer.clone();
         let jobs = Jobs::OnTheSpot(std::sync::Mutex::new(writer));
-        Ok((Self(Arc::new(Shared { db, jobs, path, failure })), Closed(oneshot::channel().1)))
+        Ok((
+            Self(Arc::new(Shared { db, jobs, path, failure, syncs: AtomicBool::new(false) })),
+            Closed(oneshot::channel().1),
+        ))
     }
 
     /// Writes, and returns when it is written.
@@ -201,6 +217,22 @@ impl Store {
             }
         }
         written.await.map_err(|_| gone())?
+    }
+
+    /// Has synced a moment later what was written: nobody waits for it, and a node that loses its power long after finds
+    /// it. One sync serves all that was written meanwhile.
+    pub(crate) fn sync_soon(&self) {
+        if self.0.syncs.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let store = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(SYNC_AFTER).await;
+            let Some(shared) = store.upgrade() else { return };
+            shared.syncs.store(false, Ordering::Relaxed);
+            // A disk that fails is told to whoever writes next.
+            drop(Self(shared).write(Write::Sync).await);
+        });
     }
 
     /// Reads one of the things of which there is one.
@@ -362,6 +394,7 @@ fn perform(txn: &WriteTransaction, write: Write) -> Result<(), redb::Error> {
         Write::Vote(vote) => put(txn, Word::Vote, &vote)?,
         Write::Committed(mark) => put(txn, Word::Committed, &mark)?,
         Write::Snapshot { index, meta, body } => replace_snapshot(txn, index, &meta, &body)?,
+        Write::Sync => {}
     }
     Ok(())
 }

@@ -2,13 +2,17 @@
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use trellis_bus::{Bus, Memory};
 use trellis_placement::Applied;
 
-use super::{lattice_id, mark, missing_marks, options};
+use super::disk::Disk;
+use super::{lattice_id, lattice_name, mark, missing_marks, node, options};
+use crate::node::run;
+use crate::store::Store;
 use crate::{Options, Raft, open};
 
 /// Where a child process finds the data directory that it is to write to until it is killed.
@@ -65,6 +69,23 @@ async fn a_restart_shows_the_state_before_anyone_leads() {
     let raft = open(alone(dir.path())).await.unwrap();
     assert_eq!(missing_marks(&raft.state().borrow(), 0..20), [] as [u128; 0]);
     assert!(raft.is_initialized().await.unwrap());
+    raft.shutdown().await;
+}
+
+/// A node that is alone with its disk after a power cut, such as one at the edge, knows what it knew a moment before.
+#[tokio::test]
+async fn what_was_applied_a_moment_before_a_power_cut_is_applied_after_it() {
+    let disk = Disk::default();
+    let open = |disk: Disk| Store::on(disk, "/data/raft.redb".as_ref(), node(1), &lattice_name()).unwrap();
+    let (store, closed) = open(disk.clone());
+    let raft = run(alone("/data".as_ref()), store, closed).await.unwrap();
+    raft.bootstrap(lattice_id(7)).await.unwrap();
+    propose_marks(&raft, 0..5).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (store, closed) = open(disk.after_power_loss(|| false));
+    let again = run(alone("/data".as_ref()), store, closed).await.unwrap();
+    assert_eq!(missing_marks(&again.state().borrow(), 0..5), [] as [u128; 0], "before anyone leads");
+    again.shutdown().await;
     raft.shutdown().await;
 }
 
