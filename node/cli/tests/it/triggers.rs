@@ -12,11 +12,12 @@ use crate::node::{DataDir, Node};
 /// A handler that keeps what it saw in a store of its node, woken by this source.
 fn worker(instances: u32, tech: &str, config: &str) -> String {
     let store = link("store", "wasi:keyvalue/store, atomics, batch");
+    let publishes = link("bus", "trellis:messaging/producer");
     let scaler = format!("{{type: spreadscaler, properties: {{instances: {instances}}}}}");
     app(
         "post",
         &[
-            component("worker", "test_messages", "limits: {timeout: 10s}", &[store, scaler]),
+            component("worker", "test_messages", "limits: {timeout: 10s}", &[store, publishes, scaler]),
             provider("store", "embedded"),
             waking("bus", tech, &[link_from("worker", "trellis:messaging/handler", "in", config)]),
         ],
@@ -162,6 +163,7 @@ fn counting(config: &str) -> String {
     let store = || link("store", "wasi:keyvalue/store, atomics, batch");
     let here = "{type: spreadscaler, properties: {instances: 5, spread: [{name: here, requirements: {n: '1'}}]}}";
     let both = "{type: spreadscaler, properties: {instances: 20}}";
+    let publishes = link("bus", "trellis:messaging/producer");
     let buckets = provider("store", "nats").replace(
         "{image: 'trellis://nats'}",
         "{image: 'trellis://nats', config: [{name: kv, properties: {bucket: SEEN, create: 'true'}}]}",
@@ -170,7 +172,7 @@ fn counting(config: &str) -> String {
         "post",
         &[
             component("window", "test_kv", "", &[store(), here.into()]),
-            component("worker", "test_messages", "limits: {timeout: 10s}", &[store(), both.into()]),
+            component("worker", "test_messages", "limits: {timeout: 10s}", &[store(), publishes, both.into()]),
             http("window", ""),
             buckets,
             waking("bus", "nats", &[link_from("worker", "trellis:messaging/handler", "in", config)]),
