@@ -91,9 +91,8 @@ fn measure(nodes: usize, apps: usize) {
     let lost = settle(&mut lattice);
     let (share_took, share) = timed(|| lattice.state.assigned(node_id(0)));
     let (encode_took, encoded) = timed(|| frame::encode(&lattice.state));
-    let (decode_took, _) = timed(|| frame::decode::<trellis_placement::State>(&encoded).expect("it was just written"));
     println!(
-        "{nodes:>6} {apps:>7} | {:>9.1?} {:>9.1?} {:>6} {:>9} | {idle:>9.1?} | {:>9.1?} {:>6} {:>8} | {:>9.1?} {:>7} | {share_took:>9.1?} {:>5} | {:>10} {encode_took:>9.1?} {decode_took:>9.1?}",
+        "{nodes:>6} {apps:>7} | {:>9.1?} {:>9.1?} {:>6} {:>9} | {idle:>9.1?} | {:>9.1?} {:>6} {:>8} | {:>9.1?} {:>7} | {share_took:>9.1?} {:>5} | {:>10} {encode_took:>9.1?}",
         first.whole,
         first.longest,
         first.deltas,
@@ -110,7 +109,7 @@ fn measure(nodes: usize, apps: usize) {
 
 fn main() {
     println!(
-        "{:>6} {:>7} | {:>9} {:>9} {:>6} {:>9} | {:>9} | {:>9} {:>6} {:>8} | {:>9} {:>7} | {:>9} {:>5} | {:>10} {:>9} {:>9}",
+        "{:>6} {:>7} | {:>9} {:>9} {:>6} {:>9} | {:>9} | {:>9} {:>6} {:>8} | {:>9} {:>7} | {:>9} {:>5} | {:>10} {:>9}",
         "nodes",
         "apps",
         "all",
@@ -126,8 +125,7 @@ fn main() {
         "share",
         "held",
         "state B",
-        "encode",
-        "decode"
+        "encode"
     );
     for (nodes, apps) in SIZES {
         measure(nodes, apps);
