@@ -1,1 +1,0 @@
-//! Timers as a provider: cron with a time zone, and `every`.
