@@ -5,16 +5,19 @@ SHELL := /bin/bash
 # Outside the checkout, so that every working copy shares one.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/trellis/target
 
-.PHONY: help setup demo test torture simulate guests lint fmt bench
+.PHONY: help setup demo demo-pipeline test torture simulate guests lint fmt bench
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what building and testing need beyond Rust (Debian; again changes nothing)
 	@deploy/setup/setup.sh
 
 demo: ## Start a node, deploy examples/orders and use it (DEMO_NATS=1: on NATS; DEMO_EXIT=1: stop at the end)
 	@deploy/demo.sh
+
+demo-pipeline: ## Three nodes on NATS charge 10,000 orders; one is killed, a version is taken back (DEMO_EXIT=1: stop at the end)
+	@deploy/demo-pipeline.sh
 
 test: ## Everything that CI checks: format, lints, guests, all tests
 	@deploy/test.sh

@@ -9,6 +9,7 @@ Returns when the server has all of them.
 import argparse
 import json
 import socket
+import time
 
 
 def main():
@@ -16,6 +17,8 @@ def main():
     parser.add_argument("--nats", default="127.0.0.1:4222", help="host:port")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=1, help="the number of the first order")
+    parser.add_argument("--coupon", help="the coupon that each order has")
+    parser.add_argument("--per-second", type=float, help="no faster than this")
     options = parser.parse_args()
     host, port = options.nats.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=60) as server:
@@ -23,8 +26,13 @@ def main():
         lines.readline()  # INFO
         server.sendall(b'CONNECT {"verbose":false,"name":"orders.py"}\r\n')
         for number in range(options.first, options.first + options.count):
-            body = json.dumps({"number": number, "customer": "Ada", "cents": 100 + number % 900}).encode()
+            order = {"number": number, "customer": "Ada", "cents": 100 + number % 900}
+            if options.coupon:
+                order["coupon"] = options.coupon
+            body = json.dumps(order).encode()
             server.sendall(b"PUB orders %d\r\n%s\r\n" % (len(body), body))
+            if options.per_second:
+                time.sleep(1 / options.per_second)
         # The server answers what comes in its order, so this one comes when it has seen all.
         server.sendall(b"PING\r\n")
         while not lines.readline().startswith(b"PONG"):
