@@ -198,11 +198,13 @@ pub enum Tech {
     Redis,
     /// RabbitMQ: queues.
     Rabbitmq,
+    /// MQTT: topics.
+    Mqtt,
 }
 
 impl Tech {
     /// Every one of them.
-    pub const ALL: [Self; 5] = [Self::Http, Self::Nats, Self::Embedded, Self::Redis, Self::Rabbitmq];
+    pub const ALL: [Self; 6] = [Self::Http, Self::Nats, Self::Embedded, Self::Redis, Self::Rabbitmq, Self::Mqtt];
 
     /// Its name, as in `trellis://<name>`.
     pub fn as_str(self) -> &'static str {
@@ -212,6 +214,7 @@ impl Tech {
             Self::Embedded => "embedded",
             Self::Redis => "redis",
             Self::Rabbitmq => "rabbitmq",
+            Self::Mqtt => "mqtt",
         }
     }
 }

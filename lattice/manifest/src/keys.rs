@@ -81,6 +81,7 @@ const RABBITMQ: &[&str] = &[
     "tls_cert",
     "tls_key",
 ];
+const MQTT: &[&str] = &["url", "topic", "qos", "allowed_subjects", "user", "password", "tls_ca", "tls_cert", "tls_key"];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 
 /// Every key of a provider that is not of the form `delivery.*`.
@@ -91,6 +92,7 @@ pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
         Tech::Embedded => EMBEDDED,
         Tech::Redis => REDIS,
         Tech::Rabbitmq => RABBITMQ,
+        Tech::Mqtt => MQTT,
     };
     own.iter().chain(ANY).copied()
 }

@@ -100,7 +100,7 @@ impl Leases {
 /// alone can keep. An embedded queue is one node's anyway.
 fn needs_lease(tech: Tech, asks: bool) -> bool {
     match tech {
-        Tech::Http | Tech::Embedded => false,
+        Tech::Http | Tech::Embedded | Tech::Mqtt => false,
         Tech::Nats | Tech::Redis | Tech::Rabbitmq => asks,
     }
 }

@@ -233,7 +233,7 @@ fn missing_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Ve
 fn offering<'a>(app: &'a App, package: &str) -> Option<&'a str> {
     let offers = |tech: Option<Tech>| match tech {
         Some(Tech::Embedded | Tech::Nats | Tech::Redis) => matches!(package, "keyvalue" | "messaging"),
-        Some(Tech::Rabbitmq) => package == "messaging",
+        Some(Tech::Rabbitmq | Tech::Mqtt) => package == "messaging",
         Some(Tech::Http) | None => false,
     };
     let mut found = app.providers.iter().filter(|(_, provider)| offers(provider.tech()));

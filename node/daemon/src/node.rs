@@ -16,6 +16,7 @@ use trellis_bus::{Auth, Bus, Memory, Sealed};
 use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Parsed;
+use trellis_mqtt::Mqtt;
 use trellis_nats::Nats;
 use trellis_placement::{Care, Life, NodeFacts, Patience};
 use trellis_rabbitmq::Rabbitmq;
@@ -297,6 +298,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         embedded: Arc::new(embedded),
         redis: Arc::new(Redis::new()),
         rabbitmq: Arc::new(Rabbitmq::new()),
+        mqtt: Arc::new(Mqtt::new()),
     };
     let logs = Arc::new(Logs::new());
     let elsewhere = Elsewhere::new(data.clone(), shares.clone(), liveness.clone(), lines.clone());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use trellis_embedded::Embedded;
 use trellis_http::Http;
 use trellis_manifest::Tech;
+use trellis_mqtt::Mqtt;
 use trellis_nats::Nats;
 use trellis_provider::Provider;
 use trellis_rabbitmq::Rabbitmq;
@@ -18,6 +19,7 @@ pub(crate) struct Providers {
     pub(crate) embedded: Arc<Embedded>,
     pub(crate) redis: Arc<Redis>,
     pub(crate) rabbitmq: Arc<Rabbitmq>,
+    pub(crate) mqtt: Arc<Mqtt>,
 }
 
 impl Providers {
@@ -29,6 +31,7 @@ impl Providers {
             Tech::Embedded => self.embedded.clone(),
             Tech::Redis => self.redis.clone(),
             Tech::Rabbitmq => self.rabbitmq.clone(),
+            Tech::Mqtt => self.mqtt.clone(),
         }
     }
 
@@ -39,7 +42,8 @@ impl Providers {
             self.nats.drain(),
             self.embedded.drain(),
             self.redis.drain(),
-            self.rabbitmq.drain()
+            self.rabbitmq.drain(),
+            self.mqtt.drain()
         );
     }
 }

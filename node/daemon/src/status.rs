@@ -362,7 +362,7 @@ fn is_paused(node: &Node, held: Option<&HeldLink>) -> bool {
 fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
     match tech {
         Tech::Http => node.providers.http.url(id),
-        Tech::Nats | Tech::Embedded | Tech::Redis | Tech::Rabbitmq => None,
+        Tech::Nats | Tech::Embedded | Tech::Redis | Tech::Rabbitmq | Tech::Mqtt => None,
     }
 }
 

@@ -27,6 +27,7 @@ pub mod testing;
 mod wanted;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -55,14 +56,30 @@ pub(crate) type Queues = Shared<(Settings, String), Common>;
 /// What a link has become.
 #[derive(Debug, Clone)]
 enum Bound {
-    Running(Arc<Connection>, Arc<Running>),
+    Running(Arc<Pulling>),
     Publisher(Arc<Publisher>),
+}
+
+/// A link whose queue wakes a component.
+#[derive(Debug)]
+struct Pulling {
+    connection: Arc<Connection>,
+    found: Arc<AtomicBool>,
+    running: Running,
+}
+
+impl Pulling {
+    fn health(&self) -> Result<(), String> {
+        self.connection.health()?;
+        self.running.progress().health()?;
+        if self.found.load(Ordering::Relaxed) { Ok(()) } else { Err("its queue is being looked for".into()) }
+    }
 }
 
 impl Bound {
     async fn end(&self) {
         match self {
-            Self::Running(_, running) => running.end().await,
+            Self::Running(pulling) => pulling.running.end().await,
             Self::Publisher(_) => {}
         }
     }
@@ -101,9 +118,10 @@ impl Provider for Rabbitmq {
         let id = link.id.clone();
         self.remove(&id).await;
         let source = self.source(&link)?;
-        let connection = source.connection();
+        let (connection, found) = (source.connection(), source.found());
         let engine = Engine::new(link.id, source, permits, link.delivery)?;
-        self.bind(id, Bound::Running(connection, Arc::new(Running::begin(engine)))).await;
+        let pulling = Pulling { connection, found, running: Running::begin(engine) };
+        self.bind(id, Bound::Running(Arc::new(pulling))).await;
         Ok(())
     }
 
@@ -142,17 +160,14 @@ impl Provider for Rabbitmq {
 
     fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
         match self.links().get(link) {
-            Some(Bound::Running(_, running)) => Some(running.trigger()),
+            Some(Bound::Running(pulling)) => Some(pulling.running.trigger()),
             _ => None,
         }
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
         match self.links().get(link) {
-            Some(Bound::Running(connection, running)) => {
-                connection.health()?;
-                running.progress().health()
-            }
+            Some(Bound::Running(pulling)) => pulling.health(),
             Some(Bound::Publisher(publisher)) => publisher.health(),
             None => Err(format!("link {link} is not bound on this node")),
         }

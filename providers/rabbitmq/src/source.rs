@@ -20,6 +20,7 @@
 //! Order is not kept: what comes back stands last. There is no ledger for `delivery.dedupe`.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -61,6 +62,8 @@ pub struct Source {
     component: String,
     queue: Arc<Common>,
     bound: tokio::sync::Mutex<Option<Bound>>,
+    /// Set once the queue was there: before, what is published to it would be lost.
+    found: Arc<AtomicBool>,
 }
 
 /// What the links of this node to one queue share.
@@ -99,11 +102,17 @@ impl Source {
             component: link.component.to_string(),
             wanted,
             bound: tokio::sync::Mutex::default(),
+            found: Arc::default(),
         })
     }
 
     pub(crate) fn connection(&self) -> Arc<Connection> {
         self.connection.clone()
+    }
+
+    /// Whether the queue was there yet.
+    pub(crate) fn found(&self) -> Arc<AtomicBool> {
+        self.found.clone()
     }
 
     /// The queue, found or made, and channels to take from it.
@@ -127,6 +136,7 @@ impl Source {
         let getters = found.await?;
         let found = Bound { number, getters };
         *bound = Some(found.clone());
+        self.found.store(true, Ordering::Relaxed);
         Ok((line, found))
     }
 

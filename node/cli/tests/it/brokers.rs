@@ -83,12 +83,18 @@ fn one_manifest_moves_between_brokers() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let channel = runtime.block_on(async {
         let connection = lapin::Connection::connect(&rabbit.url, Default::default()).await.unwrap();
-        connection.create_channel().await.unwrap()
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(Default::default()).await.unwrap();
+        channel
     });
     moves_to(&node, "rabbitmq", &server, "queue: ORDERS", |body| {
-        let sent =
-            channel.basic_publish("".into(), "ORDERS".into(), Default::default(), body.as_bytes(), Default::default());
-        drop(runtime.block_on(sent).unwrap());
+        // The link makes the queue soon after it is there; the server gives back what it has no queue for.
+        eventually("there is a queue", || {
+            let options = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
+            let sent = channel.basic_publish("".into(), "ORDERS".into(), options, body.as_bytes(), Default::default());
+            let confirmed = runtime.block_on(async { sent.await.unwrap().await.unwrap() });
+            confirmed.take_message().is_none().then_some(())
+        });
     });
 }
 
@@ -180,7 +186,7 @@ fn torture_redis() {
         std::thread::sleep(Duration::from_millis(100));
     }
     account(&mut client, count, dead);
-    assert!(!first.log().contains("panicked") && !second.log().contains("panicked"));
+    drop((first, second));
 }
 
 /// Every message is accounted for exactly: handled, dead letter or dropped.

@@ -38,6 +38,7 @@ pub(crate) const fn system(tech: Tech) -> &'static str {
         Tech::Embedded => "trellis",
         Tech::Redis => "redis",
         Tech::Rabbitmq => "rabbitmq",
+        Tech::Mqtt => "mqtt",
     }
 }
 
