@@ -11,7 +11,7 @@ use crate::{Command, Release, State, Versions};
 
 impl State {
     /// The commands, in the order in which they are to be applied: config that was put by hand, then each app's versions
-    /// from the oldest on, an app that shares something before those that use it.
+    /// from the oldest on, an app that shares something before those that use it, and what is paused.
     pub fn commands(&self) -> Vec<Command> {
         let put = self.configs().iter().filter(|(_, config)| config.owner.is_none());
         let mut commands: Vec<Command> =
@@ -29,6 +29,8 @@ impl State {
             done.insert(name);
             commands.extend(of_app(name, versions));
         }
+        let paused = self.paused.iter().map(|component| Command::Pause { component: component.clone(), on: true });
+        commands.extend(paused);
         commands
     }
 

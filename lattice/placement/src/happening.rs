@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use trellis_wire::{AppName, LinkId, NodeId};
+use trellis_wire::{AppName, ComponentKey, LinkId, NodeId};
 
 use crate::{Lease, Node, Release, State, Versions};
 
@@ -67,6 +67,10 @@ pub enum Happening {
     LinkSet(AppName, LinkId),
     /// A link is gone.
     LinkRemoved(AppName, LinkId),
+    /// Nothing wakes a component until it is resumed.
+    TriggerPaused(ComponentKey),
+    /// It is woken again.
+    TriggerResumed(ComponentKey),
     /// A node is to do what must run once.
     LeaseGranted(LinkId, Lease),
     /// It is not to any more.
@@ -86,6 +90,10 @@ pub fn happenings(before: &State, after: &State) -> Vec<Happening> {
             (old, new) => app(name, old.map(|old| &**old), new.map(|new| &**new), after, &mut all),
         }
     }
+    let paused = after.paused.difference(&before.paused);
+    all.extend(paused.map(|component| Happening::TriggerPaused(component.clone())));
+    let resumed = before.paused.difference(&after.paused);
+    all.extend(resumed.map(|component| Happening::TriggerResumed(component.clone())));
     if before.leases.edition() != after.leases.edition() {
         leases(before, after, &mut all);
     }

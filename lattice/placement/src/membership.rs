@@ -220,9 +220,9 @@ impl Membership {
         if !edges.is_empty() {
             return Some(Decision::Part(edges));
         }
+        let lost = |id: &NodeId| state.node(*id).is_some_and(Node::is_lost);
         let is_member = |id: &NodeId| log.voters.contains(id) || log.learners.contains(id);
-        if let Some(&new) = state.nodes().keys().find(|id| alive(id) && !edge(id) && !is_member(id)) {
-            let lost = |id: &NodeId| state.node(*id).is_some_and(Node::is_lost);
+        if let Some(&new) = state.nodes().keys().find(|id| alive(id) && !lost(id) && !edge(id) && !is_member(id)) {
             match log.learners.iter().copied().find(lost) {
                 _ if log.learners.len() < LEARNERS_MAX => return Some(Decision::Listen(new)),
                 // A place among the learners is for one who can become a voter.

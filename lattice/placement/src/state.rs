@@ -33,7 +33,7 @@ pub struct State {
     pub(crate) trust: Option<Arc<Trust>>,
     pub(crate) leases: Leases,
     /// Components that queues do not wake, because a person says so.
-    paused: BTreeSet<ComponentKey>,
+    pub(crate) paused: BTreeSet<ComponentKey>,
 }
 
 impl State {

@@ -133,6 +133,16 @@ fn told(happening: &Happening, before: &State, after: &State) -> (&'static str, 
         Happening::AppDeleted(app) => ("app.deleted", app.to_string(), json!({ "app": app })),
         Happening::LinkSet(app, link) => ("link.set", link.to_string(), json!({ "app": app, "link": link })),
         Happening::LinkRemoved(app, link) => ("link.removed", link.to_string(), json!({ "app": app, "link": link })),
+        Happening::TriggerPaused(component) => (
+            "trigger.paused",
+            component.to_string(),
+            json!({ "app": component.app, "component": component.to_string() }),
+        ),
+        Happening::TriggerResumed(component) => (
+            "trigger.resumed",
+            component.to_string(),
+            json!({ "app": component.app, "component": component.to_string() }),
+        ),
         Happening::LeaseGranted(link, granted) => lease("lease.granted", link, granted),
         Happening::LeaseLost(link, lost) => lease("lease.lost", link, lost),
     }

@@ -135,8 +135,12 @@ impl Known {
             if is_new && one.health == Health::Ready && !(was.is_none() && is_elsewhere(key)) {
                 reports.push((key.clone(), Report::Started));
             }
-            // Counts begin anew with the process.
-            let faults = was.map_or(0, |was| one.faults.saturating_sub(was.faults));
+            // Counts begin anew with the process, and with each time that a component is held.
+            let faults = match was {
+                Some(was) => one.faults.saturating_sub(was.faults),
+                None if is_elsewhere(key) => 0,
+                None => one.faults,
+            };
             if faults > 0 {
                 reports.push((key.clone(), Report::Faulted(faults)));
             }

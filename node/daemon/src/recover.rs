@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
+use trellis_placement::Release;
 use trellis_raft::{RaftError, Recovery};
 use trellis_wire::{LatticeName, NodeId};
 
+use crate::artifacts::Artifacts;
 use crate::identity::{Identity, IdentityError};
 use crate::{clock, membership};
 
@@ -21,6 +24,9 @@ pub enum RecoverError {
     /// The log.
     #[error(transparent)]
     Raft(#[from] RaftError),
+    /// The code.
+    #[error("artifacts: {0}")]
+    Artifacts(String),
 }
 
 /// What a node has, and what giving up the other voters comes to; with `write` they are given up.
@@ -30,6 +36,8 @@ pub struct Recovered {
     pub node: NodeId,
     /// What is in its log.
     pub recovery: Recovery,
+    /// Apps whose code is not all in this data directory: they must be deployed again where no other node has it.
+    pub without_code: Vec<String>,
 }
 
 impl Recovered {
@@ -52,5 +60,10 @@ pub async fn recover(data_dir: &Path, lattice: LatticeName, write: bool) -> Resu
     let identity = Identity::open(data_dir)?;
     let (node, host, now_ms) = (identity.seal.node(), membership::hostname(), clock::now_ms());
     let recovery = trellis_raft::recover(data_dir.into(), node, lattice, host, now_ms, write).await?;
-    Ok(Recovered { node, recovery })
+    let artifacts = Artifacts::open(data_dir).map_err(|why| RecoverError::Artifacts(why.to_string()))?;
+    let lacks = |release: &Arc<Release>| release.artifacts.values().any(|digest| !artifacts.has(*digest));
+    let lacking =
+        recovery.state.releases().filter(|release| lacks(release)).map(|release| release.app.name.to_string());
+    let without_code = lacking.collect();
+    Ok(Recovered { node, recovery, without_code })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use trellis_manifest::Tech;
 use trellis_placement::{Applied, Command, Happening, LeaseMoves, State, happenings};
-use trellis_wire::{Config, LinkId};
+use trellis_wire::{ComponentKey, Config, LinkId};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, provider, release, scaler};
 
@@ -134,11 +134,15 @@ fn a_backup_brings_back_apps_versions_and_configs() {
     waits.app.components.values_mut().for_each(|component| component.configs.push("missing".into()));
     assert!(matches!(lattice.apply(Command::Deploy(Box::new(waits))), Applied::Waiting(_)));
 
+    let paused: ComponentKey = "orders/api".parse().unwrap();
+    let told = lattice.tells(Command::Pause { component: paused.clone(), on: true });
+    assert_eq!(told, ["TriggerPaused(orders/api)"]);
+
     let mut restored = Lattice::default();
     for command in lattice.state.commands() {
         let applied = restored.apply(command);
         assert!(!matches!(applied, Applied::Refused(_)), "{applied:?}");
     }
     assert_eq!(kept(&restored.state), kept(&lattice.state));
-    assert!(!restored.state.is_empty());
+    assert!(!restored.state.is_empty() && restored.state.is_paused(&paused));
 }

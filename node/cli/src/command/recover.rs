@@ -50,11 +50,16 @@ fn render(recovered: &Recovered, done: bool) -> String {
     let apps: Vec<String> = recovery.state.apps().map(|(name, _)| name.to_string()).collect();
     let others = recovered.given_up();
     let voted = if recovery.votes { "" } else { " It did not vote, so it may lack more than a voter would." };
+    let code = match recovered.without_code.join(", ") {
+        none if none.is_empty() => "none".into(),
+        apps => format!("of {apps}; deploy it again where no node that is left has it"),
+    };
     let verb = if done { "is" } else { "would be" };
     format!(
         "node {node} {verb} the only voter of its lattice from now on.\n\
          it has the log up to entry {}, {} of them not known to be agreed on, and kept; apps: {}.\n\
          lost may be: whatever the others agreed on that this node had not heard of.{voted}\n\
+         code that is not on this node: {code}.\n\
          given up as voters, and lost until they are heard again: {}.\n\
          each of those must come back with an empty --data-dir only: with its old one it could agree with another of \
          them on something else. Start this node as before; `trellis nodes forget` forgets who does not come back.",

@@ -6,7 +6,7 @@ use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, link, link_from, provider, waking};
-use crate::client::get;
+use crate::client::{Response, get};
 use crate::lattice::{held_by, id, lattice, node, of};
 use crate::node::{DataDir, Node};
 
@@ -16,6 +16,13 @@ fn at_the_edge() -> String {
         "{type: spreadscaler, properties: {instances: 5, spread: [{name: edge, requirements: {edge: 'true'}}]}}";
     let http = crate::apps::http("edge", "");
     app("edge", &[component("edge", "hello", "", &[spread.into()]), http])
+}
+
+/// What the app answers where this node says that it is reached.
+fn reached(node: &Node) -> Option<Response> {
+    let status: Value = serde_json::from_str(&node.trellis(&["status", "edge", "-o", "json"]).stdout).ok()?;
+    let at = status["links"][0]["at"].as_str()?.strip_prefix("http://")?.parse().ok()?;
+    get(at, "/").ok()
 }
 
 fn readyz(node: &Node) -> (u16, String) {
@@ -35,18 +42,15 @@ fn an_edge_node_follows_and_serves_after_a_power_cut_without_a_network() {
     // Whoever follows from outside takes changes too.
     edge.trellis(&["config", "put", "colours", "sky=blue"]).ok();
     assert_eq!(first.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
-    assert_eq!(get(edge.at("edge"), "/").unwrap().ok(), "hello world\n");
+    // A deploy does not wait for the edge.
+    eventually("the edge serves", || reached(&edge).filter(|answer| answer.text() == "hello world\n"));
 
     let data_dir = edge.kill();
     let url = nats.url.clone();
     drop((nats, first));
     let started = Instant::now();
     let edge = Node::start_in(&data_dir, &["--nats", &url, "--label", "n=2", "--edge"]);
-    let served = eventually("it serves what it held", || {
-        let status: Value = serde_json::from_str(&edge.trellis(&["status", "edge", "-o", "json"]).stdout).ok()?;
-        let at = status["links"][0]["at"].as_str()?.strip_prefix("http://")?.parse().ok()?;
-        get(at, "/").ok().filter(|answer| answer.status == 200)
-    });
+    let served = eventually("it serves what it held", || reached(&edge).filter(|answer| answer.status == 200));
     assert_eq!(served.ok(), "hello world\n");
     println!("served {:?} after the start without a network", started.elapsed());
     assert!(started.elapsed() < Duration::from_secs(20));
@@ -62,10 +66,11 @@ fn ordered() -> String {
     let spread = "{type: daemonscaler, properties: {instances: 2}}";
     let config = "{stream: ORDERED, subject: 'ordered.>', create: 'true', delivery.order_by: subject}";
     let store = link("store", "wasi:keyvalue/store, atomics, batch");
+    let publishes = link("bus", "trellis:messaging/producer");
     app(
         "ordered",
         &[
-            component("worker", "test_messages", "", &[spread.into(), store]),
+            component("worker", "test_messages", "", &[spread.into(), store, publishes]),
             provider("store", "embedded"),
             waking("bus", "nats", &[link_from("worker", "trellis:messaging/handler", "stream", config)]),
         ],
@@ -85,8 +90,7 @@ fn a_lease_has_one_holder_and_goes_on_when_it_dies() {
     let mut nodes = lattice(&nats, 4);
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     std::fs::write(file.path(), ordered()).unwrap();
-    // Whether its link is ready is another matter.
-    nodes[0].trellis(&["deploy", "--wait", "1s", file.path().to_str().unwrap()]);
+    nodes[0].trellis(&["deploy", "--wait", "2m", file.path().to_str().unwrap()]).ok();
     let (holder, token) = eventually("somebody has the lease", || lease(&nodes[0]));
     for node in &nodes {
         eventually("all say the same", || (lease(node).as_ref() == Some(&(holder.clone(), token))).then_some(()));

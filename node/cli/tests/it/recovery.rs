@@ -53,7 +53,8 @@ fn a_backup_of_one_lattice_makes_another() {
 fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
     let nats = NatsServer::start(false);
     let mut nodes = lattice(&nats, 3);
-    nodes[0].deploy(&hello("greets", "v1", "127.0.0.1:0", &image("hello")));
+    let everywhere = "{type: daemonscaler, properties: {instances: 3}}".to_owned();
+    nodes[0].deploy(&app("greets", &[component("greets", "hello", "", &[everywhere]), http("greets", "")]));
     eventually("all know it", || {
         nodes.iter().all(|node| node.trellis(&["apps"]).stdout.contains("greets")).then_some(())
     });

@@ -510,6 +510,7 @@ pub struct LogLine {
 /// - `trellis.app.rolling`, `trellis.app.deployed`, `trellis.app.rolled_back`: `app`, `version`, `before` (the version that ran, if one did);
 ///   `trellis.app.waits`: `app`, `version`, `waits_for`; `trellis.app.undeployed`, `.deleted`: `app`;
 /// - `trellis.link.set`, `.removed`: `app`, `link`;
+/// - `trellis.trigger.paused`, `.resumed` (by hand): `app`, `component`;
 /// - `trellis.lease.granted`, `.lost`: `link`, `node`, `name`, `token`;
 /// - `trellis.component.started`, `.stopped`, `.faulted`: `component`, `node`, `name`, and `faults` for how many.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
