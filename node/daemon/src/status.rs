@@ -512,7 +512,7 @@ fn lag(node: &Node, id: NodeId) -> Option<u64> {
 /// Why what this node knows of the lattice may be stale: it is cut off from those who decide.
 fn cut_off(node: &Node) -> Option<String> {
     let leads = node.raft.leadership().borrow().clone();
-    let serves = "it serves what it holds, has no leases, and takes no changes until it hears from them again";
+    let serves = "this node serves what it holds, has no leases, and takes no changes until that is over";
     if leads.me {
         let silence = node.raft.acknowledged()?.elapsed();
         return (silence >= node.liveness.suspect_after()).then(|| {
@@ -520,7 +520,7 @@ fn cut_off(node: &Node) -> Option<String> {
             format!("this node leads, and is cut off from the other voters for {seconds} s: {serves}")
         });
     }
-    let leader = leads.leader?;
+    let Some(leader) = leads.leader else { return Some(format!("the lattice has no leader: {serves}")) };
     let silent = silent(node, leader)?;
     Some(format!("this node is cut off from the leader {leader} ({silent}), and what it knows may be stale: {serves}"))
 }
@@ -572,9 +572,6 @@ fn bus(node: &Node) -> String {
 /// Why this node is not ready, one sentence each.
 pub(crate) fn unready(node: &Node) -> Vec<String> {
     let mut problems = Vec::new();
-    if node.raft.leadership().borrow().leader.is_none() {
-        problems.push("the lattice has no leader: it serves what it holds and takes no changes".into());
-    }
     problems.extend(cut_off(node));
     let bus = bus(node);
     if bus.starts_with("not connected") || bus.starts_with("refused") {

@@ -118,7 +118,7 @@ fn a_cut_off_node_serves_what_it_holds_but_not_what_is_strict_and_rejoins() {
     for node in &nodes {
         eventually("it says so", || {
             let ready = get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/readyz").unwrap();
-            (ready.status == 503 && ready.text().contains("it serves what it holds")).then_some(())
+            (ready.status == 503 && ready.text().contains("this node serves what it holds")).then_some(())
         });
         let status: Value = node.status("lenient");
         assert!(!status["problems"].as_array().unwrap().is_empty(), "{status}");
