@@ -521,8 +521,11 @@ fn cut_off(node: &Node) -> Option<String> {
         });
     }
     let Some(leader) = leads.leader else { return Some(format!("the lattice has no leader: {serves}")) };
-    let silent = silent(node, leader)?;
-    Some(format!("this node is cut off from the leader {leader} ({silent}), and what it knows may be stale: {serves}"))
+    if node.liveness.life(leader) == Life::Alive {
+        return None;
+    }
+    let heard = silent(node, leader).unwrap_or_else(|| "not heard since this node started".into());
+    Some(format!("this node is cut off from the leader {leader} ({heard}), and what it knows may be stale: {serves}"))
 }
 
 /// The lattice, and this node in it.
