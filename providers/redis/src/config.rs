@@ -77,7 +77,7 @@ mod tests {
             assert!(why.starts_with("config `url`") && why.contains("redis://HOST:PORT/DATABASE"), "{wrong}: {why}");
         }
         let why = read("URL", "redis://:s3cret@cache").unwrap_err();
-        assert!(why.contains("beside it in the link") && !why.contains("s3cret"), "{why}");
+        assert!(why.contains("as a secret of the link") && !why.contains("s3cret"), "{why}");
     }
 
     #[test]
