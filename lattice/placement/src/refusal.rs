@@ -140,7 +140,9 @@ pub enum Refusal {
         found: NodeKey,
     },
     /// Too many keys are on the list.
-    #[error("{ALLOWED_MAX} keys are on the list of nodes that are let in, the most that it takes")]
+    #[error(
+        "{ALLOWED_MAX} keys are on the list of nodes that are let in; take one off with `trellis nodes disallow KEY`"
+    )]
     ListFull,
     /// The founder has yet to say who may join.
     #[error("the lattice is not founded yet")]

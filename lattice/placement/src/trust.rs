@@ -55,7 +55,9 @@ pub enum NotAdmitted {
     #[error("the node's join token is another one")]
     OtherToken,
     /// Its key is not on the list.
-    #[error("only nodes on its list are let in, and this one's key {0} is not")]
+    #[error(
+        "only nodes on its list are let in, and this one's key {0} is not: `trellis nodes allow {0}` on a member adds it"
+    )]
     NotListed(NodeKey),
 }
 

@@ -3,6 +3,7 @@
 mod endpoint;
 mod exchange;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,9 +14,9 @@ use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
     InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
-    RestoreReply, RollbackReply, RollbackRequest, TriggersStatus,
+    RestoreReply, RollbackReply, RollbackRequest, TokenRequest, TriggersStatus,
 };
-use trellis_wire::{AppName, ComponentKey, Digest};
+use trellis_wire::{AppName, ComponentKey, Digest, NodeKey};
 
 pub(crate) use self::endpoint::Endpoint;
 use self::endpoint::encoded;
@@ -49,18 +50,22 @@ pub(crate) struct Connection {
         help_heading = "Admin API"
     )]
     pub(crate) admin_token: Option<String>,
+    /// PEM file of the CA that vouches for an https:// address, instead of the machine's
+    #[arg(long, env = "TRELLIS_ADMIN_CA", value_name = "FILE", global = true, help_heading = "Admin API")]
+    pub(crate) admin_ca: Option<PathBuf>,
 }
 
 impl Connection {
     /// A client for that node. Nothing is sent yet.
     pub(crate) fn open(&self) -> Admin {
         let here = || ADMIN_DEFAULT.parse().expect("it is a valid address");
-        Admin { endpoint: self.admin.clone().unwrap_or_else(here), token: self.admin_token.clone() }
+        let (token, ca) = (self.admin_token.clone(), self.admin_ca.clone());
+        Admin { endpoint: self.admin.clone().unwrap_or_else(here), token, ca }
     }
 }
 
 /// A token goes into a header, which takes visible ASCII only.
-fn token(text: &str) -> Result<String, String> {
+pub(crate) fn token(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Ok(text.into());
     }
@@ -76,6 +81,9 @@ pub(crate) enum AdminError {
     /// It took too long.
     #[error("{endpoint} did not answer {what} within {} s", after.as_secs())]
     Slow { endpoint: Endpoint, what: String, after: Duration },
+    /// It does not prove to be the node that is meant.
+    #[error("{endpoint} is not trusted: {reason}; --admin-ca names the certificate that vouches for it")]
+    Untrusted { endpoint: Endpoint, reason: String },
     /// The connection ended in the middle.
     #[error("the connection to {endpoint} broke off: {reason}")]
     BrokenOff { endpoint: Endpoint, reason: String },
@@ -93,7 +101,7 @@ impl AdminError {
         match self {
             Self::Unreachable { .. } | Self::Slow { .. } | Self::BrokenOff { .. } => true,
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Foreign { .. } => false,
+            Self::Untrusted { .. } | Self::Foreign { .. } => false,
         }
     }
 }
@@ -103,6 +111,7 @@ impl AdminError {
 pub(crate) struct Admin {
     endpoint: Endpoint,
     token: Option<String>,
+    ca: Option<PathBuf>,
 }
 
 impl Admin {
@@ -124,6 +133,21 @@ impl Admin {
     /// The lattice, and the node that answers.
     pub(crate) async fn lattice(&self) -> Result<LatticeStatus, AdminError> {
         self.get("/v1/lattice").await
+    }
+
+    /// Lets a node with this key join.
+    pub(crate) async fn allow(&self, key: NodeKey) -> Result<(), AdminError> {
+        self.ask(Method::PUT, &format!("/v1/trust/nodes/{key}"), None, AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Lets it no longer.
+    pub(crate) async fn disallow(&self, key: NodeKey) -> Result<(), AdminError> {
+        self.ask(Method::DELETE, &format!("/v1/trust/nodes/{key}"), None, AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Sets another join token.
+    pub(crate) async fn set_join_token(&self, token: String) -> Result<(), AdminError> {
+        self.ask(Method::PUT, "/v1/trust/token", Some(json(&TokenRequest { token })), AGREE_WITHIN).await.map(drop)
     }
 
     /// Forgets a node that will not come back.
@@ -194,7 +218,7 @@ impl Admin {
     /// Whether the node has an artifact.
     pub(crate) async fn has_artifact(&self, digest: Digest) -> Result<bool, AdminError> {
         let request = self.request(Method::HEAD, &format!("/v1/artifacts/{digest}"), Upload::new(Bytes::new()));
-        let head = exchange(&self.endpoint, request, ANSWER_WITHIN).await?;
+        let head = exchange(&self.endpoint, self.ca.as_deref(), request, ANSWER_WITHIN).await?;
         // Whatever else is wrong is told in words to the PUT that follows: the answer to HEAD has no body to say it in.
         Ok(head.status() == StatusCode::OK)
     }
@@ -209,7 +233,7 @@ impl Admin {
         let mut request = self.request(Method::PUT, &format!("/v1/artifacts/{digest}"), Upload::counted(bytes, sent));
         let wasm = http::HeaderValue::from_static("application/wasm");
         request.headers_mut().insert(header::CONTENT_TYPE, wasm);
-        let answer = self.accepted(exchange(&self.endpoint, request, WORK_WITHIN).await?).await?;
+        let answer = self.accepted(exchange(&self.endpoint, self.ca.as_deref(), request, WORK_WITHIN).await?).await?;
         self.parsed(answer).await
     }
 
@@ -307,7 +331,7 @@ impl Admin {
     /// Brings back a backup.
     pub(crate) async fn restore(&self, file: std::fs::File) -> Result<RestoreReply, AdminError> {
         let request = self.request(Method::POST, "/v1/restore", Upload::file(file));
-        let answer = self.accepted(exchange(&self.endpoint, request, WORK_WITHIN).await?).await?;
+        let answer = self.accepted(exchange(&self.endpoint, self.ca.as_deref(), request, WORK_WITHIN).await?).await?;
         self.parsed(answer).await
     }
 
@@ -340,7 +364,7 @@ impl Admin {
             let json = http::HeaderValue::from_static("application/json");
             request.headers_mut().insert(header::CONTENT_TYPE, json);
         }
-        self.accepted(exchange(&self.endpoint, request, within).await?).await
+        self.accepted(exchange(&self.endpoint, self.ca.as_deref(), request, within).await?).await
     }
 
     fn request(&self, method: Method, path: &str, body: Upload) -> Request<Upload> {

@@ -11,11 +11,12 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Deserialize;
 use trellis_bus::{Auth, Options as NatsOptions, Tls};
+use trellis_daemon::api::{Role, TlsFiles, Tokens};
 use trellis_daemon::{Care, Options, Patience, SecretSources};
 use trellis_trust::TOKEN_CHARS_MIN;
 use trellis_wire::{LatticeName, NodeKey, Secret};
 
-use crate::admin::{ADMIN_DEFAULT, Connection, Endpoint};
+use crate::admin::{ADMIN_DEFAULT, Connection, Endpoint, token};
 use crate::failure::Failure;
 use crate::machine;
 use crate::quantity::{MemoryBytes, Pair, Time};
@@ -39,6 +40,28 @@ pub(crate) struct Settings {
     /// The bearer token of the admin API; needed beyond loopback.
     #[arg(skip)]
     admin_token: Option<String>,
+    /// Further tokens with roles: read, deploy or admin, each with what those before it may. Better set in the
+    /// environment or the config file; may be given several times
+    #[arg(
+        long,
+        env = "TRELLIS_ADMIN_TOKEN_FOR",
+        value_name = "ROLE=TOKEN",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    #[arg(help_heading = "Admin API")]
+    #[serde(deserialize_with = "yaml::pairs")]
+    admin_token_for: Option<Vec<Pair>>,
+    /// PEM file of the admin API's certificate chain; needed beyond loopback
+    #[arg(long, env = "TRELLIS_ADMIN_TLS_CERT", value_name = "FILE", help_heading = "Admin API")]
+    admin_tls_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key
+    #[arg(long, env = "TRELLIS_ADMIN_TLS_KEY", value_name = "FILE", help_heading = "Admin API")]
+    admin_tls_key: Option<PathBuf>,
+    /// Let the admin API listen beyond loopback without TLS: something else protects the way to it
+    #[arg(long, env = "TRELLIS_ADMIN_INSECURE", value_name = "BOOL", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true", help_heading = "Admin API")]
+    admin_insecure: Option<bool>,
     /// The lattice to start or join [default: default]
     #[arg(long, env = "TRELLIS_LATTICE", value_name = "NAME")]
     lattice: Option<LatticeName>,
@@ -173,7 +196,7 @@ impl Settings {
 
     /// Takes what every command's `--admin` and `--admin-token` say.
     pub(crate) fn listening_at(self, connection: &Connection) -> Self {
-        let Connection { admin, admin_token } = connection;
+        let Connection { admin, admin_token, admin_ca: _ } = connection;
         Self { admin: admin.clone().or(self.admin), admin_token: admin_token.clone().or(self.admin_token), ..self }
     }
 
@@ -183,6 +206,10 @@ impl Settings {
             data_dir: self.data_dir.or(below.data_dir),
             admin: self.admin.or(below.admin),
             admin_token: self.admin_token.or(below.admin_token),
+            admin_token_for: self.admin_token_for.or(below.admin_token_for),
+            admin_tls_cert: self.admin_tls_cert.or(below.admin_tls_cert),
+            admin_tls_key: self.admin_tls_key.or(below.admin_tls_key),
+            admin_insecure: self.admin_insecure.or(below.admin_insecure),
             lattice: self.lattice.or(below.lattice),
             nats: self.nats.or(below.nats),
             nats_creds: self.nats_creds.or(below.nats_creds),
@@ -233,6 +260,9 @@ impl Settings {
                 None => machine::data_dir(&lattice).map_err(Failure::Usage)?,
             },
             admin: admin.resolve().map_err(|problem| Failure::Usage(format!("--admin: {problem}")))?,
+            admin_tokens: self.admin_tokens()?,
+            admin_tls: self.admin_tls()?,
+            admin_insecure: self.admin_insecure.unwrap_or(false),
             nats: self.nats(&lattice)?,
             bootstrap: self.bootstrap.unwrap_or(false),
             join_token: self.join_token()?,
@@ -248,7 +278,6 @@ impl Settings {
             image_aliases: self.image_aliases.as_deref().map(image_aliases).transpose()?.unwrap_or_default(),
             edge: self.edge.unwrap_or(false),
             listen_host: self.listen_host,
-            admin_token: self.admin_token,
             lattice,
         })
     }
@@ -291,6 +320,26 @@ impl Settings {
             ready_within: or(self.ready_within, default.ready_within),
             watch_for: or(self.watch_for, default.watch_for),
             ..default
+        }
+    }
+
+    fn admin_tokens(&self) -> Result<Tokens, Failure> {
+        let mut tokens = Tokens::default();
+        if let Some(token) = &self.admin_token {
+            tokens.add(Role::Admin, token);
+        }
+        for Pair { key, value } in self.admin_token_for.iter().flatten() {
+            let wrong = |problem: String| Failure::Usage(format!("--admin-token-for: {problem}"));
+            tokens.add(key.parse().map_err(wrong)?, &token(value).map_err(wrong)?);
+        }
+        Ok(tokens)
+    }
+
+    fn admin_tls(&self) -> Result<Option<TlsFiles>, Failure> {
+        match (&self.admin_tls_cert, &self.admin_tls_key) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate: certificate.clone(), key: key.clone() })),
+            (None, None) => Ok(None),
+            _ => Err(Failure::Usage("--admin-tls-cert and --admin-tls-key need each other".into())),
         }
     }
 
@@ -469,6 +518,11 @@ mod tests {
         assert!(said("nats: nats://a\nnats-creds: /n.creds\nnats-token: x").contains("give one of"));
         assert!(said("nats: nats://a\nnats-tls-cert: /c").contains("need each other"));
         assert!(said("nats: nats://a\nnats-user: u").contains("TRELLIS_NATS_PASSWORD"));
+        assert!(said("admin-tls-cert: /c").contains("need each other"));
+        assert!(said("admin-token-for: {root: s3cret}").contains("there are read, deploy and admin"));
+        assert!(said("join-token: short").contains("at least 16 characters"));
+        assert!(said("join-token: 0123456789abcdef\njoin-token-file: /t").contains("give one of"));
+        assert!(said("join-token-file: /nowhere/t").contains("/nowhere/t"));
     }
 
     #[test]

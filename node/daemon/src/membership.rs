@@ -132,7 +132,7 @@ pub(crate) async fn enter(
         // Whoever founds a lattice while its NATS is down is told later if there is another one of its name.
         drop(timeout(ANSWER_WAIT, sealed.bus().connection().wait_for(Connection::is_connected)).await);
         let lattice = &options.lattice;
-        match asking.who().await {
+        match asking.who(|_| false).await {
             Ok(answers) => {
                 if let Some((_, answer)) = answers.first() {
                     return Err(MembershipError::Exists { name: lattice.clone(), id: answer.here.lattice });
@@ -265,14 +265,14 @@ impl<'a> Asking<'a> {
         None
     }
 
-    /// Everyone of a lattice of this name who answers in time.
-    async fn who(&mut self) -> Result<Vec<Answered>, MembershipError> {
+    /// Everyone of a lattice of this name who answers in time, or until one is found that is `enough`.
+    async fn who(&mut self, enough: impl Fn(&Answered) -> bool) -> Result<Vec<Answered>, MembershipError> {
         let nonce = rand::random();
         self.ask(&Question::Who(nonce)).await?;
         let (deadline, mut found) = (Instant::now() + ANSWER_WAIT, Vec::new());
         while let Some(answered) = self.answer(nonce, deadline).await {
             found.push(answered);
-            if found.len() >= 2 * MEMBERS_MAX {
+            if found.len() >= 2 * MEMBERS_MAX || found.last().is_some_and(&enough) {
                 break;
             }
         }
@@ -289,10 +289,9 @@ impl<'a> Asking<'a> {
             Said::Present(Some(challenge)) => Some(challenge),
             _ => None,
         };
-        let answered = self.who().await?;
-        let Some(challenge) = answered.iter().filter(|answered| is_it(answered)).find_map(leads) else {
-            return Ok(Admission::Unanswered);
-        };
+        let challenge = |answered: &Answered| is_it(answered).then(|| leads(answered)).flatten();
+        let answered = self.who(|answered| challenge(answered).is_some()).await?;
+        let Some(challenge) = answered.last().and_then(challenge) else { return Ok(Admission::Unanswered) };
         let proof = token.map(|token| token.prove(&challenge, id, key));
         self.ask(&Question::Admit { facts: Box::new(self.facts.clone()), lattice, challenge, proof }).await?;
         let deadline = Instant::now() + 2 * ANSWER_WAIT;
@@ -353,7 +352,7 @@ async fn find(options: &Options, asking: &mut Asking<'_>) -> Result<(LatticeId, 
     let name = &options.lattice;
     let mut told: Option<Instant> = None;
     loop {
-        let answered = match asking.who().await {
+        let answered = match asking.who(|_| false).await {
             Ok(answered) => answered,
             Err(why) => {
                 tracing::warn!("waiting for lattice {name}: {why}");
@@ -512,7 +511,7 @@ async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId) {
 async fn be_introduced(node: &Node, facts: &NodeFacts, state: &State) {
     let Some(unknown) = node.control.seal().take_unknown() else { return };
     let answered = match Asking::new(facts, &node.control).await {
-        Ok(mut asking) => asking.who().await,
+        Ok(mut asking) => asking.who(|_| false).await,
         Err(why) => Err(why),
     };
     let known = |(by, _): &Answered| state.node(by.from).is_some_and(|known| known.facts.key == by.key);

@@ -26,7 +26,7 @@ use trellis_sandbox::{Engine, EngineError};
 use trellis_trust::Seal;
 use trellis_wire::{LatticeName, NodeId, NodeKey, Secret};
 
-use crate::api;
+use crate::api::{self, Door, TlsFiles, TlsListener, Tokens};
 use crate::artifacts::Artifacts;
 use crate::board::Board;
 use crate::caps::Caps;
@@ -67,10 +67,14 @@ const CONTROL_THREADS: usize = 2;
 pub struct Options {
     /// Where everything is kept. Made if it is missing.
     pub data_dir: PathBuf,
-    /// Where the admin API listens. Beyond loopback only with a token.
+    /// Where the admin API listens. Beyond loopback only with tokens and TLS.
     pub admin: SocketAddr,
-    /// The bearer token of the admin API.
-    pub admin_token: Option<String>,
+    /// The bearer tokens of the admin API.
+    pub admin_tokens: Tokens,
+    /// The certificate of the admin API, which then speaks TLS.
+    pub admin_tls: Option<TlsFiles>,
+    /// Whether it may listen beyond loopback without TLS: something else protects the way to it.
+    pub admin_insecure: bool,
     /// The lattice's name.
     pub lattice: LatticeName,
     /// The lattice's NATS. `None`: this node alone.
@@ -122,6 +126,12 @@ pub enum StartError {
     /// The admin API would be open to others.
     #[error("--admin {0} is reachable from other machines and needs --admin-token")]
     OpenAdmin(SocketAddr),
+    /// Tokens would cross the network in clear.
+    #[error(
+        "--admin {0} is reachable from other machines, and tokens would go there in clear: give --admin-tls-cert and \
+         --admin-tls-key, or --admin-insecure if something else protects the way"
+    )]
+    ClearAdmin(SocketAddr),
     /// The sandboxes.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -151,7 +161,7 @@ pub enum RunError {
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) lattice: LatticeName,
-    pub(crate) admin_token: Option<String>,
+    pub(crate) admin_tokens: Tokens,
     pub(crate) nats_url: Option<String>,
     pub(crate) oci_insecure: Vec<String>,
     pub(crate) image_aliases: BTreeMap<String, String>,
@@ -188,6 +198,8 @@ pub(crate) struct Node {
 pub struct Running {
     node: Arc<Node>,
     admin: SocketAddr,
+    /// Whether TLS is spoken there.
+    secure: bool,
     tasks: JoinSet<()>,
     control: Control,
     /// The data directory is this process's until here.
@@ -199,13 +211,22 @@ pub struct Running {
 /// # Errors
 /// What is wrong, where, and what to do.
 pub async fn start(options: Options) -> Result<Running, StartError> {
-    if !options.admin.ip().is_loopback() && options.admin_token.is_none() {
-        return Err(StartError::OpenAdmin(options.admin));
+    if !options.admin.ip().is_loopback() {
+        if options.admin_tokens.is_empty() {
+            return Err(StartError::OpenAdmin(options.admin));
+        }
+        if options.admin_tls.is_none() && !options.admin_insecure {
+            return Err(StartError::ClearAdmin(options.admin));
+        }
     }
     let identity = Identity::open(&options.data_dir)?;
     let listener = TcpListener::bind(options.admin).await;
     let listener = listener.map_err(|source| StartError::Admin { address: options.admin, source })?;
     let admin = listener.local_addr().map_err(|source| StartError::Admin { address: options.admin, source })?;
+    let door = match &options.admin_tls {
+        Some(files) => Door::Tls(TlsListener::new(listener, files).map_err(StartError::Part)?),
+        None => Door::Clear(listener),
+    };
 
     let control = Control::start()?;
     let facts = membership::facts(&options, identity.seal.node(), identity.seal.key());
@@ -221,8 +242,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
     tasks.spawn(reconcile(&node, &options).run(node.shutdown.clone()));
     tasks.spawn(caps(&node).run(node.shutdown.clone()));
-    tasks.spawn(api::serve(node.clone(), listener, node.shutdown.clone()));
-    Ok(Running { node, admin, tasks, control, _identity: identity })
+    tasks.spawn(api::serve(node.clone(), door, node.shutdown.clone()));
+    Ok(Running { node, admin, secure: options.admin_tls.is_some(), tasks, control, _identity: identity })
 }
 
 /// The threads of Raft and heartbeats. What runs on them ends with the value.
@@ -328,7 +349,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     Ok(Node {
         id,
         lattice: options.lattice.clone(),
-        admin_token: options.admin_token.clone(),
+        admin_tokens: options.admin_tokens.clone(),
         nats_url,
         oci_insecure: options.oci_insecure.clone(),
         image_aliases: options.image_aliases.clone(),
@@ -452,6 +473,11 @@ impl Running {
     /// Where the admin API listens.
     pub fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// The same as a URL.
+    pub fn url(&self) -> String {
+        format!("http{}://{}", if self.secure { "s" } else { "" }, self.admin)
     }
 
     /// The node's id.

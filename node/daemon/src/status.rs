@@ -466,6 +466,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
     let status = |known: &trellis_placement::Node| NodeStatus {
         id: known.facts.id.to_string(),
         name: known.facts.name.clone(),
+        key: known.facts.key.to_string(),
         role: role(&members, known).into(),
         leader: leader == Some(known.facts.id),
         state: match (known.is_lost(), known.drained, node.liveness.life(known.facts.id)) {

@@ -1,4 +1,4 @@
-//! Where a node's admin API is: `http://host:port`, and the paths under it.
+//! Where a node's admin API is: `http://host:port` or `https://host:port`, and the paths under it.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -11,13 +11,15 @@ use serde::Deserialize;
 /// The port where none is named.
 const PORT_DEFAULT: u16 = 7878;
 
-/// A node's admin address. Written `http://host:port`, `host:port` or `host`.
+/// A node's admin address. Written `http://host:port`, `https://host:port`, `host:port` or `host`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Endpoint {
     /// As it stands in a URL: an IPv6 address is in brackets.
     host: String,
     port: u16,
+    /// Whether TLS is spoken there.
+    pub(crate) secure: bool,
 }
 
 impl Endpoint {
@@ -43,11 +45,10 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("https://") {
-            return Err("the admin API is reached by http; for https, put a proxy in front".into());
-        }
-        let refused = || format!("`{text}` is no address of a node: write host:port or http://host:port");
-        let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        let refused =
+            || format!("`{text}` is no address of a node: write host:port, http://host:port or https://host:port");
+        let secure = text.strip_prefix("https://");
+        let bare = secure.or(text.strip_prefix("http://")).unwrap_or(text).trim_end_matches('/');
         let authority: Authority = bare.parse().map_err(|_| refused())?;
         if authority.host().is_empty() || authority.as_str().contains('@') {
             return Err(refused());
@@ -57,7 +58,7 @@ impl FromStr for Endpoint {
             Some("") => PORT_DEFAULT,
             _ => authority.port_u16().ok_or_else(refused)?,
         };
-        Ok(Self { host: authority.host().into(), port })
+        Ok(Self { host: authority.host().into(), port, secure: secure.is_some() })
     }
 }
 
@@ -71,7 +72,7 @@ impl TryFrom<String> for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}:{}", self.host, self.port)
+        write!(f, "http{}://{}:{}", if self.secure { "s" } else { "" }, self.host, self.port)
     }
 }
 
@@ -98,7 +99,8 @@ mod tests {
         assert_eq!(shown("http://box.local:9000/").as_deref(), Ok("http://box.local:9000"));
         assert_eq!(shown("box").as_deref(), Ok("http://box:7878"));
         assert_eq!(shown("[::1]:80").as_deref(), Ok("http://[::1]:80"));
-        for wrong in ["", "https://box", "box:", "box:99999", "http://box/v1", "user@box:1", "a b"] {
+        assert_eq!(shown("https://box").as_deref(), Ok("https://box:7878"));
+        for wrong in ["", "https://", "box:", "box:99999", "http://box/v1", "user@box:1", "a b"] {
             assert!(shown(wrong).is_err(), "{wrong}");
         }
     }

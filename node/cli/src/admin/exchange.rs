@@ -1,6 +1,9 @@
-//! One HTTP/1.1 exchange with a node: connect, send, await the head, read the body. Each has a limit of its own.
+//! One HTTP/1.1 exchange with a node, with TLS where the address says so: connect, send, await the head, read the body.
+//! Each has a limit of its own.
 
+use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -8,9 +11,16 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{AdminError, Endpoint};
 
@@ -26,19 +36,55 @@ const PIECE_BYTES: usize = 128 << 10;
 /// Sends `request` and gives the response as soon as its head is here.
 pub(super) async fn exchange(
     endpoint: &Endpoint,
+    ca: Option<&Path>,
     request: Request<Upload>,
     head_within: Duration,
 ) -> Result<Response<Incoming>, AdminError> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connect(endpoint).await?))
-        .await
-        .map_err(broken(endpoint))?;
-    // It moves the bytes and ends with the exchange; an error of it reaches the exchange too.
-    tokio::spawn(connection);
+    let stream = connect(endpoint).await?;
+    let mut sender = match endpoint.secure {
+        true => speak(endpoint, secured(endpoint, ca, stream).await?).await?,
+        false => speak(endpoint, stream).await?,
+    };
     let what = format!("{} {}", request.method(), request.uri().path());
     match timeout(head_within, sender.send_request(request)).await {
         Ok(answered) => answered.map_err(broken(endpoint)),
         Err(_) => Err(AdminError::Slow { endpoint: endpoint.clone(), what, after: head_within }),
     }
+}
+
+/// Begins to speak HTTP on a connection.
+async fn speak<S>(endpoint: &Endpoint, stream: S) -> Result<SendRequest<Upload>, AdminError>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let spoken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = spoken.map_err(broken(endpoint))?;
+    // It moves the bytes and ends with the exchange; an error of it reaches the exchange too.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Agrees on TLS: with whom the machine's roots vouch for, or those in `ca` alone.
+async fn secured(
+    endpoint: &Endpoint,
+    ca: Option<&Path>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, AdminError> {
+    let untrusted = |reason: String| AdminError::Untrusted { endpoint: endpoint.clone(), reason };
+    let mut roots = RootCertStore::empty();
+    match ca {
+        Some(file) => {
+            let wrong = |why: &dyn std::fmt::Display| untrusted(format!("--admin-ca {}: {why}", file.display()));
+            for certificate in CertificateDer::pem_file_iter(file).map_err(|why| wrong(&why))? {
+                roots.add(certificate.map_err(|why| wrong(&why))?).map_err(|why| wrong(&why))?;
+            }
+        }
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from(endpoint.host_and_port().0.to_owned()).map_err(|why| untrusted(why.to_string()))?;
+    let agreed = timeout(CONNECT_MAX, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
+    agreed.map_err(|_| untrusted("it took too long".into()))?.map_err(|why| untrusted(why.to_string()))
 }
 
 /// The whole body, at most [`ANSWER_BYTES_MAX`].

@@ -1,7 +1,10 @@
 //! `trellis nodes`: the nodes of the lattice, as the asked node knows them.
 
+mod allow;
+mod disallow;
 mod forget;
 mod thaw;
+mod token;
 
 use trellis_daemon::api::types::{LatticeStatus, NodeStatus};
 
@@ -15,7 +18,8 @@ use crate::output::{Output, table};
   trellis nodes
   trellis nodes -o json
   trellis nodes forget ID
-  trellis nodes thaw")]
+  trellis nodes thaw
+  trellis nodes allow KEY")]
 pub(crate) struct Nodes {
     #[command(subcommand)]
     action: Option<Action>,
@@ -28,12 +32,15 @@ impl Nodes {
         match self.action {
             Some(Action::Forget(forget)) => return forget.run(connection).await,
             Some(Action::Thaw(thaw)) => return thaw.run(connection).await,
+            Some(Action::Allow(allow)) => return allow.run(connection).await,
+            Some(Action::Disallow(disallow)) => return disallow.run(connection).await,
+            Some(Action::Token(token)) => return token.run(connection).await,
             None => {}
         }
         let admin = connection.open();
         let nodes = admin.nodes().await?;
         self.output.print(&nodes, |nodes| render(nodes))?;
-        if !self.output.is_json() && nodes.len() > 1 {
+        if !self.output.is_json() {
             tell(&admin.lattice().await?);
         }
         Ok(())
@@ -44,11 +51,14 @@ impl Nodes {
 enum Action {
     Forget(forget::Forget),
     Thaw(thaw::Thaw),
+    Allow(allow::Allow),
+    Disallow(disallow::Disallow),
+    Token(token::Token),
 }
 
 /// What is to be known of the lattice as a whole, beside the list.
 fn tell(lattice: &LatticeStatus) {
-    eprintln!("lattice {} is {}", lattice.name, lattice.trust);
+    eprintln!("lattice {}: {}", lattice.name, lattice.trust);
     for problem in &lattice.problems {
         eprintln!("not well: {problem}");
     }

@@ -76,13 +76,13 @@ fn banner(options: &Options, running: &Running) -> String {
         None => "embedded (this node alone; --nats makes it a lattice of many)".into(),
     };
     format!(
-        "trellis  {}\nnode     {}\nkey      {}\nlattice  {}\ntrust    {}\nadmin    http://{}\nbus      {bus}\ndata     {}",
+        "trellis  {}\nnode     {}\nkey      {}\nlattice  {}\ntrust    {}\nadmin    {}\nbus      {bus}\ndata     {}",
         env!("CARGO_PKG_VERSION"),
         running.node(),
         running.key(),
         options.lattice,
         running.trust(),
-        running.admin(),
+        running.url(),
         options.data_dir.display()
     )
 }

@@ -12,6 +12,7 @@
 //! what is left when much is lost. `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
 //! their cable or their disk, and get more work than they can do; `hostile` is what strangers send them, `mixed` an older
 //! version among them, `guide` the guide of `deploy/nats`.
+//! `trust` is who is kept out of a lattice, `roles` the tokens and TLS of the admin API.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -42,6 +43,7 @@ mod old_manifests;
 mod pipeline;
 mod queues;
 mod recovery;
+mod roles;
 mod rollouts;
 mod scripted;
 mod secrets;
@@ -50,5 +52,6 @@ mod tidy;
 mod trellis;
 mod triggers;
 mod trouble;
+mod trust;
 mod up;
 mod validate;

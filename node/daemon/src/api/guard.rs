@@ -1,4 +1,4 @@
-//! The guard of the admin API: a token where one is set, and no page of a browser that was sent from elsewhere.
+//! The guard of the admin API: tokens with roles where there are any, and no page of a browser that was sent from elsewhere.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,15 +8,16 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::access::{Role, Tokens};
 use super::problem::Refusal;
 use crate::node::Node;
 
-/// What needs no token: whether the process lives, for supervisors.
-const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+/// What one route needs.
+pub(super) type Needs = (Arc<Node>, Option<Role>);
 
-pub(super) async fn check(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
-    let allowed = origin_is_ours(request.headers(), request.uri(), node.admin_token.is_some())
-        .and_then(|()| token_fits(request.headers(), request.uri().path(), node.admin_token.as_deref()));
+pub(super) async fn check(State((node, role)): State<Needs>, request: Request, next: Next) -> Response {
+    let (headers, tokens) = (request.headers(), &node.admin_tokens);
+    let allowed = origin_is_ours(headers, request.uri(), !tokens.is_empty()).and_then(|()| may(headers, tokens, role));
     match allowed {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
@@ -48,22 +49,21 @@ fn is_local(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn token_fits(headers: &HeaderMap, path: &str, token: Option<&str>) -> Result<(), Refusal> {
-    let Some(token) = token.filter(|_| !OPEN.contains(&path)) else { return Ok(()) };
+fn may(headers: &HeaderMap, tokens: &Tokens, role: Option<Role>) -> Result<(), Refusal> {
+    let Some(needed) = role.filter(|_| !tokens.is_empty()) else { return Ok(()) };
+    let unauthorized = |what: &str| Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", what);
     let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    match given.and_then(|value| value.strip_prefix("Bearer ")) {
-        Some(given) if same(given.as_bytes(), token.as_bytes()) => Ok(()),
-        Some(_) => Err(Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", "the bearer token is another one")),
-        None => {
-            let error = "a bearer token is needed: --admin-token or TRELLIS_ADMIN_TOKEN";
-            Err(Refusal::new(StatusCode::UNAUTHORIZED, "unauthorized", error))
+    let Some(given) = given.and_then(|value| value.strip_prefix("Bearer ")) else {
+        return Err(unauthorized("a bearer token is needed: --admin-token or TRELLIS_ADMIN_TOKEN"));
+    };
+    match tokens.role(given) {
+        None => Err(unauthorized("the bearer token is another one")),
+        Some(role) if role < needed => {
+            let error = format!("this needs a token with role {needed}, and the one given has role {role}");
+            Err(Refusal::new(StatusCode::FORBIDDEN, "role", error))
         }
+        Some(_) => Ok(()),
     }
-}
-
-/// Compares in a time that does not tell how much fits.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b)) == 0
 }
 
 #[cfg(test)]
@@ -92,13 +92,27 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_asked_for_everywhere_but_for_health() {
+    fn a_token_is_asked_for_and_its_role_counts() {
         let mut headers = HeaderMap::new();
-        assert!(token_fits(&headers, "/v1/apps", None).is_ok());
-        assert!(token_fits(&headers, "/v1/apps", Some("s3cret")).is_err());
-        assert!(token_fits(&headers, "/healthz", Some("s3cret")).is_ok());
-        headers.insert(header::AUTHORIZATION, "Bearer s3cret".parse().unwrap());
-        assert!(token_fits(&headers, "/v1/apps", Some("s3cret")).is_ok());
-        assert!(token_fits(&headers, "/v1/apps", Some("s3cres")).is_err());
+        let mut tokens = Tokens::default();
+        assert!(may(&headers, &tokens, Some(Role::Admin)).is_ok(), "there are none");
+        tokens.add(Role::Admin, "all");
+        tokens.add(Role::Deploy, "some");
+        let status =
+            |headers: &HeaderMap, role| may(headers, &tokens, role).map_err(|refusal| refusal.into_response().status());
+        assert_eq!(status(&headers, Some(Role::Read)), Err(StatusCode::UNAUTHORIZED));
+        assert_eq!(status(&headers, None), Ok(()));
+        for (token, role, expected) in [
+            ("some", Role::Read, Ok(())),
+            ("some", Role::Deploy, Ok(())),
+            ("some", Role::Admin, Err(StatusCode::FORBIDDEN)),
+            ("all", Role::Admin, Ok(())),
+            ("none", Role::Read, Err(StatusCode::UNAUTHORIZED)),
+        ] {
+            headers.insert(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+            assert_eq!(status(&headers, Some(role)), expected, "{token} {role}");
+        }
+        let why = may(&headers, &tokens, Some(Role::Read)).unwrap_err();
+        assert!(format!("{why:?}").contains("another one"));
     }
 }

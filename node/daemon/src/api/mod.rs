@@ -1,11 +1,13 @@
 //! The admin API: HTTP and JSON, for the CLI, the dashboard and scripts. `routes::routes` is the one table
 //! of what there is; the router and the OpenAPI document are both made from it.
 
+mod access;
 mod guard;
 mod metrics;
 mod openapi;
 mod problem;
 mod routes;
+mod tls;
 pub mod types;
 
 use std::sync::Arc;
@@ -16,22 +18,37 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 
+pub use access::{Role, Tokens};
+pub use tls::TlsFiles;
+pub(crate) use tls::TlsListener;
+
+/// Where the API listens.
+pub(crate) enum Door {
+    /// In clear.
+    Clear(TcpListener),
+    /// With TLS.
+    Tls(TlsListener),
+}
+
 /// Serves the API until `shutdown`.
-pub(crate) async fn serve(node: Arc<Node>, listener: TcpListener, shutdown: CancellationToken) {
-    let served = axum::serve(listener, router(node)).with_graceful_shutdown(shutdown.cancelled_owned());
-    if let Err(why) = served.await {
+pub(crate) async fn serve(node: Arc<Node>, door: Door, shutdown: CancellationToken) {
+    let (router, shutdown) = (router(&node), shutdown.cancelled_owned());
+    let served = match door {
+        Door::Clear(listener) => axum::serve(listener, router).with_graceful_shutdown(shutdown).await,
+        Door::Tls(listener) => axum::serve(listener, router).with_graceful_shutdown(shutdown).await,
+    };
+    if let Err(why) = served {
         tracing::error!("the admin API ended: {why}");
     }
 }
 
-fn router(node: Arc<Node>) -> Router {
-    let table =
-        routes::routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, (route.serve)()));
-    table
-        .fallback(problem::no_such_path)
-        .method_not_allowed_fallback(problem::no_such_method)
-        .layer(axum::middleware::from_fn_with_state(node.clone(), guard::check))
-        .with_state(node)
+fn router(node: &Arc<Node>) -> Router {
+    // Each route is guarded by what the table says it needs; what is no route at all tells nobody anything.
+    let guarded = |role| axum::middleware::from_fn_with_state((node.clone(), role), guard::check);
+    let table = routes::routes()
+        .into_iter()
+        .fold(Router::new(), |router, route| router.route(route.path, (route.serve)().layer(guarded(route.role))));
+    table.fallback(problem::no_such_path).method_not_allowed_fallback(problem::no_such_method).with_state(node.clone())
 }
 
 #[cfg(test)]
@@ -49,7 +66,9 @@ mod tests {
         Options {
             data_dir: data_dir.to_owned(),
             admin: "127.0.0.1:0".parse().unwrap(),
-            admin_token: None,
+            admin_tokens: Default::default(),
+            admin_tls: None,
+            admin_insecure: false,
             lattice: "test".parse().unwrap(),
             nats: None,
             bootstrap: false,

@@ -17,6 +17,11 @@ pub(super) fn document(routes: &[Route]) -> Value {
         let mut operation = json!({
             "summary": route.summary,
             "parameters": parameters(route.path),
+            "description": match route.role {
+                None => "Anyone may ask.".into(),
+                Some(role) => format!("Needs a token with role `{role}`, where there are tokens."),
+            },
+            "security": if route.role.is_some() { json!([{}, {"token": []}]) } else { json!([{}]) },
             "responses": {
                 "200": {"description": "Done."},
                 "default": {"description": "A problem.", "content": {"application/json": {"schema": problem}}},
@@ -40,7 +45,6 @@ pub(super) fn document(routes: &[Route]) -> Value {
             "schemas": schemas.take_definitions(true),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{}, {"token": []}],
     })
 }
 

@@ -16,19 +16,22 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
-use trellis_placement::{Applied, Command, Life, Refusal as Why};
+use trellis_placement::{Applied, Command, Life, Refusal as Why, TrustChange};
 use trellis_provider::Want;
 use trellis_provider::delivery::Fate;
+use trellis_trust::TOKEN_CHARS_MIN;
+use trellis_wire::Secret;
 use trellis_wire::{
     AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply,
     credentials, subject,
 };
 
+use super::access::Role;
 use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeployReply,
     DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply,
-    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TriggersStatus,
+    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TokenRequest, TriggersStatus,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -36,7 +39,7 @@ use crate::backup::BackupError;
 use crate::far::message::Origin;
 use crate::node::Node;
 use crate::triggers::Found;
-use crate::{backup, clock, deploy, explain, proposal, status};
+use crate::{backup, clock, deploy, explain, membership, proposal, status};
 
 /// The largest JSON body, in bytes: a manifest and little else.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -53,6 +56,8 @@ pub(super) struct Route {
     pub(super) method: &'static str,
     pub(super) path: &'static str,
     pub(super) summary: &'static str,
+    /// What a token must allow; `None`: anyone may ask, so that supervisors can.
+    pub(super) role: Option<Role>,
     /// The shape of the JSON that it takes.
     pub(super) takes: Option<SchemaOf>,
     /// The shape of the JSON that it gives; `None`: text, bytes or nothing.
@@ -65,64 +70,80 @@ fn shape<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Schema {
 }
 
 macro_rules! route {
-    ($method:literal $path:literal $summary:literal, $takes:expr, $gives:expr, $serve:expr) => {
-        Route { method: $method, path: $path, summary: $summary, takes: $takes, gives: $gives, serve: || $serve }
+    ($role:ident $method:literal $path:literal $summary:literal, $takes:expr, $gives:expr, $serve:expr) => {
+        Route {
+            role: $role,
+            method: $method,
+            path: $path,
+            summary: $summary,
+            takes: $takes,
+            gives: $gives,
+            serve: || $serve,
+        }
     };
 }
 
-/// Everything that the admin API has.
+const ANYONE: Option<Role> = None;
+const READ: Option<Role> = Some(Role::Read);
+const DEPLOY: Option<Role> = Some(Role::Deploy);
+const ADMIN: Option<Role> = Some(Role::Admin);
+
+/// Everything that the admin API has, and what a token must allow for it.
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        route!("get" "/healthz" "Whether the process lives.", None, None, get(healthz)),
-        route!("get" "/readyz" "Whether the node can do its work; 503 says why not.", None, None, get(readyz)),
-        route!("get" "/metrics" "Prometheus text.", None, None, get(metrics_page)),
-        route!("get" "/openapi.json" "This document.", None, None, get(document)),
-        route!("get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
-        route!("get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
-        route!("post" "/v1/nodes/thaw" "Places anew what frozen nodes hold: those that vanished together with too many.",
+        route!(ANYONE "get" "/healthz" "Whether the process lives.", None, None, get(healthz)),
+        route!(ANYONE "get" "/readyz" "Whether the node can do its work; 503 says why not.", None, None, get(readyz)),
+        route!(READ "get" "/metrics" "Prometheus text.", None, None, get(metrics_page)),
+        route!(READ "get" "/openapi.json" "This document.", None, None, get(document)),
+        route!(READ "get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
+        route!(READ "get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
+        route!(ADMIN "post" "/v1/nodes/thaw" "Places anew what frozen nodes hold: those that vanished together with too many.",
         None, None, post(thaw)),
-        route!("delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, None, delete(forget)),
-        route!("post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, None, post(drain)),
-        route!("post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, None, post(undrain)),
-        route!("put" "/v1/nodes/{node}/labels" "Changes labels of a node.", Some(shape::<LabelsRequest>), None, put(label)),
-        route!("get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
-        route!("post" "/v1/deploy" "Puts a version of an app and deploys it.",
+        route!(ADMIN "delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, None, delete(forget)),
+        route!(ADMIN "post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, None, post(drain)),
+        route!(ADMIN "post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, None, post(undrain)),
+        route!(ADMIN "put" "/v1/nodes/{node}/labels" "Changes labels of a node.", Some(shape::<LabelsRequest>), None, put(label)),
+        route!(ADMIN "put" "/v1/trust/nodes/{key}" "Lets a node with this key join without the join token.", None, None, put(allow)),
+        route!(ADMIN "delete" "/v1/trust/nodes/{key}" "Lets it no longer; a node that is a member stays one.", None, None, delete(disallow)),
+        route!(ADMIN "put" "/v1/trust/token" "Sets another join token.", Some(shape::<TokenRequest>), None, put(set_token)),
+        route!(READ "get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
+        route!(DEPLOY "post" "/v1/deploy" "Puts a version of an app and deploys it.",
         Some(shape::<DeployRequest>), Some(shape::<DeployReply>), post(put_deploy).layer(DefaultBodyLimit::max(JSON_BYTES_MAX))),
-        route!("get" "/v1/apps/{app}" "What was asked, what runs where, and why not.", None, Some(shape::<AppStatus>), get(app)),
-        route!("delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
-        route!("get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
-        route!("post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
-        route!("post" "/v1/apps/{app}/rollback" "Goes back to the version before, or to a named one that is kept.",
+        route!(READ "get" "/v1/apps/{app}" "What was asked, what runs where, and why not.", None, Some(shape::<AppStatus>), get(app)),
+        route!(DEPLOY "delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
+        route!(READ "get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
+        route!(DEPLOY "post" "/v1/apps/{app}/undeploy" "Stops an app and keeps its history.", None, None, post(undeploy)),
+        route!(DEPLOY "post" "/v1/apps/{app}/rollback" "Goes back to the version before, or to a named one that is kept.",
         Some(shape::<RollbackRequest>), Some(shape::<RollbackReply>), post(rollback)),
-        route!("post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
+        route!(DEPLOY "post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
         Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
-        route!("get" "/v1/apps/{app}/dead-letters" "Messages that were given up; `component=`, `reason=`, `older_than_ms=` and `id=` choose.",
+        route!(READ "get" "/v1/apps/{app}/dead-letters" "Messages that were given up; `component=`, `reason=`, `older_than_ms=` and `id=` choose.",
         None, Some(shape::<Vec<DeadLetterStatus>>), get(dead_letters)),
-        route!("post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
+        route!(DEPLOY "post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
         None, None, post(replay_dead_letter)),
-        route!("delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
-        route!("get" "/v1/apps/{app}/explain" "Why it is placed as it is, what would change that, and where events went.",
+        route!(DEPLOY "delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
+        route!(READ "get" "/v1/apps/{app}/explain" "Why it is placed as it is, what would change that, and where events went.",
         None, Some(shape::<AppExplanation>), get(explain)),
-        route!("get" "/v1/triggers" "Every link by which a queue wakes a component, and how it goes.",
+        route!(READ "get" "/v1/triggers" "Every link by which a queue wakes a component, and how it goes.",
         None, Some(shape::<TriggersStatus>), get(triggers)),
-        route!("post" "/v1/apps/{app}/components/{component}/pause" "Queues wake the component no more.", None, None, post(pause)),
-        route!("post" "/v1/apps/{app}/components/{component}/resume" "Queues wake the component again.", None, None, post(resume)),
-        route!("head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
-        route!("put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
+        route!(DEPLOY "post" "/v1/apps/{app}/components/{component}/pause" "Queues wake the component no more.", None, None, post(pause)),
+        route!(DEPLOY "post" "/v1/apps/{app}/components/{component}/resume" "Queues wake the component again.", None, None, post(resume)),
+        route!(READ "head" "/v1/artifacts/{digest}" "Whether an artifact is on this node.", None, None, head(has_artifact)),
+        route!(DEPLOY "put" "/v1/artifacts/{digest}" "Uploads a component; it is compiled before the answer.",
         None, Some(shape::<ArtifactStatus>), put(put_artifact).layer(DefaultBodyLimit::max(ARTIFACT_BYTES_MAX as usize))),
-        route!("get" "/v1/config" "The names of config.", None, Some(shape::<Vec<String>>), get(configs)),
-        route!("get" "/v1/config/{name}" "One config.", None, Some(shape::<ConfigBody>), get(config)),
-        route!("put" "/v1/config/{name}" "Puts a config in place of what it held.", Some(shape::<ConfigBody>), None, put(put_config)),
-        route!("delete" "/v1/config/{name}" "Deletes a config.", None, None, delete(delete_config)),
-        route!("post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
-        route!("get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
+        route!(READ "get" "/v1/config" "The names of config.", None, Some(shape::<Vec<String>>), get(configs)),
+        route!(READ "get" "/v1/config/{name}" "One config.", None, Some(shape::<ConfigBody>), get(config)),
+        route!(DEPLOY "put" "/v1/config/{name}" "Puts a config in place of what it held.", Some(shape::<ConfigBody>), None, put(put_config)),
+        route!(DEPLOY "delete" "/v1/config/{name}" "Deletes a config.", None, None, delete(delete_config)),
+        route!(DEPLOY "post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
+        route!(READ "get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
         None, Some(shape::<LogLine>), get(logs)),
-        route!("get" "/v1/events" "What happens in the lattice, one CloudEvent on each line; `follow=true` goes on.",
+        route!(READ "get" "/v1/events" "What happens in the lattice, one CloudEvent on each line; `follow=true` goes on.",
         None, Some(shape::<CloudEvent>), get(events)),
-        route!("get" "/v1/backup" "Apps with their versions, config and artifacts, as `restore` takes them.", None, None, get(get_backup)),
-        route!("post" "/v1/restore" "Brings back a backup on a lattice that has neither apps nor config.",
+        route!(ADMIN "get" "/v1/backup" "Apps with their versions, config and artifacts, as `restore` takes them.", None, None, get(get_backup)),
+        route!(ADMIN "post" "/v1/restore" "Brings back a backup on a lattice that has neither apps nor config.",
         None, Some(shape::<RestoreReply>), post(restore)),
-        route!("get" "/v1/schema/manifest" "The JSON Schema of the manifest.", None, None, get(schema)),
+        route!(READ "get" "/v1/schema/manifest" "The JSON Schema of the manifest.", None, None, get(schema)),
     ]
 }
 
@@ -198,6 +219,28 @@ async fn drain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answe
 
 async fn undrain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
     propose(&node, Command::Drain { node: node_id(&node, &name)?, on: false }).await
+}
+
+async fn allow(State(node): State<Arc<Node>>, Path(key): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Trust(TrustChange::Allow(key.parse().map_err(bad_name)?))).await
+}
+
+async fn disallow(State(node): State<Arc<Node>>, Path(key): Path<String>) -> Answer<Json<serde_json::Value>> {
+    propose(&node, Command::Trust(TrustChange::Disallow(key.parse().map_err(bad_name)?))).await
+}
+
+/// The token itself goes no further than here.
+async fn set_token(
+    State(node): State<Arc<Node>>,
+    Take(request): Take<TokenRequest>,
+) -> Answer<Json<serde_json::Value>> {
+    if request.token.trim().chars().count() < TOKEN_CHARS_MIN {
+        return Err(Refusal::bad_request(format!("a join token has at least {TOKEN_CHARS_MIN} characters")));
+    }
+    let lattice = node.raft.state().borrow().lattice_id();
+    let lattice = lattice.ok_or_else(|| Refusal::unavailable("this node belongs to no lattice yet"))?;
+    let token = membership::token(lattice, &Secret::new(&request.token)).await;
+    propose(&node, Command::Trust(TrustChange::Token(token.key()))).await
 }
 
 async fn label(

@@ -248,6 +248,8 @@ pub struct NodeStatus {
     pub id: String,
     /// Its host name.
     pub name: String,
+    /// Its public key, `N...`.
+    pub key: String,
     /// What it is to the log: `voter`, `learner`, or outside of it `follower` or `edge`.
     pub role: String,
     /// Whether it leads now.
@@ -265,6 +267,13 @@ pub struct NodeStatus {
     pub lag: Option<u64>,
     /// Sandboxes alive now, where this node knows.
     pub running: Option<u64>,
+}
+
+/// `PUT /v1/trust/token`: sets another join token.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+pub struct TokenRequest {
+    /// The token, at least 16 characters.
+    pub token: String,
 }
 
 /// `PUT /v1/nodes/{node}/labels`: changes labels of a node.
