@@ -50,8 +50,7 @@ fn the_environment_names_the_node_and_the_flag_wins() {
 
 #[test]
 fn wrong_values_are_usage_and_name_the_option() {
-    let cases: [(&[&str], &str); 7] = [
-        (&["apps", "--admin", "https://box"], "put a proxy in front"),
+    let cases: [(&[&str], &str); 6] = [
         (&["apps", "--admin-token", "a b"], "ASCII without blanks"),
         (&["deploy", "app.yaml", "--wait", "30"], "30s"),
         (&["status", "no spaces"], "app name"),
