@@ -493,8 +493,8 @@ mod tests {
         assert!(error.contains("node.yaml") && error.contains("latice") && error.contains("line 2"), "{error}");
         let error = file("max-sandboxes: many\n").unwrap_err();
         assert!(error.contains("line 1"), "{error}");
-        let error = file("admin: https://box\n").unwrap_err();
-        assert!(error.contains("line 1") && error.contains("proxy"), "{error}");
+        let error = file("admin: no address\n").unwrap_err();
+        assert!(error.contains("line 1") && error.contains("host:port"), "{error}");
     }
 
     #[test]

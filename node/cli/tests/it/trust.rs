@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
-use trellis_bus::{Bus, BusError, Nats, Options, Sealed, SealedError};
+use trellis_bus::{Bus, BusError, Connection, Nats, Options, Sealed, SealedError};
 use trellis_trust::{Book, Distrust, NodeSecret, Refused, Seal, Start};
 use trellis_wire::subject::{self, RaftRpc};
 use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, frame};
@@ -87,6 +87,8 @@ impl Book for Public {
 /// A client of the whole NATS account that takes an id, has a key of its own, and knows what is public.
 async fn stranger(nats: &NatsServer, id: NodeId, public: Public) -> Sealed {
     let bus = Bus::Nats(Nats::connect(&Options::urls([&nats.url])).await.unwrap());
+    // It connects beside what follows.
+    bus.connection().wait_for(Connection::is_connected).await.unwrap();
     let start = Start { number: u64::MAX / 2, salt: 1 };
     let seal = Seal::new(id, NodeSecret::new([0xee; 32]), start);
     seal.read(Arc::new(public));

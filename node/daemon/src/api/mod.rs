@@ -94,7 +94,7 @@ mod tests {
         let answer = client.request(request).await.unwrap();
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8(body.to_vec()).unwrap())
+        (status, String::from_utf8_lossy(&body).into_owned())
     }
 
     #[tokio::test(flavor = "multi_thread")]
