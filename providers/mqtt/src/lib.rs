@@ -22,12 +22,11 @@ mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use publish::MESSAGE_BYTES_MAX;
-use trellis_provider::{LinkError, Permits, Provider};
+use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::publish::Publisher;
@@ -36,7 +35,7 @@ use crate::source::Subscribed;
 /// The provider. One value serves every MQTT link of a node.
 #[derive(Default)]
 pub struct Mqtt {
-    links: Mutex<HashMap<LinkId, Bound>>,
+    links: Links<Bound>,
 }
 
 /// What a link has become.
@@ -46,7 +45,8 @@ enum Bound {
     Publisher(Arc<Publisher>),
 }
 
-impl Bound {
+#[async_trait]
+impl trellis_provider::Bound for Bound {
     async fn end(&self) {
         match self {
             Self::Subscribed(subscribed) => subscribed.end().await,
@@ -60,17 +60,6 @@ impl Mqtt {
     pub fn new() -> Self {
         Self::default()
     }
-
-    async fn bind(&self, id: LinkId, bound: Bound) {
-        let before = self.links().insert(id, bound);
-        if let Some(before) = before {
-            before.end().await;
-        }
-    }
-
-    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Bound>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
@@ -80,54 +69,47 @@ impl Provider for Mqtt {
         let id = link.id.clone();
         self.remove(&id).await;
         let subscribed = Subscribed::begin(link, permits)?;
-        self.bind(id, Bound::Subscribed(Arc::new(subscribed))).await;
+        self.links.bind(id, Bound::Subscribed(Arc::new(subscribed))).await;
         Ok(())
     }
 
     async fn grant(&self, link: Link) -> Result<(), LinkError> {
         check_package(&link)?;
         let publisher = Publisher::open(&link)?;
-        self.bind(link.id, Bound::Publisher(Arc::new(publisher))).await;
+        self.links.bind(link.id, Bound::Publisher(Arc::new(publisher))).await;
         Ok(())
     }
 
     async fn remove(&self, link: &LinkId) {
-        let removed = self.links().remove(link);
-        if let Some(removed) = removed {
-            removed.end().await;
-        }
+        self.links.remove(link).await;
     }
 
     async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
-        let bound = self.links().get(link).cloned();
-        match (bound, call) {
-            (Some(Bound::Publisher(publisher)), Call::Publish(message)) => publisher.publish(message).await,
-            (Some(Bound::Publisher(_)), Call::Request { .. }) => {
+        match (self.links.get(link).map_err(CallError::Unavailable)?, call) {
+            (Bound::Publisher(publisher), Call::Publish(message)) => publisher.publish(message).await,
+            (Bound::Publisher(_), Call::Request { .. }) => {
                 Err(CallError::Invalid("MQTT links await no answers: publish, or link a NATS provider".into()))
             }
-            (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
-            (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+            (_, call) => Err(no_such_call(link, &call)),
         }
     }
 
     fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
-        match self.links().get(link) {
-            Some(Bound::Publisher(publisher)) => publisher.check(message),
+        match self.links.get(link) {
+            Ok(Bound::Publisher(publisher)) => publisher.check(message),
             _ => Ok(()),
         }
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
-        match self.links().get(link) {
-            Some(Bound::Subscribed(subscribed)) => subscribed.health(),
-            Some(Bound::Publisher(publisher)) => publisher.health(),
-            None => Err(format!("link {link} is not bound on this node")),
+        match self.links.get(link)? {
+            Bound::Subscribed(subscribed) => subscribed.health(),
+            Bound::Publisher(publisher) => publisher.health(),
         }
     }
 
     async fn drain(&self) {
-        let all: Vec<_> = self.links().values().cloned().collect();
-        futures::future::join_all(all.iter().map(Bound::end)).await;
+        self.links.drain().await;
     }
 }
 
@@ -135,6 +117,5 @@ fn check_package(link: &Link) -> Result<(), LinkError> {
     if link.package == "messaging" {
         return Ok(());
     }
-    let (namespace, package) = (&link.namespace, &link.package);
-    Err(LinkError::Unsupported(format!("trellis://mqtt has `messaging`, not `{namespace}:{package}`")))
+    Err(no_such_package(link, "trellis://mqtt has `messaging`"))
 }

@@ -23,13 +23,12 @@ mod subscribe;
 #[cfg(test)]
 mod testing;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use config::{Auth, Tls};
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{LinkError, Permits, Provider};
+use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::connection::Connections;
@@ -55,7 +54,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Nats {
     connections: Connections,
-    links: Mutex<HashMap<LinkId, Bound>>,
+    links: Links<Bound>,
 }
 
 /// What a link has become.
@@ -67,9 +66,8 @@ enum Bound {
     Bucket(Arc<Bucket>),
 }
 
-impl Bound {
-    /// Takes no more messages, and returns when those that came are settled. Guests under way may still need what they
-    /// were granted, so that does not end here.
+#[async_trait]
+impl trellis_provider::Bound for Bound {
     async fn end(&self) {
         match self {
             Self::Subscribed(subscribed) => subscribed.end().await,
@@ -82,19 +80,7 @@ impl Bound {
 impl Nats {
     /// A provider without links. It connects when the first link needs it.
     pub fn new(options: Options) -> Self {
-        Self { connections: Connections::new(options), links: Mutex::default() }
-    }
-
-    /// Puts a link in place. The contract has one of that id removed before; if not, it ends here.
-    async fn bind(&self, id: LinkId, bound: Bound) {
-        let before = self.links().insert(id, bound);
-        if let Some(before) = before {
-            before.end().await;
-        }
-    }
-
-    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Bound>> {
-        self.links.lock().expect("nothing panics while it holds the links")
+        Self { connections: Connections::new(options), links: Links::default() }
     }
 }
 
@@ -111,7 +97,7 @@ impl Provider for Nats {
         } else {
             Bound::Subscribed(Arc::new(Subscribed::begin(&self.connections, link, permits).await?))
         };
-        self.bind(id, bound).await;
+        self.links.bind(id, bound).await;
         Ok(())
     }
 
@@ -121,63 +107,53 @@ impl Provider for Nats {
             "keyvalue" => Bound::Bucket(Arc::new(Bucket::open(&self.connections, &link).await?)),
             _ => return Err(unsupported(&link, "grant `messaging` and `keyvalue`")),
         };
-        self.bind(link.id, bound).await;
+        self.links.bind(link.id, bound).await;
         Ok(())
     }
 
     async fn remove(&self, link: &LinkId) {
-        let removed = self.links().remove(link);
-        if let Some(removed) = removed {
-            removed.end().await;
-        }
+        self.links.remove(link).await;
     }
 
     async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
-        let bound = self.links().get(link).cloned();
-        match (bound, call) {
-            (Some(Bound::Publisher(publisher)), Call::Publish(message)) => publisher.publish(message).await,
-            (Some(Bound::Publisher(publisher)), Call::Request { message, timeout }) => {
+        match (self.links.get(link).map_err(CallError::Unavailable)?, call) {
+            (Bound::Publisher(publisher), Call::Publish(message)) => publisher.publish(message).await,
+            (Bound::Publisher(publisher), Call::Request { message, timeout }) => {
                 publisher.request(message, timeout).await
             }
-            (Some(Bound::Bucket(bucket)), Call::KeyValue(operation)) => {
-                bucket.call(operation).await.map(Answer::KeyValue)
-            }
-            (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
-            (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+            (Bound::Bucket(bucket), Call::KeyValue(operation)) => bucket.call(operation).await.map(Answer::KeyValue),
+            (_, call) => Err(no_such_call(link, &call)),
         }
     }
 
     fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
-        match self.links().get(link) {
-            Some(Bound::Publisher(publisher)) => publisher.check_message(message),
+        match self.links.get(link) {
+            Ok(Bound::Publisher(publisher)) => publisher.check_message(message),
             _ => Ok(()),
         }
     }
 
     fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
-        match self.links().get(link) {
-            Some(Bound::Streamed(streamed)) => Some(streamed.trigger()),
+        match self.links.get(link) {
+            Ok(Bound::Streamed(streamed)) => Some(streamed.trigger()),
             _ => None,
         }
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
-        match self.links().get(link) {
-            Some(Bound::Subscribed(subscribed)) => subscribed.health(),
-            Some(Bound::Streamed(streamed)) => streamed.health(),
-            Some(Bound::Publisher(publisher)) => publisher.health(),
-            Some(Bound::Bucket(bucket)) => bucket.health(),
-            None => Err(format!("link {link} is not bound on this node")),
+        match self.links.get(link)? {
+            Bound::Subscribed(subscribed) => subscribed.health(),
+            Bound::Streamed(streamed) => streamed.health(),
+            Bound::Publisher(publisher) => publisher.health(),
+            Bound::Bucket(bucket) => bucket.health(),
         }
     }
 
     async fn drain(&self) {
-        let all: Vec<_> = self.links().values().cloned().collect();
-        futures::future::join_all(all.iter().map(Bound::end)).await;
+        self.links.drain().await;
     }
 }
 
 fn unsupported(link: &Link, can: &str) -> LinkError {
-    let (namespace, package) = (&link.namespace, &link.package);
-    LinkError::Unsupported(format!("trellis://nats can {can}, not `{namespace}:{package}`"))
+    no_such_package(link, &format!("trellis://nats can {can}"))
 }

@@ -26,15 +26,14 @@ mod source;
 pub mod testing;
 mod wanted;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 pub use publish::MESSAGE_BYTES_MAX;
 pub use source::Source;
 use trellis_provider::delivery::{Engine, Running, Trigger};
-use trellis_provider::{LinkError, Permits, Provider, Shared};
+use trellis_provider::{LinkError, Links, Permits, Provider, Shared, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::config::Settings;
@@ -47,7 +46,7 @@ use crate::source::Common;
 pub struct Rabbitmq {
     connections: Connections,
     queues: Queues,
-    links: Mutex<HashMap<LinkId, Bound>>,
+    links: Links<Bound>,
 }
 
 /// What the links of this node to one queue share, by server and queue.
@@ -76,7 +75,8 @@ impl Pulling {
     }
 }
 
-impl Bound {
+#[async_trait]
+impl trellis_provider::Bound for Bound {
     async fn end(&self) {
         match self {
             Self::Running(pulling) => pulling.running.end().await,
@@ -98,17 +98,6 @@ impl Rabbitmq {
     pub fn source(&self, link: &Link) -> Result<Source, LinkError> {
         Source::open(&self.connections, &self.queues, link)
     }
-
-    async fn bind(&self, id: LinkId, bound: Bound) {
-        let before = self.links().insert(id, bound);
-        if let Some(before) = before {
-            before.end().await;
-        }
-    }
-
-    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Bound>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
@@ -121,61 +110,54 @@ impl Provider for Rabbitmq {
         let (connection, found) = (source.connection(), source.found());
         let engine = Engine::new(link.id, source, permits, link.delivery)?;
         let pulling = Pulling { connection, found, running: Running::begin(engine) };
-        self.bind(id, Bound::Running(Arc::new(pulling))).await;
+        self.links.bind(id, Bound::Running(Arc::new(pulling))).await;
         Ok(())
     }
 
     async fn grant(&self, link: Link) -> Result<(), LinkError> {
         check_package(&link)?;
         let publisher = Publisher::open(&self.connections, &link)?;
-        self.bind(link.id, Bound::Publisher(Arc::new(publisher))).await;
+        self.links.bind(link.id, Bound::Publisher(Arc::new(publisher))).await;
         Ok(())
     }
 
     async fn remove(&self, link: &LinkId) {
-        let removed = self.links().remove(link);
-        if let Some(removed) = removed {
-            removed.end().await;
-        }
+        self.links.remove(link).await;
     }
 
     async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
-        let bound = self.links().get(link).cloned();
-        match (bound, call) {
-            (Some(Bound::Publisher(publisher)), Call::Publish(message)) => publisher.publish(&message).await,
-            (Some(Bound::Publisher(_)), Call::Request { .. }) => {
+        match (self.links.get(link).map_err(CallError::Unavailable)?, call) {
+            (Bound::Publisher(publisher), Call::Publish(message)) => publisher.publish(&message).await,
+            (Bound::Publisher(_), Call::Request { .. }) => {
                 Err(CallError::Invalid("RabbitMQ links await no answers: publish, or link a NATS provider".into()))
             }
-            (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
-            (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+            (_, call) => Err(no_such_call(link, &call)),
         }
     }
 
     fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
-        match self.links().get(link) {
-            Some(Bound::Publisher(publisher)) => publisher.check(message),
+        match self.links.get(link) {
+            Ok(Bound::Publisher(publisher)) => publisher.check(message),
             _ => Ok(()),
         }
     }
 
     fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
-        match self.links().get(link) {
-            Some(Bound::Running(pulling)) => Some(pulling.running.trigger()),
+        match self.links.get(link) {
+            Ok(Bound::Running(pulling)) => Some(pulling.running.trigger()),
             _ => None,
         }
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
-        match self.links().get(link) {
-            Some(Bound::Running(pulling)) => pulling.health(),
-            Some(Bound::Publisher(publisher)) => publisher.health(),
-            None => Err(format!("link {link} is not bound on this node")),
+        match self.links.get(link)? {
+            Bound::Running(pulling) => pulling.health(),
+            Bound::Publisher(publisher) => publisher.health(),
         }
     }
 
     async fn drain(&self) {
-        let all: Vec<_> = self.links().values().cloned().collect();
-        futures::future::join_all(all.iter().map(Bound::end)).await;
+        self.links.drain().await;
     }
 }
 
@@ -183,6 +165,5 @@ fn check_package(link: &Link) -> Result<(), LinkError> {
     if link.package == "messaging" {
         return Ok(());
     }
-    let (namespace, package) = (&link.namespace, &link.package);
-    Err(LinkError::Unsupported(format!("trellis://rabbitmq has `messaging`, not `{namespace}:{package}`")))
+    Err(no_such_package(link, "trellis://rabbitmq has `messaging`"))
 }

@@ -30,14 +30,13 @@ mod stream;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use publish::{ID_KEPT, MESSAGE_BYTES_MAX};
 pub use stream::Source;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{LinkError, Permits, Provider};
+use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::connection::Connections;
@@ -49,7 +48,7 @@ use crate::stream::Streamed;
 #[derive(Debug, Default)]
 pub struct Redis {
     connections: Connections,
-    links: Mutex<HashMap<LinkId, Bound>>,
+    links: Links<Bound>,
 }
 
 /// What a link has become.
@@ -60,7 +59,8 @@ enum Bound {
     Keys(Arc<Keys>),
 }
 
-impl Bound {
+#[async_trait]
+impl trellis_provider::Bound for Bound {
     async fn end(&self) {
         match self {
             Self::Streamed(streamed) => streamed.running.end().await,
@@ -82,17 +82,6 @@ impl Redis {
     pub fn source(&self, link: &Link) -> Result<Source, LinkError> {
         Source::open(&self.connections, link)
     }
-
-    async fn bind(&self, id: LinkId, bound: Bound) {
-        let before = self.links().insert(id, bound);
-        if let Some(before) = before {
-            before.end().await;
-        }
-    }
-
-    fn links(&self) -> MutexGuard<'_, HashMap<LinkId, Bound>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
@@ -104,7 +93,7 @@ impl Provider for Redis {
         let id = link.id.clone();
         self.remove(&id).await;
         let streamed = Streamed::begin(&self.connections, link, permits)?;
-        self.bind(id, Bound::Streamed(Arc::new(streamed))).await;
+        self.links.bind(id, Bound::Streamed(Arc::new(streamed))).await;
         Ok(())
     }
 
@@ -114,67 +103,52 @@ impl Provider for Redis {
             "keyvalue" => Bound::Keys(Arc::new(Keys::open(&self.connections, &link)?)),
             _ => return Err(unsupported(&link, "grant `messaging` and `keyvalue`")),
         };
-        self.bind(link.id, bound).await;
+        self.links.bind(link.id, bound).await;
         Ok(())
     }
 
     async fn remove(&self, link: &LinkId) {
-        let removed = self.links().remove(link);
-        if let Some(removed) = removed {
-            removed.end().await;
-        }
+        self.links.remove(link).await;
     }
 
     async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
-        let bound = self.links().get(link).cloned();
-        match (bound, call) {
-            (Some(Bound::Publisher(publisher)), Call::Publish(message)) => publisher.publish(&message).await,
-            (Some(Bound::Publisher(_)), Call::Request { .. }) => {
+        match (self.links.get(link).map_err(CallError::Unavailable)?, call) {
+            (Bound::Publisher(publisher), Call::Publish(message)) => publisher.publish(&message).await,
+            (Bound::Publisher(_), Call::Request { .. }) => {
                 Err(CallError::Invalid("streams of Redis have no answers: publish, or link a NATS provider".into()))
             }
-            (Some(Bound::Keys(keys)), Call::KeyValue(operation)) => keys.call(operation).await.map(Answer::KeyValue),
-            (Some(_), call) => Err(CallError::Invalid(format!("link {link} answers no {:?}", call.capability()))),
-            (None, _) => Err(CallError::Unavailable(format!("link {link} is not bound on this node"))),
+            (Bound::Keys(keys), Call::KeyValue(operation)) => keys.call(operation).await.map(Answer::KeyValue),
+            (_, call) => Err(no_such_call(link, &call)),
         }
     }
 
     fn check_publish(&self, link: &LinkId, message: &Message) -> Result<(), CallError> {
-        match self.links().get(link) {
-            Some(Bound::Publisher(publisher)) => publisher.check(message),
+        match self.links.get(link) {
+            Ok(Bound::Publisher(publisher)) => publisher.check(message),
             _ => Ok(()),
         }
     }
 
     fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
-        match self.links().get(link) {
-            Some(Bound::Streamed(streamed)) => Some(streamed.running.trigger()),
+        match self.links.get(link) {
+            Ok(Bound::Streamed(streamed)) => Some(streamed.running.trigger()),
             _ => None,
         }
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
-        match self.links().get(link) {
-            Some(Bound::Streamed(streamed)) => streamed.health(),
-            Some(Bound::Publisher(publisher)) => publisher.health(),
-            Some(Bound::Keys(keys)) => keys.health(),
-            None => Err(format!("link {link} is not bound on this node")),
+        match self.links.get(link)? {
+            Bound::Streamed(streamed) => streamed.health(),
+            Bound::Publisher(publisher) => publisher.health(),
+            Bound::Keys(keys) => keys.health(),
         }
     }
 
     async fn drain(&self) {
-        let all: Vec<_> = self.links().values().cloned().collect();
-        for bound in &all {
-            if let Bound::Streamed(streamed) = bound {
-                streamed.running.stop();
-            }
-        }
-        for bound in all {
-            bound.end().await;
-        }
+        self.links.drain().await;
     }
 }
 
 fn unsupported(link: &Link, can: &str) -> LinkError {
-    let (namespace, package) = (&link.namespace, &link.package);
-    LinkError::Unsupported(format!("trellis://redis can {can}, not `{namespace}:{package}`"))
+    no_such_package(link, &format!("trellis://redis can {can}"))
 }
