@@ -120,13 +120,20 @@ pub(crate) async fn enter(
         // A founder that was stopped in between goes on with founding.
         if options.nats.is_none() || options.bootstrap {
             found(options, &raft).await?;
+        } else if told.is_some() && raft.state().borrow().node(facts.id).is_none() {
+            // It was ended right after it was let in, and knows of no entry that it is committed: either its log goes on by
+            // itself, or it asks again and hears why not.
+            let (mut asking, mut states) = (Asking::new(facts, sealed).await?, raft.state());
+            tokio::select! {
+                Ok(_) = states.wait_for(|state| state.node(facts.id).is_some()) => {}
+                joined = join(options, &mut asking, control, raft.clone(), told) => return joined,
+            }
         }
         return Ok(raft);
     }
     if options.nats.is_some() {
         let mut asking = Asking::new(facts, sealed).await?;
         if !options.bootstrap {
-            connected(sealed.bus(), &options.lattice).await;
             return join(options, &mut asking, control, raft, told).await;
         }
         // Whoever founds a lattice while its NATS is down is told later if there is another one of its name.
@@ -327,6 +334,7 @@ async fn join(
     told: Option<LatticeId>,
 ) -> Result<Raft, MembershipError> {
     let name = &options.lattice;
+    connected(asking.sealed.bus(), name).await;
     let (found, token) = find(options, asking).await?;
     let raft = match told {
         Some(ours) if ours == found => raft,

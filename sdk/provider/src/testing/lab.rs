@@ -171,9 +171,11 @@ pub async fn until_letters<Q: Queue>(queue: &Q, count: usize) -> Vec<DeadLetter>
     let started = Instant::now();
     loop {
         // A server that is away meanwhile is asked again.
-        let letters = queue.letters(None, LETTERS_MAX).await.unwrap_or_default();
-        if letters.len() >= count {
-            return letters;
+        let letters = queue.letters(None, LETTERS_MAX).await;
+        if let Ok(letters) = &letters
+            && letters.len() >= count
+        {
+            return letters.clone();
         }
         assert!(started.elapsed() < PATIENCE, "{count} dead letters were expected: {letters:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
