@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::{Client, ClientError, Event, HeaderMap, PublishErrorKind, RequestErrorKind, ServerError};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
@@ -157,17 +158,20 @@ impl Nats {
         Ok(subscriber)
     }
 
-    /// A round trip: a request to a subject of our own inbox on which nobody listens. The server handles what one
-    /// connection sends in order, so its answer says that all before has been handled.
+    /// A round trip: a message to ourselves. The server handles what one connection sends in order, so when it comes all
+    /// before has been handled. A request that nobody answers would do, but for those who listen to everything.
     pub(crate) async fn flush(&self) -> Result<(), BusError> {
-        let nobody = self.0.client.new_inbox();
-        match self.request(&nobody, &[], Bytes::new(), FLUSH_TIMEOUT).await {
-            Ok(_) | Err(BusError::NoResponders { .. }) => Ok(()),
-            Err(BusError::TimedOut { .. }) => {
-                Err(BusError::Disconnected(format!("the server did not answer within {FLUSH_TIMEOUT:?}")))
-            }
-            Err(why) => Err(why),
-        }
+        let inbox = self.0.client.new_inbox();
+        let round = async {
+            let mut comes = self.0.client.subscribe(inbox.clone()).await.map_err(|_| closed())?;
+            self.0.client.publish(inbox, Bytes::new()).await.map_err(|_| closed())?;
+            comes.next().await.ok_or_else(closed).map(drop)
+        };
+        let round = async {
+            let late = || BusError::Disconnected(format!("the server did not answer within {FLUSH_TIMEOUT:?}"));
+            tokio::time::timeout(FLUSH_TIMEOUT, round).await.unwrap_or_else(|_| Err(late()))
+        };
+        while_connected(self.connection(), round).await
     }
 
     pub(crate) fn payload_bytes_max(&self) -> usize {

@@ -11,7 +11,9 @@ use async_nats::connection::State as ClientState;
 use async_nats::rustls::pki_types::pem::PemObject as _;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::rustls::{self, ClientConfig, RootCertStore};
-use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, RequestErrorKind, Server, ServerAddr};
+use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server, ServerAddr};
+use bytes::Bytes;
+use futures::StreamExt as _;
 use nkeys::KeyPair;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::MissedTickBehavior;
@@ -135,17 +137,20 @@ impl Connection {
         }
     }
 
-    /// Waits until the server has handled all that was sent before: a request to a subject of our own inbox, on which
-    /// nobody listens, comes back at once. What is not connected is not waited for.
+    /// Waits until the server has handled all that was sent before: a message to ourselves comes after it. What is not
+    /// connected is not waited for.
     pub(crate) async fn round_trip(&self) {
         if self.health().is_err() {
             return;
         }
-        let request = async_nats::Request::new().timeout(Some(ROUND_TRIP_MAX));
-        match self.client.send_request(self.client.new_inbox(), request).await {
-            Ok(_) => {}
-            Err(why) if why.kind() == RequestErrorKind::NoResponders => {}
-            Err(why) => tracing::debug!(%why, "not known yet whether the subscription stands"),
+        let inbox = self.client.new_inbox();
+        let round = async {
+            let mut comes = self.client.subscribe(inbox.clone()).await.ok()?;
+            self.client.publish(inbox, Bytes::new()).await.ok()?;
+            comes.next().await
+        };
+        if !matches!(tokio::time::timeout(ROUND_TRIP_MAX, round).await, Ok(Some(_))) {
+            tracing::debug!("not known yet whether the subscription stands");
         }
     }
 }

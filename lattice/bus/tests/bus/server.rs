@@ -39,6 +39,22 @@ async fn a_server_that_is_killed_and_restarted_is_found_again() {
 }
 
 #[tokio::test]
+async fn who_listens_to_everything_delays_nobody() {
+    let server = NatsServer::start(false);
+    let client = async_nats::connect(&server.url).await.unwrap();
+    let _everything = client.subscribe(">").await.unwrap();
+    client.flush().await.unwrap();
+    let bus = Bus::Nats(Nats::connect(&Options::urls([&server.url])).await.unwrap());
+    until(&bus, Connection::is_connected).await;
+    let begun = Instant::now();
+    bus.flush().await.unwrap();
+    let mut early = bus.subscribe("early", None).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "nothing waits until a request has found nobody");
+    bus.publish("early", &[], "bird".into()).await.unwrap();
+    assert_eq!(next(&mut early).await.payload, "bird");
+}
+
+#[tokio::test]
 async fn a_server_that_is_down_at_the_start_is_no_error() {
     let mut server = NatsServer::start(false);
     server.kill();
