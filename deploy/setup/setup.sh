@@ -42,6 +42,7 @@ for part in "${parts[@]}"; do
         # Not among the default parts: only `make bench` needs it.
         bench)
             need wrk wrk
+            need valgrind valgrind
             echo "setup: wasmtime, to compare with, is $(sh ./wasmtime.sh)"
             ;;
         *) fail "no part is called $part: rust, tools, nats, brokers, registry, js, python and bench are" ;;

@@ -15,7 +15,7 @@ use crate::node::{DataDir, Node};
 use crate::table::{Figures, Table, Times, times};
 
 pub(crate) fn bench(scale: Scale) -> String {
-    let (calls, rounds) = (scale.or(2_000, 20), scale.or(5, 1));
+    let (calls, rounds) = (scale.or(2_000, 20), scale.rounds(5));
     let runtime = Runtime::new().unwrap();
     let nats = NatsServer::start(false);
     let callee = std::sync::Arc::new(Callee::load("test_ping"));

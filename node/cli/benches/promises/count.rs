@@ -4,7 +4,6 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::Scale;
@@ -72,7 +71,7 @@ impl Counted {
     /// What the only dump says.
     fn counted(&self) -> u64 {
         let dump = self.folder.path().join("callgrind.out.1");
-        let text = std::fs::read_to_string(Path::new(&dump)).unwrap();
+        let text = std::fs::read_to_string(dump).unwrap();
         let total = text.lines().find_map(|line| line.strip_prefix("totals: ").or(line.strip_prefix("summary: ")));
         total.expect("callgrind sums up").trim().parse().unwrap()
     }

@@ -21,12 +21,15 @@ pub(crate) fn bench(scale: Scale) -> String {
     let mut section = format!(
         "`wrk -t1 -c{CONNECTIONS}` on the same cores, {} rounds of {} s each, contestants in turn. Fresh: each request has a \
          sandbox of its own.\n\n",
-        scale.or(5, 1),
+        scale.rounds(5),
         scale.or(4, 1)
     );
     let mut table =
         Table::new(&["guest", "who", "fresh", "2xx per second", "p50", "p99", "beside the first", "not 2xx"]);
-    for (name, guest, is_p3) in GUESTS.iter().take(scale.or(GUESTS.len(), 2)) {
+    // `BENCH_GUESTS=Rust`: those whose name begins so.
+    let named = std::env::var("BENCH_GUESTS").unwrap_or_default();
+    let guests = GUESTS.iter().filter(|(name, ..)| name.starts_with(&named));
+    for (name, guest, is_p3) in guests.take(scale.or(GUESTS.len(), 2)) {
         measure(name, guest, *is_p3, scale, &mut table);
     }
     section += &table.finish();
@@ -66,7 +69,7 @@ fn measure(name: &str, guest: &str, is_p3: bool, scale: Scale, table: &mut Table
     for one in &all {
         wrk(one.at, "/", CONNECTIONS, 1);
     }
-    for _ in 0..scale.or(5, 1) {
+    for _ in 0..scale.rounds(5) {
         for one in &mut all {
             one.runs.push(wrk(one.at, "/", CONNECTIONS, scale.or(4, 1)));
         }

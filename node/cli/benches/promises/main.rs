@@ -62,6 +62,12 @@ impl Scale {
     pub(crate) const fn or<T: Copy>(self, real: T, quick: T) -> T {
         if self.quick { quick } else { real }
     }
+
+    /// How many rounds the contestants take turns for: `BENCH_ROUNDS`, or so many.
+    pub(crate) fn rounds(self, real: u32) -> u32 {
+        let given = std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok());
+        self.or(given.unwrap_or(real), 1)
+    }
 }
 
 fn main() {

@@ -23,7 +23,7 @@ const BATCHES: &[usize] = &[1, 4, 16, 64, 256];
 
 pub(crate) fn bench(scale: Scale) -> String {
     let messages = scale.or(20_000, 320);
-    let rounds = scale.or(3, 1);
+    let rounds = scale.rounds(3);
     let mut table =
         Table::new(&["queue", "batch", "bare loop, per second", "Trellis, per second", "beside the bare loop"]);
     let runtime = Runtime::new().unwrap();
