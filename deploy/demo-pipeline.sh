@@ -17,23 +17,7 @@ orders="${DEMO_ORDERS:-10000}"
 cap=4
 work="$(mktemp -d "${TMPDIR:-/tmp}/trellis-pipeline.XXXXXX")"
 declare -A pids=()
-current='starting'
-
-step() {
-    current=$1
-    printf '\n==> %s\n' "$current"
-}
-
-fail() {
-    echo "demo-pipeline: $*" >&2
-    exit 1
-}
-
-show() {
-    local words=${*//"$trellis"/trellis}
-    printf '$ %s\n' "${words//"$work"/\$work}"
-    "$@"
-}
+. deploy/demo-steps.sh
 
 stop() {
     local name
@@ -53,22 +37,6 @@ ended() {
 }
 trap ended EXIT
 trap 'exit 130' INT TERM
-
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
-
-# Waits up to $1 seconds until the rest succeeds.
-await() {
-    local limit=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $limit ] || return 1
-        sleep 0.2
-    done
-}
-
-listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 start_node() {
     local name=$1

@@ -14,24 +14,8 @@ trellis="$CARGO_TARGET_DIR/debug/trellis"
 app=examples/orders/app.yaml
 [ -z "${DEMO_NATS:-}" ] || app=examples/orders/app-nats.yaml
 work="$(mktemp -d "${TMPDIR:-/tmp}/trellis-demo.XXXXXX")"
-node_pid='' nats_pid='' current='starting'
-
-step() {
-    current=$1
-    printf '\n==> %s\n' "$current"
-}
-
-fail() {
-    echo "demo: $*" >&2
-    exit 1
-}
-
-# Shows a command as one would type it, then runs it.
-show() {
-    local words=${*//"$trellis"/trellis}
-    printf '$ %s\n' "${words//"$work"/\$work}"
-    "$@"
-}
+node_pid='' nats_pid=''
+. deploy/demo-steps.sh
 
 stop() {
     local pid
@@ -59,22 +43,6 @@ ended() {
 }
 trap ended EXIT
 trap 'exit 130' INT TERM
-
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-}
-
-# Waits up to $1 seconds until the rest succeeds.
-await() {
-    local limit=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $limit ] || return 1
-        sleep 0.1
-    done
-}
-
-listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 # The manifest, listening on a port that is free here.
 manifest() { sed -E "s|^([[:space:]]*address:[[:space:]]*).*|\\1127.0.0.1:$http_port|" "$app"; }
