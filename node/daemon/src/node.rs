@@ -59,6 +59,8 @@ const HANDOVER_MAX: Duration = Duration::from_secs(10);
 const HANDOVER_LOOK: Duration = Duration::from_millis(100);
 /// How long the node's own work may take to end after that.
 const REST_MAX: Duration = Duration::from_secs(5);
+/// How long a failed log may take to say why, after a part of the node ended because of it.
+const REASON_MAX: Duration = Duration::from_secs(1);
 /// Threads for Raft and heartbeats alone, so that busy guests delay neither.
 const CONTROL_THREADS: usize = 2;
 
@@ -526,11 +528,17 @@ impl Running {
     /// # Errors
     /// Why the node could not go on.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let ended = tokio::select! {
+        let mut ended = tokio::select! {
             () = shutdown => Ok(()),
             why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
             why = self.tasks.join_next() => Err(RunError::Ended(format!("{why:?}"))),
         };
+        // A part may end because of the log before that has said why it failed.
+        if matches!(ended, Err(RunError::Ended(_)))
+            && let Ok(why) = tokio::time::timeout(REASON_MAX, failed(self.node.raft.failed())).await
+        {
+            ended = Err(RunError::Storage(why));
+        }
         self.hand_over().await;
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
         // First the node's own work, so that nothing is held or linked anew; then the providers.
