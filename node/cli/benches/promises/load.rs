@@ -28,7 +28,7 @@ pub(crate) fn wrk(at: SocketAddr, path: &str, connections: u32, seconds: u32) ->
 }
 
 fn read(said: &str) -> Option<Ran> {
-    let after = |mark: &str| said.lines().find_map(|line| Some(line.split_once(mark)?.1.trim()));
+    let after = |mark: &str| said.lines().find_map(|line| Some(line.trim().strip_prefix(mark)?.trim()));
     let (requests, rest) =
         said.lines().find(|line| line.contains(" requests in "))?.trim().split_once(" requests in ")?;
     let seconds = millis(rest.split(',').next()?)? / 1e3;

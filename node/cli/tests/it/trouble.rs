@@ -157,7 +157,8 @@ fn a_node_with_a_wrong_clock_is_a_node_like_any_other() {
     for (n, offset) in [(3, "+40d"), (4, "-40d")] {
         let mut faked = Command::new("faketime");
         // Only what a wall clock says is wrong: no machine's time since its start is.
-        faked.args(["-f", offset]).arg(env!("CARGO_BIN_EXE_trellis"));
+        // It waits for what it runs, which is to end with it.
+        faked.args(["-f", offset, "setpriv", "--pdeathsig", "KILL"]).arg(env!("CARGO_BIN_EXE_trellis"));
         let args = ["--nats", &nats.url, "--label", &format!("n={n}")];
         nodes.push(Node::start_by(faked, &DataDir::new(), &args, &[("FAKETIME_DONT_FAKE_MONOTONIC", "1")]));
     }
