@@ -36,7 +36,7 @@ fmt: ## Format all Rust
 bench: ## Measure the promised numbers beside their peers, into BENCHMARKS.md (BENCH="http cold": some; BENCH=quick: try)
 	@deploy/setup/setup.sh rust tools nats js python bench
 	@examples/build.sh
-	@cargo bench --locked -p trellis-cli --bench promises -- $(BENCH) write
+	@env -u RUST_BACKTRACE cargo bench --locked -p trellis-cli --bench promises -- $(BENCH) write
 
 simulate: ## Simulate lattices in which things go wrong, thousands of them (SIMULATE_SEEDS=N)
 	@deploy/torture.sh simulate

@@ -92,6 +92,10 @@ impl Pool {
             let (ready, turn) = oneshot::channel();
             match want {
                 Want::Pull => state.pulls.push_back(ready),
+                // Even the shortest of timers would wait for its tick.
+                Want::Answer { at_most } if at_most.is_zero() => {
+                    return Err(Error::Busy(format!("no permit of {} is free now", self.what)));
+                }
                 Want::Answer { .. } => {
                     if state.answers.len() >= WAITING_MAX {
                         state.answers.retain(|waiting| !waiting.is_closed());

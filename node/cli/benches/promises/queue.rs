@@ -21,6 +21,9 @@ use crate::table::{Figures, Table, count, times};
 /// How many messages are given out at a time. For Trellis: as many permits as that.
 const BATCHES: &[usize] = &[1, 4, 16, 64, 256];
 
+/// How often the node is asked how many it has done: often enough to be exact, seldom enough to cost it nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 pub(crate) fn bench(scale: Scale) -> String {
     let messages = scale.or(20_000, 320);
     let rounds = scale.rounds(3);
@@ -193,6 +196,6 @@ fn drained(node: &Node, app: &str, messages: usize) -> f64 {
         if now >= messages {
             return (now - first) as f64 / began.elapsed().as_secs_f64();
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(LOOK_EVERY);
     }
 }

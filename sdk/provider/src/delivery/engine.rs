@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -139,9 +140,10 @@ impl<Q: Queue> Engine<Q> {
         let most = waiting.clamp(1, most);
         let mut turns = VecDeque::from([self.turn().await?]);
         while turns.len() < most {
-            match tokio::time::timeout(Duration::ZERO, self.turn()).await {
-                Ok(Ok(turn)) => turns.push_back(turn),
-                Ok(Err(_)) | Err(_) => break,
+            // Looked at once: even the shortest of timers would wait for its tick.
+            match self.turn().now_or_never() {
+                Some(Ok(turn)) => turns.push_back(turn),
+                Some(Err(_)) | None => break,
             }
         }
         Ok(turns)
