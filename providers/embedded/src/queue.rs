@@ -5,6 +5,7 @@
 //! another try does not write its body anew. Whoever opens the file finds in `CLAIMED` what was worked on when the
 //! process died.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ pub const FAULT_BYTES_MAX: usize = 16 * 1_024;
 const QUEUES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("queues");
 /// (queue, sequence) -> message.
 const MESSAGES: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_messages");
-/// (queue, sequence) -> [`Kept`].
+/// (queue, sequence) -> [`Kept`]: of what was not simply published and, at most, given out once.
 const RECORDS: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_records");
 /// (queue, milliseconds since 1970, sequence): what waits, and until when.
 const DUE: TableDefinition<'static, (&str, u64, u64), ()> = TableDefinition::new("queue_due");
@@ -148,6 +149,8 @@ type Outcome<T> = Result<Result<T, CallError>, StorageError>;
 
 /// The tables of all queues, open in one transaction.
 pub(crate) struct Tables<'t> {
+    /// What was read or changed of queues in this transaction; [`Tables::finish`] writes it.
+    metas: HashMap<String, Meta>,
     queues: Table<'t, &'static str, &'static [u8]>,
     messages: Table<'t, (&'static str, u64), &'static [u8]>,
     records: Table<'t, (&'static str, u64), &'static [u8]>,
@@ -161,6 +164,7 @@ pub(crate) struct Tables<'t> {
 impl<'t> Tables<'t> {
     pub(crate) fn open(transaction: &'t WriteTransaction) -> Result<Self, TableError> {
         Ok(Self {
+            metas: HashMap::new(),
             queues: transaction.open_table(QUEUES)?,
             messages: transaction.open_table(MESSAGES)?,
             records: transaction.open_table(RECORDS)?,
@@ -172,6 +176,13 @@ impl<'t> Tables<'t> {
         })
     }
 
+    /// Writes what is known of the queues, once for all changes.
+    pub(crate) fn finish(mut self) -> Result<(), StorageError> {
+        self.metas
+            .iter()
+            .try_for_each(|(name, meta)| self.queues.insert(name.as_str(), written(meta).as_slice()).map(drop))
+    }
+
     /// Carries out one change in the open transaction.
     pub(crate) fn carry_out(&mut self, change: &Change) -> Outcome<Changed> {
         let done = |()| Changed::Done;
@@ -179,7 +190,8 @@ impl<'t> Tables<'t> {
             Change::Create { queue, filters } => {
                 let mut meta = self.meta(queue)?.unwrap_or_default();
                 meta.filters.clone_from(filters);
-                self.put_meta(queue, &meta).map(done).map(Ok)
+                self.put_meta(queue, meta);
+                Ok(Ok(Changed::Done))
             }
             Change::Publish { queues, message, now_ms } => Ok(self.publish(queues, message, None, *now_ms)?.map(done)),
             Change::Claim { queue, max, expired, now_ms } => {
@@ -218,7 +230,6 @@ impl<'t> Tables<'t> {
 
     fn publish(&mut self, queues: &[Arc<str>], message: &Message, replay_of: Option<&str>, now_ms: u64) -> Outcome<()> {
         let bytes = written(message);
-        let kept = written(&Kept { replay_of: replay_of.map(str::to_owned), ..Kept::default() });
         let is_named = replay_of.is_none() && !message.id.is_empty();
         let mut metas = Vec::with_capacity(queues.len());
         for queue in queues {
@@ -236,9 +247,11 @@ impl<'t> Tables<'t> {
         }
         for (queue, meta) in metas {
             self.messages.insert((&**queue, meta.last), bytes.as_slice())?;
-            self.records.insert((&**queue, meta.last), kept.as_slice())?;
+            if let Some(letter) = replay_of {
+                self.put_kept(queue, meta.last, &Kept { replay_of: Some(letter.to_owned()), ..Kept::default() })?;
+            }
             self.due.insert((&**queue, now_ms, meta.last), ())?;
-            self.put_meta(queue, &meta)?;
+            self.put_meta(queue, meta);
             if is_named {
                 self.note_id(queue, &message.id, now_ms)?;
             }
@@ -269,10 +282,14 @@ impl<'t> Tables<'t> {
         let mut given = Vec::with_capacity(next.len());
         for (at, sequence) in next {
             self.due.remove((name, at, sequence))?;
-            let mut kept = self.kept(name, sequence)?;
+            let before = self.record(name, sequence)?;
+            let (is_new, mut kept) = (before.is_none(), before.unwrap_or_default());
             let again = std::mem::replace(&mut kept.given, true);
             kept.attempts = kept.attempts.saturating_add(1);
-            self.put_kept(name, sequence, &kept)?;
+            // What its claim says of a new one is enough: most messages are given out once, and taken off.
+            if !is_new {
+                self.put_kept(name, sequence, &kept)?;
+            }
             self.claimed.insert((name, sequence), kept.attempts)?;
             let message = self.message(name, sequence)?;
             given.push(Given {
@@ -291,7 +308,7 @@ impl<'t> Tables<'t> {
         if self.claimed.get(at)?.is_none_or(|attempt| attempt.value() != token.attempt) {
             return Ok(());
         }
-        let mut kept = self.kept(at.0, at.1)?;
+        let mut kept = self.kept(token)?;
         note_fault(&mut kept, fault);
         kept.attempts = kept.attempts.saturating_add(1);
         self.put_kept(at.0, at.1, &kept)
@@ -345,7 +362,7 @@ impl<'t> Tables<'t> {
         if !self.take_claim(token)? {
             return Ok(());
         }
-        let mut kept = self.kept(name, sequence)?;
+        let mut kept = self.kept(token)?;
         kept.kills = kept.kills.saturating_add(1);
         self.put_kept(name, sequence, &kept)?;
         // Before all others: it was at the front when it was pulled.
@@ -366,7 +383,7 @@ impl<'t> Tables<'t> {
     fn settle(&mut self, token: &Token, settlement: &Settlement, component: &str, now_ms: u64) -> Outcome<()> {
         let (name, sequence) = (&*token.queue, token.sequence);
         if let Settlement::DeadLetter { reason, fault, ran } = settlement {
-            let mut kept = self.kept(name, sequence)?;
+            let mut kept = self.kept(token)?;
             note_fault(&mut kept, fault.as_deref());
             let letter = DeadLetter {
                 id: letter_id(name, sequence),
@@ -391,13 +408,13 @@ impl<'t> Tables<'t> {
                 self.take_off(name, sequence)?
             }
             Settlement::Retry { after, fault } => {
-                let mut kept = self.kept(name, sequence)?;
+                let mut kept = self.kept(token)?;
                 note_fault(&mut kept, fault.as_deref());
                 self.put_kept(name, sequence, &kept)?;
                 self.due.insert((name, now_ms.saturating_add(millis(*after)), sequence), ())?;
             }
             Settlement::GiveBack { after } => {
-                let mut kept = self.kept(name, sequence)?;
+                let mut kept = self.kept(token)?;
                 kept.attempts = kept.attempts.saturating_sub(1);
                 self.put_kept(name, sequence, &kept)?;
                 // Before all others: it was at the front when it was pulled.
@@ -415,7 +432,7 @@ impl<'t> Tables<'t> {
         let (forgotten, freed) = self.forget_old(name, letter.at_ms)?;
         meta.dead_bytes = meta.dead_bytes.saturating_sub(freed);
         meta.dead = meta.dead.saturating_sub(forgotten);
-        self.put_meta(name, &meta)?;
+        self.put_meta(name, meta.clone());
         let bytes = written(letter);
         meta.dead_bytes += bytes.len() as u64;
         meta.dead += 1;
@@ -429,7 +446,7 @@ impl<'t> Tables<'t> {
             return Ok(Ok(()));
         }
         self.dead.insert((name, sequence), bytes.as_slice())?;
-        self.put_meta(name, &meta)?;
+        self.put_meta(name, meta);
         self.take_off(name, sequence).map(Ok)
     }
 
@@ -463,7 +480,7 @@ impl<'t> Tables<'t> {
         let mut meta = self.meta(name)?.unwrap_or_default();
         meta.dead_bytes = meta.dead_bytes.saturating_sub(bytes);
         meta.dead = meta.dead.saturating_sub(1);
-        self.put_meta(name, &meta)?;
+        self.put_meta(name, meta);
         Ok(Some(letter))
     }
 
@@ -473,19 +490,32 @@ impl<'t> Tables<'t> {
         let mut meta = self.meta(name)?.unwrap_or_default();
         meta.messages = meta.messages.saturating_sub(1);
         meta.bytes = meta.bytes.saturating_sub(bytes);
-        self.put_meta(name, &meta)
+        self.put_meta(name, meta);
+        Ok(())
     }
 
     fn meta(&self, name: &str) -> Result<Option<Meta>, StorageError> {
-        self.queues.get(name)?.map(|meta| read(meta.value())).transpose()
+        match self.metas.get(name) {
+            Some(meta) => Ok(Some(meta.clone())),
+            None => self.queues.get(name)?.map(|meta| read(meta.value())).transpose(),
+        }
     }
 
-    fn put_meta(&mut self, name: &str, meta: &Meta) -> Result<(), StorageError> {
-        self.queues.insert(name, written(meta).as_slice()).map(drop)
+    fn put_meta(&mut self, name: &str, meta: Meta) {
+        match self.metas.get_mut(name) {
+            Some(known) => *known = meta,
+            None => drop(self.metas.insert(name.to_owned(), meta)),
+        }
     }
 
-    fn kept(&self, name: &str, sequence: u64) -> Result<Kept, StorageError> {
-        self.records.get((name, sequence))?.map_or_else(|| Ok(Kept::default()), |kept| read(kept.value()))
+    fn record(&self, name: &str, sequence: u64) -> Result<Option<Kept>, StorageError> {
+        self.records.get((name, sequence))?.map(|kept| read(kept.value())).transpose()
+    }
+
+    /// What is known of a message that is claimed: without a record, that it was given out for the first time.
+    fn kept(&self, token: &Token) -> Result<Kept, StorageError> {
+        let first = || Kept { attempts: token.attempt, given: true, ..Kept::default() };
+        Ok(self.record(&token.queue, token.sequence)?.unwrap_or_else(first))
     }
 
     fn put_kept(&mut self, name: &str, sequence: u64, kept: &Kept) -> Result<(), StorageError> {

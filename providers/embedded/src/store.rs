@@ -360,7 +360,9 @@ fn recover(database: &Database) -> Result<(), redb::Error> {
         return Ok(());
     }
     let transaction = database.begin_write()?;
-    let recovered = Tables::open(&transaction)?.recover()?;
+    let mut tables = Tables::open(&transaction)?;
+    let recovered = tables.recover()?;
+    tables.finish()?;
     transaction.commit()?;
     tracing::info!(recovered, "messages that were worked on when the node died are given out again");
     Ok(())
@@ -409,7 +411,9 @@ fn commit_to(database: &Database, batch: &[Waiting], changes: &[Asked]) -> Resul
     } else {
         let mut tables = Tables::open(&transaction)?;
         let each = changes.iter().map(|asked| tables.carry_out(&asked.change));
-        each.collect::<Result<Vec<_>, StorageError>>()?
+        let changed = each.collect::<Result<Vec<_>, StorageError>>()?;
+        tables.finish()?;
+        changed
     };
     transaction.commit()?;
     Ok((answers, changed))
