@@ -200,11 +200,14 @@ pub enum Tech {
     Rabbitmq,
     /// MQTT: topics.
     Mqtt,
+    /// Timers.
+    Timer,
 }
 
 impl Tech {
     /// Every one of them.
-    pub const ALL: [Self; 6] = [Self::Http, Self::Nats, Self::Embedded, Self::Redis, Self::Rabbitmq, Self::Mqtt];
+    pub const ALL: [Self; 7] =
+        [Self::Http, Self::Nats, Self::Embedded, Self::Redis, Self::Rabbitmq, Self::Mqtt, Self::Timer];
 
     /// Its name, as in `trellis://<name>`.
     pub fn as_str(self) -> &'static str {
@@ -215,6 +218,7 @@ impl Tech {
             Self::Redis => "redis",
             Self::Rabbitmq => "rabbitmq",
             Self::Mqtt => "mqtt",
+            Self::Timer => "timer",
         }
     }
 }

@@ -34,7 +34,7 @@ const PROVIDERS: &[(&[&str], Known)] = &[
 ];
 
 /// `trellis://<tech>`: ours by name, beside the built-in ones.
-const PLANNED: &[&str] = &["timer", "kafka", "postgres"];
+const PLANNED: &[&str] = &["kafka", "postgres"];
 
 /// Who serves an image, or the nearest known name for one that begins with `trellis://` and is no provider of ours.
 ///

@@ -83,6 +83,8 @@ const RABBITMQ: &[&str] = &[
 ];
 const MQTT: &[&str] = &["url", "topic", "qos", "allowed_subjects", "user", "password", "tls_ca", "tls_cert", "tls_key"];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
+const TIMER: &[&str] =
+    &["cron", "timezone", "every", "missed", "missed_max", "overlap", "jitter", "subject", "body", "args"];
 
 /// Every key of a provider that is not of the form `delivery.*`.
 pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
@@ -93,6 +95,7 @@ pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
         Tech::Redis => REDIS,
         Tech::Rabbitmq => RABBITMQ,
         Tech::Mqtt => MQTT,
+        Tech::Timer => TIMER,
     };
     own.iter().chain(ANY).copied()
 }

@@ -39,6 +39,7 @@ pub use delivery::{DeliveryError, overlaid};
 pub use finding::{Finding, Severity};
 pub use schema::json_schema;
 pub use spread::spread;
+use trellis_wire::Link;
 pub use trellis_wire::{Backoff, Dedupe, DedupeKey, Delivery, OnDeadLetter, OrderBy, Rate};
 
 /// What a manifest is, and all that was found wrong with it.
@@ -56,6 +57,21 @@ pub struct Options {
     /// Images of providers that are to be read as others: `{"ghcr.io/acme/queue": "trellis://nats"}`. A key is a whole
     /// image, one without tag and digest, or a last path segment.
     pub image_aliases: BTreeMap<String, String>,
+    /// Asked about each link by which a built-in provider wakes a component, where all its config is in the manifest. No
+    /// link is refused without it.
+    pub check: Option<CheckLink>,
+}
+
+/// Says whether a provider would take a link.
+pub type CheckLink = fn(Tech, &Link) -> Result<(), Unfit>;
+
+/// Why a provider would not take a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// The config key that is wrong or missing; `None`: it is the link as a whole.
+    pub key: Option<String>,
+    /// What is wrong, and what to write instead.
+    pub problem: String,
 }
 
 /// Reads a manifest. `origin` is the file's name, for messages.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use trellis_wire::ComponentName;
+use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Secrets};
 
 use crate::finding::At;
 use crate::links::Linked;
 use crate::nearest::nearest;
 use crate::reading::{Kind, Reading};
-use crate::{Tech, delivery, keys};
+use crate::{AppLink, Tech, delivery, keys};
 
 /// Applies all of them.
 pub(crate) fn check(reading: &mut Reading<'_, '_>) {
@@ -18,6 +18,7 @@ pub(crate) fn check(reading: &mut Reading<'_, '_>) {
     directions(reading);
     named_configs(reading);
     config_keys(reading);
+    waking_links(reading);
 }
 
 /// Two entries of one id would share a queue group.
@@ -93,6 +94,7 @@ fn directions(reading: &mut Reading<'_, '_>) {
         let wakes = |interface: &String| match link.package.as_str() {
             "http" => interface == "incoming-handler",
             "messaging" => interface == "handler",
+            "cli" => interface == "run",
             _ => false,
         };
         if let Some(at) = link.interfaces.iter().position(wakes).and_then(|index| interfaces_at.get(index))
@@ -105,8 +107,7 @@ fn directions(reading: &mut Reading<'_, '_>) {
                 format!("give the trait to `{target}`, with `target: {{name: {source}}}`"),
             );
         }
-        let trigger =
-            ends.0 != Some(Kind::Component) && link.package == "messaging" && link.interfaces.iter().any(wakes);
+        let trigger = ends.0 != Some(Kind::Component) && link.package != "http" && link.interfaces.iter().any(wakes);
         if let Some((at, true)) = delivery
             && !trigger
         {
@@ -156,4 +157,31 @@ fn config_keys(reading: &mut Reading<'_, '_>) {
             reading.report.warn(*at, format!("the {tech} provider does not know the key `{key}`"), help);
         }
     }
+}
+
+/// Has built-in providers look at the links by which they wake components. What names config of the lattice is looked at
+/// when it is applied.
+fn waking_links(reading: &mut Reading<'_, '_>) {
+    let Some(check) = reading.options.check else { return };
+    for Linked { link, target_at, .. } in &reading.links {
+        let Some(provider) = reading.app.providers.get(&link.source) else { continue };
+        let names = provider.configs.iter().chain(&link.source_configs);
+        let given = names.map(|name| reading.given.get(name)).collect::<Option<Vec<_>>>();
+        let (Some(tech), Some(given)) = (provider.tech(), given) else { continue };
+        let config = given.iter().fold(Config::default(), |config, given| config.overlaid_with(&given.values));
+        if let Err(unfit) = check(tech, &waking(link, &reading.app.name, config)) {
+            let places = unfit.key.iter().flat_map(|key| given.iter().rev().filter_map(|given| given.keys.get(key)));
+            let at = places.copied().next().unwrap_or(*target_at);
+            reading.report.error(at, unfit.problem, "");
+        }
+    }
+}
+
+/// A link as the provider at its source is given it.
+fn waking(link: &AppLink, app: &AppName, config: Config) -> Link {
+    let AppLink { name, namespace, package, interfaces, delivery, .. } = link.clone();
+    let key = |entry: &ComponentName| ComponentKey { app: app.clone(), name: entry.clone() };
+    let (provider, component) = (key(&link.source), key(&link.target));
+    let id = LinkId::new(&provider, &component, &name, &namespace, &package, &interfaces);
+    Link { id, component, name, namespace, package, interfaces, config, delivery, secrets: Secrets::default() }
 }

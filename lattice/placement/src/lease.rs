@@ -97,17 +97,18 @@ impl Leases {
 }
 
 /// Whether what a technology wakes may be at work on one node of the lattice only, where its link asks for what one node
-/// alone can keep. An embedded queue is one node's anyway.
+/// alone can keep. An embedded queue is one node's anyway; a timer's ticks always start from one node.
 fn needs_lease(tech: Tech, asks: bool) -> bool {
     match tech {
         Tech::Http | Tech::Embedded | Tech::Mqtt => false,
         Tech::Nats | Tech::Redis | Tech::Rabbitmq => asks,
+        Tech::Timer => true,
     }
 }
 
 impl HeldLink {
-    /// Whether it may be at work on one node of the lattice only, by lease: what keeps an order, and what is capped for the
-    /// whole lattice.
+    /// Whether it may be at work on one node of the lattice only, by lease: what keeps an order, what is capped for the
+    /// whole lattice, and timers.
     pub fn needs_lease(&self) -> bool {
         let delivery = &self.link.delivery;
         let is_capped = delivery.max_in_flight.is_some() || delivery.rate_limit.is_some();

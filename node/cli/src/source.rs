@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use trellis_daemon::api::types;
+use trellis_daemon::manifest;
 use trellis_manifest::{Finding, Parsed, Severity};
 
 use crate::failure::Failure;
@@ -36,7 +37,7 @@ impl Source {
 
     /// Parses and validates it.
     pub(crate) fn parse(&self) -> Parsed {
-        trellis_manifest::parse(&self.text, &self.origin)
+        manifest::parse(&self.text, &self.origin, Default::default())
     }
 }
 

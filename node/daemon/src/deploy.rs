@@ -234,7 +234,7 @@ fn offering<'a>(app: &'a App, package: &str) -> Option<&'a str> {
     let offers = |tech: Option<Tech>| match tech {
         Some(Tech::Embedded | Tech::Nats | Tech::Redis) => matches!(package, "keyvalue" | "messaging"),
         Some(Tech::Rabbitmq | Tech::Mqtt) => package == "messaging",
-        Some(Tech::Http) | None => false,
+        Some(Tech::Http | Tech::Timer) | None => false,
     };
     let mut found = app.providers.iter().filter(|(_, provider)| offers(provider.tech()));
     match (found.next(), found.next()) {
@@ -252,6 +252,7 @@ fn deaf_links(app: &App, name: &ComponentName, inspection: &Inspection) -> Vec<S
         "messaging" => {
             !inspection.wakes.iter().any(|wake| matches!(wake, Wake::MessageWasmcloud | Wake::MessageTrellis))
         }
+        "cli" => !inspection.wakes.iter().any(|wake| matches!(wake, Wake::RunP2 | Wake::RunP3)),
         _ => false,
     });
     deaf.map(|link| {

@@ -42,6 +42,8 @@ const LOADED_MAX: usize = 2_000;
 const LOADS_BETWEEN: usize = 200;
 /// Pools that are gone and still have their entry, beyond as many as there are components.
 const POOLS_GONE_MAX: usize = 256;
+/// Lines of each output of a run by a link that go to the log.
+const RUN_LINES_MAX: usize = 100;
 
 /// The components that this node holds, and the permits to run them.
 pub(crate) struct Dispatch {
@@ -313,8 +315,16 @@ impl Dispatch {
         });
     }
 
-    fn run_done(&self, holding: &Holding, event: EventId, outcome: &Outcome) {
+    fn run_done(&self, holding: &Holding, event: EventId, origin: &Origin, outcome: &Outcome) {
         match outcome {
+            // Who runs it by hand is given what it wrote; a timer has nobody to give it to.
+            Ok(Reply::Run(output)) if matches!(origin, Origin::Link(..)) => {
+                for (context, written) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
+                    for line in String::from_utf8_lossy(written).lines().take(RUN_LINES_MAX) {
+                        self.logs.push(clock::log_line(&self.node, &holding.key, event, "info", context, line.into()));
+                    }
+                }
+            }
             Ok(_) => {}
             Err(Failure::Fault(fault)) => {
                 self.logs.push(clock::log_line(&self.node, &holding.key, event, "error", "fault", fault.to_string()));
@@ -557,7 +567,7 @@ impl Turn {
         trace.came_to(&outcome);
         holding.counts.ended(&outcome, begun.elapsed());
         holding.tally.ended(&outcome);
-        dispatch.run_done(&holding, id, &outcome);
+        dispatch.run_done(&holding, id, &source.origin, &outcome);
         let ran = Ran {
             digest: holding.held.digest.to_string(),
             generation: dispatch.elsewhere.generation().0,

@@ -23,6 +23,7 @@ mod join;
 mod leases;
 mod liveness;
 mod logs;
+pub mod manifest;
 mod membership;
 mod node;
 mod oci;

@@ -1,12 +1,13 @@
 //! A node: the parts of the daemon, put together. It is started, it runs until it is told to stop, it drains.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
@@ -23,8 +24,9 @@ use trellis_rabbitmq::Rabbitmq;
 use trellis_raft::{Raft, RaftError};
 use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
+use trellis_timer::{Ledger, Timer};
 use trellis_trust::Seal;
-use trellis_wire::{LatticeName, NodeId, NodeKey, Secret};
+use trellis_wire::{ComponentKey, Config, LatticeName, Link, LinkId, LinkName, NodeId, NodeKey, Secret};
 
 use crate::api::{self, Door, TlsFiles, TlsListener, Tokens};
 use crate::artifacts::Artifacts;
@@ -40,6 +42,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::leases::Leases;
 use crate::liveness::{Liveness, Pulse};
 use crate::logs::Logs;
+use crate::manifest;
 use crate::membership::{self, MembershipError};
 use crate::planner;
 use crate::providers::Providers;
@@ -315,13 +318,16 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
     let embedded = embedded.map_err(|why| part("embedded store")(&why))?.map_err(|why| part("embedded store")(&why))?;
     let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
+    let nats = Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default()));
+    let embedded = Arc::new(embedded);
     let providers = Providers {
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
-        nats: Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default())),
-        embedded: Arc::new(embedded),
         redis: Arc::new(Redis::new()),
         rabbitmq: Arc::new(Rabbitmq::new()),
         mqtt: Arc::new(Mqtt::new()),
+        timer: Arc::new(Timer::new(timers(options, &nats, &embedded))),
+        nats,
+        embedded,
     };
     let logs = Arc::new(Logs::new());
     let elsewhere = Elsewhere::new(data.clone(), shares.clone(), liveness.clone(), lines.clone());
@@ -398,6 +404,34 @@ fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
     }
 }
 
+/// Where the marks of timers are: in the lattice's NATS where there is one, else in this node's own file.
+fn timers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Ledger {
+    let owner: ComponentKey = "trellis/timers".parse().expect("it is a valid key");
+    let interfaces = vec!["store".to_owned()];
+    let id = LinkId::new(&owner, &owner, &LinkName::default(), "wasi", "keyvalue", &interfaces);
+    if options.nats.is_none() {
+        embedded.grant_own(id.clone(), "timers");
+        return Ledger::new(embedded.clone(), id, || ready(Ok(())).boxed());
+    }
+    let link = Link {
+        id: id.clone(),
+        component: owner,
+        name: LinkName::default(),
+        namespace: "wasi".into(),
+        package: "keyvalue".into(),
+        interfaces,
+        config: Config::from_iter([("bucket", format!("TRELLIS_{}_timers", options.lattice))]),
+        delivery: Default::default(),
+        secrets: Default::default(),
+    };
+    let grants = nats.clone();
+    let grant = move || {
+        let (nats, link) = (grants.clone(), link.clone());
+        async move { nats.grant_own(link).await }.boxed()
+    };
+    Ledger::new(nats.clone(), id, grant)
+}
+
 /// Waits until Raft cannot go on.
 async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> String {
     match watch.wait_for(Option::is_some).await {
@@ -463,11 +497,7 @@ fn service(node: &Node) -> Service {
 impl Node {
     /// Parses a manifest with this node's image aliases.
     pub(crate) fn parse_manifest(&self, yaml: &str, origin: &str) -> Parsed {
-        trellis_manifest::parse_with(
-            yaml,
-            origin,
-            &trellis_manifest::Options { image_aliases: self.image_aliases.clone() },
-        )
+        manifest::parse(yaml, origin, self.image_aliases.clone())
     }
 }
 

@@ -10,6 +10,7 @@ use trellis_nats::Nats;
 use trellis_provider::Provider;
 use trellis_rabbitmq::Rabbitmq;
 use trellis_redis::Redis;
+use trellis_timer::Timer;
 
 /// Every built-in provider. Adding one is a field here, a variant of [`Tech`], and a crate under `providers/`.
 #[derive(Clone)]
@@ -20,6 +21,7 @@ pub(crate) struct Providers {
     pub(crate) redis: Arc<Redis>,
     pub(crate) rabbitmq: Arc<Rabbitmq>,
     pub(crate) mqtt: Arc<Mqtt>,
+    pub(crate) timer: Arc<Timer>,
 }
 
 impl Providers {
@@ -32,6 +34,7 @@ impl Providers {
             Tech::Redis => self.redis.clone(),
             Tech::Rabbitmq => self.rabbitmq.clone(),
             Tech::Mqtt => self.mqtt.clone(),
+            Tech::Timer => self.timer.clone(),
         }
     }
 
@@ -43,7 +46,8 @@ impl Providers {
             self.embedded.drain(),
             self.redis.drain(),
             self.rabbitmq.drain(),
-            self.mqtt.drain()
+            self.mqtt.drain(),
+            self.timer.drain()
         );
     }
 }

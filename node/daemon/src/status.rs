@@ -336,7 +336,7 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
     let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     match held.map(|held| &held.direction) {
         Some(Direction::Wakes { .. }) if is_paused(node, held) => {
-            (Health::Ready, None, Some("paused by hand: `trellis resume` lets queues wake it again".into()))
+            (Health::Ready, None, Some("paused by hand: `trellis resume` lets queues and timers wake it again".into()))
         }
         Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
             let applied = held.map_or(id, |held| &held.link.id);
@@ -353,16 +353,16 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
     }
 }
 
-/// Whether a person paused what a link wakes from a queue.
+/// Whether a person paused what a link wakes from a queue or by the clock.
 fn is_paused(node: &Node, held: Option<&HeldLink>) -> bool {
-    held.is_some_and(|held| held.link.package == "messaging" && node.shares.state().is_paused(&held.link.component))
+    held.is_some_and(|held| held.link.package != "http" && node.shares.state().is_paused(&held.link.component))
 }
 
 /// Where a link can be reached, if it listens.
 fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
     match tech {
         Tech::Http => node.providers.http.url(id),
-        Tech::Nats | Tech::Embedded | Tech::Redis | Tech::Rabbitmq | Tech::Mqtt => None,
+        Tech::Nats | Tech::Embedded | Tech::Redis | Tech::Rabbitmq | Tech::Mqtt | Tech::Timer => None,
     }
 }
 

@@ -62,6 +62,9 @@ pub struct Embedded {
     grants: Mutex<BTreeMap<LinkId, Grant>>,
 }
 
+/// Stores of the node's own: no link may name one that begins so.
+const OWN_STORES: &str = "trellis/";
+
 /// What a granted link may use.
 #[derive(Clone)]
 enum Grant {
@@ -101,6 +104,11 @@ impl Embedded {
             }
             Err(why) => Err(why),
         }
+    }
+
+    /// Lets the node itself use a store of its own, `trellis/<name>`, which no link may name.
+    pub fn grant_own(&self, link: LinkId, name: &str) {
+        self.grants().insert(link, Grant::Store(format!("{OWN_STORES}{name}").into()));
     }
 
     fn grants(&self) -> MutexGuard<'_, BTreeMap<LinkId, Grant>> {
@@ -151,7 +159,7 @@ impl Provider for Embedded {
 
     async fn grant(&self, link: Link) -> Result<(), LinkError> {
         let grant = match link.package.as_str() {
-            "keyvalue" => Grant::Store(link.config.get("store").unwrap_or(link.component.app.as_str()).into()),
+            "keyvalue" => Grant::Store(store_name(&link)?.into()),
             "messaging" => Grant::Messaging(subject::filters(&link.config, "allowed_subjects")?.into()),
             _ => {
                 return Err(LinkError::Unsupported(format!(
@@ -206,6 +214,16 @@ impl Provider for Embedded {
     async fn drain(&self) {
         tokio::join!(self.durable.drain(), self.messaging.drain());
     }
+}
+
+/// The store that a link uses: the one it names, else its app's.
+fn store_name(link: &Link) -> Result<&str, LinkError> {
+    let name = link.config.get("store").unwrap_or(link.component.app.as_str());
+    if name.starts_with(OWN_STORES) {
+        let problem = format!("`{name}`: names that begin with `{OWN_STORES}` are the node's own; choose another");
+        return Err(LinkError::config("store", problem));
+    }
+    Ok(name)
 }
 
 fn no_such_capability(call: &Call) -> CallError {

@@ -48,8 +48,8 @@ pub(crate) struct Bucket {
     connection: Arc<Connection>,
     name: String,
     domain: Option<String>,
-    create: bool,
-    replicas: usize,
+    /// On how many servers it is made where there is none: the first of these that the system has. Empty: it is not made.
+    create: Vec<usize>,
     store: OnceCell<Store>,
     /// Why the bucket could not be opened when that was last tried.
     trouble: StdMutex<Option<String>>,
@@ -57,24 +57,36 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
+    /// A bucket of the lattice's own, which is made where there is none.
+    pub(crate) async fn own(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
+        let name = link.config.get("bucket").unwrap_or_default().to_owned();
+        Ok(Self::new(connections.get(link).await?, name, None, vec![3, 1]))
+    }
+
     /// Reads the link. A bucket that cannot be opened now is no error: each call tries again, and `health` says why.
     pub(crate) async fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
-        let bucket = Self {
-            name: name(config)?,
-            domain: domain(config)?,
-            create: flag(config, "create")? || flag(config, "enable_bucket_auto_create")?,
-            replicas: replicas(config)?,
-            connection: connections.get(link).await?,
-            store: OnceCell::new(),
-            trouble: StdMutex::default(),
-            stripes: std::array::from_fn(|_| Mutex::default()),
-        };
+        let creates = flag(config, "create")? || flag(config, "enable_bucket_auto_create")?;
+        let (name, domain, replicas) = (name(config)?, domain(config)?, replicas(config)?);
+        let create = if creates { vec![replicas] } else { vec![] };
+        let bucket = Self::new(connections.get(link).await?, name, domain, create);
         if bucket.connection.health().is_ok() {
             // What is wrong is kept for `health`, which is where people look.
             drop(bucket.connection.during(bucket.store()).await);
         }
         Ok(bucket)
+    }
+
+    fn new(connection: Arc<Connection>, name: String, domain: Option<String>, create: Vec<usize>) -> Self {
+        Self {
+            connection,
+            name,
+            domain,
+            create,
+            store: OnceCell::new(),
+            trouble: StdMutex::default(),
+            stripes: std::array::from_fn(|_| Mutex::default()),
+        }
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {
@@ -265,20 +277,24 @@ impl Bucket {
         match context.get_key_value(name).await {
             Ok(store) => Ok(store),
             Err(why) if !is_missing(&why) => Err(CallError::Unavailable(format!("bucket `{name}`: {why}"))),
-            Err(_) if !self.create => Err(CallError::NoSuch(format!(
+            Err(_) if self.create.is_empty() => Err(CallError::NoSuch(format!(
                 "bucket `{name}` (write `create: \"true\"` in the link's config to make it)"
             ))),
-            Err(_) => {
-                let config = kv::Config {
-                    bucket: name.clone(),
-                    num_replicas: self.replicas,
-                    history: 1,
-                    ..kv::Config::default()
-                };
-                let made = context.create_key_value(config).await;
-                made.map_err(|why| CallError::Unavailable(format!("bucket `{name}` could not be made: {why}")))
+            Err(_) => self.make(&context).await,
+        }
+    }
+
+    async fn make(&self, context: &jetstream::Context) -> Result<Store, CallError> {
+        let name = &self.name;
+        let mut refused = String::new();
+        for &num_replicas in &self.create {
+            let config = kv::Config { bucket: name.clone(), num_replicas, history: 1, ..kv::Config::default() };
+            match context.create_key_value(config).await {
+                Ok(store) => return Ok(store),
+                Err(why) => refused = why.to_string(),
             }
         }
+        Err(CallError::Unavailable(format!("bucket `{name}` could not be made: {refused}")))
     }
 
     fn stripe(&self, key: &str) -> &Mutex<()> {

@@ -82,6 +82,17 @@ impl Nats {
     pub fn new(options: Options) -> Self {
         Self { connections: Connections::new(options), links: Links::default() }
     }
+
+    /// Lets the node itself use a bucket of the lattice's, such as `TRELLIS_home_timers`: no link may name such a one. It is
+    /// made if need be, on three servers where there are so many.
+    ///
+    /// # Errors
+    /// As for [`Provider::grant`].
+    pub async fn grant_own(&self, link: Link) -> Result<(), LinkError> {
+        let bound = Bound::Bucket(Arc::new(Bucket::own(&self.connections, &link).await?));
+        self.links.bind(link.id, bound).await;
+        Ok(())
+    }
 }
 
 #[async_trait]

@@ -1,6 +1,7 @@
 //! Settles each message as its body says, through `trellis:messaging`, for the tests of the host. See [`act`] for the
 //! words. What came is written first: `seen/{body}` counts deliveries of a body, `last/{body}` holds subject, attempt
-//! and headers of the latest. In keys, `-` stands for whatever is no letter or digit: NATS takes few characters.
+//! and headers of the latest, `tick/{time}` counts starts of a timer's tick. In keys, `-` stands for whatever is no
+//! letter or digit: NATS takes few characters.
 
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ fn on_message(message: Message) -> Result<(), Refusal> {
     let store = Store::open_default()?;
     let body = message.text();
     store.increment(&key("seen", &body), 1)?;
+    if let Some(time) = message.header("trellis-tick-time") {
+        store.increment(&key("tick", time), 1)?;
+    }
     let headers: Vec<String> = message.headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let seen = format!("{} attempt={} {}", message.subject, message.attempt, headers.join(" "));
     store.set(&key("last", &body), seen.trim_end())?;

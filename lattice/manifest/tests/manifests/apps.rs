@@ -79,7 +79,7 @@ fn what_is_not_built_is_named() {
     assert_eq!(named[0].to_string(), "provider `wasmcloud.azurecr.io/ledblinky:0.0.1` of `ledblinky`");
     let aliases = BTreeMap::from([("keyvalue-redis".to_owned(), "trellis://embedded".to_owned())]);
     let sample = corpus("accepted").into_iter().find(|sample| sample.name == "http-keyvalue-counter.yaml").unwrap();
-    let parsed = parse_with(&sample.yaml, "app.yaml", &Options { image_aliases: aliases });
+    let parsed = parse_with(&sample.yaml, "app.yaml", &Options { image_aliases: aliases, ..Options::default() });
     assert!(parsed.app.unwrap().not_built().is_empty());
 }
 

@@ -1,13 +1,14 @@
-//! `trellis pause`: queues wake a component no more, until `trellis resume`.
+//! `trellis pause`: queues and timers wake a component no more, until `trellis resume`.
 
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::print;
 use crate::scope::Scope;
 
-/// Let queues wake a component no more
+/// Let queues and timers wake a component no more
 ///
-/// On every node of the lattice. Messages wait where they are; those in handlers end. A pause outlives new versions.
+/// On every node of the lattice. Messages wait where they are, and ticks are missed; those in handlers end. A pause outlives
+/// new versions.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   trellis pause orders/invoice")]
@@ -21,6 +22,6 @@ impl Pause {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         connection.open().pause(&self.of, true).await?;
         let of = &self.of;
-        Ok(print(&format!("{of} is paused: queues do not wake it until `trellis resume {of}`"))?)
+        Ok(print(&format!("{of} is paused: queues and timers do not wake it until `trellis resume {of}`"))?)
     }
 }

@@ -1,11 +1,11 @@
-//! `trellis resume`: queues wake a component again, whoever paused it.
+//! `trellis resume`: queues and timers wake a component again, whoever paused it.
 
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::print;
 use crate::scope::Scope;
 
-/// Let queues wake a component again
+/// Let queues and timers wake a component again
 ///
 /// Ends a pause by `trellis pause`, and one that a trigger made by itself because most messages failed.
 #[derive(Debug, clap::Args)]
@@ -20,6 +20,6 @@ pub(crate) struct Resume {
 impl Resume {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         connection.open().pause(&self.of, false).await?;
-        Ok(print(&format!("queues wake {} again", self.of))?)
+        Ok(print(&format!("queues and timers wake {} again", self.of))?)
     }
 }

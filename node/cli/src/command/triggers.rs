@@ -1,4 +1,4 @@
-//! `trellis triggers`: how the queues go that wake components, once or as a live table.
+//! `trellis triggers`: how the queues and timers go that wake components, once or as a live table.
 
 use std::io::{IsTerminal as _, stdout};
 use std::time::Duration;
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Clears a terminal and goes to its first line.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// Show the queues that wake components
+/// Show the queues and timers that wake components
 ///
 /// Waiting messages and the age of the oldest, messages in handlers, outcomes since the nodes started, dead letters, and
 /// how long messages wait and handlers take on average.
@@ -49,7 +49,7 @@ impl Triggers {
 
 fn render(status: &TriggersStatus) -> String {
     if status.triggers.is_empty() {
-        return "no queue wakes a component".into();
+        return "no queue and no timer wakes a component".into();
     }
     let heading = [
         "COMPONENT",

@@ -49,6 +49,7 @@ mod scripted;
 mod secrets;
 mod telemetry;
 mod tidy;
+mod timers;
 mod trellis;
 mod triggers;
 mod trouble;

@@ -31,6 +31,7 @@ const KNOWN_BY: &[(&str, &[&str])] = &[
     ("redis", &["providers/redis"]),
     ("lapin", &["providers/rabbitmq"]),
     ("rumqttc", &["providers/mqtt"]),
+    ("croner", &["providers/timer"]),
     ("redb", &["lattice/raft", "node/daemon", "providers/embedded"]),
     ("axum", &["node/daemon"]),
     ("oci-client", &["node/daemon"]),

@@ -61,7 +61,7 @@ fn a_person_pauses_a_component_and_resumes_it() {
     until(&node, "one is handled", |trigger| trigger["outcomes"]["ack"] == 1);
     assert_eq!(
         node.trellis(&["pause", "post/worker"]).ok(),
-        "post/worker is paused: queues do not wake it until `trellis resume post/worker`\n"
+        "post/worker is paused: queues and timers do not wake it until `trellis resume post/worker`\n"
     );
     node.trellis(&["pause", "post/nobody"]).failed(1);
     for body in ["fine 2", "fine 3"] {
@@ -79,7 +79,7 @@ fn a_person_pauses_a_component_and_resumes_it() {
     let node = Node::start_in(&data_dir, &[]);
     let paused = until(&node, "two still wait", |trigger| trigger["waiting"] == 2);
     assert_eq!(paused["state"], "paused");
-    assert_eq!(node.trellis(&["resume", "post/worker"]).ok(), "queues wake post/worker again\n");
+    assert_eq!(node.trellis(&["resume", "post/worker"]).ok(), "queues and timers wake post/worker again\n");
     let done = until(&node, "both are handled", |trigger| trigger["outcomes"]["ack"] == 2);
     assert_eq!(done["state"], "running");
     let table = node.trellis(&["triggers"]).ok();

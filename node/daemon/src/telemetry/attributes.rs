@@ -35,10 +35,10 @@ pub(crate) const fn system(tech: Tech) -> &'static str {
     match tech {
         Tech::Http => "http",
         Tech::Nats => "nats",
-        Tech::Embedded => "trellis",
         Tech::Redis => "redis",
         Tech::Rabbitmq => "rabbitmq",
         Tech::Mqtt => "mqtt",
+        Tech::Embedded | Tech::Timer => "trellis",
     }
 }
 

@@ -583,6 +583,8 @@ async fn what_is_not_offered_is_refused_by_name() {
     assert!(matches!(&http, LinkError::Unsupported(why) if why.contains("wasi:http")), "{http:?}");
     let nothing = refused(link("orders", "a", "messaging", &[])).await;
     assert!(matches!(&nothing, LinkError::Config { key, .. } if key == "subject"), "{nothing:?}");
+    let own = provider.grant(link("orders", "a", "keyvalue", &[("store", "trellis/timers")])).await.unwrap_err();
+    assert!(matches!(&own, LinkError::Config { key, .. } if key == "store"), "the node's own stores: {own:?}");
     let blobs = provider.grant(link("orders", "a", "blobstore", &[])).await.unwrap_err();
     assert!(matches!(&blobs, LinkError::Unsupported(why) if why.contains("wasi:blobstore")), "{blobs:?}");
 }
