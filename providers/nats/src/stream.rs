@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use async_nats::StatusCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, pull};
 use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
@@ -29,7 +30,7 @@ use trellis_provider::delivery::{
     Trouble,
 };
 use trellis_provider::{LinkError, Permits};
-use trellis_wire::{ComponentKey, Delivery, Link, Message, pattern};
+use trellis_wire::{CallError, ComponentKey, Delivery, Link, Message, pattern};
 
 use crate::config::{self, Allowed};
 use crate::connection::{Connection, Connections};
@@ -40,8 +41,8 @@ use crate::letters::{self, Letters};
 const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// How long a new link waits to learn whether its consumer can be used.
 const BIND_WAIT: Duration = Duration::from_secs(3);
-/// How often an idle stream is asked for news. JetStream tells nobody that there is something, without giving it out.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long the server keeps the question of an idle link whether there is something.
+const LOOK_MAX: Duration = Duration::from_secs(30);
 /// Messages given out or waiting for their next try, in the whole consumer.
 const ACK_PENDING_MAX: i64 = 100_000;
 
@@ -57,7 +58,7 @@ impl Streamed {
     pub(crate) async fn begin(connections: &Connections, link: Link, permits: Permits) -> Result<Self, LinkError> {
         let wanted = Wanted::read(&link)?;
         let connection = connections.get(&link).await?;
-        let pulled = Pulled::new(&connection, wanted, link.component.to_string());
+        let pulled = Pulled::new(connection.clone(), wanted, link.component.to_string());
         let engine = Engine::new(link.id, pulled, permits, link.delivery)?;
         if let Ok(Err(Unbound::Differs(why))) = tokio::time::timeout(BIND_WAIT, engine.queue().consumer()).await {
             return Err(LinkError::config("consumer", why));
@@ -216,7 +217,7 @@ type Bound = Arc<Consumer<pull::Config>>;
 /// A stream as the engine of one link sees it.
 struct Pulled {
     context: Context,
-    client: async_nats::Client,
+    connection: Arc<Connection>,
     wanted: Wanted,
     component: String,
     /// Forgotten whenever something fails, and found anew.
@@ -246,16 +247,16 @@ struct Claiming {
 }
 
 impl Pulled {
-    fn new(connection: &Connection, wanted: Wanted, component: String) -> Self {
+    fn new(connection: Arc<Connection>, wanted: Wanted, component: String) -> Self {
         let client = connection.client.clone();
         let mut context = match &wanted.domain {
-            Some(domain) => jetstream::with_domain(client.clone(), domain),
-            None => jetstream::new(client.clone()),
+            Some(domain) => jetstream::with_domain(client, domain),
+            None => jetstream::new(client),
         };
         context.set_timeout(REQUEST_MAX);
         let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone());
         let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
-        Self { context, client, wanted, component, bound, pending, ledger }
+        Self { context, connection, wanted, component, bound, pending, ledger }
     }
 
     /// The consumer, found or made.
@@ -320,6 +321,23 @@ impl Pulled {
     fn failed(&self, doing: &str, why: impl std::fmt::Display) -> Trouble {
         *self.bound.lock().expect("nothing panics while it holds the consumer") = None;
         format!("{doing} stream `{}`: {why}", self.wanted.stream)
+    }
+
+    /// Waits until there is a message for the consumer, new or due again, for at most [`LOOK_MAX`]. It is not given out: a
+    /// pull of one byte is too small for any message, and the server says so as soon as there is one.
+    async fn look(&self, consumer: &Consumer<pull::Config>) -> Result<bool, CallError> {
+        let unavailable = |why: &dyn std::fmt::Display| CallError::Unavailable(why.to_string());
+        let (client, inbox) = (&self.connection.client, self.connection.client.new_inbox());
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|why| unavailable(&why))?;
+        let one_byte = pull::BatchConfig { batch: 1, max_bytes: 1, expires: Some(LOOK_MAX), ..Default::default() };
+        consumer.request_batch(one_byte, inbox.into()).await.map_err(|why| unavailable(&why))?;
+        let answer = tokio::time::timeout(LOOK_MAX + REQUEST_MAX, answers.next()).await;
+        let Ok(Some(answer)) = answer else { return Err(unavailable(&"the server does not answer")) };
+        match (answer.status, answer.description.as_deref().unwrap_or_default()) {
+            (Some(StatusCode::REQUEST_TERMINATED), "Message Size Exceeds MaxBytes") => Ok(true),
+            (Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND), _) => Ok(false),
+            (status, said) => Err(unavailable(&format!("{} {said}", status.map_or(0, |status| status.as_u16())))),
+        }
     }
 
     async fn claimed(&self, message: jetstream::Message) -> Result<Claimed<Claim>, Trouble> {
@@ -420,15 +438,8 @@ impl Queue for Pulled {
         }
         loop {
             let consumer = self.consumer().await?;
-            let info = consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
-            let pending = usize::try_from(info.num_pending).unwrap_or(PULL_MAX);
-            if pending > 0 {
-                return Ok(pending);
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-            // Among what was given out may be something that is due again, which the server does not tell.
-            if info.num_ack_pending > 0 {
-                return Ok(info.num_ack_pending.min(PULL_MAX));
+            if self.connection.during(self.look(&consumer)).await.map_err(|why| self.failed("looking at", why))? {
+                return Ok(1);
             }
         }
     }
@@ -520,7 +531,7 @@ impl Pulled {
     fn letters(&self) -> Letters<'_> {
         Letters {
             context: &self.context,
-            client: &self.client,
+            client: &self.connection.client,
             stream: &self.wanted.stream,
             consumer: &self.wanted.consumer,
             component: &self.component,
@@ -588,9 +599,9 @@ mod tests {
         async fn queue(&self, name: &str) -> Pulled {
             let link = Self::link(name);
             let connection = self.connections.get(&link).await.unwrap();
-            let pulled = Pulled::new(&connection, Wanted::read(&link).unwrap(), link.component.to_string());
+            let pulled = Pulled::new(connection, Wanted::read(&link).unwrap(), link.component.to_string());
             while pulled.consumer().await.is_err() {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
             pulled
         }
