@@ -33,7 +33,7 @@ use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_suc
 use trellis_wire::{Answer, Call, CallError, Link, LinkId};
 
 use crate::config::{Wakes, Wanted};
-use crate::ticks::Ticks;
+use crate::ticks::{Health, Ticks};
 
 /// The provider. One value serves every timer of a node.
 #[derive(Debug)]
@@ -52,12 +52,15 @@ pub fn check(link: &Link) -> Result<(), LinkError> {
 
 /// What a link has become: a timer that ticks.
 #[derive(Debug, Clone)]
-struct Bound(Arc<Running>);
+struct Bound {
+    running: Arc<Running>,
+    health: Health,
+}
 
 #[async_trait]
 impl trellis_provider::Bound for Bound {
     async fn end(&self) {
-        self.0.end().await;
+        self.running.end().await;
     }
 }
 
@@ -80,8 +83,9 @@ impl Provider for Timer {
             Wakes::Run { args } => run::as_runs(permits, args.clone()),
         };
         let ticks = Ticks::new(self.ledger.clone(), &link, wanted, permits.lease());
+        let health = ticks.health();
         let engine = Engine::new(link.id, ticks, permits, link.delivery)?;
-        self.links.bind(id, Bound(Arc::new(Running::begin(engine)))).await;
+        self.links.bind(id, Bound { running: Arc::new(Running::begin(engine)), health }).await;
         Ok(())
     }
 
@@ -98,11 +102,13 @@ impl Provider for Timer {
     }
 
     fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
-        self.links.get(link).ok().map(|bound| bound.0.trigger())
+        self.links.get(link).ok().map(|bound| bound.running.trigger())
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
-        self.links.get(link)?.0.progress().health()
+        let Bound { running, health } = self.links.get(link)?;
+        health.lock().expect("nothing panics while it holds the health").clone()?;
+        running.progress().health()
     }
 
     async fn drain(&self) {

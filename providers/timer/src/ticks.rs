@@ -1,9 +1,10 @@
 //! A timer as a queue of ticks, for the engine of delivery: what [`Marks`] decides, carried out on the ledger.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use tokio::time::sleep;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Settlement, Standing, Trouble,
 };
@@ -24,6 +25,8 @@ const ID: &str = "trellis-tick-id";
 /// How often a timer looks at the clock and into the ledger anyway: the one may have been set, and by the other a person
 /// may have had a tick start again, from whatever node.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How soon it looks again where the ledger did not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Characters of a timer's key that tell its ticks from those of others at the same time.
 const TICK_KEY_CHARS: usize = 8;
 /// A clock that has gained more than this was set, in milliseconds.
@@ -36,20 +39,62 @@ pub(crate) struct Ticks {
     key: String,
     component: String,
     wanted: Wanted,
+    /// Whoever changes an entry: those of one node take turns, so that only another node's write can come before.
+    turn: tokio::sync::Mutex<()>,
     lease: Option<Lease>,
     /// The marks as they were last read or written under one grant of the lease, so that no tick needs a look before its
     /// time.
     known: Mutex<(Option<Token>, Option<Marks>)>,
     /// Both clocks when they were last compared: one of them cannot be set.
     clocks: Mutex<(Instant, u64)>,
+    health: Health,
 }
+
+/// Whether a timer can look into its ledger, or why not, for people.
+pub(crate) type Health = Arc<Mutex<Result<(), Trouble>>>;
 
 impl Ticks {
     pub(crate) fn new(ledger: Ledger, link: &Link, wanted: Wanted, lease: Option<Lease>) -> Self {
         let key = Uuid::new_v5(&Uuid::NAMESPACE_OID, link.id.to_string().as_bytes()).simple().to_string();
         let component = link.component.to_string();
         let (known, clocks) = (Mutex::default(), Mutex::new((Instant::now(), now_ms())));
-        Self { ledger, key, component, wanted, lease, known, clocks }
+        let health = Arc::new(Mutex::new(Err("the ledger of timers has not answered yet".into())));
+        Self { ledger, key, component, wanted, turn: Default::default(), lease, known, clocks, health }
+    }
+
+    /// How it goes.
+    pub(crate) fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    fn tell(&self, health: Result<(), Trouble>) {
+        *self.health.lock().expect("nothing panics while it holds the health") = health;
+    }
+
+    fn is_well(&self) -> bool {
+        self.health.lock().expect("nothing panics while it holds the health").is_ok()
+    }
+
+    /// Looks once: how many ticks are due, or none after a wait until there may be some.
+    async fn look(&self) -> Result<usize, Trouble> {
+        if !self.is_well() {
+            self.ledger.read::<Marks>(&self.key).await?;
+            self.tell(Ok(()));
+        }
+        self.at_work().await;
+        self.compare_clocks().await?;
+        let (marks, now) = (self.seen().await?, now_ms());
+        let (due, next) = marks.outlook(self.rules(), now);
+        if due == 0 {
+            match next.map(|next| Duration::from_millis(next - now)).filter(|wait| *wait < LOOK_EVERY) {
+                Some(wait) => sleep(wait).await,
+                None => {
+                    sleep(LOOK_EVERY).await;
+                    self.known().1 = None;
+                }
+            }
+        }
+        Ok(due)
     }
 
     fn rules(&self) -> &Rules {
@@ -58,6 +103,7 @@ impl Ticks {
 
     /// Changes the marks in the ledger; a timer that has none begins now.
     async fn change<T>(&self, change: impl Fn(&mut Marks, u64) -> T) -> Result<T, Trouble> {
+        let _turn = self.turn.lock().await;
         let begin = || Marks::begin(self.rules(), now_ms());
         let (marks, came_to) = self.ledger.change(&self.key, begin, |marks| change(marks, now_ms())).await?;
         self.known().1 = Some(marks);
@@ -118,6 +164,7 @@ impl Ticks {
     }
 
     async fn change_letters<T>(&self, change: impl Fn(&mut Letters) -> T) -> Result<T, Trouble> {
+        let _turn = self.turn.lock().await;
         self.ledger.change(&self.letters_key(), Letters::default, change).await.map(|(_, came_to)| came_to)
     }
 
@@ -188,18 +235,13 @@ impl Queue for Ticks {
 
     async fn ready(&self) -> Result<usize, Trouble> {
         loop {
-            self.at_work().await;
-            self.compare_clocks().await?;
-            let (marks, now) = (self.seen().await?, now_ms());
-            let (due, next) = marks.outlook(self.rules(), now);
-            if due > 0 {
-                return Ok(due);
-            }
-            match next.map(|next| Duration::from_millis(next - now)).filter(|wait| *wait < LOOK_EVERY) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => {
-                    tokio::time::sleep(LOOK_EVERY).await;
-                    self.known().1 = None;
+            match self.look().await {
+                Ok(0) => {}
+                Ok(due) => return Ok(due),
+                // The engine would tell of it until a tick was pulled, which may be in a year.
+                Err(why) => {
+                    self.tell(Err(why));
+                    sleep(LOOK_AGAIN).await;
                 }
             }
         }

@@ -257,6 +257,30 @@ fn three_nodes_start_each_tick_once_also_when_the_one_that_has_the_lease_dies() 
 }
 
 #[test]
+fn a_nats_without_jetstream_is_named_by_the_timers_that_need_it() {
+    let nats = NatsServer::start(false);
+    let node = node(&nats, &DataDir::new(), 1, &["--bootstrap"]);
+    let said = node.deploy_with(&clock("embedded", &[each_second()]), &["--wait", "5s"]).failed(1);
+    assert!(said.contains("the ledger of timers") && said.contains("JetStream"), "{said}");
+}
+
+#[test]
+fn a_timer_stands_still_while_its_ledger_is_away_and_goes_on_with_it() {
+    let mut nats = NatsServer::start(true);
+    let node = node(&nats, &DataDir::new(), 1, &["--bootstrap"]);
+    node.deploy(&clock("embedded", &[each_second()]));
+    until_noted(&node, 3);
+    nats.kill();
+    eventually("it says so", || (node.status("clock")["state"] != "ready").then_some(()));
+    sleep(Duration::from_secs(3));
+    let away = noted(&node).len();
+    nats.restart();
+    let repeats = repeats(&until_noted(&node, away + 6));
+    assert!(repeats <= 1, "{repeats} ticks started twice");
+    node.until_ready("clock");
+}
+
+#[test]
 fn a_timer_that_cannot_tick_is_refused_where_it_stands() {
     let node = Node::start(&[]);
     for (config, said) in [
