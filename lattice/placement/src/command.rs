@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId, frame};
 
-use crate::{Delta, LeaseMoves, NodeFacts, Release, TrustChange};
+use crate::{COMMAND_BYTES_MAX, Delta, LeaseMoves, NodeFacts, Part, Release, TrustChange};
 
 /// The longest entry the log takes, in bytes. One that does not fit a message would be sent again for ever.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
@@ -118,6 +118,8 @@ pub enum Command {
         /// Whether it is to pause.
         on: bool,
     },
+    /// One part of a command that is too long for one entry.
+    Part(Part),
 }
 
 impl Entry {
@@ -126,13 +128,18 @@ impl Entry {
         frame::encode(self).len()
     }
 
-    /// Checks that it fits the log. The daemon calls this before it proposes.
+    /// Whether the log takes it as one entry.
+    pub fn fits(&self) -> bool {
+        self.encoded_len() <= ENTRY_BYTES_MAX - ENTRY_ENVELOPE_BYTES
+    }
+
+    /// Checks that the log takes it, in parts if need be.
     ///
     /// # Errors
     /// It is too large; the text says what to do about it.
     pub fn check_size(&self) -> Result<(), EntryTooLarge> {
-        let bytes = self.encoded_len();
-        if bytes <= ENTRY_BYTES_MAX - ENTRY_ENVELOPE_BYTES {
+        let bytes = frame::encode(&self.command).len();
+        if bytes <= COMMAND_BYTES_MAX {
             return Ok(());
         }
         let what = match &self.command {
@@ -147,9 +154,8 @@ impl Entry {
 /// A command does not fit the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{what} too large for the lattice's log: {bytes} bytes, at most {} are taken; move large config values into files \
-     or a store, or divide the app",
-    ENTRY_BYTES_MAX - ENTRY_ENVELOPE_BYTES
+    "{what} too large for the lattice's log: {bytes} bytes, at most {COMMAND_BYTES_MAX} are taken; move large config \
+     values into files or a store, or divide the app"
 )]
 pub struct EntryTooLarge {
     /// What is too large, with its verb.

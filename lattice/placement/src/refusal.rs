@@ -156,4 +156,7 @@ pub enum Refusal {
     /// The delta gives out permits that others may use, or that nobody asks for any more.
     #[error("the delta gives out permits of {0} that are not free; plan again")]
     NoSuchPermits(ComponentKey),
+    /// Not all parts of a command are there, or they make none.
+    #[error("parts of the command were lost because others came between; try it again")]
+    PartMissing,
 }

@@ -10,7 +10,7 @@ use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, Lattice
 use crate::rollout::Want;
 use crate::{
     Applied, Command, Configs, Delta, Entry, Holding, Leases, Node, NodeFacts, Plan, Refusal, Release, StoredConfig,
-    Trust, Versions,
+    Trust, Unfinished, Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -34,6 +34,10 @@ pub struct State {
     pub(crate) leases: Leases,
     /// Components that queues do not wake, because a person says so.
     pub(crate) paused: BTreeSet<ComponentKey>,
+    /// Commands that are half told. A snapshot has them beside the state, and only where there are any: so builds that do
+    /// not know of them read every other.
+    #[serde(skip)]
+    pub(crate) unfinished: Arc<Unfinished>,
 }
 
 impl State {
@@ -54,7 +58,7 @@ impl State {
     }
 
     /// One arm per command. An arm that refuses has changed nothing.
-    fn change(&mut self, entry: &Entry) -> Result<Applied, Refusal> {
+    pub(crate) fn change(&mut self, entry: &Entry) -> Result<Applied, Refusal> {
         match &entry.command {
             Command::Found { lattice, name } => self.found(*lattice, name),
             Command::Join(facts) => self.join(facts),
@@ -80,6 +84,7 @@ impl State {
             Command::Rollback { app, version } => self.roll_back(app, version.as_deref(), entry.at_ms),
             Command::Lease(moves) => Ok(self.move_leases(moves)),
             Command::Pause { component, on } => self.pause(component, *on),
+            Command::Part(part) => self.take_part(entry, part),
         }
     }
 

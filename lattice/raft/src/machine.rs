@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use openraft::storage::RaftStateMachine;
 use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder};
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use trellis_placement::{Applied, State};
 use uuid::Uuid;
@@ -18,6 +19,8 @@ use crate::types::{LogEntry, LogId, Membership, Snapshot, SnapshotMeta, StorageE
 
 /// How a snapshot is written: a byte that says so, then the state in postcard.
 const SNAPSHOT_FORMAT: u8 = 2;
+/// The same, then the commands that are half told. Only where there are any, so that older builds read all others.
+const SNAPSHOT_FORMAT_HALF_TOLD: u8 = 3;
 
 /// The state after an entry, and what openraft wants to know beside it.
 #[derive(Clone, Default)]
@@ -106,7 +109,9 @@ impl RaftStateMachine<Types> for Machine {
         let subject = || ErrorSubject::Snapshot(Some(meta.signature()));
         let state = decode_snapshot(&body)
             .map_err(|why| failed(subject(), ErrorVerb::Read, &self.store.damaged(format!("a snapshot: {why}"))))?;
+        let (index, bytes) = (meta.last_log_id.map(|last| last.index), body.len());
         write_snapshot(&self.store, meta, body).await.map_err(|why| failed(subject(), ErrorVerb::Write, &why))?;
+        tracing::info!(index, bytes, "began from a snapshot");
         self.now =
             Point { state: Arc::new(state), applied: meta.last_log_id, membership: meta.last_membership.clone() };
         self.publish();
@@ -142,19 +147,33 @@ impl RaftSnapshotBuilder<Types> for Builder {
 }
 
 pub(crate) fn encode_snapshot(state: &State) -> Vec<u8> {
-    postcard::to_extend(state, vec![SNAPSHOT_FORMAT]).expect("the state is plain data, which postcard can always write")
+    let written = match state.unfinished() {
+        none if none.is_empty() => postcard::to_extend(state, vec![SNAPSHOT_FORMAT]),
+        some => postcard::to_extend(&(state, some), vec![SNAPSHOT_FORMAT_HALF_TOLD]),
+    };
+    written.expect("the state is plain data, which postcard can always write")
 }
 
 /// Reads a snapshot, which may come from a peer.
 pub(crate) fn decode_snapshot(body: &[u8]) -> Result<State, String> {
     match body.split_first() {
-        Some((&SNAPSHOT_FORMAT, rest)) => match postcard::take_from_bytes(rest) {
-            Ok((state, [])) => Ok(state),
-            Ok((_, left)) => Err(format!("the snapshot has {} bytes too many", left.len())),
-            Err(why) => Err(format!("the snapshot is malformed: {why}")),
-        },
-        Some((format, _)) => Err(format!("the snapshot has format {format}; this build reads {SNAPSHOT_FORMAT}")),
+        Some((&SNAPSHOT_FORMAT, rest)) => decode(rest),
+        Some((&SNAPSHOT_FORMAT_HALF_TOLD, rest)) => {
+            decode(rest).map(|(state, unfinished): (State, _)| state.resuming(unfinished))
+        }
+        Some((format, _)) => {
+            let known = SNAPSHOT_FORMAT_HALF_TOLD;
+            Err(format!("the snapshot has format {format}; this build reads {SNAPSHOT_FORMAT} and {known}"))
+        }
         None => Err("the snapshot is empty".into()),
+    }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((whole, [])) => Ok(whole),
+        Ok((_, left)) => Err(format!("the snapshot has {} bytes too many", left.len())),
+        Err(why) => Err(format!("the snapshot is malformed: {why}")),
     }
 }
 

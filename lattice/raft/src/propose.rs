@@ -8,7 +8,7 @@ use std::time::Duration;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError as PeerError};
 use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::BusError;
-use trellis_placement::{Applied, Entry, EntryTooLarge};
+use trellis_placement::{Applied, Entry, EntryTooLarge, TooOld};
 use trellis_trust::Distrust;
 use trellis_wire::{LatticeId, NodeId};
 
@@ -29,6 +29,9 @@ pub enum ProposeError {
     /// It can never be committed.
     #[error(transparent)]
     TooLarge(#[from] EntryTooLarge),
+    /// A member would not know it. Nothing was sent.
+    #[error(transparent)]
+    TooOld(#[from] TooOld),
     /// This node has too many commands under way. Nothing was sent.
     #[error("{PROPOSALS_WAITING_MAX} commands wait already; try again later")]
     Busy,
@@ -70,12 +73,26 @@ impl ProposeError {
 }
 
 impl Raft {
-    /// Commits a command, through the leader wherever it is, and says what came of it.
+    /// Commits a command, through the leader wherever it is, and says what came of it. One that is too long for an entry
+    /// of the log goes there in parts, one after the other.
     ///
     /// # Errors
-    /// After `Timing::propose_wait` at the latest.
+    /// After `Timing::propose_wait` for each entry at the latest.
     pub async fn propose(&self, entry: Entry) -> Result<Applied, ProposeError> {
-        entry.check_size()?;
+        let state = self.state().borrow().clone();
+        state.check_level(&entry)?;
+        let mut outcome = Applied::Unchanged;
+        for part in entry.into_parts()? {
+            state.check_level(&part)?;
+            outcome = self.commit(part).await?;
+            if matches!(outcome, Applied::Refused(_)) {
+                break;
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn commit(&self, entry: Entry) -> Result<Applied, ProposeError> {
         let deadline = Instant::now() + self.timing().propose_wait;
         match self.ask_leader(|| Ask::Propose(entry.clone()), deadline).await? {
             Answer::Proposed(applied) => Ok(applied),

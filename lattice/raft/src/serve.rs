@@ -142,7 +142,11 @@ impl Server {
             Ask::Vote(request) => self.raft.vote(request).await.map(Answer::Vote).map_err(|why| stopped(&why)),
             Ask::Snapshot(request) => self.take_chunk(request).await,
             Ask::Propose(entry) => {
-                entry.check_size().map_err(|why| Refusal::Malformed(why.to_string()))?;
+                if !entry.fits() {
+                    return Err(Refusal::Malformed(format!("an entry of {} bytes", entry.encoded_len())));
+                }
+                let state = self.network.state.borrow().clone();
+                state.check_level(&entry).map_err(|why| Refusal::Malformed(why.to_string()))?;
                 Ok(lead(&self.raft, Ask::Propose(entry)).await)
             }
             Ask::Barrier => Ok(lead(&self.raft, Ask::Barrier).await),

@@ -2,9 +2,11 @@
 //! and all of it is said at once.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use trellis_manifest::{App, Image, Parsed, Severity, Tech};
 use trellis_placement::{Applied, Command, Release, Versions};
+use trellis_raft::ProposeError;
 use trellis_sandbox::{Inspection, Need, Wake};
 use trellis_wire::{ComponentName, Digest};
 
@@ -68,7 +70,10 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
             _ => Ok(reply),
         };
     }
-    let applied = proposal::commit(&node.raft, entry).await.map_err(|why| DeployError::Unavailable(why.to_string()))?;
+    let applied = proposal::commit(&node.raft, entry).await.map_err(|why| match why {
+        ProposeError::TooOld(why) => DeployError::Conflict(why.to_string()),
+        why => DeployError::Unavailable(why.to_string()),
+    })?;
     reply.outcome = match applied {
         Applied::Refused(why) => return Err(DeployError::Conflict(why.to_string())),
         Applied::Unchanged => "unchanged".into(),
@@ -177,11 +182,17 @@ async fn check_components(
     artifacts: Vec<(&ComponentName, &Digest)>,
 ) -> Result<(), DeployError> {
     let mut problems = Vec::new();
+    // Many components may be of one artifact.
+    let mut inspected = BTreeMap::new();
     for (name, digest) in artifacts {
-        match inspect(node, *digest).await {
+        let inspection = match inspected.entry(digest) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(inspect(node, *digest).await),
+        };
+        match inspection {
             Ok(inspection) => {
-                problems.extend(missing_links(app, name, &inspection));
-                problems.extend(deaf_links(app, name, &inspection));
+                problems.extend(missing_links(app, name, inspection));
+                problems.extend(deaf_links(app, name, inspection));
             }
             Err(why) => problems.push(format!("{name}: {why}")),
         }

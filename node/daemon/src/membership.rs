@@ -619,6 +619,7 @@ async fn admit(
             Some(why.to_string())
         })?;
     }
+    state.check_newcomer(&facts).map_err(|why| Some(why.to_string()))?;
     let (id, name) = (facts.id, facts.name.clone());
     match node.raft.propose(proposal::entry(Command::Join(facts))).await {
         Ok(Applied::Refused(why)) => Err(Some(why.to_string())),
@@ -655,6 +656,7 @@ pub(crate) fn facts(options: &Options, id: NodeId, key: NodeKey) -> NodeFacts {
         ("hostcore.osfamily".into(), family.into()),
     ]);
     labels.extend(options.labels.clone());
+    NodeFacts::announce_level(&mut labels);
     NodeFacts {
         id,
         name,

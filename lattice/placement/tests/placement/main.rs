@@ -5,6 +5,7 @@
 mod happenings;
 mod lattice;
 mod leases;
+mod parts;
 mod properties;
 mod simulation;
 mod transcripts;

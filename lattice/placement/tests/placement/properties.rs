@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use trellis_manifest::{Scaler, Spread};
 use trellis_placement::{Applied, Command, Entry, Holding, State, Verdict, plan};
-use trellis_wire::{AppName, ComponentKey, Config, NodeId};
+use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::lattice::{Lattice, component, facts, node_id, release, scaler};
 
@@ -273,7 +273,7 @@ fn a_large_lattice_is_placed_in_deltas_that_fit_the_log() {
     while let Some(delta) = plan(&lattice.state) {
         let id = format!("00000000-0000-0000-0001-{deltas:012x}").parse().unwrap();
         let entry = Entry { id, at_ms: 0, command: Command::Plan(delta) };
-        entry.check_size().unwrap();
+        assert!(entry.fits());
         assert_eq!(lattice.state.apply(&entry), Applied::Done);
         assert_eq!(lattice.state.apply(&entry), Applied::Repeated);
         deltas += 1;
@@ -287,13 +287,4 @@ fn a_large_lattice_is_placed_in_deltas_that_fit_the_log() {
     let most = held_by.values().copied().max().unwrap();
     assert_eq!(lattice.state.assigned(node_id(7)).components.len(), held_by[&node_id(7)]);
     assert!(most < 60, "20,000 permits over 1,000 nodes leave no node with {most}");
-}
-
-#[test]
-fn an_entry_that_does_not_fit_the_log_says_what_to_do() {
-    let values = Config::from_iter([("certificates", "x".repeat(61 * 1024))]);
-    let command = Command::PutConfig { name: "tls".into(), values };
-    let id = "00000000-0000-0000-0000-000000000001".parse().unwrap();
-    let refused = Entry { id, at_ms: 0, command }.check_size().unwrap_err();
-    assert!(refused.to_string().starts_with("config `tls` is too large for the lattice's log"), "{refused}");
 }

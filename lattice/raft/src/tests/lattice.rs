@@ -172,13 +172,15 @@ async fn a_fresh_learner_gets_a_snapshot_in_chunks() {
     for n in 0..100 {
         raft.propose(marked(n, &value)).await.unwrap();
     }
+    // One that takes many entries.
+    assert_eq!(raft.propose(marked(100, &"w".repeat(400_000))).await, Ok(Applied::Done));
     let purged = raft.openraft().wait(Some(PATIENCE)).metrics(|now| now.purged.is_some(), "a purge").await.unwrap();
     assert!(purged.purged.unwrap().index > 30, "the beginning of the log is gone");
 
     let learner = open(lattice.options(2)).await.unwrap();
     assert!(!learner.is_initialized().await.unwrap());
     raft.add_learner(node(2), Member { host: "fresh".into() }).await.unwrap();
-    state_where(&learner, "all marks on the learner", |state| missing_marks(state, 0..100).is_empty()).await;
+    state_where(&learner, "all marks on the learner", |state| missing_marks(state, 0..101).is_empty()).await;
     assert!(learner.openraft().metrics().borrow().snapshot.is_some(), "it came as a snapshot");
     raft.read_barrier().await.unwrap();
     learner.read_barrier().await.unwrap();
@@ -191,9 +193,10 @@ async fn a_fresh_learner_gets_a_snapshot_in_chunks() {
     learner.shutdown().await;
     raft.propose(mark(200)).await.unwrap();
     let learner = open(lattice.options(2)).await.unwrap();
-    assert_eq!(missing_marks(&learner.state().borrow(), 0..100), [] as [u128; 0]);
+    assert_eq!(missing_marks(&learner.state().borrow(), 0..101), [] as [u128; 0]);
     all_marked(&[&learner], 200).await;
     assert_eq!(learner.propose(mark(201)).await, Ok(Applied::Done), "a learner's command reaches the leader");
+    assert_eq!(learner.propose(marked(202, &"x".repeat(300_000))).await, Ok(Applied::Done), "so does a long one");
     let why = learner.add_learner(node(3), Member::default()).await.unwrap_err();
     assert_eq!(why, MembershipError::NotLeader(Some(node(1))));
     learner.shutdown().await;
@@ -218,7 +221,7 @@ async fn without_a_leader_a_proposer_is_told_in_time() {
 async fn a_command_too_large_for_the_log_is_refused_by_name() {
     let lattice = Lattice::new(1);
     let raft = &lattice.voters().await[0];
-    let why = raft.propose(marked(1, &"v".repeat(64 * 1024))).await.unwrap_err();
+    let why = raft.propose(marked(1, &"v".repeat(1024 * 1024))).await.unwrap_err();
     assert!(matches!(why, ProposeError::TooLarge(_)), "{why}");
     assert!(why.to_string().contains("config `mark-1`"), "{why}");
     assert!(!why.is_retryable());

@@ -9,7 +9,7 @@
 //! `secrets` is what is told to guests and providers and to nobody else.
 //! `lattice` is many nodes at once: they join, serve for each other, die and come back; `rollouts` is what new versions
 //! do on them, `leases` what runs once among them, what is told of them, and who follows from outside the log; `recovery`
-//! what is left when much is lost. `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
+//! what is left when much is lost; `large_apps` what is too long for an entry of the log. `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
 //! their cable or their disk, and get more work than they can do; `hostile` is what strangers send them, `mixed` an older
 //! version among them, `guide` the guide of `deploy/nats`.
 //! `trust` is who is kept out of a lattice, `roles` the tokens and TLS of the admin API.
@@ -31,6 +31,7 @@ mod guide;
 mod hostile;
 mod http_clients;
 mod inspect;
+mod large_apps;
 mod lattice;
 mod leases;
 mod load;

@@ -10,6 +10,7 @@ use trellis_bus::testing::NatsServer;
 
 use crate::apps::{eventually, hello, image};
 use crate::client::get;
+use crate::large_apps;
 use crate::lattice::{held_by, id, known, of, under_load};
 use crate::node::{DataDir, Node};
 use crate::trellis::command;
@@ -57,6 +58,12 @@ fn a_lattice_of_the_previous_version_rolls_over() {
         all_ready(nodes.last().unwrap());
         nodes[0].until_ready("far");
     }
+    // What the oldest does not know yet is refused, and says who that is; else it is done.
+    let early = nodes.last().unwrap().try_deploy(&large_apps::manifest());
+    assert!(
+        early.code == 0 || early.stderr.contains("takes level") && early.stderr.contains("upgrade it"),
+        "{early:?}"
+    );
     let last = nodes.remove(0);
     let data_dir = last.data_dir().clone();
     assert_eq!(last.stop().code(), Some(0));
@@ -67,4 +74,5 @@ fn a_lattice_of_the_previous_version_rolls_over() {
         assert_eq!(node.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
     }
     nodes[2].deploy(&hello("late", "v1", "127.0.0.1:0", &image("hello")));
+    nodes[1].deploy(&large_apps::manifest());
 }

@@ -19,6 +19,7 @@ use tokio::sync::broadcast;
 use trellis_placement::{Applied, Command, Life, Refusal as Why, TrustChange};
 use trellis_provider::Want;
 use trellis_provider::delivery::Fate;
+use trellis_raft::ProposeError;
 use trellis_trust::TOKEN_CHARS_MIN;
 use trellis_wire::Secret;
 use trellis_wire::{
@@ -316,6 +317,7 @@ async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value
         )) => Err(Refusal::not_found(why.to_string())),
         Ok(Applied::Refused(why)) => Err(Refusal::conflict(why.to_string())),
         Ok(_) => Ok(Json(serde_json::json!({}))),
+        Err(ProposeError::TooOld(why)) => Err(Refusal::conflict(why.to_string())),
         Err(why) => Err(Refusal::unavailable(why.to_string())),
     }
 }

@@ -1,0 +1,81 @@
+//! Levels: which commands a build knows. A node that meets a command in the log that it does not know can only stop; so a
+//! new command is proposed only once every member says that it knows it.
+//!
+//! A node says its level by a label, which every older build takes and passes on as any other.
+
+use std::collections::BTreeMap;
+
+use crate::{Command, Entry, Node, NodeFacts, State};
+
+/// The level of this build: the highest of any command.
+pub const LEVEL: u16 = 1;
+
+/// The label that says a node's level. One that a person sets over it counts for nothing.
+const LEVEL_LABEL: &str = "trellis.level";
+
+impl Command {
+    /// The level from which on builds know it.
+    const fn level(&self) -> u16 {
+        match self {
+            Self::Found { .. } | Self::Join(_) | Self::Lost(_) | Self::Back(_) | Self::Forget(_) => 0,
+            Self::Label { .. } | Self::Drain { .. } | Self::Deploy(_) | Self::Undeploy(_) | Self::Delete(_) => 0,
+            Self::PutConfig { .. } | Self::DeleteConfig(_) | Self::Plan(_) | Self::Acked { .. } => 0,
+            Self::Trust(_) | Self::Advance { .. } | Self::GiveUp { .. } | Self::Rollback { .. } => 0,
+            Self::Lease(_) | Self::Pause { .. } => 0,
+            Self::Part(_) => 1,
+        }
+    }
+}
+
+impl NodeFacts {
+    /// Adds this build's level to a node's labels.
+    pub fn announce_level(labels: &mut BTreeMap<String, String>) {
+        labels.insert(LEVEL_LABEL.into(), LEVEL.to_string());
+    }
+
+    /// The level that it announced. Builds that knew of none announce none.
+    pub fn level(&self) -> u16 {
+        self.labels.get(LEVEL_LABEL).and_then(|level| level.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// A member does not know a command yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "node {id} ({name}) runs Trellis {version} of level {has}, and this takes level {needed} on every node: upgrade it, or \
+     give it up with `trellis nodes forget` if it will not come back"
+)]
+pub struct TooOld {
+    id: trellis_wire::NodeId,
+    name: String,
+    version: String,
+    has: u16,
+    needed: u16,
+}
+
+impl State {
+    /// Checks that every member knows the command of an entry, the lost ones included: they may come back.
+    ///
+    /// # Errors
+    /// One that does not.
+    pub fn check_level(&self, entry: &Entry) -> Result<(), TooOld> {
+        self.nodes().values().try_for_each(|node| check(&node.facts, entry.command.level()))
+    }
+
+    /// Checks that a node which wants to join knows whatever may be in the log.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn check_newcomer(&self, facts: &NodeFacts) -> Result<(), TooOld> {
+        let used = self.nodes().values().map(|Node { facts, .. }| facts.level()).min().unwrap_or(0);
+        check(facts, used.min(LEVEL))
+    }
+}
+
+fn check(facts: &NodeFacts, needed: u16) -> Result<(), TooOld> {
+    let has = facts.level();
+    if has >= needed {
+        return Ok(());
+    }
+    Err(TooOld { id: facts.id, name: facts.name.clone(), version: facts.version.clone(), has, needed })
+}
