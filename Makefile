@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # Outside the checkout, so that every working copy shares one.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/trellis/target
 
-.PHONY: help setup demo demo-pipeline test torture simulate guests lint fmt bench
+.PHONY: help setup demo demo-pipeline test torture simulate guests lint fmt bench bench-lattice
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,13 @@ bench: ## Measure the promised numbers beside their peers, into BENCHMARKS.md (B
 	@deploy/setup/setup.sh rust tools nats js python bench
 	@examples/build.sh
 	@env -u RUST_BACKTRACE cargo bench --locked -p trellis-cli --bench promises -- $(BENCH) write
+	@$(if $(BENCH),,$(MAKE) --no-print-directory bench-lattice)
+
+bench-lattice: ## Measure how a lattice grows: plans and log up to 1,000 nodes and 10,000 components, heartbeats, commits
+	@deploy/setup/setup.sh rust nats
+	@cargo bench --locked -p trellis-placement --bench scale
+	@cargo test --locked -p trellis-daemon --lib -- --nocapture a_heartbeat_is_bounded
+	@cargo bench --locked -p trellis-raft --bench commit
 
 simulate: ## Simulate lattices in which things go wrong, thousands of them (SIMULATE_SEEDS=N)
 	@deploy/torture.sh simulate

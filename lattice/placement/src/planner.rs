@@ -15,23 +15,21 @@ use crate::demand::{Demand, Portion};
 use crate::divide::{Share, divide};
 use crate::flow::Flow;
 use crate::plan::{Draft, most};
+use crate::rollout::Want;
 use crate::{Change, Delta, Holding, Node, State};
 
 /// The next delta, or `None` when everything is where it should be, or waits for a node to give permits up.
 pub fn plan(state: &State) -> Option<Delta> {
     let mut ground = Ground::survey(state);
     let mut draft = Draft::new(state.plan().generation());
-    for (key, holding) in state.plan().holdings() {
-        if state.want(key).is_none_or(|want| want.demand.is_none()) {
-            holding.keys().for_each(|&node| draft.add(key, node, Change::Release));
-        }
-    }
+    let wants: Vec<_> = state.wants().map(|want| (state.plan().holding(&want.key), want)).collect();
+    release_the_unwanted(state, &wants, &mut draft);
     let nothing = Holding::new();
-    for want in state.wants() {
+    for (holding, want) in &wants {
         if draft.is_full() {
             break;
         }
-        let holding = state.plan().holding(&want.key).unwrap_or(&nothing);
+        let holding = holding.unwrap_or(&nothing);
         let owing: Vec<NodeId> = state.plan().unacked(&want.key).map(|(node, _)| node).collect();
         let mut target = None;
         if let Some(demand) = &want.demand {
@@ -46,6 +44,20 @@ pub fn plan(state: &State) -> Option<Delta> {
         }
     }
     draft.finish()
+}
+
+/// Writes that nobody holds any more what nobody asks for.
+fn release_the_unwanted(state: &State, wants: &[(Option<&Holding>, Want<'_>)], draft: &mut Draft) {
+    let holdings = state.plan().holdings();
+    let wanted = wants.iter().filter(|(holding, want)| holding.is_some() && want.demand.is_some()).count();
+    if wanted == holdings.len() {
+        return;
+    }
+    for (key, holding) in holdings {
+        if state.want(key).is_none_or(|want| want.demand.is_none()) {
+            holding.keys().for_each(|&node| draft.add(key, node, Change::Release));
+        }
+    }
 }
 
 /// Writes who is to make the newer version ready. Who did already goes on with it, needed or not.
@@ -141,7 +153,25 @@ pub(crate) struct Reach {
 /// Nodes that are eligible for the same spreads.
 struct Class {
     spreads: Vec<usize>,
+    /// In order.
     nodes: Vec<usize>,
+}
+
+impl Reach {
+    /// The class of a node, if it is eligible for any spread.
+    fn class_of(&self, node: usize) -> Option<usize> {
+        self.classes.iter().position(|class| class.nodes.binary_search(&node).is_ok())
+    }
+
+    /// What counts for which of these spreads; nothing yet.
+    fn flow(&self, portions: &[Portion<'_>]) -> Flow<'_> {
+        Flow::new(self.classes.iter().map(|class| &class.spreads[..]).collect(), &wanted(portions))
+    }
+}
+
+/// How much each spread wants.
+fn wanted(portions: &[Portion<'_>]) -> Vec<u64> {
+    portions.iter().map(|portion| u64::from(portion.wanted)).collect()
 }
 
 impl<'a> Ground<'a> {
@@ -182,9 +212,8 @@ impl<'a> Ground<'a> {
     /// Who should hold what is demanded, or `None` if that is who holds it.
     fn place(&mut self, demand: &Demand<'a>, sandboxes: bool, holding: &Holding, owing: &[NodeId]) -> Option<Holding> {
         let reach = self.reach(demand, sandboxes);
-        if let Demand::Permits(portions) = demand
-            && self.is_placed(portions, &reach, holding)
-        {
+        if self.is_placed(demand, &reach, holding) {
+            debug_assert_eq!(self.target(demand, &reach, holding, owing), *holding, "the long way comes to the same");
             return None;
         }
         self.unload(holding);
@@ -213,16 +242,43 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// The common case, in time that depends on the holders and not on the nodes.
-    fn is_placed(&self, portions: &[Portion<'_>], reach: &Reach, holding: &Holding) -> bool {
-        let ([portion], [list]) = (portions, &reach.lists[..]) else { return false };
-        let is_right = |(node, permits): (&NodeId, &Option<u32>)| {
-            permits.is_some_and(|permits| permits > 0)
-                && self.index.get(node).is_some_and(|i| list.binary_search(i).is_ok())
+    /// Whether what is held is just what is demanded, so that nothing moves: the common case, in time that depends on the
+    /// holders and not on the nodes. `false` says nothing.
+    fn is_placed(&self, demand: &Demand<'_>, reach: &Reach, holding: &Holding) -> bool {
+        let (portions, counts_nodes) = match demand {
+            Demand::Permits(portions) => (portions, false),
+            Demand::Nodes(portions) => (portions, true),
+            Demand::Every { .. } => return false,
         };
-        let held: u64 = holding.values().flatten().map(|&permits| u64::from(permits)).sum();
-        let is_lonely = holding.len() == 1 && portion.wanted > 1 && list.len() > 1;
-        holding.iter().all(is_right) && held == u64::from(portion.wanted) && !is_lonely
+        // Permits or nodes, and holders, by class.
+        let (mut held, mut holders) = (vec![0; reach.classes.len()], vec![0_usize; reach.classes.len()]);
+        for (node, permits) in holding {
+            let permits = match permits {
+                Some(permits) if *permits > 0 && !counts_nodes => u64::from(*permits),
+                None if counts_nodes => 1,
+                Some(_) | None => return false,
+            };
+            let Some(class) = self.index.get(node).and_then(|i| reach.class_of(*i)) else { return false };
+            held[class] += permits;
+            holders[class] += 1;
+        }
+        // Who stands alone though others could have some is divided anew.
+        let is_lonely = |(spread, portion): (usize, &Portion<'_>)| {
+            let of_it = |(class, _): &(&Class, usize)| class.spreads.contains(&spread);
+            let holders = reach.classes.iter().zip(holders.iter().copied()).filter(of_it).map(|(_, holders)| holders);
+            portion.wanted > 1 && reach.lists[spread].len() > 1 && holders.sum::<usize>() < 2
+        };
+        let all_wanted: u64 = portions.iter().map(|portion| u64::from(portion.wanted)).sum();
+        if held.iter().sum::<u64>() != all_wanted || !counts_nodes && portions.iter().enumerate().any(is_lonely) {
+            return false;
+        }
+        if let ([_], [_]) = (&reach.classes[..], &portions[..]) {
+            return true;
+        }
+        let mut flow = reach.flow(portions);
+        held.into_iter().enumerate().for_each(|(class, held)| flow.supply(class, held));
+        flow.run();
+        flow.missing().iter().all(|missing| *missing == 0)
     }
 
     fn place_permits(&self, portions: &[Portion<'_>], reach: &Reach, holding: &Holding, owing: &[NodeId]) -> Vec<u32> {
@@ -259,8 +315,7 @@ impl<'a> Ground<'a> {
         grown: &impl Fn(usize, u32) -> (u32, u32),
     ) -> Vec<u64> {
         let classes = &reach.classes;
-        let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
-        let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
+        let mut flow = reach.flow(portions);
         let held: Vec<u64> =
             classes.iter().map(|class| class.nodes.iter().map(|&i| u64::from(permits[i])).sum()).collect();
         held.iter().enumerate().for_each(|(c, &held)| flow.supply(c, held));
@@ -302,8 +357,7 @@ impl<'a> Ground<'a> {
         let mut chosen = vec![0; self.nodes.len()];
         holding.keys().filter_map(|node| self.index.get(node)).for_each(|&i| chosen[i] = 1);
         let classes = &reach.classes;
-        let wanted: Vec<u64> = portions.iter().map(|portion| u64::from(portion.wanted)).collect();
-        let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
+        let mut flow = reach.flow(portions);
         let held: Vec<u64> =
             classes.iter().map(|class| class.nodes.iter().map(|&i| u64::from(chosen[i])).sum()).collect();
         // First what has it already, then what could have it as well.
@@ -347,13 +401,12 @@ impl<'a> Ground<'a> {
             return reach.lists.iter().map(|list| list.iter().map(|&i| held(i)).sum()).collect();
         }
         let classes = &reach.classes;
-        let wanted: Vec<u64> = demand.portions().iter().map(|portion| u64::from(portion.wanted)).collect();
-        let mut flow = Flow::new(classes.iter().map(|class| &class.spreads[..]).collect(), &wanted);
+        let mut flow = reach.flow(demand.portions());
         for (c, class) in classes.iter().enumerate() {
             flow.supply(c, class.nodes.iter().map(|&i| held(i)).sum());
         }
         flow.run();
-        wanted.iter().zip(flow.missing()).map(|(wanted, missing)| wanted - missing).collect()
+        wanted(demand.portions()).iter().zip(flow.missing()).map(|(wanted, missing)| wanted - missing).collect()
     }
 
     /// What is placed anew must not weigh against its own node.
