@@ -73,8 +73,32 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
         status.problems.insert(0, format!("version {} waits; {} goes on running", next.version, release.version));
         status.problems.extend(missing.iter().map(|name| waits_for(name)));
     }
+    status.problems.extend(frozen(node, state, &status));
     status.problems.extend(cut_off(node));
     Some(status)
+}
+
+/// What is to be said where too many nodes vanished at once and the app is on some of them: they are not lost, and nobody
+/// takes their place.
+fn frozen(node: &Node, state: &State, status: &AppStatus) -> Option<String> {
+    let frozen = node.liveness.frozen();
+    let holds = |id: &NodeId| {
+        let holders = status.components.iter().flat_map(|component| &component.holders);
+        holders.into_iter().any(|holder| holder.node == id.to_string())
+    };
+    let names = frozen.iter().filter(|id| holds(id)).map(|id| name_of(state, *id));
+    let names: Vec<String> = names.collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "what it has on {} is placed nowhere else until they are back, because over a third of the nodes vanished \
+             within a minute; `trellis nodes thaw` places it anew now",
+            names.join(", ")
+        )
+    })
+}
+
+fn name_of(state: &State, node: NodeId) -> String {
+    state.node(node).map_or_else(|| node.to_string(), |known| known.facts.name.clone())
 }
 
 /// The release that an app's status speaks of: what runs, else what waits, else the newest that is kept.
@@ -180,10 +204,9 @@ fn holder_status(
     key: &ComponentKey,
     (holder, permits): (NodeId, Option<u32>),
 ) -> Holder {
-    let name = state.node(holder).map_or_else(|| holder.to_string(), |known| known.facts.name.clone());
     let mut status = Holder {
         node: holder.to_string(),
-        name,
+        name: name_of(state, holder),
         permits,
         state: "starting".into(),
         running: 0,

@@ -73,3 +73,30 @@ fn a_short_freeze_moves_nothing() {
     eventually("it is heard again", || (of(&nodes[0], &id(&nodes[1]), "state") == "ready").then_some(()));
     assert_eq!(generation(), before);
 }
+
+#[test]
+fn when_too_many_vanish_nothing_moves_until_a_person_says_so() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 5);
+    eventually("all vote, so that three are enough", || {
+        known(&nodes[0]).iter().all(|one| one["role"] == "voter").then_some(())
+    });
+    nodes[0].deploy(&held_by("far", "test_misbehave", "3|4|5", &[]));
+    let gone: Vec<String> = nodes.drain(3..).map(|node| (id(&node), node.kill()).0).collect();
+    // The first of the two may have been declared lost before the other was missed.
+    let frozen = eventually("status says that they are not replaced, and what to do", || {
+        let status = nodes[0].trellis(&["status", "far"]).ok();
+        status.contains("`trellis nodes thaw` places it anew now").then_some(status)
+    });
+    assert!(frozen.contains("is placed nowhere else until they are back"), "{frozen}");
+    let holders = || {
+        let status = nodes[0].status("far");
+        let holders = status["components"][0]["holders"].as_array().unwrap().clone();
+        holders.into_iter().map(|one| one["node"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    thread::sleep(FROZEN);
+    assert!(holders().iter().any(|holder| gone.contains(holder)), "nothing moved");
+    nodes[1].trellis(&["nodes", "thaw"]).ok();
+    eventually("the one that is left holds all of it", || (holders() == [id(&nodes[2])]).then_some(()));
+    nodes[0].until_ready("far");
+}
