@@ -22,7 +22,7 @@ use crate::clock;
 use crate::counts::{Asking, Counts, Tally};
 use crate::far::message::Origin;
 use crate::far::send::Elsewhere;
-use crate::grants::{Grants, Outward};
+use crate::grants::{Grant, Grants, Outward};
 use crate::leases::Leased;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
@@ -393,7 +393,7 @@ impl Dispatch {
         outgoing: Outgoing,
         origin: Origin,
     ) -> Result<(), CallError> {
-        match self.grants.of_link(component, &outgoing.link) {
+        match self.grant_to_send(component, &outgoing.link) {
             // Which version asks matters to other components only: providers know none.
             Some(grant) => match grant.call(self, &Trace::default(), "", Call::Publish(outgoing.message)).await? {
                 Answer::Published => Ok(()),
@@ -401,6 +401,16 @@ impl Dispatch {
             },
             None => self.elsewhere.send(component, outgoing, origin).await,
         }
+    }
+
+    /// The grant by which this node sends what a handler published: of its link as it was then. Where no node has that any
+    /// more, the link was given another config since, and the message goes by that: it may have been stored for long.
+    pub(crate) fn grant_to_send(&self, component: &ComponentKey, link: &LinkId) -> Option<Arc<Grant>> {
+        let as_it_is_now = || match self.elsewhere.is_granted(component, link) {
+            true => None,
+            false => self.grants.of_link_now(component, link),
+        };
+        self.grants.of_link(component, link).or_else(as_it_is_now)
     }
 
     /// Waits for a permit of `component` on this node.

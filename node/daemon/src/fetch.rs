@@ -29,13 +29,13 @@ const SPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// A question on a node's artifact subject: a chunk from here on.
 #[derive(Debug, Serialize, Deserialize)]
-enum Ask {
+pub(crate) enum Ask {
     Chunk(Digest, u64),
 }
 
 /// What it answers.
 #[derive(Debug, Serialize, Deserialize)]
-enum Chunk {
+pub(crate) enum Chunk {
     /// The bytes from there on, and how many there are in all.
     Bytes(Bytes, u64),
     /// It has no such artifact.
@@ -197,5 +197,120 @@ impl Fetch {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use tokio::sync::watch;
+    use tokio::task::JoinHandle;
+    use trellis_bus::{Bus, Memory, members};
+    use trellis_placement::{Capacity, Command, Entry, NodeFacts, Patience, State};
+
+    use super::*;
+
+    fn id(n: u64) -> NodeId {
+        format!("0a0de000-0000-7000-8000-{n:012x}").parse().unwrap()
+    }
+
+    /// A node with its data in a folder, and what answers those who greet it.
+    struct Place {
+        fetch: Arc<Fetch>,
+        greets: JoinHandle<()>,
+    }
+
+    impl Place {
+        /// A start of node `n` of three.
+        async fn start(n: u64, bus: &Bus, folder: &std::path::Path) -> Self {
+            let sealed = members::start(id(n), "test".parse().unwrap(), bus.clone());
+            let lattice = "0a0de000-0000-7000-8000-0000000000ff".parse().unwrap();
+            sealed.seal().read(Arc::new(members::Known::new(lattice, [id(0), id(1), id(2)])));
+            let greets = tokio::spawn(sealed.be_greeted().await.unwrap());
+            let fetch = Arc::new(Fetch {
+                sealed,
+                artifacts: Artifacts::open(folder).unwrap(),
+                shares: Arc::new(Shares::new(watch::channel(state()).1)),
+                liveness: Arc::new(Liveness::new(id(n), Patience::default())),
+                turn: Mutex::default(),
+            });
+            Self { fetch, greets }
+        }
+
+        fn end(self) {
+            self.greets.abort();
+        }
+
+        /// Gives an artifact as a node does, but only so many chunks; counts the bytes that it gave.
+        async fn gives(&self, mut chunks: u64, given: Arc<AtomicU64>) -> JoinHandle<()> {
+            let fetch = self.fetch.clone();
+            let subject = subject::artifact(fetch.sealed.lattice(), fetch.sealed.node());
+            let mut questions = fetch.sealed.listen(&subject).await.unwrap();
+            tokio::spawn(async move {
+                while chunks > 0
+                    && let Some(question) = questions.next().await
+                {
+                    let question = question.unwrap();
+                    let answer = fetch.chunk(&question.body).await;
+                    if let Chunk::Bytes(bytes, _) = &answer {
+                        given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        chunks -= 1;
+                    }
+                    fetch.sealed.answer(question.reply.unwrap(), &frame::encode(&answer)).await.unwrap();
+                }
+            })
+        }
+    }
+
+    /// A state of three nodes.
+    fn state() -> Arc<State> {
+        let mut state = State::default();
+        for n in 0..3 {
+            let capacity = Capacity { permits: 1, memory_bytes: 0 };
+            let (name, labels, version) = (format!("n{n}"), BTreeMap::new(), String::new());
+            let key = members::secret(id(n)).key();
+            let facts = NodeFacts { id: id(n), name, labels, version, capacity, edge: false, key };
+            let command = format!("00000000-0000-0000-0000-{n:012x}").parse().unwrap();
+            state.apply(&Entry { id: command, at_ms: 0, command: Command::Join(facts) });
+        }
+        Arc::new(state)
+    }
+
+    #[tokio::test]
+    async fn a_fetch_goes_on_where_it_was_when_its_source_or_the_node_itself_ended() {
+        let (bus, folders) = (Bus::Memory(Memory::alone()), [0; 3].map(|_| tempfile::tempdir().unwrap()));
+        let taker = Place::start(0, &bus, folders[0].path()).await;
+        let first = Place::start(1, &bus, folders[1].path()).await;
+        let second = Place::start(2, &bus, folders[2].path()).await;
+        let whole: Vec<u8> = (0..10 * CHUNK_BYTES_MAX as u32).map(|n| (n ^ (n >> 9)).to_le_bytes()[0]).collect();
+        let digest = first.fetch.artifacts.put(&whole, None).unwrap();
+        second.fetch.artifacts.put(&whole, None).unwrap();
+
+        // The first source ends after three chunks, and nobody else is there.
+        let given = Arc::new(AtomicU64::new(0));
+        let source = first.gives(3, given.clone()).await;
+        assert!(matches!(taker.fetch.ensure(digest).await, Err(FetchError::Nobody(..))));
+        source.await.unwrap();
+        assert!(!taker.fetch.artifacts.has(digest), "a part counts for nothing");
+
+        // The node starts again, and another one has it.
+        taker.end();
+        let taker = Place::start(0, &bus, folders[0].path()).await;
+        let source = second.gives(u64::MAX, given.clone()).await;
+        taker.fetch.ensure(digest).await.unwrap();
+        assert_eq!(taker.fetch.artifacts.get(digest).unwrap(), whole);
+        assert_eq!(given.load(Ordering::Relaxed), whole.len() as u64, "nothing is fetched twice");
+        source.abort();
+
+        // A part that is wrong is found out by the digest, and fetched anew.
+        let other = first.fetch.artifacts.put(&whole[1..], None).unwrap();
+        taker.fetch.artifacts.add(other, 0, b"not what it is", false).unwrap();
+        let source = first.gives(u64::MAX, given).await;
+        assert!(taker.fetch.ensure(other).await.is_err());
+        taker.fetch.ensure(other).await.unwrap();
+        assert_eq!(taker.fetch.artifacts.get(other).unwrap(), whole[1..]);
+        source.abort();
     }
 }

@@ -109,6 +109,11 @@ impl Grants {
         self.by_component.get(component)?.iter().find(|grant| grant.link.id == *link).cloned()
     }
 
+    /// The newest grant of the same link, whatever its config.
+    pub(crate) fn of_link_now(&self, component: &ComponentKey, link: &LinkId) -> Option<Arc<Grant>> {
+        self.by_component.get(component)?.iter().rfind(|grant| grant.link.id.link() == link.link()).cloned()
+    }
+
     /// The grant for a call: the link of that name, or else the component's own link for the capability: its only
     /// one, or the one named `default`. Where two versions of the component are held, `links` are those of the caller's.
     fn find(

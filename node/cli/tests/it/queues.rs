@@ -1,6 +1,10 @@
 //! Durable queues of `trellis://embedded`, end to end: real guests, retries, dead letters, and a node that is started anew.
 
+use std::time::Duration;
+
+use futures::StreamExt as _;
 use serde_json::Value;
+use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, http, link, link_from, provider, waking};
 use crate::client::get;
@@ -73,4 +77,33 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
     node.trellis(&["dead-letters", "replay", "post", id]).failed(2);
     assert_eq!(node.trellis(&[&["dead-letters", "drop", "post"], ids.as_slice()].concat()).ok(), "2 dropped\n");
     assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
+}
+
+/// The same with a broker that the handler publishes to, wherever the config `broker` says it is.
+fn mail_to_broker() -> String {
+    let (inside, outside) = (link("bus", "trellis:messaging/producer"), "{name: out, config: [{name: broker}]}");
+    let manifest = mail().replace(&inside, &link(outside, "trellis:messaging/producer"));
+    manifest + &provider("out", "nats")
+}
+
+#[test]
+fn what_was_published_goes_by_the_config_that_its_link_has_when_it_can_be_sent() {
+    let (gone, stays) = (NatsServer::start(false), NatsServer::start(false));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = runtime.block_on(async_nats::connect(&stays.url)).unwrap();
+    let mut heard = runtime.block_on(client.subscribe("hello")).unwrap();
+    runtime.block_on(client.flush()).unwrap();
+
+    let node = Node::start(&[]);
+    node.trellis(&["config", "put", "broker", &format!("url={}", gone.url)]).ok();
+    node.deploy(&mail_to_broker());
+    drop(gone);
+    node.trellis(&["publish", "mail", "publish hello"]).ok();
+    eventually("it is stored and cannot be sent", || {
+        node.trellis(&["triggers", "-o", "json"]).ok().contains("could not be sent").then_some(())
+    });
+    node.trellis(&["config", "put", "broker", &format!("url={}", stays.url)]).ok();
+    let sent = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), heard.next()).await });
+    assert_eq!(sent.expect("it is sent").unwrap().payload, "from mail");
+    until_stored(&node, "seen/publish-hello", "1");
 }

@@ -100,6 +100,12 @@ impl Elsewhere {
         self.holders(component).iter().any(|node| self.liveness.life(*node) == Life::Alive)
     }
 
+    /// Whether any node has a link of a component with just this config.
+    pub(crate) fn is_granted(&self, component: &ComponentKey, link: &LinkId) -> bool {
+        let holders = self.shares.state().holders(component);
+        holders.into_iter().any(|node| self.shares.of(node).links.contains_key(link))
+    }
+
     /// A permit to have one event run elsewhere. Which node runs it is found when there is an event to offer.
     pub(crate) fn permit(
         self: &Arc<Self>,

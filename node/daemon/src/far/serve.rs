@@ -178,7 +178,7 @@ impl Service {
                     Err(why) => Err(Taken::Refused(why.to_string())),
                 }
             }
-            What::Send { component, origin, link, .. } => match self.dispatch.grants().of_link(component, link) {
+            What::Send { component, origin, link, .. } => match self.dispatch.grant_to_send(component, link) {
                 _ if !self.may_wake(from, component, origin) => {
                     Err(denied(format!("no link lets node {from} speak for {component}")))
                 }
