@@ -10,6 +10,8 @@
 mod error;
 mod faults;
 #[cfg(feature = "testing")]
+pub mod hostile;
+#[cfg(feature = "testing")]
 pub mod members;
 mod memory;
 mod nats;

@@ -11,6 +11,8 @@ mod caps;
 mod changes;
 mod clock;
 mod counts;
+#[cfg(test)]
+mod decoding;
 mod deploy;
 mod dispatch;
 mod events;

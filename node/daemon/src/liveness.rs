@@ -42,7 +42,7 @@ const STRANGER_MAX: Duration = Duration::from_secs(30);
 
 /// What comes on a heartbeat's subject.
 #[derive(Debug, Serialize, Deserialize)]
-enum Sign {
+pub(crate) enum Sign {
     Beat(Box<Beat>),
     /// The node ends now, on purpose.
     Goodbye,
@@ -62,12 +62,12 @@ pub(crate) struct Beat {
     /// Sandboxes alive.
     pub(crate) running: u64,
     /// Which page this is, of how many.
-    page: u16,
-    pages: u16,
-    components: Vec<(ComponentKey, OfComponent)>,
-    links: Vec<(LinkId, OfLink)>,
+    pub(crate) page: u16,
+    pub(crate) pages: u16,
+    pub(crate) components: Vec<(ComponentKey, OfComponent)>,
+    pub(crate) links: Vec<(LinkId, OfLink)>,
     /// Components in the other version of a roll-out.
-    beside: Vec<(ComponentKey, OfComponent)>,
+    pub(crate) beside: Vec<(ComponentKey, OfComponent)>,
 }
 
 /// How a component is on a node.
@@ -574,5 +574,107 @@ fn shortened(health: Health) -> Health {
         Health::Failed(why) => Health::Failed(short(why)),
         Health::Unwell(why) => Health::Unwell(short(why)),
         health => health,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_bus::{Bus, Memory, members};
+    use trellis_manifest::Limits;
+    use trellis_placement::{Direction, HeldComponent, HeldLink};
+    use trellis_wire::{Config, Delivery, Digest, Link, LinkName, Secrets};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A board of so many apps: a component each, that HTTP wakes and that uses a store.
+    fn board(apps: usize) -> Board {
+        let board = Board::default();
+        for n in 0..apps {
+            let component: ComponentKey = format!("app-{n}/component").parse().unwrap();
+            board.component(component.clone(), &held(), Ok(()));
+            for (package, interface) in [("http", "incoming-handler"), ("keyvalue", "store")] {
+                board.link(&link(&component, package, interface), Ok(()));
+            }
+        }
+        board
+    }
+
+    fn held() -> HeldComponent {
+        let (digest, limits) = (Digest::new([0; 32]), Limits::default());
+        HeldComponent {
+            digest,
+            version: "1".into(),
+            permits: Some(10),
+            limits,
+            config: Config::default(),
+            secret_refs: Vec::new(),
+            secrets: Secrets::default(),
+            id: "app-component".into(),
+            links: BTreeSet::new(),
+        }
+    }
+
+    fn link(component: &ComponentKey, package: &str, interface: &str) -> HeldLink {
+        let provider: ComponentKey = format!("{}/{package}", component.app).parse().unwrap();
+        let id = LinkId::new(&provider, component, &LinkName::default(), "wasi", package, &[interface.into()]);
+        let link = Link {
+            id: id.granting(&[("bucket", "orders")].into_iter().collect()),
+            component: component.clone(),
+            name: LinkName::default(),
+            namespace: "wasi".into(),
+            package: package.into(),
+            interfaces: vec![interface.into()],
+            config: Config::default(),
+            delivery: Delivery::default(),
+            secrets: Secrets::default(),
+        };
+        let direction = Direction::Grants { tech: Tech::Http, provider };
+        HeldLink { link, direction, secret_refs: Vec::new(), refused: None }
+    }
+
+    /// A page as it is said, with counts of a node that is at work.
+    fn page(pages: &Pages, nth: usize) -> Sign {
+        let (components, links) = pages.ranges[nth].clone();
+        let of_component = |((key, _), mark, health): &((ComponentKey, bool), Mark, Health)| {
+            let (running, events, faults, tally) = (3, 1_000_000, 1_000, (1_000_000, 1_000));
+            (key.clone(), OfComponent { mark: *mark, health: health.clone(), running, events, faults, tally })
+        };
+        let of_link = |((id, _), mark, health): &((LinkId, Option<Tech>), Mark, Health)| {
+            (id.clone(), OfLink { mark: *mark, health: health.clone(), at: Some("http://127.0.0.1:8000".into()) })
+        };
+        Sign::Beat(Box::new(Beat {
+            generation: Generation(1_000),
+            running: 300,
+            page: nth as u16,
+            pages: pages.ranges.len() as u16,
+            components: pages.components[components].iter().map(of_component).collect(),
+            links: pages.links[links].iter().map(of_link).collect(),
+            beside: Vec::new(),
+        }))
+    }
+
+    #[test]
+    fn a_heartbeat_is_bounded_however_much_a_node_holds() {
+        let node = NodeId::new(Uuid::from_u128(1));
+        let [sealed] = members::members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node]);
+        let subject = subject::heartbeat(sealed.lattice(), node);
+        println!(
+            "{:>10} {:>6} {:>10} {:>14} {:>20}",
+            "components", "pages", "largest B", "all pages B", "B/s, 1,000 nodes hear"
+        );
+        for apps in [0, 10, 90, 1_000, 10_000] {
+            let board = board(apps);
+            let pages = Pages::of(&board);
+            let bytes: Vec<usize> = (0..pages.ranges.len())
+                .map(|nth| sealed.seal().announce(&subject, &frame::encode(&page(&pages, nth))).unwrap().len())
+                .collect();
+            let (largest, all) = (bytes.iter().max().unwrap(), bytes.iter().sum::<usize>());
+            // One page of each node with each heartbeat, once a second.
+            println!("{apps:>10} {:>6} {largest:>10} {all:>14} {:>20}", bytes.len(), 1_000 * all / bytes.len());
+            assert!(*largest < PAGE_BYTES_MAX + 1_024, "{largest} bytes with {apps} components");
+            let told = pages.ranges.iter().map(|(components, links)| components.len() + links.len()).sum::<usize>();
+            assert_eq!(told, 3 * apps, "every page has its part");
+        }
     }
 }

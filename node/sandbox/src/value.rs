@@ -325,6 +325,9 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
     use wasmtime::Engine;
     use wasmtime::component::Component;
     use wasmtime::component::types::ComponentItem;
@@ -412,5 +415,39 @@ mod tests {
         let much = [&[0x90, 0x4e][..], &vec![0xff; 10_000]].concat();
         assert_eq!(read(flags, &much), ValueError::TooMuch, "ten thousand bytes, with 80 MB of names");
         assert_eq!(not_plain(&list), None);
+    }
+
+    /// One type of each kind, and some within others.
+    static TYPES: LazyLock<Vec<Type>> = LazyLock::new(|| {
+        let records =
+            r#"(type $r (record (field "a" string) (field "b" (option s64)))) (export "r" (type $q (eq $r)))"#;
+        let variants =
+            r#"(type $v (variant (case "a") (case "b" u16) (case "c" (list char)))) (export "v" (type $t (eq $v)))"#;
+        let plain = [Type::Bool, Type::S16, Type::U64, Type::Float64, Type::Char, Type::String];
+        let made = [
+            ty(variants, "$t"),
+            ty(&format!("{records} (type $t (list $q))"), "$t"),
+            ty(&format!("{variants} (type $l (list (tuple u8 $t)))"), "$l"),
+            ty("(type $t (result (list u32) (error (option f32))))", "$t"),
+            ty(r#"(type $f (flags "a" "b" "c" "d" "e" "f" "g" "h" "i")) (export "f2" (type $t (eq $f)))"#, "$t"),
+        ];
+        plain.into_iter().chain(made).collect()
+    });
+
+    proptest! {
+        #[test]
+        fn any_bytes_of_a_peer_are_values_or_refused(
+            nth in 0..TYPES.len(),
+            // Small numbers are lengths and cases more often than others.
+            bytes in prop::collection::vec(prop_oneof![0_u8..4, any::<u8>()], 0..40),
+        ) {
+            let ty = || [TYPES[nth].clone()].into_iter();
+            if let Ok(values) = decode(ty(), &bytes) {
+                let written = encode(ty(), &values).unwrap();
+                prop_assert!(written.len() <= bytes.len(), "there is no shorter way to write {values:?}");
+                let read = decode(ty(), &written).unwrap();
+                prop_assert_eq!(encode(ty(), &read).unwrap(), written);
+            }
+        }
     }
 }

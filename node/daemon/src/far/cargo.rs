@@ -16,6 +16,9 @@ use trellis_wire::{
 use super::message::{Back, Head, Headers};
 use super::{FIRST_BYTES_MAX, WHOLE_BYTES_MAX};
 
+/// How many headers a request, response or body may have.
+const HEADERS_MAX: usize = 4_096;
+
 /// A body with its beginning taken out.
 pub(crate) struct Load {
     /// At most [`FIRST_BYTES_MAX`].
@@ -98,6 +101,10 @@ pub(super) fn headers_out(headers: &HeaderMap) -> Headers {
 }
 
 pub(super) fn headers_in(headers: Headers) -> Result<HeaderMap, Damaged> {
+    // The map itself ends the process's thread over a number that fits a frame.
+    if headers.len() > HEADERS_MAX {
+        return Err(damaged(format!("{} headers; at most {HEADERS_MAX} are taken", headers.len())));
+    }
     let pair = |(name, value): (String, Bytes)| {
         let name = HeaderName::try_from(name).map_err(damaged)?;
         Ok((name, HeaderValue::from_maybe_shared(value).map_err(damaged)?))
