@@ -81,7 +81,8 @@ const RABBITMQ: &[&str] = &[
     "tls_cert",
     "tls_key",
 ];
-const MQTT: &[&str] = &["url", "topic", "qos", "allowed_subjects", "user", "password", "tls_ca", "tls_cert", "tls_key"];
+const MQTT: &[&str] =
+    &["url", "protocol", "topic", "qos", "allowed_subjects", "user", "password", "tls_ca", "tls_cert", "tls_key"];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 const TIMER: &[&str] =
     &["cron", "timezone", "every", "missed", "missed_max", "overlap", "jitter", "subject", "body", "args"];

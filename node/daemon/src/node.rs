@@ -320,11 +320,12 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
     let nats = Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default()));
     let embedded = Arc::new(embedded);
+    let mqtt = trellis_mqtt::Options { node: id.to_string(), depot: embedded.clone() };
     let providers = Providers {
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
         redis: Arc::new(Redis::new()),
         rabbitmq: Arc::new(Rabbitmq::new()),
-        mqtt: Arc::new(Mqtt::new()),
+        mqtt: Arc::new(Mqtt::new(mqtt)),
         timer: Arc::new(Timer::new(timers(options, &nats, &embedded))),
         nats,
         embedded,

@@ -193,6 +193,7 @@ impl Reconcile {
                 self.providers.http.leave(id);
             }
         }
+        let left = left(running, assigned);
         let (mut all_done, mut behind, mut kept) = (true, Vec::new(), BTreeSet::new());
         for step in steps {
             match (self.take(step.clone(), running).await, step) {
@@ -221,6 +222,9 @@ impl Reconcile {
         }
         for step in behind {
             all_done &= self.take(step, running).await == Taken::Done;
+        }
+        for (id, tech) in left.into_iter().filter(|(id, _)| !running.links.contains_key(id)) {
+            self.providers.of(tech).forget(&id).await;
         }
         running.generation = assigned.generation;
         all_done
@@ -447,6 +451,16 @@ enum Taken {
     Failed,
 }
 
+/// The links that wake a component here and are not placed here any more.
+fn left(running: &Assigned, assigned: &Assigned) -> Vec<(LinkId, Tech)> {
+    let gone = running.links.iter().filter(|(id, _)| !assigned.links.contains_key(id));
+    let waking = gone.filter_map(|(id, held)| match held.direction {
+        Direction::Wakes { tech, .. } => Some((id.clone(), tech)),
+        _ => None,
+    });
+    waking.collect()
+}
+
 /// The order of steps: code first, so that what wakes it finds it; what wakes a component ends before the component,
 /// and the component before what it calls.
 fn rank(step: &Step, running: &Assigned) -> u8 {
@@ -478,13 +492,13 @@ fn is_of(step: &Step, running: &Assigned, components: &BTreeSet<ComponentKey>) -
 }
 
 /// Whether a step waits until what takes its place is there. Subscriptions do not: a message that both the former and
-/// the new one take would be handled twice.
+/// the new one take would be handled twice. Those of MQTT are shared, and one that ends before the next begins is missed.
 fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
     match step {
         Step::RemoveLink(id) => running.links.get(id).is_some_and(|held| {
             let next = assigned.links.get(id).map(|next| &next.direction);
             match (&held.direction, next) {
-                (Direction::Wakes { tech, .. }, None) => *tech == Tech::Http,
+                (Direction::Wakes { tech, .. }, None) => matches!(tech, Tech::Http | Tech::Mqtt),
                 (Direction::Wakes { tech: Tech::Http, .. }, Some(Direction::Wakes { tech: Tech::Http, .. })) => true,
                 (Direction::Grants { .. } | Direction::Between { .. }, None) => true,
                 (Direction::Grants { tech: old, .. }, Some(Direction::Grants { tech: new, .. })) => old == new,

@@ -250,7 +250,7 @@ impl Triggers {
         }
         let asked = places.into_iter().map(|(link, (tech, mut nodes))| {
             nodes.sort_by_key(|node| (*node != self.me, self.liveness.life(*node) != Life::Alive));
-            if tech != Tech::Embedded {
+            if !matches!(tech, Tech::Embedded | Tech::Mqtt) {
                 nodes.truncate(1);
             }
             (link, nodes)

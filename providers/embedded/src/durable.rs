@@ -20,7 +20,7 @@ use trellis_provider::delivery::{
     Trouble,
 };
 use trellis_provider::{LinkError, Permits};
-use trellis_wire::{CallError, Config, Link, LinkId, Message};
+use trellis_wire::{CallError, ComponentKey, Config, Link, LinkId, Message};
 
 use crate::messaging::now_ms;
 use crate::queue::{self, Change, Changed, Given, Token};
@@ -78,17 +78,28 @@ impl Durable {
         config.get("queue").is_some()
     }
 
-    /// Makes the queue if need be, and begins to wake the link's component.
+    /// Makes the queue that the link names if need be, and begins to wake its component.
     pub(crate) async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
         let (name, filters) = named(&link.config)?;
+        self.begin(&name, filters, link, permits).await
+    }
+
+    /// The same for a queue by its name.
+    pub(crate) async fn begin(
+        &self,
+        name: &str,
+        filters: Vec<Filter>,
+        link: Link,
+        permits: Permits,
+    ) -> Result<(), LinkError> {
         if link.delivery.dead_letter.is_some() {
-            let problem = "`delivery.dead_letter`: queues of trellis://embedded keep their dead letters themselves, for \
+            let problem = "`delivery.dead_letter`: dead letters stay beside their queue on this node's disk, for \
                            `trellis dead-letters`; take it out of the link";
             return Err(LinkError::Unsupported(problem.into()));
         }
         self.remove(&link.id).await;
-        let queue = self.create(&link.id, &name, filters).await?;
-        let pulled = Pulled { store: self.store.clone(), queue: queue.clone(), component: link.component.to_string() };
+        let queue = self.create(&link.id, name, filters).await?;
+        let pulled = self.pulled(&queue, &link.component);
         let engine = Engine::new(link.id.clone(), pulled, permits, link.delivery)?;
         let running =
             Running { queue, stop: CancellationToken::new(), tasks: TaskTracker::new(), trigger: engine.clone() };
@@ -96,6 +107,16 @@ impl Durable {
         running.tasks.close();
         self.links().insert(link.id, running);
         Ok(())
+    }
+
+    fn pulled(&self, queue: &Arc<Named>, component: &ComponentKey) -> Pulled {
+        Pulled { store: self.store.clone(), queue: queue.clone(), component: component.to_string() }
+    }
+
+    /// A queue that was made, as the engine of a link to this component sees it.
+    pub(crate) fn find(&self, name: &str, component: &ComponentKey) -> Option<Pulled> {
+        let queue = self.queues().get(name).cloned()?;
+        Some(self.pulled(&queue, component))
     }
 
     /// Has the queue on disk before it is used, so that what is published from now on is kept whatever happens.
@@ -156,6 +177,17 @@ impl Durable {
     /// Puts a message into every queue that takes its subject, and says into how many. It is on disk then.
     pub(crate) async fn publish(&self, message: &Message) -> Result<usize, CallError> {
         let takers: Vec<_> = self.queues().values().filter(|queue| queue.takes(&message.subject)).cloned().collect();
+        self.put(&takers, message).await
+    }
+
+    /// Puts a message into the queue of this name, whatever its subject. It is on disk then.
+    pub(crate) async fn keep(&self, name: &str, message: &Message) -> Result<(), CallError> {
+        let queue = self.queues().get(name).cloned();
+        let queue = queue.ok_or_else(|| CallError::NoSuch(format!("queue `{name}`")))?;
+        self.put(&[queue], message).await.map(drop)
+    }
+
+    async fn put(&self, takers: &[Arc<Named>], message: &Message) -> Result<usize, CallError> {
         if takers.is_empty() {
             return Ok(0);
         }
@@ -235,7 +267,7 @@ impl Named {
 }
 
 /// A queue as the engine of one link sees it.
-struct Pulled {
+pub struct Pulled {
     store: Arc<Store>,
     queue: Arc<Named>,
     component: String,

@@ -15,9 +15,11 @@
 //! - `store`: the file under it, with one writer that commits for many;
 //! - `queue`: what each change of a durable queue means, on open tables;
 //! - `durable`: durable queues, and the links that are woken by them;
+//! - `depot`: queues for what sources of other technologies took over;
 //! - `messaging`: who is woken by a message, and the buffer in front of each;
 //! - `subject`: subjects and their wildcards.
 
+mod depot;
 mod durable;
 mod keyvalue;
 mod messaging;
@@ -30,12 +32,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-pub use durable::QUEUES_MAX;
+pub use durable::{Pulled, QUEUES_MAX};
 pub use keyvalue::{BATCH_BYTES_MAX, BATCH_KEYS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use messaging::{BUFFER_BYTES_MAX, BUFFER_MESSAGES_MAX, INBOXES_MAX, MESSAGE_BYTES_MAX};
 pub use queue::{
     DEAD_BYTES_MAX, DEAD_KEPT_MS, FAULT_BYTES_MAX, FAULTS_KEPT_MAX, PUBLISHED_KEPT_MS, QUEUE_BYTES_MAX,
-    QUEUE_MESSAGES_MAX,
+    QUEUE_MESSAGES_MAX, Token,
 };
 pub use store::OpenError;
 use trellis_provider::delivery::Trigger;

@@ -83,7 +83,7 @@ pub(crate) struct Kept {
 
 /// A claim on one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Token {
+pub struct Token {
     pub(crate) queue: Arc<str>,
     pub(crate) sequence: u64,
     pub(crate) attempt: u32,

@@ -1,29 +1,88 @@
-//! What a link's configuration says of the server.
+//! What a link's configuration says of the server and of what is asked of it.
 
 use std::time::Duration;
 
-use rumqttc::v5::MqttOptions;
+use rumqttc::v5;
 use rumqttc::{TlsConfiguration, Transport};
 use trellis_provider::{Access, LinkError, check_url};
-use trellis_wire::Link;
+use trellis_wire::{Config, Link};
 use uuid::Uuid;
 
 /// Where a link that names no server goes.
 const URL_DEFAULT: &str = "mqtt://127.0.0.1:1883";
 /// How long connecting may take, TLS and log-in included, in seconds.
-const CONNECT_MAX_SECS: u64 = 5;
+pub(crate) const CONNECT_MAX_SECS: u64 = 5;
 /// How often an idle connection is checked.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Largest packet that is taken, in bytes: the server keeps larger ones to itself.
-const PACKET_BYTES_MAX: u32 = 2 * 1024 * 1024;
+/// Largest packet that is taken, in bytes: an MQTT 5 server keeps larger ones to itself.
+pub const PACKET_BYTES_MAX: u32 = 2 * 1024 * 1024;
+/// Largest packet that is read over MQTT 3.1.1, which tells the server no bound: between the two it is put aside.
+const PACKET_READ_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Messages that the server may have out with a link before it acknowledges one. MQTT 3.1.1 has no word for it.
+pub const RECEIVE_MAX: u16 = 64;
+/// Messages of a publisher that wait for the server's word.
+const SEND_MAX: u16 = 256;
+/// How long a server keeps the session of a node that is away, in seconds: seven days, after which a node is forgotten.
+const SESSION_SECS: u32 = 7 * 24 * 60 * 60;
+
+/// The version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// MQTT 5.
+    V5,
+    /// MQTT 3.1.1.
+    V3,
+}
+
+/// How often a message may arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Qos {
+    /// 0.
+    AtMostOnce,
+    /// 1.
+    AtLeastOnce,
+}
+
+/// What the server is to keep of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Session {
+    /// Nothing: its id is its own.
+    Passing,
+    /// Under this id, what came while it was away.
+    Lasting(String),
+    /// Nothing any more of what it kept under this id.
+    Over(String),
+}
+
+/// Everything that a connection is made with.
+#[derive(Clone)]
+pub(crate) enum Options {
+    V5(Box<v5::MqttOptions>),
+    V3(Box<rumqttc::MqttOptions>),
+}
+
+impl Qos {
+    /// What the link asks for: 1 unless it says otherwise.
+    pub(crate) fn read(config: &Config) -> Result<Self, LinkError> {
+        match config.get("qos") {
+            None | Some("1") => Ok(Self::AtLeastOnce),
+            Some("0") => Ok(Self::AtMostOnce),
+            Some(other) => {
+                let problem = format!("`{other}`: `0` (at most once) or `1` (at least once) is expected");
+                Err(LinkError::config("qos", problem))
+            }
+        }
+    }
+}
 
 /// A server, and who a link is there.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Settings {
     host: String,
     port: u16,
     tls: bool,
     access: Access,
+    protocol: Protocol,
 }
 
 impl Settings {
@@ -58,7 +117,14 @@ impl Settings {
         if access.password.is_some() && access.user.is_none() {
             return Err(LinkError::config("user", "is needed beside `password`"));
         }
-        Ok(Self { host: host.into(), port, tls, access })
+        let protocol = match link.config.get("protocol") {
+            None | Some("5" | "5.0") => Protocol::V5,
+            Some("3.1.1") => Protocol::V3,
+            Some(other) => {
+                return Err(LinkError::config("protocol", format!("`{other}`: `5` or `3.1.1` is expected")));
+            }
+        };
+        Ok(Self { host: host.into(), port, tls, access, protocol })
     }
 
     /// The server as people see it. Nothing in it is secret.
@@ -66,28 +132,58 @@ impl Settings {
         format!("{}://{}:{}", if self.tls { "mqtts" } else { "mqtt" }, self.host, self.port)
     }
 
-    /// What makes a connection with an id of its own.
-    pub(crate) fn options(&self) -> Result<MqttOptions, LinkError> {
-        let id = format!("trellis-{}", Uuid::now_v7().simple());
-        let mut options = MqttOptions::new(id, &self.host, self.port);
-        options.set_keep_alive(KEEP_ALIVE).set_connection_timeout(CONNECT_MAX_SECS);
-        options.set_clean_start(true).set_max_packet_size(Some(PACKET_BYTES_MAX));
-        let Access { user, password, ca, identity } = &self.access;
-        if let Some(user) = user {
-            options.set_credentials(user, password.as_ref().map_or("", |password| password.expose()));
+    /// What makes a connection.
+    pub(crate) fn options(&self, session: &Session) -> Result<Options, LinkError> {
+        let (id, is_clean) = match session {
+            Session::Passing => (format!("trellis-{}", Uuid::now_v7().simple()), true),
+            Session::Lasting(id) => (id.clone(), false),
+            Session::Over(id) => (id.clone(), true),
+        };
+        let login = self
+            .access
+            .user
+            .as_ref()
+            .map(|user| (user.as_str(), self.access.password.as_ref().map_or("", |password| password.expose())));
+        let transport = self.transport()?;
+        Ok(match self.protocol {
+            Protocol::V5 => {
+                let mut options = v5::MqttOptions::new(id, &self.host, self.port);
+                options.set_keep_alive(KEEP_ALIVE).set_connection_timeout(CONNECT_MAX_SECS).set_transport(transport);
+                options.set_clean_start(is_clean).set_session_expiry_interval((!is_clean).then_some(SESSION_SECS));
+                options.set_max_packet_size(Some(PACKET_BYTES_MAX)).set_receive_maximum(Some(RECEIVE_MAX));
+                options.set_manual_acks(true).set_outgoing_inflight_upper_limit(SEND_MAX);
+                if let Some((user, password)) = login {
+                    options.set_credentials(user, password);
+                }
+                Options::V5(Box::new(options))
+            }
+            Protocol::V3 => {
+                let mut options = rumqttc::MqttOptions::new(id, &self.host, self.port);
+                options.set_keep_alive(KEEP_ALIVE).set_transport(transport).set_clean_session(is_clean);
+                options.set_max_packet_size(PACKET_READ_BYTES_MAX, PACKET_READ_BYTES_MAX);
+                options.set_manual_acks(true).set_inflight(SEND_MAX);
+                if let Some((user, password)) = login {
+                    options.set_credentials(user, password);
+                }
+                Options::V3(Box::new(options))
+            }
+        })
+    }
+
+    fn transport(&self) -> Result<Transport, LinkError> {
+        if !self.tls {
+            return Ok(Transport::Tcp);
         }
-        if self.tls {
-            // Another crate may have chosen one already, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            let Some(ca) = ca else {
-                return Err(LinkError::config("tls_ca", "is needed for mqtts://: PEM of the CA to trust, or a path"));
-            };
-            let identity =
-                identity.as_ref().map(|(certificate, key)| Ok::<_, LinkError>((certificate.bytes()?, key.bytes()?)));
-            let tls = TlsConfiguration::Simple { ca: ca.bytes()?, alpn: None, client_auth: identity.transpose()? };
-            options.set_transport(Transport::tls_with_config(tls));
-        }
-        Ok(options)
+        // Another crate may have chosen one already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let Access { ca, identity, .. } = &self.access;
+        let Some(ca) = ca else {
+            return Err(LinkError::config("tls_ca", "is needed for mqtts://: PEM of the CA to trust, or a path"));
+        };
+        let identity =
+            identity.as_ref().map(|(certificate, key)| Ok::<_, LinkError>((certificate.bytes()?, key.bytes()?)));
+        let tls = TlsConfiguration::Simple { ca: ca.bytes()?, alpn: None, client_auth: identity.transpose()? };
+        Ok(Transport::tls_with_config(tls))
     }
 }
 

@@ -1,111 +1,258 @@
 //! A link's connection to its server: driven by a task of its own, made anew whenever it breaks. That the server is away is
 //! a state that `health` shows, not an error.
+//!
+//! Each connection has a client of its own, so that nothing of a broken one is left in the next: the server gives again
+//! what was not acknowledged, and a publisher hears that its message may be lost.
 
+use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Packet, Publish, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, Event, EventLoop};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::LinkError;
+use trellis_wire::{CallError, Message};
 
-use crate::config::Settings;
+use crate::client::{self, Arrived, Client, Heard};
+use crate::config::{Options, PACKET_BYTES_MAX, Qos, Session, Settings};
 
-/// Requests to the client that wait for the connection.
-const REQUESTS_MAX: usize = 256;
-/// The pauses between two attempts to connect.
+/// What waits to be asked of a connection.
+const ASKS_MAX: usize = 256;
+/// How long the server may take for what it is asked.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// The pauses between two attempts to connect. After a connection that lasted longer than the longest, the shortest is next.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(4);
 
+/// How long the server may be held up by a full buffer: less than it waits for a sign of life.
+const ROOM_MAX: Duration = Duration::from_secs(2);
+
+/// What a connection listens to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Subscription {
+    pub(crate) topic: String,
+    pub(crate) qos: Qos,
+}
+
 /// A connection that is kept.
 pub(crate) struct Connection {
-    pub(crate) client: AsyncClient,
+    shown: String,
+    asks: mpsc::Sender<Ask>,
     state: watch::Receiver<Result<(), String>>,
     _driver: AbortOnDropHandle<()>,
 }
 
+/// What is asked of a connection.
+enum Ask {
+    Publish(Box<Message>, Qos, Answer),
+    Unsubscribe(Answer),
+    Close(Answer),
+}
+
+/// Who waits for what the server says.
+type Answer = oneshot::Sender<Result<(), String>>;
+
 impl Connection {
-    /// Begins to connect. Messages of `topic` go to `inbox`.
+    /// Begins to connect. Messages of the subscription go to `inbox`.
     pub(crate) fn open(
         settings: &Settings,
-        topic: Option<String>,
-        inbox: mpsc::Sender<Publish>,
+        session: &Session,
+        subscription: Option<Subscription>,
+        inbox: mpsc::Sender<Arrived>,
     ) -> Result<Self, LinkError> {
-        let (client, events) = AsyncClient::new(settings.options()?, REQUESTS_MAX);
-        let shown = settings.shown();
+        let (options, shown) = (settings.options(session)?, settings.shown());
         let (state, watched) = watch::channel(Err(format!("not connected to {shown}: connecting")));
-        let driver = Driver { client: client.clone(), shown, state, topic, inbox, lost: 0 };
-        Ok(Self { client, state: watched, _driver: AbortOnDropHandle::new(tokio::spawn(driver.run(events))) })
+        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let driver = Driver { options, shown: shown.clone(), state, subscription, inbox, lost: 0 };
+        Ok(Self { shown, asks, state: watched, _driver: AbortOnDropHandle::new(tokio::spawn(driver.run(asked))) })
     }
 
     /// `not connected to URL: reason`, unless it is.
     pub(crate) fn health(&self) -> Result<(), String> {
         self.state.borrow().clone()
     }
+
+    /// Publishes, and returns when the server has the message, or was sent it where it says nothing to it.
+    pub(crate) async fn publish(&self, message: Message, qos: Qos) -> Result<(), CallError> {
+        self.health().map_err(CallError::Unavailable)?;
+        let published = self.ask(|answer| Ask::Publish(Box::new(message), qos, answer)).await;
+        published.map_err(|why| CallError::Unavailable(format!("{}: {why}", self.shown)))
+    }
+
+    /// Gives the subscription up for good.
+    pub(crate) async fn unsubscribe(&self) -> Result<(), String> {
+        self.ask(Ask::Unsubscribe).await
+    }
+
+    /// Ends the connection once what was acknowledged is on its way. The server is not waited for longer than it may take
+    /// for anything.
+    pub(crate) async fn close(&self) {
+        if let Err(why) = self.ask(Ask::Close).await {
+            tracing::debug!(server = self.shown, why, "a connection ended without a farewell");
+        }
+    }
+
+    async fn ask(&self, ask: impl FnOnce(Answer) -> Ask) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.asks.send(ask(answer)).await.map_err(|_| "the connection has ended".to_owned())?;
+            answered.await.unwrap_or_else(|_| Err("the connection broke before the server answered".into()))
+        };
+        timeout(ANSWER_MAX, asked).await.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_MAX:?}")))
+    }
 }
 
 /// Works off what comes from the server.
 struct Driver {
-    client: AsyncClient,
+    options: Options,
     shown: String,
     state: watch::Sender<Result<(), String>>,
-    topic: Option<String>,
-    inbox: mpsc::Sender<Publish>,
+    subscription: Option<Subscription>,
+    inbox: mpsc::Sender<Arrived>,
     lost: u64,
 }
 
+/// What belongs to one connection.
+struct Line {
+    client: Client,
+    is_up: bool,
+    /// Publishes that are handed to the client and not sent yet, in their order.
+    handed: VecDeque<Answer>,
+    /// Those that the server is to answer, by their numbers.
+    sent: HashMap<u16, Answer>,
+    unsubscribes: Option<Answer>,
+    closes: Option<Answer>,
+}
+
 impl Driver {
-    async fn run(mut self, mut events: EventLoop) {
+    async fn run(mut self, mut asks: mpsc::Receiver<Ask>) {
         let mut pause = PAUSE_MIN;
         loop {
-            match events.poll().await {
-                Ok(Event::Incoming(packet)) => {
-                    pause = PAUSE_MIN;
-                    self.on(packet);
-                }
-                Ok(Event::Outgoing(_)) => {}
-                Err(why) => {
-                    self.set(Err(format!("not connected to {}: {}", self.shown, told(&why.to_string()))));
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
-                }
+            let began = Instant::now();
+            let Err(why) = self.connection(&mut asks).await else { return };
+            self.set(Err(format!("not connected to {}: {why}", self.shown)));
+            if began.elapsed() > PAUSE_MAX {
+                pause = PAUSE_MIN;
             }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+            self.until_empty().await;
         }
     }
 
-    fn on(&mut self, packet: Packet) {
-        match packet {
-            Packet::ConnAck(_) => match self.topic.clone() {
-                None => self.set(Ok(())),
-                Some(topic) => {
-                    if let Err(why) = self.client.try_subscribe(topic.clone(), QoS::AtMostOnce) {
-                        self.set(Err(format!("{}: cannot subscribe to `{topic}`: {why}", self.shown)));
-                    }
-                }
-            },
-            Packet::SubAck(answer) => {
-                let refused = answer.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)));
-                let topic = self.topic.as_deref().unwrap_or_default();
-                self.set(refused.map_or(Ok(()), |code| {
-                    Err(format!("{} refuses the subscription to `{topic}`: {code:?}", self.shown))
-                }));
-            }
-            Packet::Publish(message) => self.keep(message),
-            _ => {}
+    /// Waits until what came by the last connection is stored: until then the server would give it once more.
+    async fn until_empty(&self) {
+        let is_kept = self.subscription.as_ref().is_some_and(|subscription| subscription.qos == Qos::AtLeastOnce);
+        while is_kept && !self.inbox.is_closed() && self.inbox.capacity() < self.inbox.max_capacity() {
+            sleep(PAUSE_MIN).await;
         }
     }
 
-    /// Puts a message into the buffer. One that finds no room is lost: it is delivered at most once.
-    fn keep(&mut self, message: Publish) {
-        if self.inbox.try_send(message).is_ok() {
-            return;
+    /// One connection: until it was asked to end, or breaks, which is the error.
+    async fn connection(&mut self, asks: &mut mpsc::Receiver<Ask>) -> Result<(), String> {
+        let (client, mut events) = client::open(&self.options);
+        let mut line = Line::new(client);
+        loop {
+            let client = line.client.clone();
+            let mut polled = pin!(events.poll(&client));
+            // It is polled to its end whatever is asked meanwhile: half a packet may be on its way.
+            let heard = loop {
+                tokio::select! {
+                    heard = &mut polled => break heard,
+                    ask = asks.recv() => match ask {
+                        Some(ask) => self.asked(ask, &mut line),
+                        None => return Ok(()),
+                    },
+                }
+            };
+            match heard {
+                Ok(Heard::Ends) => break,
+                // It was about to be ended.
+                Err(_) if line.closes.is_some() => break,
+                Ok(heard) => self.on(heard, &mut line).await?,
+                Err(why) if line.is_up => return Err(why),
+                Err(why) => return Err(told(&why, &self.options)),
+            }
         }
-        self.lost += 1;
+        line.closed();
+        Ok(())
+    }
+
+    fn asked(&mut self, ask: Ask, line: &mut Line) {
+        let topic = self.subscription.as_ref().map(|subscription| subscription.topic.as_str());
+        match ask {
+            // Who asked may have given up waiting, and been told so.
+            Ask::Publish(_, _, answer) if answer.is_closed() => {}
+            Ask::Publish(message, qos, answer) => line.publish(*message, qos, answer),
+            Ask::Unsubscribe(answer) => line.unsubscribe(topic, answer),
+            Ask::Close(answer) => line.begin_close(answer),
+        }
+    }
+
+    async fn on(&mut self, heard: Heard, line: &mut Line) -> Result<(), String> {
+        match heard {
+            Heard::Connected => {
+                line.is_up = true;
+                match &self.subscription {
+                    None => self.set(Ok(())),
+                    Some(Subscription { topic, qos }) => line.client.subscribe(topic, *qos)?,
+                }
+            }
+            Heard::Subscribed(said) => self.subscribed(said),
+            Heard::Unsubscribed => {
+                self.subscription = None;
+                if let Some(answer) = line.unsubscribes.take() {
+                    tell(answer, Ok(()));
+                }
+            }
+            Heard::Message(arrived) => self.keep(arrived).await?,
+            Heard::Sent(number) => line.sent(number),
+            Heard::Answered(number, said) => {
+                if let Some(answer) = line.sent.remove(&number) {
+                    tell(answer, said);
+                }
+            }
+            Heard::Ends | Heard::Other => {}
+        }
+        Ok(())
+    }
+
+    fn subscribed(&self, said: Result<Qos, String>) {
+        let Some(Subscription { topic, qos }) = &self.subscription else { return };
+        let refused = match said {
+            Ok(given) if given == *qos => return self.set(Ok(())),
+            Ok(_) => "it delivers at most once: write `qos: \"0\"` if that will do".into(),
+            Err(why) => why,
+        };
+        self.set(Err(format!("{} refuses the subscription to `{topic}`: {refused}", self.shown)));
+    }
+
+    /// Puts a message into the buffer. One that finds no room is lost, unless the server keeps it until it is acknowledged:
+    /// then there is a wait, in which the server can send no more (mosquitto 2.0 sends more than it was told it may), and
+    /// in the end a new connection, on which the server gives it again: the error.
+    async fn keep(&mut self, arrived: Arrived) -> Result<(), String> {
+        let bytes = arrived.message.body.len();
+        if bytes > PACKET_BYTES_MAX as usize {
+            let (server, topic) = (&self.shown, &arrived.message.subject);
+            tracing::error!(server, topic, bytes, "a message of more than {PACKET_BYTES_MAX} bytes is put aside");
+            tokio::spawn(arrived.acknowledge());
+            return Ok(());
+        }
+        match self.inbox.try_send(arrived) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Full(arrived)) if arrived.is_kept() => {
+                let stored = timeout(ROOM_MAX, self.inbox.send(arrived)).await.is_ok_and(|sent| sent.is_ok());
+                let why = "messages came faster than they could be stored; the server gives them again";
+                return if stored { Ok(()) } else { Err(why.into()) };
+            }
+            Err(_) => self.lost += 1,
+        }
         if self.lost.is_power_of_two() {
             let (server, lost) = (&self.shown, self.lost);
             tracing::warn!(server, lost, "messages were lost: they came faster than they were handled");
         }
+        Ok(())
     }
 
     fn set(&self, state: Result<(), String>) {
@@ -121,10 +268,66 @@ impl Driver {
     }
 }
 
-/// What the library says, with the fix where there is one.
-fn told(why: &str) -> String {
+impl Line {
+    fn new(client: Client) -> Self {
+        let (handed, sent, unsubscribes, closes) = Default::default();
+        Self { client, is_up: false, handed, sent, unsubscribes, closes }
+    }
+
+    fn publish(&mut self, message: Message, qos: Qos, answer: Answer) {
+        let handed = if self.is_up { self.client.publish(message, qos) } else { Err("not connected".into()) };
+        match handed {
+            Ok(()) => self.handed.push_back(answer),
+            Err(why) => tell(answer, Err(why)),
+        }
+    }
+
+    fn sent(&mut self, number: u16) {
+        let Some(answer) = self.handed.pop_front() else { return };
+        if number == 0 {
+            return tell(answer, Ok(()));
+        }
+        self.sent.insert(number, answer);
+    }
+
+    fn unsubscribe(&mut self, topic: Option<&str>, answer: Answer) {
+        match topic {
+            None => tell(answer, Ok(())),
+            Some(_) if !self.is_up => tell(answer, Err("not connected".into())),
+            Some(topic) => match self.client.unsubscribe(topic) {
+                Ok(()) => self.unsubscribes = Some(answer),
+                Err(why) => tell(answer, Err(why)),
+            },
+        }
+    }
+
+    fn begin_close(&mut self, answer: Answer) {
+        if !self.is_up || self.client.disconnect().is_err() {
+            return tell(answer, Err("not connected".into()));
+        }
+        self.closes = Some(answer);
+    }
+
+    fn closed(self) {
+        if let Some(answer) = self.closes {
+            tell(answer, Ok(()));
+        }
+    }
+}
+
+/// Who asked may have given up waiting.
+fn tell(answer: Answer, said: Result<(), String>) {
+    drop(answer.send(said));
+}
+
+/// What the library says of a server that let nobody in, with the fix where there is one.
+fn told(why: &str, options: &Options) -> String {
     if why.contains("BadUserNamePassword") || why.contains("NotAuthorized") {
         return format!("the login is refused: check `user` and `password` of the link ({why})");
     }
-    if why == "Timeout" { "no answer within 5s".into() } else { why.to_owned() }
+    let is_closed = why.contains("closed by peer") || why.contains("ProtocolVersion");
+    if is_closed && matches!(options, Options::V5(_)) {
+        return format!("{why}; if it speaks MQTT 3.1.1 only, write `protocol: \"3.1.1\"` in the link's config");
+    }
+    if why == "Timeout" || why == "Network timeout" { "no answer within 5s".into() } else { why.to_owned() }
 }

@@ -1,8 +1,9 @@
-//! The MQTT provider: what components get from a server that speaks MQTT 5.
+//! The MQTT provider: what components get from a server that speaks MQTT 5 or 3.1.1.
 //!
 //! | link | file |
 //! | --- | --- |
-//! | messages of a topic wake a component, at most once | `source.rs` |
+//! | messages of a topic wake a component, at least once (`qos: "1"`, the default) | `session.rs` |
+//! | the same at most once (`qos: "0"`) | `source.rs` |
 //! | a component publishes | `publish.rs` |
 //!
 //! What every link may say of its server:
@@ -10,37 +11,63 @@
 //! | config or secret | means |
 //! | --- | --- |
 //! | `url` | `mqtt://HOST:PORT`, or `mqtts://` for TLS; `mqtt://127.0.0.1:1883` by default |
+//! | `protocol` | `5`, by default, or `3.1.1` |
 //! | `user`, `password` | the login; the password as a secret |
 //! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, which `mqtts://` needs, and the client's own certificate: PEM or a path |
 //!
-//! MQTT 3.1.1 and delivery at least once are not built. This crate is the only one that knows MQTT.
+//! A link that wakes a component names its `topic`, with `+` and `#` as wildcards.
+//!
+//! MQTT has no second attempt, no wait and no dead letter. So what is to arrive at least once goes from the server into the
+//! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only.
+//!
+//! `client.rs` is the only file that knows both versions of the protocol, and this crate the only one that knows MQTT.
 
+mod client;
 mod config;
 mod connection;
 mod publish;
+mod session;
 mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod topic;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use config::{PACKET_BYTES_MAX, RECEIVE_MAX};
 pub use publish::MESSAGE_BYTES_MAX;
-use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+use trellis_provider::delivery::Trigger;
+use trellis_provider::{Depot, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_wire::{Answer, Call, CallError, ComponentKey, Link, LinkId, Message};
+use uuid::Uuid;
 
+use crate::config::{Qos, Settings};
 use crate::publish::Publisher;
+use crate::session::{Kept, Sessions, Wanted};
 use crate::source::Subscribed;
 
+/// How to open the provider.
+#[derive(Clone)]
+pub struct Options {
+    /// Names the node for as long as what it stored lasts: servers keep sessions under it.
+    pub node: String,
+    /// Where messages are stored that must arrive.
+    pub depot: Arc<dyn Depot>,
+}
+
 /// The provider. One value serves every MQTT link of a node.
-#[derive(Default)]
 pub struct Mqtt {
+    options: Options,
     links: Links<Bound>,
+    sessions: Sessions,
 }
 
 /// What a link has become.
 #[derive(Clone)]
 enum Bound {
+    /// Of this id in the depot.
+    Kept(LinkId, Arc<dyn Depot>, Arc<Kept>),
     Subscribed(Arc<Subscribed>),
     Publisher(Arc<Publisher>),
 }
@@ -49,6 +76,8 @@ enum Bound {
 impl trellis_provider::Bound for Bound {
     async fn end(&self) {
         match self {
+            // The session goes on: the link may be applied anew at once.
+            Self::Kept(link, depot, _) => depot.end(link).await,
             Self::Subscribed(subscribed) => subscribed.end().await,
             Self::Publisher(_) => {}
         }
@@ -57,8 +86,32 @@ impl trellis_provider::Bound for Bound {
 
 impl Mqtt {
     /// A provider without links.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(options: Options) -> Self {
+        Self { options, links: Links::default(), sessions: Sessions::default() }
+    }
+
+    /// The queue of the depot that holds what came by a link, whatever server and topic it names.
+    pub fn queue(&self, link: &LinkId, component: &ComponentKey) -> String {
+        let component = component.to_string().replace('/', ".");
+        format!("{component}.{}", short(&[&self.options.node, &link.to_string()]))
+    }
+
+    async fn keep(&self, link: &Link, settings: Settings, topic: String, permits: Permits) -> Result<Bound, LinkError> {
+        if link.delivery.order_by.is_some() {
+            let problem = "`delivery.order_by`: the nodes of a lattice share a topic, so that messages of one key may come \
+                           to several; take it out of the link, or use a queue of a broker that keeps an order";
+            return Err(LinkError::Unsupported(problem.into()));
+        }
+        let queue = self.queue(&link.id, &link.component);
+        let depot = &self.options.depot;
+        // Of what every server takes: 23 letters and digits.
+        let id = format!("trellis{}", short(&[&self.options.node, &link.id.to_string(), &settings.shown(), &topic]));
+        depot.begin(&queue, link.clone(), permits).await?;
+        let opened = self.sessions.open(&link.id, Wanted { settings, id, topic, queue }, depot).await;
+        if opened.is_err() {
+            depot.end(&link.id).await;
+        }
+        Ok(Bound::Kept(link.id.clone(), depot.clone(), opened?))
     }
 }
 
@@ -66,10 +119,18 @@ impl Mqtt {
 impl Provider for Mqtt {
     async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
         check_package(&link)?;
+        self.remove(&link.id).await;
+        let (settings, qos) = (Settings::read(&link)?, Qos::read(&link.config)?);
+        let topic = topic::shared(link.config.get("topic").unwrap_or_default(), &link.component)?;
         let id = link.id.clone();
-        self.remove(&id).await;
-        let subscribed = Subscribed::begin(link, permits)?;
-        self.links.bind(id, Bound::Subscribed(Arc::new(subscribed))).await;
+        let bound = match qos {
+            Qos::AtLeastOnce => self.keep(&link, settings, topic, permits).await?,
+            Qos::AtMostOnce => {
+                self.sessions.forget(&id);
+                Bound::Subscribed(Arc::new(Subscribed::begin(link, &settings, topic, permits)?))
+            }
+        };
+        self.links.bind(id, bound).await;
         Ok(())
     }
 
@@ -82,6 +143,10 @@ impl Provider for Mqtt {
 
     async fn remove(&self, link: &LinkId) {
         self.links.remove(link).await;
+    }
+
+    async fn forget(&self, link: &LinkId) {
+        self.sessions.forget(link);
     }
 
     async fn call(&self, link: &LinkId, call: Call) -> Result<Answer, CallError> {
@@ -101,16 +166,30 @@ impl Provider for Mqtt {
         }
     }
 
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        match self.links.get(link) {
+            Ok(Bound::Kept(link, depot, _)) => depot.trigger(&link),
+            _ => None,
+        }
+    }
+
     fn health(&self, link: &LinkId) -> Result<(), String> {
         match self.links.get(link)? {
+            Bound::Kept(link, depot, kept) => kept.health().and_then(|()| depot.health(&link)),
             Bound::Subscribed(subscribed) => subscribed.health(),
             Bound::Publisher(publisher) => publisher.health(),
         }
     }
 
     async fn drain(&self) {
-        self.links.drain().await;
+        tokio::join!(self.links.drain(), self.sessions.drain());
     }
+}
+
+/// A name of 16 letters and digits for all of these together.
+fn short(parts: &[&str]) -> String {
+    let all = parts.join("\n");
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, all.as_bytes()).simple().to_string()[..16].into()
 }
 
 fn check_package(link: &Link) -> Result<(), LinkError> {

@@ -2,18 +2,16 @@
 //!
 //! | key | means |
 //! | --- | --- |
-//! | `qos` | `0` or `1`; `1` by default: sent until the server has it, as long as the node lives |
+//! | `qos` | `1`, by default: a publish is answered once the server has the message; `0`: once it is on its way |
 //! | `allowed_subjects` | what the component may publish to, with `/` written as `.`, as for NATS |
 //!
-//! A publish is answered once it is handed to a standing connection.
+//! MQTT 3.1.1 has no place for headers, nor for where an answer is awaited: there a message is its body.
 
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::PublishProperties;
 use tokio::sync::mpsc;
 use trellis_provider::{Allowed, LinkError};
 use trellis_wire::{Answer, CallError, Link, Message};
 
-use crate::config::Settings;
+use crate::config::{Qos, Session, Settings};
 use crate::connection::Connection;
 
 /// Largest message, in bytes with its headers; as in `trellis://embedded`, so that an app can move.
@@ -25,20 +23,15 @@ const TEXT_BYTES_MAX: usize = 65_535;
 pub(crate) struct Publisher {
     connection: Connection,
     allowed: Allowed,
-    qos: QoS,
+    qos: Qos,
 }
 
 impl Publisher {
     pub(crate) fn open(link: &Link) -> Result<Self, LinkError> {
-        let qos = match link.config.get("qos") {
-            None | Some("1") => QoS::AtLeastOnce,
-            Some("0") => QoS::AtMostOnce,
-            Some(other) => return Err(LinkError::config("qos", format!("`{other}`: `0` or `1` is expected"))),
-        };
         // Nothing is subscribed to, so nothing comes.
         let (inbox, _) = mpsc::channel(1);
-        let connection = Connection::open(&Settings::read(link)?, None, inbox)?;
-        Ok(Self { connection, allowed: Allowed::read(&link.config)?, qos })
+        let connection = Connection::open(&Settings::read(link)?, &Session::Passing, None, inbox)?;
+        Ok(Self { connection, allowed: Allowed::read(&link.config)?, qos: Qos::read(&link.config)? })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {
@@ -47,20 +40,7 @@ impl Publisher {
 
     pub(crate) async fn publish(&self, message: Message) -> Result<Answer, CallError> {
         self.check(&message)?;
-        self.health().map_err(CallError::Unavailable)?;
-        let properties = PublishProperties {
-            user_properties: message.headers,
-            response_topic: message.reply_to,
-            ..PublishProperties::default()
-        };
-        let sent = self.connection.client.try_publish_with_properties(
-            message.subject,
-            self.qos,
-            false,
-            message.body,
-            properties,
-        );
-        sent.map_err(|why| CallError::Unavailable(format!("too much waits to be sent: {why}")))?;
+        self.connection.publish(message, self.qos).await?;
         Ok(Answer::Published)
     }
 

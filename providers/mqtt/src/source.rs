@@ -1,25 +1,19 @@
 //! Messages of a topic wake a component, at most once.
 //!
-//! | key | means |
-//! | --- | --- |
-//! | `topic` | the topic, with `+` and `#` as wildcards |
-//! | `qos` | `0`; others are refused: what the component refuses cannot be tried again |
-//!
-//! Nodes share the subscription (`$share/<app>.<component>/<topic>`), so each message goes to one of them; the server must
-//! speak MQTT 5. A message waits in a bounded buffer until there is a permit for it.
+//! A message waits in a bounded buffer until there is a permit for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::{LinkError, Permit, Permits, Want};
-use trellis_wire::{ComponentKey, Delivery, Error, Event, Link, LinkId, Message, Outcome, Reply, Settle};
+use trellis_wire::{Delivery, Error, Event, Link, LinkId, Outcome, Reply, Settle};
 
-use crate::config::Settings;
-use crate::connection::Connection;
+use crate::client::Arrived;
+use crate::config::{Qos, Session, Settings};
+use crate::connection::{Connection, Subscription};
 
 /// Messages that wait for a permit before the next ones are lost and counted.
 const BUFFER_MESSAGES_MAX: usize = 256;
@@ -38,20 +32,16 @@ pub(crate) struct Subscribed {
 
 impl Subscribed {
     /// Subscribes to what the link names.
-    pub(crate) fn begin(link: Link, permits: Permits) -> Result<Self, LinkError> {
+    pub(crate) fn begin(link: Link, settings: &Settings, topic: String, permits: Permits) -> Result<Self, LinkError> {
         if link.delivery != Delivery::default() {
-            let problem =
-                "`delivery`: trellis://mqtt delivers at most once and keeps nothing to try again; take it out";
+            let problem = "`delivery`: with `qos: \"0\"` trellis://mqtt delivers at most once and keeps nothing to try \
+                           again; take it out, or write `qos: \"1\"`";
             return Err(LinkError::Unsupported(problem.into()));
         }
-        if let Some(qos) = link.config.get("qos").filter(|qos| *qos != "0") {
-            let problem = format!("`{qos}`: only `0` is built, at most once");
-            return Err(LinkError::config("qos", problem));
-        }
-        let topic = shared(link.config.get("topic").unwrap_or_default(), &link.component)?;
         let (inbox, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
+        let subscription = Subscription { topic, qos: Qos::AtMostOnce };
         let subscribed = Self {
-            connection: Connection::open(&Settings::read(&link)?, Some(topic), inbox)?,
+            connection: Connection::open(settings, &Session::Passing, Some(subscription), inbox)?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             trouble: Arc::default(),
@@ -96,7 +86,7 @@ struct Puller {
 }
 
 impl Puller {
-    async fn run(self, mut waiting: mpsc::Receiver<Publish>) {
+    async fn run(self, mut waiting: mpsc::Receiver<Arrived>) {
         let stop = self.stop.clone();
         loop {
             let next = tokio::select! {
@@ -104,7 +94,7 @@ impl Puller {
                 () = stop.cancelled() => break,
                 next = waiting.recv() => next,
             };
-            let Some(message) = next else { return };
+            let Some(Arrived { message, .. }) = next else { return };
             let permit = tokio::select! {
                 biased;
                 permit = self.permit() => permit,
@@ -113,7 +103,6 @@ impl Puller {
             let Some(permit) = permit else { break };
             let link = self.link.clone();
             self.tasks.spawn(async move {
-                let message = received(message);
                 let subject = message.subject.clone();
                 note(&link, &subject, permit.run(Event::Message(message)).await);
             });
@@ -147,24 +136,6 @@ impl Puller {
     }
 }
 
-/// The shared subscription to a topic: the same on every node.
-fn shared(topic: &str, component: &ComponentKey) -> Result<String, LinkError> {
-    let levels: Vec<_> = topic.split('/').collect();
-    let last = levels.len() - 1;
-    let is_level = |(at, level): (usize, &&str)| match *level {
-        "+" => true,
-        "#" => at == last,
-        level => !level.contains(['+', '#', '\0']),
-    };
-    if topic.is_empty() || topic.starts_with('$') || !levels.iter().enumerate().all(is_level) {
-        let problem =
-            "is no topic: levels between `/`, of which one may be `+` and the last `#`; not beginning with `$`";
-        return Err(LinkError::config("topic", format!("`{topic}` {problem}")));
-    }
-    let group: String = component.to_string().replace('/', ".").replace(['+', '#'], "_");
-    Ok(format!("$share/{group}/{topic}"))
-}
-
 /// Says what became of a message that did not end well: it is gone.
 fn note(link: &LinkId, subject: &str, outcome: Outcome) {
     let why = match outcome {
@@ -177,31 +148,4 @@ fn note(link: &LinkId, subject: &str, outcome: Outcome) {
         Err(why) => why.to_string(),
     };
     tracing::warn!(%link, subject, why, "a message was not handled and is lost: it is delivered at most once");
-}
-
-/// A message of the client library as ours. What is no UTF-8 in its topic is replaced by `U+FFFD`.
-fn received(message: Publish) -> Message {
-    let properties = message.properties.unwrap_or_default();
-    Message {
-        subject: String::from_utf8_lossy(&message.topic).into_owned(),
-        body: message.payload,
-        reply_to: properties.response_topic,
-        headers: properties.user_properties,
-        attempt: 1,
-        ..Message::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn topics_are_shared_by_the_nodes_of_a_component() {
-        let component: ComponentKey = "shop/worker".parse().unwrap();
-        assert_eq!(shared("a/+/c/#", &component), Ok("$share/shop.worker/a/+/c/#".into()));
-        for wrong in ["", "$SYS/#", "a/#/b", "a+/b", "#a"] {
-            assert!(shared(wrong, &component).is_err(), "{wrong}");
-        }
-    }
 }

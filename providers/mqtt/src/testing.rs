@@ -1,5 +1,7 @@
-//! A real mosquitto for tests, on a free port of 127.0.0.1. Compiled with the feature `testing`.
+//! A real mosquitto for tests, on a free port of 127.0.0.1, which stores what changes at once. Compiled with the feature
+//! `testing`.
 
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,13 +33,42 @@ impl Mosquitto {
         for _ in 0..PORTS_MAX {
             server.port = free_port();
             server.url = format!("mqtt://127.0.0.1:{}", server.port);
-            let text = format!("listener {} 127.0.0.1\nallow_anonymous {allow_anonymous}\n", server.port);
+            let (port, folder) = (server.port, server.config.path().display());
+            // Started by root it would become another user, who may not write there.
+            let text = format!(
+                "listener {port} 127.0.0.1\nallow_anonymous {allow_anonymous}\nuser root\npersistence true\n\
+                 persistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+            );
             std::fs::write(server.config.path().join("conf"), text).expect("a file can be written");
             if server.spawn() {
                 return server;
             }
         }
         panic!("mosquitto did not start on any of {PORTS_MAX} ports")
+    }
+
+    /// Publishes with QoS 1, as a client that has nothing to do with Trellis, and returns when the server has the message.
+    ///
+    /// # Panics
+    /// When it does not take it.
+    pub fn publish(&self, topic: &str, body: &[u8]) {
+        let mut answer = [0; 4];
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the server listens");
+        stream.write_all(b"\x10\x0c\0\x04MQTT\x04\x02\0\0\0\0").expect("the server reads");
+        stream.read_exact(&mut answer).expect("the server answers");
+        assert_eq!(answer, [0x20, 2, 0, 0], "it lets everybody in");
+        let length = u8::try_from(topic.len()).expect("it is a short topic");
+        let publish = [&[0, length], topic.as_bytes(), &[0, 1], body].concat();
+        let mut head = vec![0x32];
+        let mut rest = publish.len();
+        while rest > 127 {
+            head.push(u8::try_from(rest % 128 + 128).expect("it is below 256"));
+            rest /= 128;
+        }
+        head.push(u8::try_from(rest).expect("it is below 128"));
+        stream.write_all(&[head, publish].concat()).expect("the server reads");
+        stream.read_exact(&mut answer).expect("the server answers");
+        assert_eq!(answer, [0x40, 2, 0, 1], "it has the message");
     }
 
     /// Kills the server as `kill -9` does.
@@ -49,7 +80,19 @@ impl Mosquitto {
         }
     }
 
-    /// Starts the server again on the same port.
+    /// Has the server end by itself, with all that it has stored.
+    ///
+    /// # Panics
+    /// When it cannot be told to.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let told = Command::new("kill").arg(child.id().to_string()).status().expect("kill can be run");
+            assert!(told.success(), "mosquitto cannot be told to end");
+            child.wait().expect("a child of ours can be waited for");
+        }
+    }
+
+    /// Starts the server again on the same port, as it was stored.
     ///
     /// # Panics
     /// When it does not start.

@@ -22,6 +22,7 @@
 mod access;
 mod allowed;
 pub mod delivery;
+mod depot;
 mod dialed;
 mod histogram;
 mod lease;
@@ -38,6 +39,7 @@ pub use access::{Access, Pem, check_url, flag};
 pub use allowed::Allowed;
 use async_trait::async_trait;
 use delivery::Trigger;
+pub use depot::Depot;
 pub use dialed::{Dial, Dialed};
 pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
@@ -67,6 +69,10 @@ pub trait Provider: Send + Sync + 'static {
     /// Ends a link of either kind. Takes no more events at once; returns when those under way are settled or given
     /// back. Unknown ids are ignored.
     async fn remove(&self, link: &LinkId);
+
+    /// Gives up what the broker keeps for this node alone under a link that was removed and is not placed here any more,
+    /// such as a subscription that lasts. Follows [`Provider::remove`]; unknown ids are ignored.
+    async fn forget(&self, _link: &LinkId) {}
 
     /// Answers one call under a granted link. The node has checked that the link grants it.
     ///

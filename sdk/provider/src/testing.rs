@@ -32,6 +32,11 @@ pub trait Broker: Sync {
 
     /// Publishes to it, and returns when the broker has the message.
     async fn publish(&self, name: &str, message: Message);
+
+    /// Whether its messages have headers.
+    fn has_headers(&self) -> bool {
+        true
+    }
 }
 
 /// Everything that a broker promises, one part beside the other. Takes about as long as two claims.
@@ -145,7 +150,7 @@ async fn what_is_published_is_given_out_once<B: Broker>(broker: &B) {
         assert_eq!((record.attempt, record.faults, record.kills, message.attempt), (1, 0, 0, 1));
         assert!(record.age < PATIENCE, "{record:?}");
         let kind = message.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("x-kind"));
-        assert_eq!(kind.map(|(_, value)| value.as_str()), Some("test"), "{message:?}");
+        assert_eq!(kind.map(|(_, value)| value.as_str()), broker.has_headers().then_some("test"), "{message:?}");
         assert!(!claimed.place.key.is_empty() && !message.id.is_empty());
         assert!(!claimed.place.again && claimed.place.replay_of.is_none(), "{:?}", claimed.place);
     }
@@ -235,7 +240,8 @@ async fn a_dead_letter_keeps_everything_and_is_decided_on_once<B: Broker>(broker
     assert_eq!(letter.faults.len(), 2, "every fault: {:?}", letter.faults);
     assert!(letter.faults[0].contains("at main") && letter.faults[1].contains("at helper"), "{:?}", letter.faults);
     assert_eq!(letter.ran, Ran { digest: "sha256:1".into(), generation: 7, trace: "abc".into() });
-    assert_eq!(letter.message.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-kind")).count(), 1);
+    let kinds = letter.message.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-kind"));
+    assert_eq!(kinds.count(), usize::from(broker.has_headers()));
     assert!(letter.at_ms > 0 && !letter.queue.is_empty(), "{letter:?}");
     let refused = all.iter().find(|letter| text(&letter.message) == "bad").expect("it is dead");
     assert!(refused.detail.contains("no such order"), "{refused:?}");
@@ -260,7 +266,12 @@ async fn decided<Q: Queue>(queue: &Q, (trapped, headers): (&str, usize), refused
     assert_eq!(again.place.replay_of.as_deref(), Some(trapped));
     let header =
         |name: &str| again.message.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name)).count();
-    assert_eq!((header("x-kind"), again.message.headers.len()), (1, headers), "{:?}", again.message.headers);
+    assert_eq!(
+        (header("x-kind"), again.message.headers.len()),
+        (headers.min(1), headers),
+        "{:?}",
+        again.message.headers
+    );
     settle(queue, &again, Settlement::Ack).await;
     assert_eq!(decide(refused, Fate::Drop).await.as_deref(), Some("bad"));
     assert_eq!(decide(refused, Fate::Drop).await, None, "once");

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use redis::Commands as _;
 use trellis_bus::testing::NatsServer;
+use trellis_mqtt::testing::Mosquitto;
 use trellis_rabbitmq::testing::RabbitServer;
 use trellis_redis::testing::RedisServer;
 
 use crate::apps::{app, component, eventually, http, link, link_from, provider, waking};
 use crate::client::get;
 use crate::node::{DataDir, Node};
+use crate::queues::letters;
 
 /// A provider of this image with a server of its own, and links to what it wakes.
 fn at(name: &str, tech: &str, server: &str, links: &[String]) -> String {
@@ -47,11 +49,17 @@ fn moves_to(node: &Node, tech: &str, server: &str, source: &str, publish: impl F
     for body in ["fine", "retry-twice"] {
         publish(body);
     }
+    handles(node, tech, &[("fine", 1), ("retry-twice", 3)]);
+}
+
+/// Each of these is handled well in the end, at this attempt.
+#[track_caller]
+fn handles(node: &Node, tech: &str, bodies: &[(&str, u32)]) {
     let at = node.at("shop");
-    for (key, ends) in [("last/fine", "attempt=1"), ("last/retry-twice", "attempt=3")] {
-        eventually(&format!("{key} ends with {ends} on {tech}"), || {
-            let response = get(at, &format!("/{key}")).ok().filter(|response| response.status == 200)?;
-            response.text().contains(ends).then_some(())
+    for (body, attempt) in bodies {
+        eventually(&format!("{body} is handled at attempt {attempt} on {tech}"), || {
+            let response = get(at, &format!("/last/{body}")).ok().filter(|response| response.status == 200)?;
+            response.text().contains(&format!("attempt={attempt}")).then_some(())
         });
     }
 }
@@ -96,6 +104,34 @@ fn one_manifest_moves_between_brokers() {
             confirmed.take_message().is_none().then_some(())
         });
     });
+}
+
+#[test]
+fn a_topic_outlives_its_node_with_its_dead_letters() {
+    for protocol in ["5", "3.1.1"] {
+        let (server, data_dir) = (Mosquitto::start(true), DataDir::new());
+        let node = Node::start_in(&data_dir, &[]);
+        let config = format!("url: '{}', protocol: '{protocol}'", server.url);
+        let publish = |body: &str| server.publish("eu/orders", body.as_bytes());
+        moves_to(&node, "mqtt", &config, "topic: '+/orders'", publish);
+        publish("dead-letter");
+        let dead = letters(&node, "shop", 1);
+        assert_eq!((&dead[0]["component"], &dead[0]["body_text"]), (&"shop/worker".into(), &"dead-letter".into()));
+        assert!(node.trellis(&["triggers"]).ok().contains("mqtt"));
+        drop(node.kill());
+
+        publish("trap");
+        publish("later");
+        let node = Node::start_in(&data_dir, &[]);
+        handles(&node, "mqtt", &[("later", 1)]);
+        let dead = letters(&node, "shop", 2);
+        let trap = dead.iter().find(|letter| letter["body_text"] == "trap").unwrap();
+        assert_eq!((&trap["reason"], &trap["attempts"]), (&"max-faults".into(), &2.into()));
+        let ids: Vec<_> = dead.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
+        assert_eq!(node.trellis(&["dead-letters", "replay", "shop", ids[0]]).ok(), "1 replayed\n");
+        let again = letters(&node, "shop", 2);
+        assert!(again.iter().all(|letter| letter["id"] != ids[0]), "{again:?}");
+    }
 }
 
 /// What becomes of a message by its first word: how often it is tried at least, and whether it ends as a dead letter.

@@ -36,10 +36,10 @@ fn until_stored(node: &Node, key: &str, expected: &str) {
 }
 
 #[track_caller]
-fn letters(node: &Node, count: usize) -> Vec<Value> {
-    eventually(&format!("there are {count} dead letters"), || {
+pub(crate) fn letters(node: &Node, app: &str, count: usize) -> Vec<Value> {
+    eventually(&format!("{app} has {count} dead letters"), || {
         let listed: Value =
-            serde_json::from_str(&node.trellis(&["dead-letters", "list", "post", "-o", "json"]).ok()).ok()?;
+            serde_json::from_str(&node.trellis(&["dead-letters", "list", app, "-o", "json"]).ok()).ok()?;
         listed.as_array().filter(|letters| letters.len() == count).cloned()
     })
 }
@@ -56,7 +56,7 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
 
     node.trellis(&["publish", "mail", "trap", "--header", "by=hand"]).ok();
     node.trellis(&["publish", "mail", "dead-letter"]).ok();
-    let dead = letters(&node, 2);
+    let dead = letters(&node, "post", 2);
     let trap = dead.iter().find(|letter| letter["body_text"] == "trap").unwrap();
     assert_eq!((&trap["reason"], &trap["attempts"]), (&"max-faults".into(), &2.into()));
     assert_eq!(trap["component"], "post/worker");
@@ -65,13 +65,13 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
 
     let node = Node::start_in(&data_dir, &[]);
     until_stored(&node, "last/fine", "mail.eu attempt=1");
-    assert_eq!(letters(&node, 2), dead, "dead letters outlive the node");
+    assert_eq!(letters(&node, "post", 2), dead, "dead letters outlive the node");
     let id = trap["id"].as_str().unwrap();
     let shown = node.trellis(&["dead-letters", "show", "post/worker", id]).ok();
     assert!(shown.contains("fault 2: ") && shown.contains("header by: hand"), "{shown}");
     assert_eq!(node.trellis(&["dead-letters", "replay", "post", id]).ok(), "1 replayed\n");
     until_stored(&node, "seen/trap", "4");
-    let again = letters(&node, 2);
+    let again = letters(&node, "post", 2);
     let ids: Vec<_> = again.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
     assert!(!ids.contains(&id), "{ids:?}");
     node.trellis(&["dead-letters", "replay", "post", id]).failed(2);

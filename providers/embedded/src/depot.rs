@@ -1,0 +1,48 @@
+//! Queues for what sources of other technologies took over: durable queues under names that nothing else can mean.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use trellis_provider::delivery::{Trigger, Trouble};
+use trellis_provider::{Depot, LinkError, Permits};
+use trellis_wire::{ComponentKey, Link, LinkId, Message};
+
+use crate::{Embedded, Pulled};
+
+/// Begins the name of each: a subject has no empty token, so that no link and no publisher can name one.
+const MARK: char = '.';
+
+impl Embedded {
+    /// A queue of the depot as the engine of a link to this component sees it. `None`: none of that name was ever begun.
+    pub fn kept(&self, queue: &str, component: &ComponentKey) -> Option<Pulled> {
+        self.durable.find(&name(queue), component)
+    }
+}
+
+#[async_trait]
+impl Depot for Embedded {
+    async fn begin(&self, queue: &str, link: Link, permits: Permits) -> Result<(), LinkError> {
+        self.durable.begin(&name(queue), Vec::new(), link, permits).await
+    }
+
+    async fn keep(&self, queue: &str, message: Message) -> Result<(), Trouble> {
+        self.durable.keep(&name(queue), &message).await.map_err(|why| why.to_string())
+    }
+
+    async fn end(&self, link: &LinkId) {
+        self.durable.remove(link).await;
+    }
+
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        self.durable.trigger(link)
+    }
+
+    fn health(&self, link: &LinkId) -> Result<(), String> {
+        let health = self.durable.health(link);
+        health.unwrap_or_else(|| Err(format!("link {link} is not bound on this node")))
+    }
+}
+
+fn name(queue: &str) -> String {
+    format!("{MARK}{queue}")
+}

@@ -1,0 +1,264 @@
+//! Messages that must arrive: the server keeps a session for this node and link, also while the node is away, and each
+//! message goes into a queue on this node's disk before it is acknowledged. From there the engine has it, with its attempts,
+//! waits and dead letters.
+//!
+//! A session lasts longer than the link is applied: while the link is applied anew messages are stored all the same. Only
+//! where the link is placed here no more the node unsubscribes, stores what is still on its way, and has the server forget it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use trellis_provider::{Depot, LinkError};
+use trellis_wire::LinkId;
+
+use crate::client::{self, Arrived, Heard};
+use crate::config::{Qos, RECEIVE_MAX, Session, Settings};
+use crate::connection::{ANSWER_MAX, Connection, Subscription};
+
+/// The pauses while messages cannot be stored.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// After so long without a message nothing more is on its way to who has unsubscribed.
+const QUIET: Duration = Duration::from_millis(500);
+/// How often the server is asked to forget a session, and the pause after each time.
+const LEAVE_TRIES: u32 = 6;
+const LEAVE_PAUSE: Duration = Duration::from_secs(2);
+
+/// What makes a session this one and no other.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) settings: Settings,
+    /// The client's id.
+    pub(crate) id: String,
+    /// The shared subscription.
+    pub(crate) topic: String,
+    /// The queue that its messages go to.
+    pub(crate) queue: String,
+}
+
+/// A session that is kept.
+pub(crate) struct Kept {
+    wanted: Wanted,
+    connection: Connection,
+    /// Nothing more is stored.
+    stop: CancellationToken,
+    /// What still comes is stored, and then nothing more.
+    last: CancellationToken,
+    keeper: TaskTracker,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Kept {
+    fn open(wanted: Wanted, depot: Arc<dyn Depot>) -> Result<Arc<Self>, LinkError> {
+        let (inbox, waiting) = mpsc::channel(usize::from(RECEIVE_MAX));
+        let subscription = Subscription { topic: wanted.topic.clone(), qos: Qos::AtLeastOnce };
+        let session = Session::Lasting(wanted.id.clone());
+        let connection = Connection::open(&wanted.settings, &session, Some(subscription), inbox)?;
+        let kept = Self {
+            connection,
+            stop: CancellationToken::new(),
+            last: CancellationToken::new(),
+            keeper: TaskTracker::new(),
+            trouble: Arc::default(),
+            wanted,
+        };
+        let keeper = Keeper {
+            depot,
+            queue: kept.wanted.queue.clone(),
+            stop: kept.stop.clone(),
+            last: kept.last.clone(),
+            trouble: kept.trouble.clone(),
+        };
+        kept.keeper.spawn(keeper.run(waiting));
+        kept.keeper.close();
+        Ok(Arc::new(kept))
+    }
+
+    pub(crate) fn health(&self) -> Result<(), String> {
+        lock(&self.trouble).clone().map_or_else(|| self.connection.health(), Err)
+    }
+
+    /// Ends the connection, so that the server keeps what comes for later.
+    async fn close(&self) {
+        self.stop.cancel();
+        self.keeper.wait().await;
+        self.connection.close().await;
+    }
+
+    /// Has the server forget it, again while it does not.
+    async fn leave(&self) {
+        let mut left = self.try_leave().await;
+        for _ in 1..LEAVE_TRIES {
+            if left.is_ok() {
+                break;
+            }
+            sleep(LEAVE_PAUSE).await;
+            left = self.try_leave().await;
+        }
+        if let Err(why) = left {
+            let (server, Wanted { id, topic, .. }) = (self.wanted.settings.shown(), &self.wanted);
+            tracing::warn!(server, id, topic, "the server still keeps messages that nobody fetches: {why}");
+        }
+    }
+
+    /// What was done of it before is not done again.
+    async fn try_leave(&self) -> Result<(), String> {
+        if !self.last.is_cancelled() {
+            self.connection.unsubscribe().await?;
+            self.last.cancel();
+        }
+        self.keeper.wait().await;
+        self.connection.close().await;
+        let over = Session::Over(self.wanted.id.clone());
+        let options = self.wanted.settings.options(&over).map_err(|why| why.to_string())?;
+        let (client, mut events) = client::open(&options);
+        let forgotten = async {
+            loop {
+                match events.poll(&client).await? {
+                    Heard::Connected => client.disconnect()?,
+                    Heard::Ends => return Ok(()),
+                    _ => {}
+                }
+            }
+        };
+        timeout(ANSWER_MAX, forgotten).await.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_MAX:?}")))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Stores messages, then acknowledges them.
+struct Keeper {
+    depot: Arc<dyn Depot>,
+    queue: String,
+    stop: CancellationToken,
+    last: CancellationToken,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl Keeper {
+    async fn run(self, mut waiting: mpsc::Receiver<Arrived>) {
+        let most = usize::from(RECEIVE_MAX);
+        loop {
+            let mut arrived = Vec::with_capacity(most);
+            let quiet = async {
+                self.last.cancelled().await;
+                sleep(QUIET).await;
+            };
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                count = waiting.recv_many(&mut arrived, most) => if count == 0 { return },
+                () = quiet => return,
+            }
+            self.keep(arrived).await;
+        }
+    }
+
+    /// Stores all of them, however long the disk takes; what came together is written together. While there is no room
+    /// nothing is acknowledged, and the server holds back what is next.
+    async fn keep(&self, mut arrived: Vec<Arrived>) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let keeping = arrived.iter().map(|one| self.depot.keep(&self.queue, one.message.clone()));
+            let kept = join_all(keeping).await;
+            let (mut left, mut trouble) = (Vec::new(), None);
+            for (one, kept) in arrived.into_iter().zip(kept) {
+                match kept {
+                    Ok(()) => one.acknowledge().await,
+                    Err(why) => {
+                        trouble = Some(format!("messages cannot be stored, and wait at the server: {why}"));
+                        left.push(one);
+                    }
+                }
+            }
+            *lock(&self.trouble) = trouble;
+            arrived = left;
+            if arrived.is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+            }
+        }
+    }
+}
+
+/// The sessions of this node.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    /// By link: one that is applied, or may be applied anew.
+    kept: Mutex<HashMap<LinkId, Arc<Kept>>>,
+    /// By the client's id: those that the server is to forget.
+    leaving: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
+}
+
+impl Sessions {
+    /// The session of a link: the one that is there, if it is what is wanted.
+    pub(crate) async fn open(
+        &self,
+        link: &LinkId,
+        wanted: Wanted,
+        depot: &Arc<dyn Depot>,
+    ) -> Result<Arc<Kept>, LinkError> {
+        let before = lock(&self.kept).remove(link);
+        let kept = match before {
+            Some(before) if before.wanted == wanted => before,
+            before => {
+                match before {
+                    Some(before) if before.wanted.id == wanted.id => before.close().await,
+                    Some(before) => self.leave(before),
+                    None => {}
+                }
+                // One that is wanted again is not to be forgotten after all.
+                drop(lock(&self.leaving).remove(&wanted.id));
+                Kept::open(wanted, depot.clone())?
+            }
+        };
+        lock(&self.kept).insert(link.clone(), kept.clone());
+        Ok(kept)
+    }
+
+    /// Begins to have the server forget the session of a link.
+    pub(crate) fn forget(&self, link: &LinkId) {
+        if let Some(kept) = lock(&self.kept).remove(link) {
+            self.leave(kept);
+        }
+    }
+
+    fn leave(&self, kept: Arc<Kept>) {
+        let id = kept.wanted.id.clone();
+        let leaving = AbortOnDropHandle::new(tokio::spawn(async move { kept.leave().await }));
+        let mut all = lock(&self.leaving);
+        all.retain(|_, leaving| !leaving.is_finished());
+        all.insert(id, leaving);
+    }
+
+    /// Ends all of them, and returns when those that are to be forgotten are.
+    pub(crate) async fn drain(&self) {
+        let kept: Vec<_> = lock(&self.kept).drain().map(|(_, kept)| kept).collect();
+        let leaving: Vec<_> = lock(&self.leaving).drain().map(|(_, leaving)| leaving).collect();
+        join_all(kept.iter().map(|kept| kept.close())).await;
+        for left in join_all(leaving).await {
+            if let Err(why) = left {
+                tracing::warn!(%why, "a session was not given up");
+            }
+        }
+    }
+}
+
+/// Nothing panics while it holds one of these.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,37 @@
+//! Topics that wake components. Nodes share a subscription (`$share/<app>.<component>/<topic>`), so that each message goes to
+//! one of them: a part of MQTT 5, and an extension of 3.1.1 that the common servers have.
+
+use trellis_provider::LinkError;
+use trellis_wire::ComponentKey;
+
+/// The shared subscription to a topic: the same on every node.
+pub(crate) fn shared(topic: &str, component: &ComponentKey) -> Result<String, LinkError> {
+    let levels: Vec<_> = topic.split('/').collect();
+    let last = levels.len() - 1;
+    let is_level = |(at, level): (usize, &&str)| match *level {
+        "+" => true,
+        "#" => at == last,
+        level => !level.contains(['+', '#', '\0']),
+    };
+    if topic.is_empty() || topic.starts_with('$') || !levels.iter().enumerate().all(is_level) {
+        let problem =
+            "is no topic: levels between `/`, of which one may be `+` and the last `#`; not beginning with `$`";
+        return Err(LinkError::config("topic", format!("`{topic}` {problem}")));
+    }
+    let group: String = component.to_string().replace('/', ".").replace(['+', '#'], "_");
+    Ok(format!("$share/{group}/{topic}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_shared_by_the_nodes_of_a_component() {
+        let component: ComponentKey = "shop/worker".parse().unwrap();
+        assert_eq!(shared("a/+/c/#", &component), Ok("$share/shop.worker/a/+/c/#".into()));
+        for wrong in ["", "$SYS/#", "a/#/b", "a+/b", "#a"] {
+            assert!(shared(wrong, &component).is_err(), "{wrong}");
+        }
+    }
+}

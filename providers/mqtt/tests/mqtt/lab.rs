@@ -1,0 +1,133 @@
+//! A node's provider and its disk, and a server beside it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use trellis_embedded::{Embedded, Pulled};
+use trellis_mqtt::testing::Mosquitto;
+use trellis_mqtt::{Mqtt, Options};
+use trellis_provider::Provider as _;
+use trellis_provider::delivery::DeadLetter;
+use trellis_provider::testing::Broker;
+use trellis_provider::testing::lab::{self, Node, PATIENCE, until};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+
+/// A node's disk.
+pub(crate) struct Home(tempfile::TempDir);
+
+/// A process of a node on its disk.
+pub(crate) struct Process {
+    pub(crate) mqtt: Mqtt,
+    pub(crate) embedded: Arc<Embedded>,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn open(&self) -> Process {
+        let embedded = Embedded::open(trellis_embedded::Options { data_dir: self.0.path().into() });
+        let embedded = Arc::new(embedded.unwrap());
+        let node = self.0.path().display().to_string();
+        Process { mqtt: Mqtt::new(Options { node, depot: embedded.clone() }), embedded }
+    }
+}
+
+impl Process {
+    /// What holds a link's messages.
+    pub(crate) fn queue(&self, link: &Link) -> Pulled {
+        self.embedded.kept(&self.mqtt.queue(&link.id, &link.component), &link.component).unwrap()
+    }
+
+    /// Wakes the node's component, and waits until the subscription stands.
+    pub(crate) async fn wake(&self, link: &Link, node: &Node) {
+        self.mqtt.wake(link.clone(), node.permits(link)).await.unwrap();
+        until("the subscription stands", || self.mqtt.health(&link.id).is_ok()).await;
+    }
+
+    pub(crate) async fn until_letters(&self, link: &Link, count: usize) -> Vec<DeadLetter> {
+        lab::until_letters(&self.queue(link), count).await
+    }
+
+    pub(crate) async fn until_settled(&self, link: &Link) {
+        lab::until_settled(&self.queue(link)).await;
+    }
+}
+
+/// Publishes to a server, from a node of its own.
+pub(crate) struct Publisher {
+    process: Process,
+    link: LinkId,
+    _home: Home,
+}
+
+impl Publisher {
+    pub(crate) async fn start(url: &str, protocol: &str) -> Self {
+        let home = Home::new();
+        let process = home.open();
+        let link = lab::link("messaging", &[("url", url), ("protocol", protocol), ("for", "the test")]);
+        process.mqtt.grant(link.clone()).await.unwrap();
+        until("the publisher is connected", || process.mqtt.health(&link.id).is_ok()).await;
+        Self { process, link: link.id, _home: home }
+    }
+
+    pub(crate) async fn send(&self, message: Message) -> Result<(), CallError> {
+        let answer = self.process.mqtt.call(&self.link, Call::Publish(message)).await?;
+        assert!(matches!(answer, Answer::Published));
+        Ok(())
+    }
+
+    /// Publishes, again while the server does not say that it has the message.
+    pub(crate) async fn publish(&self, topic: &str, body: &str) {
+        let message = Message { subject: topic.into(), body: body.to_owned().into(), ..Message::default() };
+        let began = Instant::now();
+        while let Err(why) = self.send(message.clone()).await {
+            assert!(began.elapsed() < PATIENCE, "{why}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// A server, a publisher of it, and a node.
+pub(crate) struct Lab {
+    pub(crate) server: Mosquitto,
+    pub(crate) process: Process,
+    pub(crate) publisher: Publisher,
+    protocol: &'static str,
+    _home: Home,
+}
+
+impl Lab {
+    pub(crate) async fn start(protocol: &'static str) -> Self {
+        let (server, home) = (Mosquitto::start(true), Home::new());
+        let publisher = Publisher::start(&server.url, protocol).await;
+        Self { server, process: home.open(), publisher, protocol, _home: home }
+    }
+
+    pub(crate) fn link(&self, config: &[(&str, &str)]) -> Link {
+        let server = [("url", self.server.url.as_str()), ("protocol", self.protocol)];
+        lab::link("messaging", &[&server, config].concat())
+    }
+}
+
+#[async_trait]
+impl Broker for Lab {
+    type Queue = Pulled;
+
+    async fn queue(&self, name: &str) -> Pulled {
+        let link = self.link(&[("topic", name)]);
+        // Whose component gets no permit: what comes waits for the test.
+        self.process.wake(&link, &Node::new(0)).await;
+        self.process.queue(&link)
+    }
+
+    async fn publish(&self, name: &str, message: Message) {
+        self.publisher.send(Message { subject: name.into(), ..message }).await.unwrap();
+    }
+
+    fn has_headers(&self) -> bool {
+        self.protocol == "5"
+    }
+}
