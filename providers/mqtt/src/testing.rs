@@ -28,6 +28,14 @@ impl Mosquitto {
     /// # Panics
     /// When there is no mosquitto: the message says how to get one. A test without it would prove nothing.
     pub fn start(allow_anonymous: bool) -> Self {
+        Self::start_with(&format!("allow_anonymous {allow_anonymous}"))
+    }
+
+    /// Starts a server with this line in its configuration.
+    ///
+    /// # Panics
+    /// As for [`Mosquitto::start`].
+    pub fn start_with(line: &str) -> Self {
         let config = tempfile::tempdir().expect("a temporary directory can be made");
         let mut server = Self { url: String::new(), port: 0, config, child: None };
         for _ in 0..PORTS_MAX {
@@ -36,7 +44,7 @@ impl Mosquitto {
             let (port, folder) = (server.port, server.config.path().display());
             // Started by root it would become another user, who may not write there.
             let text = format!(
-                "listener {port} 127.0.0.1\nallow_anonymous {allow_anonymous}\nuser root\npersistence true\n\
+                "listener {port} 127.0.0.1\n{line}\nuser root\npersistence true\n\
                  persistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
             );
             std::fs::write(server.config.path().join("conf"), text).expect("a file can be written");

@@ -11,7 +11,7 @@ use trellis_mqtt::testing::Mosquitto;
 use trellis_mqtt::{MESSAGE_BYTES_MAX, Mqtt, Options, PACKET_BYTES_MAX, RECEIVE_MAX};
 use trellis_provider::delivery::{Fate, Queue as _, Trigger};
 use trellis_provider::testing::contract;
-use trellis_provider::testing::lab::{Node, text, until};
+use trellis_provider::testing::lab::{self, Node, text, until};
 use trellis_provider::{Depot, LinkError, Permits, Provider as _};
 use trellis_wire::{Link, LinkId, Message};
 
@@ -66,7 +66,7 @@ fn what_came_and_what_comes_while_no_process_is_there_is_handled_by_the_next() {
     for protocol in PROTOCOLS {
         let (server, home) = (Mosquitto::start(true), Home::new());
         let config = [("url", server.url.as_str()), ("topic", "orders"), ("protocol", protocol)];
-        let link = trellis_provider::testing::lab::link("messaging", &config);
+        let link = lab::link("messaging", &config);
         let publish = async |bodies: &[&str]| {
             let publisher = Publisher::start(&server.url, protocol).await;
             for body in bodies {
@@ -217,6 +217,20 @@ impl Depot for Full {
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
         self.depot.health(link)
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_gives_less_is_not_taken_for_one_that_keeps_messages() {
+    let server = Mosquitto::start_with("max_qos 0\nallow_anonymous true");
+    for protocol in PROTOCOLS {
+        let (home, node) = (Home::new(), Node::new(1));
+        let mqtt = home.open().mqtt;
+        let config = [("url", server.url.as_str()), ("topic", "orders"), ("protocol", protocol)];
+        let link = lab::link("messaging", &config);
+        mqtt.wake(link.clone(), node.permits(&link)).await.unwrap();
+        let says = || mqtt.health(&link.id).is_err_and(|why| why.contains("it delivers at most once"));
+        until("that is said", says).await;
     }
 }
 
