@@ -254,14 +254,14 @@ fn what_was_deleted_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_manifest_too_large_for_the_log_is_refused_by_name() {
+fn a_manifest_of_more_than_a_mebibyte_is_refused_by_name() {
     let node = Node::start(&[]);
-    let values: String = (0..800).map(|n| format!("k{n}: '{}', ", "x".repeat(100))).collect();
+    let values: String = (0..800).map(|n| format!("k{n}: '{}', ", "x".repeat(1_400))).collect();
     let image_line = format!("        image: '{}'\n", image("hello"));
     let config = format!("{image_line}        config: [{{name: lots, properties: {{{values}}}}}]\n");
     let manifest = hello("big", "v1", ANY, &image("hello")).replace(&image_line, &config);
     let stderr = node.try_deploy(&manifest).failed(1);
-    assert!(stderr.contains("app big is too large for the lattice's log: "), "{stderr}");
+    assert!(stderr.contains("bytes, more than 1048576"), "{stderr}");
     assert!(node.trellis(&["apps"]).ok().starts_with("no apps yet"));
     node.deploy(&hello("big", "v1", ANY, &image("hello")));
 }
