@@ -163,7 +163,7 @@ fn config_keys(reading: &mut Reading<'_, '_>) {
 /// when it is applied.
 fn waking_links(reading: &mut Reading<'_, '_>) {
     let Some(check) = reading.options.check else { return };
-    for Linked { link, target_at, .. } in &reading.links {
+    for Linked { link, target_at, delivery, .. } in &reading.links {
         let Some(provider) = reading.app.providers.get(&link.source) else { continue };
         let names = provider.configs.iter().chain(&link.source_configs);
         let given = names.map(|name| reading.given.get(name)).collect::<Option<Vec<_>>>();
@@ -171,7 +171,8 @@ fn waking_links(reading: &mut Reading<'_, '_>) {
         let config = given.iter().fold(Config::default(), |config, given| config.overlaid_with(&given.values));
         if let Err(unfit) = check(tech, &waking(link, &reading.app.name, config)) {
             let places = unfit.key.iter().flat_map(|key| given.iter().rev().filter_map(|given| given.keys.get(key)));
-            let at = places.copied().next().unwrap_or(*target_at);
+            let block = delivery.filter(|_| unfit.key.as_ref().is_some_and(|key| key.starts_with("delivery.")));
+            let at = places.copied().next().or(block.map(|(at, _)| at)).unwrap_or(*target_at);
             reading.report.error(at, unfit.problem, "");
         }
     }
@@ -183,5 +184,7 @@ fn waking(link: &AppLink, app: &AppName, config: Config) -> Link {
     let key = |entry: &ComponentName| ComponentKey { app: app.clone(), name: entry.clone() };
     let (provider, component) = (key(&link.source), key(&link.target));
     let id = LinkId::new(&provider, &component, &name, &namespace, &package, &interfaces);
+    // What does not fit is refused by name when the link is applied.
+    let delivery = delivery::overlaid(delivery.clone(), &config).unwrap_or(delivery);
     Link { id, component, name, namespace, package, interfaces, config, delivery, secrets: Secrets::default() }
 }

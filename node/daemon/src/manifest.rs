@@ -77,6 +77,8 @@ spec:
         let missing = said_at("missed: once", "worker, namespace");
         assert_eq!(missing, "config `cron`: is missing; write `cron: \"0 9 * * *\"` or `every: 10s`\n");
         assert_eq!(found("{name: each, properties: {every: 10s}}"), "");
+        let ordered = said_at("every: 10s, delivery.order_by: subject", "delivery.order_by: ");
+        assert!(ordered.starts_with("config `delivery.order_by`: a timer"), "{ordered}");
     }
 
     #[test]

@@ -51,6 +51,13 @@ impl Wanted {
     /// Names the key and what to write.
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
+        for (key, asked) in [("order_by", link.delivery.order_by.is_some()), ("dedupe", link.delivery.dedupe.is_some())]
+        {
+            if asked {
+                let problem = "a timer hands out each tick once and keeps no order; take it out";
+                return Err(LinkError::config(&format!("delivery.{key}"), problem));
+            }
+        }
         let (schedule, written) = schedule(config)?;
         let missed = missed(config)?;
         let rules = Rules {
@@ -247,6 +254,9 @@ pub(crate) mod tests {
             let error = read(config).unwrap_err();
             assert!(error.starts_with(beginning) && error.contains(hint), "{error}");
         }
+        let mut ordered = link("messaging", "handler", &[("every", "1s")]);
+        ordered.delivery.order_by = Some(trellis_wire::OrderBy::Subject);
+        assert!(Wanted::read(&ordered).unwrap_err().to_string().starts_with("config `delivery.order_by`: a timer"));
         let wrong = Wanted::read(&link("http", "incoming-handler", &[("every", "1s")])).unwrap_err().to_string();
         assert!(wrong.contains("`wasi:cli/run`, not by `trellis:http/incoming-handler`"), "{wrong}");
     }

@@ -325,6 +325,7 @@ fn delay(rules: &Rules, at_ms: u64) -> u64 {
 mod tests {
     use std::fmt::Write as _;
 
+    use proptest::prelude::*;
     use trellis_provider::delivery::{Ran, Reason};
     use trellis_wire::frame;
 
@@ -548,6 +549,41 @@ mod tests {
         );
         // Nothing is made up for, but the tick that is only just over.
         assert_eq!(told(Missed::Skip, Overlap::Queue), told(Missed::Once, Overlap::Queue));
+    }
+
+    /// What the clock does before a node looks, in seconds, and whether that node dies at once.
+    fn looks() -> impl Strategy<Value = Vec<(i64, bool)>> {
+        prop::collection::vec((prop_oneof![0..30_i64, -100..100_i64, -100_000..100_000_i64], any::<bool>()), 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_clock_did_ticks_come_soon_and_no_more_than_the_policy_lets_come(
+            looks in looks(),
+            missed in prop_oneof![Just(Missed::Skip), Just(Missed::Once), Just(Missed::All(5))],
+            overlap in prop_oneof![Just(Overlap::Skip), Just(Overlap::Queue), Just(Overlap::Allow)],
+        ) {
+            let rules = Story::new(missed, overlap).rules;
+            let mut now = 1_000_000_000;
+            let (mut marks, mut drawn) = (Marks::begin(&rules, now), 0);
+            let mut look = |now: u64, dies: bool| {
+                marks.see(&rules, now);
+                let claims = marks.claim(&rules, now, 1_000, || { drawn += 1; drawn });
+                claims.iter().filter(|_| !dies).for_each(|claim| assert!(marks.settle(claim, &Settlement::Ack, now)));
+                claims.len()
+            };
+            for &(by, dies) in &looks {
+                now = now.saturating_add_signed(by * 1_000);
+                look(now, dies);
+            }
+            // From here on the clock is right: what dead nodes left over is done, and then ticks come one by one.
+            let starts: Vec<usize> = (0..400).map(|_| { now += 10_000; look(now, false) }).collect();
+            let first = starts.iter().position(|starts| *starts > 0);
+            prop_assert!(first.is_some_and(|first| first <= 8), "it stands still: {starts:?}");
+            let most = looks.len() * 5 + 1;
+            prop_assert!(starts.iter().all(|starts| *starts <= most), "it runs wild: {starts:?}");
+            prop_assert!(starts[300..].iter().all(|starts| *starts == 1), "it does not come to rest: {starts:?}");
+        }
     }
 
     #[test]

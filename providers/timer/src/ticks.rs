@@ -24,7 +24,7 @@ pub(crate) const TIME: &str = "trellis-tick-time";
 const ID: &str = "trellis-tick-id";
 /// How often a timer looks at the clock and into the ledger anyway: the one may have been set, and by the other a person
 /// may have had a tick start again, from whatever node.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How soon it looks again where the ledger did not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Characters of a timer's key that tell its ticks from those of others at the same time.
