@@ -8,6 +8,7 @@
 //! | `DELETE /{key}` | removes it |
 //! | `POST /{key}?by=N` | adds N (1 unless said) and gives the new number |
 //! | `GET /?keys` | every key, a line each |
+//! | `PATCH /` | the values of the keys in the body, a line each; `-` where there is none |
 //! | `POST /?batch` | sets, reads and deletes three keys at once |
 //!
 //! What the store refuses is a 500 with its words.
@@ -27,14 +28,14 @@ fn answer(request: Request) -> Result<Response, Error> {
     match (request.method(), key.as_str()) {
         ("GET", "") => keys(&store),
         ("POST", "") => batch(&store),
+        ("PATCH", "") => many(&store, &String::from_utf8_lossy(&bytes(request)?)),
         ("GET", key) => Ok(match store.get(key)? {
             Some(value) => Response::new(200).body(value),
             None => Response::new(404),
         }),
         ("HEAD", key) => Ok(Response::new(if store.exists(key)? { 200 } else { 404 })),
         ("PUT", key) => {
-            let value = request.bytes(32 << 20).map_err(|why| Error::Other(why.to_string()))?;
-            store.set(key, value)?;
+            store.set(key, bytes(request)?)?;
             Ok(Response::new(204))
         }
         ("DELETE", key) => store.delete(key).map(|()| Response::new(204)),
@@ -44,6 +45,16 @@ fn answer(request: Request) -> Result<Response, Error> {
         }
         _ => Ok(Response::new(405)),
     }
+}
+
+fn bytes(request: Request) -> Result<Vec<u8>, Error> {
+    request.bytes(32 << 20).map_err(|why| Error::Other(why.to_string()))
+}
+
+fn many(store: &Store, keys: &str) -> Result<Response, Error> {
+    let values = store.get_many(&keys.lines().collect::<Vec<_>>())?;
+    let line = |value: Option<Vec<u8>>| value.map_or("-".into(), |v| String::from_utf8_lossy(&v).into_owned()) + "\n";
+    Ok(Response::text(values.into_iter().map(line).collect::<String>()))
 }
 
 fn keys(store: &Store) -> Result<Response, Error> {

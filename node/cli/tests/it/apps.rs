@@ -63,6 +63,13 @@ pub(crate) fn provider(name: &str, tech: &str) -> String {
     )
 }
 
+/// A provider with config of its own, such as `url: '...'`.
+pub(crate) fn provider_at(name: &str, tech: &str, config: &str) -> String {
+    let image = format!("{{image: 'trellis://{tech}'}}");
+    let configured = format!("{{image: 'trellis://{tech}', config: [{{name: {name}-own, properties: {{{config}}}}}]}}");
+    provider(name, tech).replace(&image, if config.is_empty() { &image } else { &configured })
+}
+
 /// A component. `more` are further lines of its entry, such as `limits: {memory: 1MiB}`; `traits` are its traits.
 pub(crate) fn component(name: &str, guest: &str, more: &str, traits: &[String]) -> String {
     let traits: String = traits.iter().map(|one| format!("        - {one}\n")).collect();
@@ -96,8 +103,13 @@ pub(crate) fn link_from(target: &str, interface: &str, name: &str, config: &str)
 
 /// A provider with links to what it wakes.
 pub(crate) fn waking(name: &str, tech: &str, links: &[String]) -> String {
+    waking_at(name, tech, "", links)
+}
+
+/// The same with config of its own.
+pub(crate) fn waking_at(name: &str, tech: &str, config: &str, links: &[String]) -> String {
     let links: String = links.iter().map(|one| format!("        - {one}\n")).collect();
-    format!("{}      traits:\n{links}", provider(name, tech))
+    format!("{}      traits:\n{links}", provider_at(name, tech, config))
 }
 
 impl Node {

@@ -5,7 +5,7 @@
 //! `examples/build.sh` builds.
 //! `deploys`, `durability`, `nats` and `oci` are what people do with a node and what happens to it: versions, kills, full
 //! disks, a NATS that goes and comes, registries.
-//! `brokers` is one manifest on each broker, and messages that are accounted for while nodes and brokers are killed.
+//! `brokers` is one manifest on each broker, `torture` messages that are accounted for while nodes and brokers are killed.
 //! `secrets` is what is told to guests and providers and to nobody else.
 //! `lattice` is many nodes at once: they join, serve for each other, die and come back; `rollouts` is what new versions
 //! do on them, `leases` what runs once among them, what is told of them, and who follows from outside the log; `recovery`
@@ -51,6 +51,7 @@ mod secrets;
 mod telemetry;
 mod tidy;
 mod timers;
+mod torture;
 mod trellis;
 mod triggers;
 mod trouble;
