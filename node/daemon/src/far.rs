@@ -3,11 +3,13 @@
 //!
 //! Both are one exchange: the asker offers a head and the first 64 KiB of the body, the other node answers at once
 //! whether it takes it ([`message::Taken`]), and from then on pieces flow both ways: chunks with credits, and the reply.
-//! `send` is the asking side, `serve` the answering one, `line` carries the pieces, `cargo` packs and unpacks.
+//! `send` is the asking side, `serve` the answering one, `line` carries the pieces, `cargo` packs and unpacks, `reserved`
+//! keeps the permits that were asked for beforehand.
 
 pub(crate) mod cargo;
 pub(crate) mod line;
 pub(crate) mod message;
+pub(crate) mod reserved;
 pub(crate) mod send;
 pub(crate) mod serve;
 

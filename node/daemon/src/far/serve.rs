@@ -1,7 +1,6 @@
 //! The answering side: checks that the asker may, says at once whether the work is taken, and does it.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,12 +9,12 @@ use trellis_bus::{Heard, Reply, Sealed};
 use trellis_placement::Direction;
 use trellis_provider::{Begun, Permit, Want};
 use trellis_wire::{Body, ComponentKey, Error, Event, LinkId, NodeId, frame, subject};
-use uuid::Uuid;
 
 use super::EXCHANGES_MAX;
 use super::cargo::{self, Load};
 use super::line::{Line, Lines};
 use super::message::{Ask, Back, Offer, Origin, Taken, What, Word};
+use super::reserved::{Kept, Reserved};
 use crate::dispatch::Dispatch;
 use crate::grants::Grant;
 use crate::providers::Providers;
@@ -36,8 +35,7 @@ pub(crate) struct Service {
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) providers: Providers,
     pub(crate) triggers: Triggers,
-    /// Permits that are kept for other nodes, by the exchange that asked for them.
-    pub(crate) reserved: Mutex<HashMap<Uuid, Permit>>,
+    pub(crate) reserved: Reserved,
     pub(crate) lines: Lines,
     pub(crate) places: Arc<Semaphore>,
     /// Cancelled when nothing new is taken any more.
@@ -47,7 +45,7 @@ pub(crate) struct Service {
 /// What was taken, and the means to do it.
 enum Work {
     Event(Permit),
-    Reserved(Permit),
+    Reserved(Kept),
     Call(ComponentCall),
     Send(Arc<Grant>),
     Slot(Begun),
@@ -164,13 +162,15 @@ impl Service {
                     return Err(denied(format!("no link lets node {from} wake {component}")));
                 }
                 if let What::Deliver { reserved: Some(reserved), .. } = &offer.what
-                    && let Some(permit) = self.reserved().remove(reserved)
+                    && let Some(permit) = self.reserved.take(*reserved, from, component)
                 {
                     return Ok(Work::Event(permit));
                 }
                 let now = Want::Answer { at_most: Duration::ZERO };
                 match self.dispatch.permit_here(component, now, origin.clone().into()).await {
-                    Ok(permit) if matches!(offer.what, What::Reserve { .. }) => Ok(Work::Reserved(permit)),
+                    Ok(permit) if matches!(offer.what, What::Reserve { .. }) => {
+                        Ok(Work::Reserved(Kept { asker: from, component: component.clone(), permit }))
+                    }
                     Ok(permit) => Ok(Work::Event(permit)),
                     Err(why @ (Error::Busy(_) | Error::NotHeld(_) | Error::ShuttingDown)) => {
                         Err(Taken::Busy(why.to_string()))
@@ -232,10 +232,10 @@ impl Service {
                 drop(lent);
                 return line.done();
             }
-            Work::Reserved(permit) => {
-                self.reserved().insert(offer.exchange, permit);
+            Work::Reserved(kept) => {
+                self.reserved.keep(offer.exchange, kept);
                 self.keep_for(&line).await;
-                self.reserved().remove(&offer.exchange);
+                self.reserved.forget(offer.exchange);
                 return line.done();
             }
             work => work,
@@ -251,10 +251,6 @@ impl Service {
             () = doing => {}
         }
         line.done();
-    }
-
-    fn reserved(&self) -> MutexGuard<'_, HashMap<Uuid, Permit>> {
-        self.reserved.lock().expect("no code panics while it holds this lock")
     }
 
     /// Waits until another node says, or shows, that it needs no more what is kept for it.
