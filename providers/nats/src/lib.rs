@@ -22,6 +22,7 @@ mod stream;
 mod subscribe;
 #[cfg(test)]
 mod testing;
+mod unreadable;
 
 use std::sync::Arc;
 

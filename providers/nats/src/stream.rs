@@ -12,10 +12,13 @@
 //!   message is acknowledged, body and headers as they were, what is known of it in headers `Trellis-Dead-*`. It carries
 //!   an id, so that a crash in between stores it once.
 //!
+//! A message whose headers are no UTF-8 becomes a dead letter without being run: see `unreadable.rs`.
+//!
 //! Limits of this: when the ledger cannot be read, a delivery counts as an attempt and earlier faults are not known.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use async_nats::StatusCode;
@@ -24,10 +27,10 @@ use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
 use async_trait::async_trait;
 use futures::StreamExt as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Queue, Record, Running, Settlement, Standing, Trigger,
-    Trouble,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Queue, Ran, Reason, Record, Running, Settlement,
+    Standing, Trigger, Trouble,
 };
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{CallError, ComponentKey, Delivery, Link, Message, pattern};
@@ -36,6 +39,7 @@ use crate::config::{self, Allowed};
 use crate::connection::{Connection, Connections};
 use crate::ledger::{Entry, KvLedger};
 use crate::letters::{self, Letters};
+use crate::unreadable::unreadable;
 
 /// How long one request to JetStream may take.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -60,7 +64,7 @@ impl Streamed {
         let connection = connections.get(&link).await?;
         let pulled = Pulled::new(connection.clone(), wanted, link.component.to_string());
         let engine = Engine::new(link.id, pulled, permits, link.delivery)?;
-        if let Ok(Err(Unbound::Differs(why))) = tokio::time::timeout(BIND_WAIT, engine.queue().consumer()).await {
+        if let Ok(Err(Unbound::Differs(why))) = timeout(BIND_WAIT, engine.queue().consumer()).await {
             return Err(LinkError::config("consumer", why));
         }
         Ok(Self { connection, running: Running::begin(engine) })
@@ -224,6 +228,9 @@ struct Pulled {
     bound: Mutex<Option<Bound>>,
     /// How many messages were still to be given out, as the last one said that was.
     pending: AtomicUsize,
+    /// How often the client had connected when it was last looked for what it cannot read, and what was found.
+    looked_at: AtomicU64,
+    set_aside: Mutex<BTreeSet<u64>>,
     ledger: KvLedger,
 }
 
@@ -256,7 +263,8 @@ impl Pulled {
         context.set_timeout(REQUEST_MAX);
         let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone());
         let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
-        Self { context, connection, wanted, component, bound, pending, ledger }
+        let (looked_at, set_aside) = (AtomicU64::new(0), Mutex::default());
+        Self { context, connection, wanted, component, bound, pending, looked_at, set_aside, ledger }
     }
 
     /// The consumer, found or made.
@@ -331,7 +339,7 @@ impl Pulled {
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|why| unavailable(&why))?;
         let one_byte = pull::BatchConfig { batch: 1, max_bytes: 1, expires: Some(LOOK_MAX), ..Default::default() };
         consumer.request_batch(one_byte, inbox.into()).await.map_err(|why| unavailable(&why))?;
-        let answer = tokio::time::timeout(LOOK_MAX + REQUEST_MAX, answers.next()).await;
+        let answer = timeout(LOOK_MAX + REQUEST_MAX, answers.next()).await;
         let Ok(Some(answer)) = answer else { return Err(unavailable(&"the server does not answer")) };
         match (answer.status, answer.description.as_deref().unwrap_or_default()) {
             (Some(StatusCode::REQUEST_TERMINATED), "Message Size Exceeds MaxBytes") => Ok(true),
@@ -394,6 +402,32 @@ impl Pulled {
         handed.map_err(|why| format!("handing back to stream `{}`: {why}", self.wanted.stream))
     }
 
+    /// Where the client connected anew since the last time: what it broke the connection over becomes dead letters.
+    async fn set_aside_unreadable(&self) -> Result<(), Trouble> {
+        let connects = self.connection.client.statistics().connects.load(Ordering::Relaxed);
+        if self.looked_at.load(Ordering::Relaxed) == connects {
+            return Ok(());
+        }
+        let info = self.consumer().await?.get_info().await.map_err(|why| self.failed("looking at", why))?;
+        for message in unreadable(&self.context, &info).await? {
+            let Claimed { claim, .. } = self.claimed(message).await?;
+            if self.set_aside().contains(&claim.sequence) {
+                continue;
+            }
+            let reason = Reason::Refused("its headers are no UTF-8, and were never shown to the component".into());
+            let settlement = Settlement::DeadLetter { reason, fault: None, ran: Ran::default() };
+            self.settle(&claim, &settlement).await?;
+            self.set_aside().insert(claim.sequence);
+        }
+        self.set_aside().retain(|sequence| *sequence > info.ack_floor.stream_sequence);
+        self.looked_at.store(connects, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn set_aside(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.set_aside.lock().expect("nothing panics while it holds them")
+    }
+
     /// A replayed message is for the component that gave it up: others take it off unseen.
     async fn is_for_another(&self, message: &jetstream::Message) -> bool {
         let wanted = message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_FOR));
@@ -431,6 +465,7 @@ impl Queue for Pulled {
     type Claim = Claim;
 
     async fn ready(&self) -> Result<usize, Trouble> {
+        self.set_aside_unreadable().await?;
         // Said once by each pull, so that a stream that is busy is not asked before each of them.
         let pending = self.pending.swap(0, Ordering::Relaxed);
         if pending > 0 {
@@ -449,7 +484,9 @@ impl Queue for Pulled {
         let messages = consumer.fetch().max_messages(max).messages().await;
         let mut messages = messages.map_err(|why| self.failed("pulling from", why))?;
         let mut claimed = Vec::new();
-        while let Some(next) = messages.next().await {
+        // The server answers at once. Where the connection broke in between it never does, and the library waits for ever.
+        let silent = || Some(Err("the server does not answer".into()));
+        while let Some(next) = timeout(REQUEST_MAX, messages.next()).await.unwrap_or_else(|_| silent()) {
             match next {
                 Ok(message) => {
                     let pending = message.info().map_or(0, |info| info.pending);

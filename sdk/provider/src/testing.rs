@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use trellis_wire::Message;
 
 use crate::delivery::{
-    CLAIM, Claimed, DeadLetter, EXTEND_EVERY, Fate, Ledger, Queue, Ran, Reason, Settlement, Standing,
+    CLAIM, Claimed, DeadLetter, EXTEND_EVERY, Fate, KILLS_MAX, Ledger, Queue, Ran, Reason, Settlement, Standing,
 };
 
 /// How long something may take that is to happen.
@@ -39,7 +39,7 @@ pub trait Broker: Sync {
     }
 }
 
-/// Everything that a broker promises, one part beside the other. Takes about as long as two claims.
+/// Everything that a broker promises, one part beside the other. Takes about as long as three claims.
 ///
 /// # Panics
 /// Where a promise is not kept; the message says which.
@@ -50,6 +50,7 @@ pub async fn contract<B: Broker>(broker: &B) {
         what_is_given_back_was_no_attempt_and_comes_first(broker),
         a_dead_letter_keeps_everything_and_is_decided_on_once(broker),
         a_claim_ends_unless_it_is_extended(broker),
+        a_claim_that_ends_is_a_kill_however_often(broker),
         what_is_noted_outlives_the_claim(broker),
         a_claim_that_ended_settles_nothing(broker),
         a_ledger_swaps_one_at_a_time(broker),
@@ -180,6 +181,7 @@ async fn every_settlement_has_its_consequence<B: Broker>(broker: &B) {
     let second = one(&queue).await;
     assert!(began.elapsed() >= WAIT * 9 / 10, "it came again after {:?}", began.elapsed());
     assert_eq!((second.record.attempt, second.record.faults, second.record.kills), (2, 0, 0));
+    assert!(second.record.age >= WAIT * 9 / 10, "its age is what `max_age` goes by: {:?}", second.record);
     assert_eq!((first.place.key, first.message.id), (second.place.key.clone(), second.message.id.clone()));
     settle(&queue, &second, retry(Duration::ZERO, Some("unreachable"))).await;
     let third = one(&queue).await;
@@ -303,6 +305,21 @@ async fn a_claim_ends_unless_it_is_extended<B: Broker>(broker: &B) {
     none(&queue).await;
     settle(&queue, kept, Settlement::Ack).await;
     until(&queue, "nothing is left", |standing| (standing.waiting, standing.claimed) == (0, 0)).await;
+}
+
+async fn a_claim_that_ends_is_a_kill_however_often<B: Broker>(broker: &B) {
+    let queue = broker.queue("kills").await;
+    broker.publish("kills", message("1")).await;
+    for kills in 0..KILLS_MAX {
+        let claimed = one(&queue).await;
+        assert_eq!((claimed.record.attempt, claimed.record.kills), (kills + 1, kills));
+    }
+    let last = one(&queue).await;
+    assert_eq!((last.record.kills, last.record.faults), (KILLS_MAX, 0));
+    assert!(last.record.age >= CLAIM, "{:?}", last.record);
+    settle(&queue, &last, dead(Reason::KilledItsNode { kills: KILLS_MAX }, None)).await;
+    let letter = letters(&queue, 1).await.remove(0);
+    assert_eq!((letter.reason.as_str(), letter.kills), ("killed-its-node", KILLS_MAX));
 }
 
 async fn what_is_noted_outlives_the_claim<B: Broker>(broker: &B) {

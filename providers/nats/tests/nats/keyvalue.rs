@@ -4,9 +4,10 @@ use bytes::Bytes;
 use trellis_bus::testing::NatsServer;
 use trellis_nats::{Auth, Nats, Options};
 use trellis_provider::Provider as _;
+use trellis_provider::testing::lab::until;
 use trellis_wire::{Answer, Call, CallError, KeyValue, KeyValueAnswer as A, Link, LinkId, Secret, Secrets};
 
-use crate::{link, provider, until};
+use crate::{link, provider};
 
 const BUCKET: [(&str, &str); 2] = [("bucket", "shop"), ("create", "true")];
 

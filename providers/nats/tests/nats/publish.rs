@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use trellis_bus::testing::NatsServer;
 use trellis_provider::Provider as _;
+use trellis_provider::testing::lab::{Node, until};
 use trellis_wire::{Answer, Call, CallError, Message};
 
-use crate::{Node, link, message, provider, publish, publisher, until};
+use crate::{link, message, provider, publish, publisher};
 
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -24,7 +25,7 @@ async fn a_request_is_answered_by_what_the_woken_component_publishes() {
     let asking = nats.call(&id, Call::Request { message: asked, timeout: Duration::from_secs(20) });
     let answering = async {
         until("the component is woken", || !node.bodies().is_empty()).await;
-        let woken = node.woken.lock().unwrap()[0].clone();
+        let woken = node.woken()[0].clone();
         assert_eq!(woken.headers[1..], headers, "after the id's header");
         assert_eq!((woken.subject.as_str(), woken.id.as_str()), ("clock.time", "m-1"));
         let inbox = woken.reply_to.expect("a request says where the answer goes");

@@ -1,16 +1,18 @@
 //! Messages of a JetStream stream wake a component, at least once.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, Write as _};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{self, Context, stream};
 use futures::StreamExt as _;
 use trellis_bus::testing::NatsServer;
+use trellis_provider::testing::lab::{Node, silent, until};
 use trellis_provider::{LinkError, Provider as _};
-use trellis_wire::{Backoff, Delivery, Error, Fault, Link, Message, Outcome, Reply, Settle};
+use trellis_wire::{Backoff, Delivery, Error, Link};
 
-use crate::{Node, link, provider, until};
+use crate::{link, provider};
 
 fn streamed(config: &[(&str, &str)]) -> Link {
     let backoff = Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(50), ..Backoff::default() };
@@ -29,28 +31,6 @@ async fn made(context: &Context, name: &str, subject: &str) {
 
 async fn publish(context: &Context, subject: &str, body: &str) {
     context.publish(subject.to_owned(), body.to_owned().into()).await.unwrap().await.unwrap();
-}
-
-fn text(message: &Message) -> String {
-    String::from_utf8(message.body.to_vec()).unwrap()
-}
-
-fn by_content(message: &Message) -> Outcome {
-    match text(message).split(' ').next().unwrap_or_default() {
-        "retry" => Ok(Reply::Settle(Settle::Retry { after: None, reason: "as asked".into() })),
-        "retry-twice" if message.attempt <= 2 => {
-            Ok(Reply::Settle(Settle::Retry { after: Some(Duration::from_millis(30)), reason: "not yet".into() }))
-        }
-        "dead" => Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
-        "drop" => Ok(Reply::Settle(Settle::Drop("as asked".into()))),
-        "trap" => Err(Fault::Trap(format!("unreachable\nat attempt {}", message.attempt)).into()),
-        _ => Ok(Reply::Settle(Settle::Ack)),
-    }
-}
-
-fn attempts(node: &Node, body: &str) -> Vec<u32> {
-    let woken = node.woken.lock().unwrap();
-    woken.iter().filter(|message| text(message) == body).map(|message| message.attempt).collect()
 }
 
 /// Every dead letter there is: body and headers.
@@ -90,7 +70,7 @@ async fn each_word_of_a_handler_has_its_consequence() {
     let context = jetstream(&server).await;
     made(&context, "ORDERS", "orders.>").await;
     let nats = provider(&server.url);
-    let node = Node { says: by_content, ..Node::new(8) };
+    let node = Node::new(8);
     let link = streamed(&[("stream", "ORDERS"), ("subject", "orders.eu.*")]);
     nats.wake(link.clone(), node.permits(&link)).await.unwrap();
     publish(&context, "orders.us.7", "not asked for").await;
@@ -98,12 +78,12 @@ async fn each_word_of_a_handler_has_its_consequence() {
         publish(&context, "orders.eu.7", body).await;
     }
     let letters = until_letters(&context, "ORDERS_DEAD", 3).await;
-    until("the third attempt came", || attempts(&node, "retry-twice") == [1, 2, 3]).await;
-    assert_eq!(attempts(&node, "ok"), [1]);
-    assert_eq!(attempts(&node, "drop"), [1]);
-    assert_eq!(attempts(&node, "retry"), [1, 2, 3, 4], "max_attempts");
-    assert_eq!(attempts(&node, "trap"), [1, 2, 3], "max_faults");
-    assert!(attempts(&node, "not asked for").is_empty());
+    until("the third attempt came", || node.attempts("retry-twice") == [1, 2, 3]).await;
+    assert_eq!(node.attempts("ok"), [1]);
+    assert_eq!(node.attempts("drop"), [1]);
+    assert_eq!(node.attempts("retry"), [1, 2, 3, 4], "max_attempts");
+    assert_eq!(node.attempts("trap"), [1, 2, 3], "max_faults");
+    assert!(node.attempts("not asked for").is_empty());
     let letters: BTreeMap<_, _> = letters.into_iter().collect();
     let header = |body: &str, name: &str| letters[body][&format!("Trellis-Dead-{name}")].clone();
     assert_eq!(header("retry", "Reason"), ["max-attempts"]);
@@ -149,6 +129,93 @@ async fn a_stream_that_is_missing_is_named_and_found_when_it_appears() {
     context.get_stream("ORDERS").await.unwrap().delete_consumer("shop_worker").await.unwrap();
     publish(&context, "orders", "2").await;
     until("it is handled as well", || node.bodies().contains(&"2".to_owned())).await;
+    // Someone deletes the stream.
+    context.delete_stream("ORDERS").await.unwrap();
+    until("it is named again", || says("stream `ORDERS` does not exist")).await;
+    made(&context, "ORDERS", "orders").await;
+    publish(&context, "orders", "3").await;
+    until("it is handled too", || node.bodies().contains(&"3".to_owned())).await;
+}
+
+#[tokio::test]
+async fn who_may_not_in_and_who_does_not_answer_is_said() {
+    let server = NatsServer::start_with(true, &["--user", "shop", "--pass", "s3cret"]);
+    let (nats, node) = (provider(&server.url), Node::new(1));
+    let login = |password: &str| {
+        let secrets = [("password", trellis_wire::Secret::new(password))].into_iter().collect();
+        Link { secrets, ..streamed(&[("stream", "ORDERS"), ("create", "true"), ("user", "shop")]) }
+    };
+    let link = login("wr0ng");
+    let says = |link: &Link, what: &str| nats.health(&link.id).is_err_and(|why| why.contains(what));
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("it is kept out", || says(&link, "authorization")).await;
+    assert!(!nats.health(&link.id).unwrap_err().contains("wr0ng"));
+    nats.wake(login("s3cret"), node.permits(&link)).await.unwrap();
+    until("it is let in", || nats.health(&link.id).is_ok()).await;
+
+    let mute = streamed(&[("stream", "ORDERS"), ("url", &format!("nats://{}", silent()))]);
+    nats.wake(mute.clone(), node.permits(&mute)).await.unwrap();
+    until("that it does not answer is said", || says(&mute, "timed out")).await;
+    nats.remove(&mute.id).await;
+}
+
+/// Has the server store a message whose header is no UTF-8, which no client library writes.
+fn publish_raw(server: &NatsServer, subject: &str, body: &str) {
+    let mut stream = std::net::TcpStream::connect(server.url.trim_start_matches("nats://")).unwrap();
+    let headers = b"NATS/1.0\r\nKind: \xff\xfe\r\nBy: hand\r\n\r\n";
+    let total = headers.len() + body.len();
+    let connect = "CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true}\r\n";
+    stream.write_all(format!("{connect}HPUB {subject} {} {total}\r\n", headers.len()).as_bytes()).unwrap();
+    stream.write_all(&[&headers[..], body.as_bytes(), b"\r\nPING\r\n"].concat()).unwrap();
+    let mut lines = std::io::BufReader::new(stream).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == "PONG"), "the server has it");
+}
+
+#[tokio::test]
+async fn headers_that_are_no_text_cost_no_other_message_anything() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let (nats, node) = (provider(&server.url), Node::new(4));
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders", "before").await;
+    publish_raw(&server, "orders", "unreadable");
+    publish(&context, "orders", "after").await;
+    let letters = until_letters(&context, "ORDERS_DEAD", 1).await;
+    until("the others are handled", || !node.attempts("before").is_empty() && !node.attempts("after").is_empty()).await;
+    until_settled(&context).await;
+    let (body, headers) = &letters[0];
+    assert_eq!(
+        (body.as_str(), &headers["Kind"][0], &headers["By"][0]),
+        ("unreadable", &"\u{fffd}\u{fffd}".into(), &"hand".into())
+    );
+    assert!(headers["Trellis-Dead-Detail"][0].contains("headers are no UTF-8"), "{headers:?}");
+    assert!(node.attempts("unreadable").is_empty());
+    publish(&context, "orders", "later").await;
+    until("the link goes on", || node.attempts("later") == [1]).await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_a_dead_letter_is_named_and_stays() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let (nats, node) = (provider(&server.url), Node::new(4));
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    // As large as the server takes: there is no room for what a dead letter tells beside it.
+    let body = format!("dead {}", "x".repeat(1024 * 1024 - "dead ".len()));
+    publish(&context, "orders", &body).await;
+    until("it is named", || {
+        nats.health(&link.id).is_err_and(|why| why.contains("ORDERS_DEAD") && why.contains("payload"))
+    })
+    .await;
+    publish(&context, "orders", "ok").await;
+    until("others are handled", || node.attempts("ok") == [1]).await;
+    let stream = context.get_stream("ORDERS").await.unwrap();
+    let info = stream.get_consumer::<pull::Config>("shop_worker").await.unwrap().get_info().await.unwrap();
+    assert_eq!(info.num_ack_pending, 1, "it is not taken off");
 }
 
 #[tokio::test]
@@ -193,16 +260,16 @@ async fn what_was_not_run_is_no_attempt_and_the_end_of_a_link_loses_nothing() {
     let context = jetstream(&server).await;
     made(&context, "ORDERS", "orders").await;
     let nats = provider(&server.url);
-    let busy = Node { says: |_| Err(Error::Busy("no sandbox".into()).into()), ..Node::new(1) };
+    let busy = Node::saying(1, |_| Err(Error::Busy("no sandbox".into()).into()));
     let link = streamed(&[("stream", "ORDERS")]);
     nats.wake(link.clone(), busy.permits(&link)).await.unwrap();
     publish(&context, "orders", "1").await;
     until("it was given back a few times", || busy.done() >= 3).await;
     nats.remove(&link.id).await;
-    assert!(attempts(&busy, "1").iter().all(|attempt| *attempt == 1), "{:?}", attempts(&busy, "1"));
+    assert!(busy.attempts("1").iter().all(|attempt| *attempt == 1), "{:?}", busy.attempts("1"));
     let node = Node::new(1);
     nats.wake(link.clone(), node.permits(&link)).await.unwrap();
-    until("it is handled", || attempts(&node, "1") == [1]).await;
+    until("it is handled", || node.attempts("1") == [1]).await;
     assert!(letters(&context, "ORDERS_DEAD").await.is_empty());
 }
 
@@ -216,7 +283,7 @@ async fn torture_every_message_is_accounted_for_across_a_server_restart() {
     let context = jetstream(&server).await;
     made(&context, "ORDERS", "orders").await;
     let nats = provider(&server.url);
-    let node = Node { says: by_content, ..Node::new(16) };
+    let node = Node::new(16);
     let link = streamed(&[("stream", "ORDERS")]);
     nats.wake(link.clone(), node.permits(&link)).await.unwrap();
     let body = |i: usize| format!("{} {i}", WORDS[i % WORDS.len()]);
@@ -242,9 +309,9 @@ async fn torture_every_message_is_accounted_for_across_a_server_restart() {
     assert_eq!(bodies.len(), of(&["dead", "trap"]));
     until_settled(&context).await;
     for i in 0..MESSAGES {
-        assert!(!attempts(&node, &body(i)).is_empty(), "{} never came", body(i));
+        assert!(!node.attempts(&body(i)).is_empty(), "{} never came", body(i));
         if body(i).starts_with("retry-twice") {
-            assert!(attempts(&node, &body(i)).iter().any(|attempt| *attempt >= 3), "{}", body(i));
+            assert!(node.attempts(&body(i)).iter().any(|attempt| *attempt >= 3), "{}", body(i));
         }
     }
 }

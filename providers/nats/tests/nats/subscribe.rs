@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use trellis_bus::testing::NatsServer;
+use trellis_provider::testing::lab::{Node, until};
 use trellis_provider::{LinkError, Provider as _};
 use trellis_wire::{Error, Failure, Message, Reply, Settle};
 
-use crate::{Node, link, message, provider, publish, publisher, until};
+use crate::{link, message, provider, publish, publisher};
 
 #[tokio::test]
 async fn of_two_nodes_one_gets_each_message() {
@@ -34,7 +35,7 @@ async fn of_two_nodes_one_gets_each_message() {
     let all: BTreeSet<_> = one.iter().chain(&two).collect();
     assert_eq!((one.len() + two.len(), all.len()), (300, 300), "each once");
     assert!(one.len() > 30 && two.len() > 30, "both take part: {} and {}", one.len(), two.len());
-    let woken = here.woken.lock().unwrap()[0].clone();
+    let woken = here.woken()[0].clone();
     assert_eq!((woken.subject.as_str(), woken.attempt, woken.headers[0].0.as_str()), ("orders.new", 1, "n"));
 }
 
@@ -144,15 +145,14 @@ async fn a_shortage_of_ours_runs_the_message_again_and_a_refusal_does_not() {
     let server = NatsServer::start(false);
     let nats = provider(&server.url);
     let id = publisher(&nats).await;
-    let mut node = Node::new(1);
-    node.says = |message| {
+    let node = Node::saying(1, |message| {
         let short = BUSY.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         match message.body.as_ref() {
             b"refused" => Ok(Reply::Settle(Settle::Retry { after: None, reason: "not now".into() })),
             _ if short => Err(Failure::Error(Error::Busy("no sandbox is free".into()))),
             _ => Ok(Reply::Settle(Settle::Ack)),
         }
-    };
+    });
     let orders = link("worker", "messaging", &[("subscriptions", "orders")]);
     nats.wake(orders.clone(), node.permits(&orders)).await.unwrap();
     publish(&nats, &id, message("orders", "busy")).await.unwrap();

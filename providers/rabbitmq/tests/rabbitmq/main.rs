@@ -96,6 +96,7 @@ async fn words_have_their_consequences_and_what_is_wrong_is_named() {
     let lab = Lab::start().await;
     each_word_of_a_handler_has_its_consequence(&lab).await;
     what_is_missing_is_named_and_found_when_it_appears(&lab).await;
+    what_others_publish_may_be_larger_than_what_a_component_may(&lab).await;
     a_queue_that_would_lose_messages_is_not_adopted(&lab).await;
     a_classic_queue_counts_kills_and_headers_may_be_no_text(&lab).await;
     what_cannot_be_published_is_refused(&lab).await;
@@ -139,6 +140,29 @@ async fn what_is_missing_is_named_and_found_when_it_appears(lab: &Lab) {
     lab.publish("later", "1").await;
     until("it is handled", || node.bodies() == ["1"]).await;
     until("all is well", || lab.rabbit.health(&link.id).is_ok()).await;
+    // Someone deletes the queue, and makes it again.
+    channel.queue_delete("later".into(), Default::default()).await.unwrap();
+    until("the queue is named again", || says("queue `later` does not exist")).await;
+    channel.queue_declare("later".into(), QueueDeclareOptions::durable(), FieldTable::default()).await.unwrap();
+    lab.publish("later", "2").await;
+    until("it is handled as well", || node.bodies() == ["1", "2"]).await;
+    lab.rabbit.remove(&link.id).await;
+}
+
+async fn what_others_publish_may_be_larger_than_what_a_component_may(lab: &Lab) {
+    let node = Node::new(2);
+    let link = lab.link(&[("queue", "large"), ("create", "true")]);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("the queue is there", || lab.rabbit.health(&link.id).is_ok()).await;
+    let channel = lab.channel().await;
+    let large = |word: &str| format!("{word} {}", "x".repeat(3 * MESSAGE_BYTES_MAX));
+    for word in ["retry-twice", "dead"] {
+        let (options, body) = (BasicPublishOptions::default(), large(word));
+        channel.basic_publish("".into(), "large".into(), options, body.as_bytes(), Default::default()).await.unwrap();
+    }
+    until("it is tried as any other", || node.attempts(&large("retry-twice")) == [1, 2, 3]).await;
+    assert_eq!(text(&lab.until_letters(&link, 1).await[0].message), large("dead"));
+    lab.until_settled(&link).await;
     lab.rabbit.remove(&link.id).await;
 }
 

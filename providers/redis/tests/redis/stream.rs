@@ -127,6 +127,28 @@ async fn what_is_missing_is_named_and_found_when_it_appears() {
     let _: () = client.xgroup_create_mkstream("orders", "mine", "0").await.unwrap();
     lab.publish("orders", "2").await;
     until("it is handled as well", || node.bodies() == ["1", "2"]).await;
+    // Someone destroys the group alone.
+    let _: bool = client.xgroup_destroy("orders", "mine").await.unwrap();
+    until("the group is named again", || says("group `mine` of stream `orders` does not exist")).await;
+    let _: () = client.xgroup_create("orders", "mine", "$").await.unwrap();
+    lab.publish("orders", "3").await;
+    until("it is handled too", || node.bodies() == ["1", "2", "3"]).await;
+}
+
+#[tokio::test]
+async fn what_others_publish_may_be_larger_than_what_a_component_may() {
+    let lab = Lab::start().await;
+    let mut client = client(&lab.server).await;
+    let node = Node::new(2);
+    let link = lab.link(&[("stream", "orders"), ("create", "true")]);
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let large = |word: &str| format!("{word} {}", "x".repeat(3 * trellis_redis::MESSAGE_BYTES_MAX));
+    for word in ["retry-twice", "dead"] {
+        let _: String = client.xadd("orders", "*", &[("body", large(word))]).await.unwrap();
+    }
+    until("it is tried as any other", || node.attempts(&large("retry-twice")) == [1, 2, 3]).await;
+    assert_eq!(text(&lab.until_letters(&link, 1).await[0].message), large("dead"));
+    lab.until_settled(&link).await;
 }
 
 #[tokio::test]
