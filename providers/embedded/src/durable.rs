@@ -27,8 +27,7 @@ use crate::queue::{self, Change, Changed, Given, Token};
 use crate::store::Store;
 use crate::subject::{self, Filter};
 
-/// The longest time after which a queue is looked at anyway, which also bounds what a jump of the clock can do: where
-/// something is due later, and where nothing is.
+/// The longest time after which a queue is looked at anyway: where something is due later, and where nothing is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(60);
 /// Queues of one node.
@@ -191,10 +190,9 @@ impl Durable {
         if takers.is_empty() {
             return Ok(0);
         }
-        let now = now_ms();
-        let message = Message { published_ms: Some(now), attempt: 0, ..message.clone() };
+        let message = Message { published_ms: Some(now_ms()), attempt: 0, ..message.clone() };
         let queues = takers.iter().map(|queue| queue.name.clone()).collect();
-        self.store.change(Change::Publish { queues, message, now_ms: now }).await?;
+        self.store.change(Change::Publish { queues, message, now_ms: self.store.now_ms() }).await?;
         takers.iter().for_each(|queue| queue.notify());
         Ok(takers.len())
     }
@@ -281,7 +279,7 @@ impl Queue for Pulled {
         loop {
             // Subscribed before it looks, so that nothing comes in between unseen.
             let mut changed = self.queue.changed.subscribe();
-            let now = now_ms();
+            let now = self.store.now_ms();
             let looked = self.store.look(|snapshot| queue::due(snapshot, &self.queue.name, now, PULL_MAX));
             let (ready, next_ms) = looked.map_err(|why| why.to_string())?;
             let ends = self.queue.next_end().map(|ends| ends.saturating_duration_since(Instant::now()));
@@ -297,7 +295,7 @@ impl Queue for Pulled {
 
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Token>>, Trouble> {
         let (queue, expired) = (self.queue.name.clone(), self.queue.take_ended());
-        let change = Change::Claim { queue, max, expired: expired.clone(), now_ms: now_ms() };
+        let change = Change::Claim { queue, max, expired: expired.clone(), now_ms: self.store.now_ms() };
         match self.store.change(change).await {
             Ok(Changed::Claimed(given)) => {
                 self.queue.keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
@@ -316,7 +314,7 @@ impl Queue for Pulled {
             token: claim.clone(),
             settlement: settlement.clone(),
             component: self.component.clone(),
-            now_ms: now_ms(),
+            now_ms: self.store.now_ms(),
         };
         self.store.change(change).await.map_err(|why| why.to_string())?;
         {
@@ -363,7 +361,7 @@ impl Queue for Pulled {
         let found = self.look(|snapshot| queue::letters_after(snapshot, of, sequence.checked_sub(1), 1))?;
         let Some(letter) = found.into_iter().find(|letter| letter.id == id) else { return Ok(None) };
         let change = match fate {
-            Fate::Replay => Change::Replay { queue, sequence, now_ms: now_ms() },
+            Fate::Replay => Change::Replay { queue, sequence, now_ms: self.store.now_ms() },
             Fate::Drop => Change::Forget { queue, sequence },
         };
         match self.store.change(change).await {
@@ -393,7 +391,7 @@ impl Queue for Pulled {
 #[async_trait]
 impl Ledger for Pulled {
     async fn read(&self, key: &str) -> Result<Option<Bytes>, Trouble> {
-        self.look(|snapshot| queue::entry(snapshot, &self.queue.name, key, now_ms()))
+        self.look(|snapshot| queue::entry(snapshot, &self.queue.name, key, self.store.now_ms()))
     }
 
     async fn swap(&self, key: &str, old: Option<&[u8]>, new: Option<&[u8]>, keep: Duration) -> Result<bool, Trouble> {
@@ -403,7 +401,7 @@ impl Ledger for Pulled {
             old: old.map(<[u8]>::to_vec),
             new: new.map(<[u8]>::to_vec),
             keep_ms: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
-            now_ms: now_ms(),
+            now_ms: self.store.now_ms(),
         };
         match self.change(change).await? {
             Changed::Swapped(swapped) => Ok(swapped),
@@ -412,7 +410,7 @@ impl Ledger for Pulled {
     }
 
     async fn keys(&self, prefix: &str) -> Result<Vec<String>, Trouble> {
-        self.look(|snapshot| queue::keys(snapshot, &self.queue.name, prefix, now_ms()))
+        self.look(|snapshot| queue::keys(snapshot, &self.queue.name, prefix, self.store.now_ms()))
     }
 }
 

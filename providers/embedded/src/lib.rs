@@ -19,6 +19,7 @@
 //! - `messaging`: who is woken by a message, and the buffer in front of each;
 //! - `subject`: subjects and their wildcards.
 
+mod clock;
 mod depot;
 mod durable;
 mod keyvalue;

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use trellis_provider::delivery::{DeadLetter, Settlement, Standing};
 use trellis_wire::{CallError, Message};
 
+use crate::clock::KEPT_EVERY_MS;
+
 /// Messages that one queue may hold.
 pub const QUEUE_MESSAGES_MAX: u64 = 1_000_000;
 /// Bytes that the messages of one queue may hold: 1 GiB.
@@ -45,6 +47,8 @@ const DEAD: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new(
 const LEDGER: TableDefinition<'static, (&str, &str), (u64, &[u8])> = TableDefinition::new("queue_ledger");
 /// (milliseconds since 1970, queue, key): what of the ledger ends when.
 const LEDGER_ENDS: TableDefinition<'static, (u64, &str, &str), ()> = TableDefinition::new("queue_ledger_ends");
+/// The latest time that a change was made at.
+const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new("queue_clock");
 /// Ended entries that one swap removes besides its own: more than it adds, so that they go as they come.
 const LEDGER_SWEEP: usize = 4;
 /// How long the id of a message is known that a handler published, in milliseconds: a day. Where its node died before it
@@ -111,6 +115,18 @@ pub(crate) enum Change {
 }
 
 impl Change {
+    /// When it is made; 0 where that does not matter.
+    const fn now_ms(&self) -> u64 {
+        match self {
+            Self::Publish { now_ms, .. }
+            | Self::Claim { now_ms, .. }
+            | Self::Settle { now_ms, .. }
+            | Self::Replay { now_ms, .. }
+            | Self::Swap { now_ms, .. } => *now_ms,
+            Self::Create { .. } | Self::Forget { .. } | Self::Note { .. } => 0,
+        }
+    }
+
     /// What it holds in memory while it waits.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -159,6 +175,7 @@ pub(crate) struct Tables<'t> {
     dead: Table<'t, (&'static str, u64), &'static [u8]>,
     ledger: Table<'t, (&'static str, &'static str), (u64, &'static [u8])>,
     ledger_ends: Table<'t, (u64, &'static str, &'static str), ()>,
+    clock: Table<'t, (), u64>,
 }
 
 impl<'t> Tables<'t> {
@@ -173,6 +190,7 @@ impl<'t> Tables<'t> {
             dead: transaction.open_table(DEAD)?,
             ledger: transaction.open_table(LEDGER)?,
             ledger_ends: transaction.open_table(LEDGER_ENDS)?,
+            clock: transaction.open_table(CLOCK)?,
         })
     }
 
@@ -186,6 +204,7 @@ impl<'t> Tables<'t> {
     /// Carries out one change in the open transaction.
     pub(crate) fn carry_out(&mut self, change: &Change) -> Outcome<Changed> {
         let done = |()| Changed::Done;
+        self.keep_clock(change.now_ms())?;
         match change {
             Change::Create { queue, filters } => {
                 let mut meta = self.meta(queue)?.unwrap_or_default();
@@ -226,6 +245,14 @@ impl<'t> Tables<'t> {
                 .map(|_| Changed::Done)
                 .ok_or_else(|| no_letter(queue, *sequence))),
         }
+    }
+
+    fn keep_clock(&mut self, now_ms: u64) -> Result<(), StorageError> {
+        let kept_ms = self.clock.get(())?.map_or(0, |kept| kept.value());
+        if now_ms >= kept_ms.saturating_add(KEPT_EVERY_MS) {
+            self.clock.insert((), now_ms)?;
+        }
+        Ok(())
     }
 
     fn publish(&mut self, queues: &[Arc<str>], message: &Message, replay_of: Option<&str>, now_ms: u64) -> Outcome<()> {
@@ -542,6 +569,12 @@ impl<'t> Tables<'t> {
         }
         Ok(claims.len())
     }
+}
+
+/// The latest time that a change was made at, or a little earlier.
+pub(crate) fn clock_ms(snapshot: &ReadTransaction) -> Result<u64, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(CLOCK))? else { return Ok(0) };
+    Ok(table.get(())?.map_or(0, |kept| kept.value()))
 }
 
 /// How many messages of a queue may be given out now, up to `max`, and when the next one may.

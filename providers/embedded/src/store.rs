@@ -18,6 +18,7 @@ use redb::{Builder, Database, DatabaseError, Durability, ReadTransaction, Readab
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
 
+use crate::clock::Clock;
 use crate::keyvalue::{self, Operation, Read, TABLE, Write};
 use crate::queue::{self, Change, Changed, Tables};
 
@@ -64,6 +65,7 @@ pub(crate) struct Store {
     room: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
+    clock: Clock,
 }
 
 /// What the writer is woken for.
@@ -106,7 +108,8 @@ impl Store {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.clone() },
             why => OpenError::Failed { path: path.clone(), problem: why.to_string() },
         })?;
-        recover(&database).map_err(|why| OpenError::Failed { path: path.clone(), problem: why.to_string() })?;
+        let recovered = recover(&database);
+        let clock = recovered.map_err(|why| OpenError::Failed { path: path.clone(), problem: why.to_string() })?;
         let file = Arc::new(File {
             path,
             open: Box::new(open),
@@ -123,7 +126,7 @@ impl Store {
             .map_err(|why| OpenError::Failed { path: file.path.clone(), problem: why.to_string() })?;
         let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
         let turns = Arc::new(Semaphore::new(READS_MAX));
-        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer) })
+        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer), clock })
     }
 
     /// Carries out one operation on the store of this name.
@@ -193,6 +196,11 @@ impl Store {
             queue.send(work(room)).await.map_err(|_| self.file.closed())
         };
         tokio::time::timeout(QUEUE_WAIT, queued).await.unwrap_or_else(|_| Err(self.file.slow()))
+    }
+
+    /// The time by which queues wait.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
     }
 
     /// What is wrong with the file now.
@@ -355,9 +363,11 @@ fn open_database(path: &PathBuf) -> Result<Database, DatabaseError> {
 }
 
 /// What was worked on when the last process died is given out again.
-fn recover(database: &Database) -> Result<(), redb::Error> {
-    if !queue::has_claims(&database.begin_read()?)? {
-        return Ok(());
+fn recover(database: &Database) -> Result<Clock, redb::Error> {
+    let snapshot = database.begin_read()?;
+    let clock = Clock::after(queue::clock_ms(&snapshot)?);
+    if !queue::has_claims(&snapshot)? {
+        return Ok(clock);
     }
     let transaction = database.begin_write()?;
     let mut tables = Tables::open(&transaction)?;
@@ -365,7 +375,7 @@ fn recover(database: &Database) -> Result<(), redb::Error> {
     tables.finish()?;
     transaction.commit()?;
     tracing::info!(recovered, "messages that were worked on when the node died are given out again");
-    Ok(())
+    Ok(clock)
 }
 
 /// The outer error is the storage's, the inner one the caller's.

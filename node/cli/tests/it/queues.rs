@@ -1,5 +1,6 @@
 //! Durable queues of `trellis://embedded`, end to end: real guests, retries, dead letters, and a node that is started anew.
 
+use std::process::Command;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -106,4 +107,51 @@ fn what_was_published_goes_by_the_config_that_its_link_has_when_it_can_be_sent()
     let sent = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), heard.next()).await });
     assert_eq!(sent.expect("it is sent").unwrap().payload, "from mail");
     until_stored(&node, "seen/publish-hello", "1");
+}
+
+/// The environment of a node whose wall clock, and that alone, is off by what this file says: it may be said anew.
+fn faked_by(file: &std::path::Path) -> [(&'static str, String); 4] {
+    let shown = Command::new("faketime").args(["-f", "+0d", "sh", "-c", "printf %s \"$LD_PRELOAD\""]).output();
+    let library = shown.expect("faketime can be run: deploy/setup/setup.sh").stdout;
+    [
+        ("LD_PRELOAD", String::from_utf8(library).unwrap()),
+        ("FAKETIME_TIMESTAMP_FILE", file.display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".into()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+    ]
+}
+
+#[test]
+fn a_clock_that_jumps_holds_nothing_and_forgets_nothing() {
+    let (data_dir, offset) = (DataDir::new(), tempfile::NamedTempFile::new().unwrap());
+    let jump = |to: &str| std::fs::write(offset.path(), to).unwrap();
+    let start = || {
+        let environment = faked_by(offset.path());
+        Node::start_with(&data_dir, &[], &environment.each_ref().map(|(name, value)| (*name, value.as_str())))
+    };
+    let paused = |node: &Node, body: &str| {
+        node.trellis(&["pause", "post/worker"]).ok();
+        node.trellis(&["publish", "mail", body]).ok();
+    };
+    jump("+40d");
+    let node = start();
+    node.deploy(&mail());
+    node.trellis(&["publish", "mail", "dead-letter"]).ok();
+    letters(&node, "post", 1);
+    paused(&node, "fine 1");
+    jump("-40d");
+    node.trellis(&["resume", "post/worker"]).ok();
+    until_stored(&node, "seen/fine-1", "1");
+    // The next start has the earlier clock from the beginning.
+    jump("+40d");
+    paused(&node, "fine 2");
+    drop(node);
+    jump("-40d");
+    let node = start();
+    node.trellis(&["resume", "post/worker"]).ok();
+    until_stored(&node, "seen/fine-2", "1");
+    // Forward beyond the 14 days for which a dead letter is kept; the next one looks for old ones.
+    jump("+80d");
+    node.trellis(&["publish", "mail", "dead-letter"]).ok();
+    letters(&node, "post", 2);
 }
