@@ -47,7 +47,7 @@ async fn a_permit_comes_before_the_message_and_is_not_held_while_idle() {
     let node = Node::shut(3);
     let orders = link("worker", "messaging", &[("subscriptions", "orders, bills|clerks")]);
     nats.wake(orders.clone(), node.permits(&orders)).await.unwrap();
-    assert_eq!(node.permits.available_permits(), 3, "an idle subscription holds none");
+    assert_eq!(node.free(), 3, "an idle subscription holds none");
     for n in 0..10 {
         publish(&nats, &id, message(["orders", "bills"][n % 2], &n.to_string())).await.unwrap();
     }
@@ -56,7 +56,7 @@ async fn a_permit_comes_before_the_message_and_is_not_held_while_idle() {
     assert_eq!((node.bodies().len(), node.done()), (3, 0), "as many as there are permits");
     node.open();
     until("all ran", || node.done() == 10).await;
-    until("all permits are back", || node.permits.available_permits() == 3).await;
+    until("all permits are back", || node.free() == 3).await;
 }
 
 #[tokio::test]

@@ -95,6 +95,11 @@ impl Node {
         Self { permits, gate, woken: Arc::default(), done: Arc::default(), says: by_content }
     }
 
+    /// How many of its permits nobody has.
+    pub fn free(&self) -> usize {
+        self.permits.available_permits()
+    }
+
     /// A node whose component does not come to an end until [`Node::open`].
     pub fn shut(permits: usize) -> Self {
         Self { gate: Arc::new(Semaphore::new(0)), ..Self::new(permits) }
