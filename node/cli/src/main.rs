@@ -15,6 +15,11 @@ mod source;
 use std::process::ExitCode;
 
 use clap::Parser;
+use mimalloc::MiMalloc;
+
+/// An event makes and frees some hundred small things, on whichever thread has time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     rustls::crypto::ring::default_provider().install_default().expect("nothing installs a provider before main does");

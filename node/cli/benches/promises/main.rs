@@ -36,6 +36,10 @@ mod peers;
 mod queue;
 mod table;
 
+/// The bare loops have what the node has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A bench: its name, and what makes its section of the page.
 type Bench = (&'static str, fn(Scale) -> String);
 
