@@ -21,7 +21,8 @@ fn on_message(message: Message) -> Result<(), Refusal> {
     let (word, n) = parts.ok_or_else(|| Refusal::dead_letter("the body is no word and number"))?;
     let store = Store::open_default()?;
     store.increment(&format!("seen/{n}"), 1)?;
-    let watch = || message.header("lane").map_or(Ok(()), |lane| watch_order(&store, lane, n));
+    let lane = message.header("lane").filter(|lane| !lane.is_empty());
+    let watch = || lane.map_or(Ok(()), |lane| watch_order(&store, lane, n));
     watch()?;
     act(word, message.attempt)?;
     watch()?;
