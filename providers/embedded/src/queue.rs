@@ -167,6 +167,8 @@ type Outcome<T> = Result<Result<T, CallError>, StorageError>;
 pub(crate) struct Tables<'t> {
     /// What was read or changed of queues in this transaction; [`Tables::finish`] writes it.
     metas: HashMap<String, Meta>,
+    /// When the latest of its changes is made.
+    latest_ms: u64,
     queues: Table<'t, &'static str, &'static [u8]>,
     messages: Table<'t, (&'static str, u64), &'static [u8]>,
     records: Table<'t, (&'static str, u64), &'static [u8]>,
@@ -182,6 +184,7 @@ impl<'t> Tables<'t> {
     pub(crate) fn open(transaction: &'t WriteTransaction) -> Result<Self, TableError> {
         Ok(Self {
             metas: HashMap::new(),
+            latest_ms: 0,
             queues: transaction.open_table(QUEUES)?,
             messages: transaction.open_table(MESSAGES)?,
             records: transaction.open_table(RECORDS)?,
@@ -194,8 +197,9 @@ impl<'t> Tables<'t> {
         })
     }
 
-    /// Writes what is known of the queues, once for all changes.
+    /// Writes what is known of the queues, and of the time, once for all changes.
     pub(crate) fn finish(mut self) -> Result<(), StorageError> {
+        self.keep_clock()?;
         self.metas
             .iter()
             .try_for_each(|(name, meta)| self.queues.insert(name.as_str(), written(meta).as_slice()).map(drop))
@@ -204,7 +208,7 @@ impl<'t> Tables<'t> {
     /// Carries out one change in the open transaction.
     pub(crate) fn carry_out(&mut self, change: &Change) -> Outcome<Changed> {
         let done = |()| Changed::Done;
-        self.keep_clock(change.now_ms())?;
+        self.latest_ms = self.latest_ms.max(change.now_ms());
         match change {
             Change::Create { queue, filters } => {
                 let mut meta = self.meta(queue)?.unwrap_or_default();
@@ -247,10 +251,10 @@ impl<'t> Tables<'t> {
         }
     }
 
-    fn keep_clock(&mut self, now_ms: u64) -> Result<(), StorageError> {
+    fn keep_clock(&mut self) -> Result<(), StorageError> {
         let kept_ms = self.clock.get(())?.map_or(0, |kept| kept.value());
-        if now_ms >= kept_ms.saturating_add(KEPT_EVERY_MS) {
-            self.clock.insert((), now_ms)?;
+        if self.latest_ms >= kept_ms.saturating_add(KEPT_EVERY_MS) {
+            self.clock.insert((), self.latest_ms)?;
         }
         Ok(())
     }

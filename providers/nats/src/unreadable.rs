@@ -29,6 +29,9 @@ struct Stored {
 
 /// What this consumer has given out and nobody can read, as it would have been delivered.
 pub(crate) async fn unreadable(context: &Context, consumer: &Info) -> Result<Vec<jetstream::Message>, Trouble> {
+    if consumer.num_ack_pending == 0 {
+        return Ok(Vec::new());
+    }
     let stream = &consumer.stream_name;
     let failed = |why: &dyn std::fmt::Display| format!("looking for unreadable messages of stream `{stream}`: {why}");
     let filter = Some(consumer.config.filter_subject.as_str()).filter(|filter| !filter.is_empty()).unwrap_or(">");
