@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use trellis_provider::delivery::{Trigger, Trouble};
-use trellis_provider::{Depot, LinkError, Permits};
+use trellis_provider::{Depot, LinkError, Permits, not_bound};
 use trellis_wire::{ComponentKey, Link, LinkId, Message};
 
 use crate::{Embedded, Pulled};
@@ -38,8 +38,7 @@ impl Depot for Embedded {
     }
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
-        let health = self.durable.health(link);
-        health.unwrap_or_else(|| Err(format!("link {link} is not bound on this node")))
+        self.durable.health(link).unwrap_or_else(|| Err(not_bound(link)))
     }
 }
 

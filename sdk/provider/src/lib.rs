@@ -43,7 +43,7 @@ pub use depot::Depot;
 pub use dialed::{Dial, Dialed};
 pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
-pub use links::{Bound, Links, no_such_call, no_such_package};
+pub use links::{Bound, Links, no_such_call, no_such_package, not_bound};
 pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Trial, Want};
 pub use share::{Begun, Caps, Share, Use};
 pub use shared::Shared;

@@ -42,7 +42,7 @@ impl<B: Bound> Links<B> {
     /// # Errors
     /// It is not bound, for people.
     pub fn get(&self, id: &LinkId) -> Result<B, String> {
-        self.lock().get(id).cloned().ok_or_else(|| format!("link {id} is not bound on this node"))
+        self.lock().get(id).cloned().ok_or_else(|| not_bound(id))
     }
 
     /// Ends every link, all at the same time.
@@ -66,6 +66,11 @@ impl<B: fmt::Debug> fmt::Debug for Links<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).fmt(f)
     }
+}
+
+/// What is said of a link that is not bound, for people.
+pub fn not_bound(id: &LinkId) -> String {
+    format!("link {id} is not bound on this node")
 }
 
 /// A call of something that this link does not offer.

@@ -15,7 +15,7 @@ use redis::Commands as _;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use trellis_bus::testing::NatsServer;
-use trellis_rabbitmq::testing::RabbitServer;
+use trellis_rabbitmq::testing::{QUORUM_QUEUE_KEPT, RabbitServer};
 use trellis_redis::testing::RedisServer;
 
 use crate::apps::{app, component, http, link, link_from, provider_at, waking_at};
@@ -69,8 +69,6 @@ const SETTLED: Duration = Duration::from_secs(3);
 /// Keys that are read at a time, and dead letters that one list has at most.
 const READ_AT_ONCE: usize = 250;
 const LISTED_MAX: usize = 1_000;
-/// How long RabbitMQ 3.10 takes until a quorum queue that it has made outlives a kill -9; see `DELIVERY.md`.
-const QUORUM_QUEUE_KEPT: Duration = Duration::from_secs(10);
 
 /// The number of messages that are not accounted for.
 const UNCOUNTED: usize = 1_000_000;

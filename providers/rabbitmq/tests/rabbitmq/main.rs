@@ -13,7 +13,7 @@ use trellis_provider::Provider as _;
 use trellis_provider::delivery::{DeadLetter, Queue as _};
 use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
-use trellis_rabbitmq::testing::RabbitServer;
+use trellis_rabbitmq::testing::{QUORUM_QUEUE_KEPT, RabbitServer};
 use trellis_rabbitmq::{MESSAGE_BYTES_MAX, Rabbitmq, Source};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
@@ -243,10 +243,6 @@ async fn who_may_not_in_and_who_does_not_answer_is_said(lab: &Lab) {
     until("that it does not answer is said", || says(&mute, "no answer within 5s")).await;
     lab.rabbit.remove(&mute.id).await;
 }
-
-/// How long RabbitMQ 3.10 takes until a quorum queue that it has made outlives a kill -9. Killed earlier it comes back
-/// with a queue that never has a leader, and nothing but deleting the queue helps; see `DELIVERY.md`.
-const QUORUM_QUEUE_KEPT: Duration = Duration::from_secs(10);
 
 /// 500 messages; the server is killed and started again in the middle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
