@@ -1,5 +1,5 @@
-//! Levels: which commands a build knows. A node that meets a command in the log that it does not know can only stop; so a
-//! new command is proposed only once every member says that it knows it.
+//! Levels: what a build knows. A node that meets a command in the log that it does not know can only stop; so a new command
+//! is proposed only once every member says that it knows it. What is said to one node alone goes by its own level.
 //!
 //! A node says its level by a label, which every older build takes and passes on as any other.
 
@@ -7,8 +7,14 @@ use std::collections::BTreeMap;
 
 use crate::{Command, Entry, Node, NodeFacts, State};
 
-/// The level of this build: the highest of any command.
-pub const LEVEL: u16 = 1;
+/// The level of this build: the highest of those below.
+pub const LEVEL: u16 = DONE_LEVEL;
+
+/// The highest level of any command.
+const COMMANDS_LEVEL: u16 = 1;
+
+/// From here on a node takes an offer's acceptance and its reply as one message.
+const DONE_LEVEL: u16 = 2;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";
@@ -36,6 +42,11 @@ impl NodeFacts {
     /// The level that it announced. Builds that knew of none announce none.
     pub fn level(&self) -> u16 {
         self.labels.get(LEVEL_LABEL).and_then(|level| level.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether the node takes an offer's acceptance and its reply as one message.
+    pub fn takes_done(&self) -> bool {
+        self.level() >= DONE_LEVEL
     }
 }
 
@@ -68,7 +79,7 @@ impl State {
     /// It does not.
     pub fn check_newcomer(&self, facts: &NodeFacts) -> Result<(), TooOld> {
         let used = self.nodes().values().map(|Node { facts, .. }| facts.level()).min().unwrap_or(0);
-        check(facts, used.min(LEVEL))
+        check(facts, used.min(COMMANDS_LEVEL))
     }
 }
 

@@ -578,10 +578,13 @@ impl Turn {
         holding.counts.ended(&outcome, begun.elapsed());
         holding.tally.ended(&outcome);
         dispatch.run_done(&holding, id, &source.origin, &outcome);
-        let ran = Ran {
-            digest: holding.held.digest.to_string(),
-            generation: dispatch.elsewhere.generation().0,
-            trace: trace.id(),
+        let ran = match sends {
+            Sends::Here => Ran::default(),
+            Sends::BySource => Ran {
+                digest: holding.held.digest.to_string(),
+                generation: dispatch.elsewhere.generation().0,
+                trace: trace.id(),
+            },
         };
         Delivered { outcome, sends: held, ran }
     }

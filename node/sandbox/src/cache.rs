@@ -32,28 +32,13 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// Opens the directory, makes it private, and removes what other engines or interrupted writes left there.
+    /// Opens the directory and makes it private.
     pub(crate) fn open(dir: PathBuf, engine: &Engine) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
         let mut hash = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hash);
-        let cache = Self { dir, suffix: format!("-{:016x}.cwasm", hash.finish()) };
-        cache.remove_leftovers()?;
-        Ok(cache)
-    }
-
-    fn remove_leftovers(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let other_engines = name.ends_with(".cwasm") && !name.ends_with(&self.suffix);
-            if other_engines || (name.ends_with(".tmp") && is_old(&entry)) {
-                fs::remove_file(entry.path())?;
-            }
-        }
-        Ok(())
+        Ok(Self { dir, suffix: format!("-{:016x}.cwasm", hash.finish()) })
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -112,6 +97,20 @@ impl Cache {
         tracing::warn!(path = %path.display(), why = %format_args!("{why:#}"), "compiled code is not usable: removed");
         self.remove(digest).err().unwrap_or(ComponentError::NotCompiled(digest))
     }
+}
+
+/// Removes what other engines than those of `kept`, or interrupted writes, left in the directory.
+pub(crate) fn tidy(dir: &Path, kept: &[&Cache]) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let other_engines = name.ends_with(".cwasm") && !kept.iter().any(|cache| name.ends_with(&cache.suffix));
+        if other_engines || (name.ends_with(".tmp") && is_old(&entry)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 #[expect(unsafe_code, reason = "running ahead-of-time compiled code is what this cache is for")]

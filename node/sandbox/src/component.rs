@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use trellis_wire::Digest;
-use wasmtime::component::InstancePre;
+use wasmtime::component::{InstancePre, Linker};
 
 use crate::engine::Engine;
 use crate::guest::invoke::Functions;
@@ -54,6 +54,8 @@ impl ComponentError {
 /// A component, ready to run. Runs of it share code and nothing else.
 pub struct Component {
     pub(crate) engine: Arc<Engine>,
+    /// What it was compiled for.
+    pub(crate) wasmtime: wasmtime::Engine,
     pub(crate) http: Option<Http>,
     pub(crate) message: Option<Message>,
     pub(crate) command: Option<Command>,
@@ -68,14 +70,24 @@ impl Component {
         engine: Arc<Engine>,
         digest: Digest,
         code: &wasmtime::component::Component,
+        linker: &Linker<State>,
     ) -> Result<Self, ComponentError> {
         let unsupported = |why: wasmtime::Error| ComponentError::Unsupported(format!("{why:#}"));
-        let extended = host::custom::link(engine.linker(), code)?;
-        let linker = extended.as_ref().unwrap_or(engine.linker());
+        let extended = host::custom::link(linker, code)?;
+        let linker = extended.as_ref().unwrap_or(linker);
         let pre = linker.instantiate_pre(code).map_err(unsupported)?;
-        let wakes = wakes(&engine, code);
+        let wakes = wakes(code);
         let functions = Functions::of(code, pre.clone());
-        let mut component = Self { engine, http: None, message: None, command: None, functions, digest, wakes };
+        let mut component = Self {
+            engine,
+            wasmtime: code.engine().clone(),
+            http: None,
+            message: None,
+            command: None,
+            functions,
+            digest,
+            wakes,
+        };
         component.find_exports(&pre).map_err(unsupported)?;
         Ok(component)
     }
@@ -110,8 +122,8 @@ impl Component {
     }
 }
 
-fn wakes(engine: &Engine, code: &wasmtime::component::Component) -> Vec<Wake> {
+fn wakes(code: &wasmtime::component::Component) -> Vec<Wake> {
     let ty = code.component_type();
-    let exports = ty.exports(engine.wasmtime()).filter_map(|(name, _)| name.parse::<InterfaceName>().ok());
+    let exports = ty.exports(code.engine()).filter_map(|(name, _)| name.parse::<InterfaceName>().ok());
     exports.filter_map(|export| Wake::by(&export)).collect()
 }

@@ -13,6 +13,7 @@ mod cache;
 mod component;
 mod engine;
 mod fault;
+mod flavor;
 mod guest;
 mod host;
 mod inspect;
@@ -23,6 +24,6 @@ mod state;
 mod value;
 
 pub use component::{Component, ComponentError};
-pub use engine::{Allocator, Engine, EngineError, Options};
+pub use engine::{Engine, EngineError, Options};
 pub use inspect::{Inspection, InterfaceName, Need, Wake, inspect};
 pub use outside::{Level, Limits, Outside, Setup};

@@ -28,25 +28,26 @@ impl Component {
     /// A fault is the guest's, an error is ours.
     pub async fn run(&self, event: Event, setup: Setup) -> Outcome {
         tracing::trace!(event = %setup.event_id, component = %setup.component, "an event in a fresh sandbox");
+        // Each in a box of its own: one future with room for the largest of them would be moved about for every event.
         match (event, &self.http, &self.message, &self.command) {
             (Event::Http(request), Some(guest), ..) => {
                 guest::http::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
             }
             (Event::Message(message), _, Some(Message::Trellis(guest)), _) => {
-                guest::message::handle(guest, message, self.sandbox(setup, &[])?).await
+                Box::pin(guest::message::handle(guest, message, self.sandbox(setup, &[])?)).await
             }
             (Event::Message(message), _, Some(Message::Wasmcloud(guest)), _) => {
-                guest::message::handle_wasmcloud(guest, message, self.sandbox(setup, &[])?).await
+                Box::pin(guest::message::handle_wasmcloud(guest, message, self.sandbox(setup, &[])?)).await
             }
             (Event::Run(arguments), .., Some(Command::P2(guest))) => {
-                guest::command::run(guest, self.command_sandbox(setup, &arguments)?).await
+                Box::pin(guest::command::run(guest, self.command_sandbox(setup, &arguments)?)).await
             }
             (Event::Run(arguments), .., Some(Command::P3(guest))) => {
-                guest::command::run_p3(guest, self.command_sandbox(setup, &arguments)?).await
+                Box::pin(guest::command::run_p3(guest, self.command_sandbox(setup, &arguments)?)).await
             }
             (Event::Invoke { interface, function, params }, ..) if !self.functions.is_empty() => {
                 let invocation = Invocation { interface, function, params };
-                guest::invoke::call(&self.functions, invocation, self.sandbox(setup, &[])?).await
+                Box::pin(guest::invoke::call(&self.functions, invocation, self.sandbox(setup, &[])?)).await
             }
             (event, ..) => Err(self.cannot_be_woken_by(&event, &setup)),
         }
@@ -99,7 +100,7 @@ impl Component {
             stdout,
             stderr,
         };
-        let mut store = Store::new(self.engine.wasmtime(), state);
+        let mut store = Store::new(&self.wasmtime, state);
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(HOST_CALL_BYTES_MAX);
         store.set_max_component_handles(HANDLES_MAX);

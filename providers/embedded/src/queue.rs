@@ -403,11 +403,12 @@ impl<'t> Tables<'t> {
     /// Whether the claim stood. It is gone then.
     fn take_claim(&mut self, token: &Token) -> Result<bool, StorageError> {
         let at = (&*token.queue, token.sequence);
-        let stands = self.claimed.get(at)?.is_some_and(|attempt| attempt.value() == token.attempt);
-        if stands {
-            self.claimed.remove(at)?;
+        let removed = self.claimed.remove(at)?.map(|attempt| attempt.value());
+        match removed {
+            // Another claim on the same message stands, and goes on.
+            Some(attempt) if attempt != token.attempt => self.claimed.insert(at, attempt).map(|_| false),
+            attempt => Ok(attempt.is_some()),
         }
-        Ok(stands)
     }
 
     /// A claim that has ended is no error: the message waits again, and will be given out again.

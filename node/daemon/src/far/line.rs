@@ -137,11 +137,7 @@ impl Lines {
                 end.credits.add_permits(room.min(count as usize));
             }
             Word::Abort(why) => end.break_off(why),
-            word => {
-                if end.words.try_send(word).is_err() {
-                    end.break_off("more came than there was credit for".into());
-                }
-            }
+            word => end.hear(word),
         }
     }
 
@@ -155,6 +151,12 @@ impl Lines {
 }
 
 impl End {
+    fn hear(&self, word: Word) {
+        if self.words.try_send(word).is_err() {
+            self.break_off("more came than there was credit for".into());
+        }
+    }
+
     fn break_off(&self, why: String) {
         // The first reason is the one to tell.
         let _ = self.why.set(why);
@@ -192,6 +194,11 @@ impl Line {
     pub(crate) async fn say(&self, word: Word) -> Result<(), SealedError> {
         let piece = Piece { exchange: self.exchange, to_asker: !self.asked, word };
         self.lines.send(self.peer, &piece).await
+    }
+
+    /// A word that came by another way than the line.
+    pub(crate) fn hear(&self, word: Word) {
+        self.end.hear(word);
     }
 
     /// Waits for the next word. `None`: it was broken off.

@@ -157,7 +157,7 @@ pub(crate) enum Head {
 }
 
 /// What a node says to an [`Ask`] at once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Taken {
     /// It does it; the reply follows.
     Accepted,
@@ -167,6 +167,9 @@ pub(crate) enum Taken {
     Refused(String),
     /// To all questions but an offer.
     Still(bool),
+    /// It has done it already: the reply, with all of its body. Only to a node that
+    /// takes this ([`trellis_placement::NodeFacts::takes_done`]).
+    Done(Box<Back>, Bytes),
 }
 
 /// A reply without its body.

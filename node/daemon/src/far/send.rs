@@ -345,6 +345,10 @@ impl Elsewhere {
             match self.sealed.ask(to, &subject, &question, TAKE_WAIT).await {
                 Ok(answer) => match frame::decode(&answer) {
                     Ok(Taken::Accepted) => return Ok(line),
+                    Ok(Taken::Done(back, first)) => {
+                        line.hear(Word::Reply(back, first, true));
+                        return Ok(line);
+                    }
                     Ok(Taken::Busy(why)) => busy = Some(why),
                     Ok(Taken::Refused(why)) => {
                         line.done();

@@ -1,9 +1,11 @@
 //! The answering side: checks that the asker may, says at once whether the work is taken, and does it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Reply, Sealed};
 use trellis_placement::Direction;
@@ -27,6 +29,10 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether a place that was lent is still needed.
 const LENT_LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a reply is waited for before the asker is told that its offer is taken. One that is there by then goes with
+/// that: one message in place of two.
+const TOGETHER_MAX: Duration = Duration::from_millis(5);
 
 /// What a node does for others.
 pub(crate) struct Service {
@@ -127,8 +133,7 @@ impl Service {
                 Err(no) => self.say(reply, no).await,
                 Ok(work) => {
                     let Some(line) = self.lines.open(offer.exchange, false, asked.from) else { return };
-                    self.say(reply, Taken::Accepted).await;
-                    self.work(offer, work, line).await;
+                    self.work(offer, work, line, reply).await;
                 }
             }
         });
@@ -223,27 +228,48 @@ impl Service {
         }
     }
 
-    /// Does it and sends what came of it. Ends at once when the asker breaks it off.
-    async fn work(&self, offer: Offer, work: Work, mut line: Line) {
-        let over = line.over();
-        let work = match work {
+    /// Takes an offer. Returns when nothing of it is left to do here.
+    async fn work(&self, offer: Offer, work: Work, mut line: Line, reply: Reply) {
+        match work {
             Work::Slot(lent) => {
+                self.say(reply, Taken::Accepted).await;
                 self.keep_for(&line).await;
                 drop(lent);
-                return line.done();
+                line.done();
             }
             Work::Reserved(kept) => {
                 self.reserved.keep(offer.exchange, kept);
+                self.say(reply, Taken::Accepted).await;
                 self.keep_for(&line).await;
                 self.reserved.forget(offer.exchange);
-                return line.done();
+                line.done();
             }
-            work => work,
-        };
+            work => self.answer(offer, work, line, reply).await,
+        }
+    }
+
+    /// Does what was offered and sends what came of it. Ends at once when the asker breaks it off.
+    async fn answer(&self, offer: Offer, work: Work, mut line: Line, reply: Reply) {
+        let over = line.over();
+        let together = offer.whole && self.shares.state().node(line.peer()).is_some_and(|node| node.facts.takes_done());
         let body = line.request_body(offer.first, offer.whole);
         let doing = async {
-            let (back, body) = self.done(offer.what, work, body, offer.within).await;
-            send_back(back, body, &line).await;
+            let mut done = pin!(self.done(offer.what, work, body, offer.within));
+            let early = if together { timeout(TOGETHER_MAX, &mut done).await.ok() } else { None };
+            let (back, load) = match early.map(loaded) {
+                Some((back, Load { first, rest: None })) => {
+                    return self.say(reply, Taken::Done(Box::new(back), first)).await;
+                }
+                Some(answer) => {
+                    self.say(reply, Taken::Accepted).await;
+                    answer
+                }
+                None => {
+                    self.say(reply, Taken::Accepted).await;
+                    loaded(done.await)
+                }
+            };
+            send_back(back, load, &line).await;
         };
         tokio::select! {
             biased;
@@ -296,12 +322,16 @@ impl Service {
     }
 }
 
-/// Sends a reply: the head with the body's beginning, then the rest as the asker takes it.
-async fn send_back(back: Back, body: Body, line: &Line) {
-    let (back, load) = match Load::of(body) {
+/// A reply with its body's beginning.
+fn loaded((back, body): (Back, Body)) -> (Back, Load) {
+    match Load::of(body) {
         Ok(load) => (back, load),
         Err(why) => (Error::Internal(why.to_string()).into(), Load { first: Default::default(), rest: None }),
-    };
+    }
+}
+
+/// Sends a reply: the head with the body's beginning, then the rest as the asker takes it.
+async fn send_back(back: Back, load: Load, line: &Line) {
     let reply = Word::Reply(Box::new(back), load.first, load.rest.is_none());
     if let Err(why) = line.say(reply).await {
         return tracing::warn!("a reply did not reach node {}: {why}", line.peer());

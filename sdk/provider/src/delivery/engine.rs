@@ -189,6 +189,8 @@ impl<Q: Queue> Engine<Q> {
             None => Settlement::GiveBack { after: Duration::ZERO },
             Some(turn) => self.handle(turn, &taken).await,
         };
+        // Its permit is free: who waits for that claims the next message first, so that one commit may have both.
+        tokio::task::yield_now().await;
         self.settle(&taken, &settlement).await;
     }
 
