@@ -87,6 +87,22 @@ fn compiled_code_is_private_and_kept() {
 }
 
 #[test]
+fn what_needs_no_wasi_0_3_is_compiled_to_run_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let both = engine(dir.path(), true);
+    let [least, modern] = [wat::parse_str(LEAST).unwrap(), artifact("modern")];
+    for wasm in [&least, &modern] {
+        both.compile(digest(wasm), wasm).unwrap();
+        both.load(digest(wasm)).unwrap();
+    }
+    // It finds what was compiled for it, and removes what was not.
+    let without = engine(dir.path(), false);
+    assert!(without.is_compiled(digest(&least)));
+    without.load(digest(&least)).unwrap();
+    assert!(!both.is_compiled(digest(&modern)));
+}
+
+#[test]
 fn compiled_code_that_is_not_whole_or_not_ours_is_compiled_again() {
     let dir = tempfile::tempdir().unwrap();
     let engine = engine(dir.path(), true);
