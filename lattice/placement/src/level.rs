@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = DONE_LEVEL;
+pub const LEVEL: u16 = SHORT_HEARTBEATS;
 
 /// The highest level of any command.
 const COMMANDS_LEVEL: u16 = 1;
 
 /// From here on a node takes an offer's acceptance and its reply as one message.
 const DONE_LEVEL: u16 = 2;
+
+/// From here on nodes take heartbeats that say only what is new.
+pub const SHORT_HEARTBEATS: u16 = 3;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";
@@ -64,7 +67,31 @@ pub struct TooOld {
     needed: u16,
 }
 
+/// A member's build was replaced by one that may not know what the log has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "every node of the lattice runs Trellis of level {used} or higher, which this build, of level {LEVEL}, may not understand: \
+     start this node with the newer Trellis again"
+)]
+pub struct Downgraded {
+    used: u16,
+}
+
 impl State {
+    /// Checks that this build knows whatever may be in the log, as the node last saw it.
+    ///
+    /// # Errors
+    /// It is older than what wrote there.
+    pub fn check_build(&self) -> Result<(), Downgraded> {
+        let used = self.used();
+        if used <= LEVEL { Ok(()) } else { Err(Downgraded { used }) }
+    }
+
+    /// The level that all members have, so that what needs it may be in the log.
+    fn used(&self) -> u16 {
+        self.nodes().values().map(|Node { facts, .. }| facts.level()).min().unwrap_or(0)
+    }
+
     /// Checks that every member knows the command of an entry, the lost ones included: they may come back.
     ///
     /// # Errors
@@ -73,13 +100,17 @@ impl State {
         self.nodes().values().try_for_each(|node| check(&node.facts, entry.command.level()))
     }
 
+    /// Whether every member is of this level, the lost ones included: they may come back.
+    pub fn everyone_knows(&self, level: u16) -> bool {
+        self.nodes().values().all(|node| node.facts.level() >= level)
+    }
+
     /// Checks that a node which wants to join knows whatever may be in the log.
     ///
     /// # Errors
     /// It does not.
     pub fn check_newcomer(&self, facts: &NodeFacts) -> Result<(), TooOld> {
-        let used = self.nodes().values().map(|Node { facts, .. }| facts.level()).min().unwrap_or(0);
-        check(facts, used.min(COMMANDS_LEVEL))
+        check(facts, self.used().min(COMMANDS_LEVEL))
     }
 }
 

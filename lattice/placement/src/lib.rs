@@ -46,7 +46,7 @@ pub use happening::{Happening, happenings};
 pub use lease::{Lease, LeaseMoves, Leases};
 pub use lessee::Lessee;
 pub use lessor::{Lessor, Renewal};
-pub use level::{LEVEL, TooOld};
+pub use level::{Downgraded, LEVEL, SHORT_HEARTBEATS, TooOld};
 pub use membership::{Decision, LEARNERS_MAX, Life, LogView, Membership, Patience};
 pub use node::{Capacity, Node, NodeFacts, Unfit};
 pub use part::{COMMAND_BYTES_MAX, Part, UNFINISHED_MAX, Unfinished};

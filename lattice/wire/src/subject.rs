@@ -65,6 +65,11 @@ pub fn artifact(lattice: &LatticeName, node: NodeId) -> String {
     format!("trellis.v1.{lattice}.artifact.{}", token(node))
 }
 
+/// `trellis.v1.<lattice>.page.<node>`: a page of what this node holds, for one that missed it.
+pub fn page(lattice: &LatticeName, node: NodeId) -> String {
+    format!("trellis.v1.{lattice}.page.{}", token(node))
+}
+
 /// `trellis.v1.<lattice>.delta`: numbered state deltas for followers.
 pub fn delta(lattice: &LatticeName) -> String {
     format!("trellis.v1.{lattice}.delta")
@@ -119,6 +124,7 @@ mod tests {
         assert_eq!(joining(&lattice, node), format!("trellis.v1.home.join.{node_token}"));
         assert_eq!(heartbeats(&lattice), "trellis.v1.home.hb.*");
         assert_eq!(stream(&lattice, node), format!("trellis.v1.home.stream.{node_token}"));
+        assert_eq!(page(&lattice, node), format!("trellis.v1.home.page.{node_token}"));
         assert_eq!(delta(&lattice), "trellis.v1.home.delta");
         assert_eq!(greet(&lattice, node), format!("trellis.v1.home.greet.{node_token}"));
     }

@@ -47,7 +47,7 @@ impl Caps {
         // All others: one that holds it no more may not know that yet.
         let mut others = state.nodes().values().filter(|node| node.facts.id != self.me && !node.is_lost());
         let has_shrunk = |node: &trellis_placement::Node| {
-            self.liveness.beat(node.facts.id).is_some_and(|beat| beat.generation >= generation)
+            self.liveness.generation(node.facts.id).is_some_and(|carried_out| carried_out >= generation)
         };
         gate.set(part(gate.calls_max(), &holders, self.me, gate.own(), others.all(has_shrunk)));
     }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::board::{Health, Mark};
 use crate::far::cargo;
 use crate::far::message::{Ask, Back, Head, Offer, Origin, Piece, Taken, What, Word};
-use crate::liveness::{Beat, OfComponent, OfLink, Sign};
+use crate::liveness::{Alive, Answer, Ask as PageAsk, Beat, Counts, OfComponent, OfLink, Sign};
 use crate::triggers::{Question, Stands, Times, View};
 use crate::{fetch, join};
 
@@ -127,11 +127,10 @@ fn offers_and_pieces_are_decoded_or_refused() {
 
 #[test]
 fn heartbeats_are_decoded_or_refused() {
+    let counts = Counts { running: 1, events: 300, faults: 2, tally: (7, 1) };
     let health = [Health::Ready, Health::Starting, Health::Failed("no".into()), Health::Unwell("gone".into())];
-    let of_component = |health: &Health| {
-        let (mark, tally) = (Mark::of(&1), (7, 1));
-        (component(), OfComponent { mark, health: health.clone(), running: 1, events: 300, faults: 2, tally })
-    };
+    let of_component =
+        |health: &Health| (component(), OfComponent { mark: Mark::of(&1), health: health.clone(), counts });
     let of_link = |health: &Health| {
         (link(), OfLink { mark: Mark::of(&2), health: health.clone(), at: Some("http://127.0.0.1:8000".into()) })
     };
@@ -145,9 +144,14 @@ fn heartbeats_are_decoded_or_refused() {
         beside: vec![of_component(&Health::Ready)],
     };
     let renewal = Renewal { term: 3, edition: 4, lasts: Duration::from_secs(4) };
-    let signs = [Sign::Beat(Box::new(beat)), Sign::Goodbye, Sign::Renew(1), Sign::Renewed(node(1), 1, renewal)];
+    let signs = [Sign::Beat(Box::new(beat.clone())), Sign::Goodbye, Sign::Renew(1), Sign::Renewed(node(1), 1, renewal)];
     check(&signs);
-    check(&[Sign::Applied(300)]);
+    let pages = vec![beat.mark(), Mark::of(&3)];
+    let (generation, counts) = (Generation(3), vec![(0, 300, counts)]);
+    let alive = Alive { generation, running: 5, applied: Some(300), pages, counts };
+    check(&[Sign::Applied(300), Sign::Alive(Box::new(alive))]);
+    check(&[Answer::Page(Box::new(beat)), Answer::NoSuch]);
+    check(&[PageAsk::Page(300)]);
 }
 
 #[test]

@@ -2,23 +2,35 @@
 //! to do is decided by `placement::Membership`; here is only when, and how it is carried out.
 //!
 //! It runs where Raft runs, on threads of their own: a guest that computes for ever delays no heartbeat.
+//!
+//! A heartbeat says that the node lives and names what it said before (`sign.rs`). What a node holds is said when it is
+//! new, and counts when they change (`pages.rs`). Who missed a page asks that node for it (`known.rs`).
+
+mod known;
+mod pages;
+mod sign;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Sealed};
 use trellis_manifest::Tech;
-use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience, Renewal};
+use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience, SHORT_HEARTBEATS};
 use trellis_raft::{Member, Raft};
 use trellis_trust::Distrust;
 use trellis_wire::{ComponentKey, Generation, LatticeId, LinkId, NodeId, frame, subject};
 
-use crate::board::{All, Board, Health, Mark, Noted};
+use self::known::Known;
+pub(crate) use self::pages::Pages;
+use self::pages::{Page, Told};
+pub(crate) use self::sign::{Alive, Answer, Ask, Beat, Counts, OfComponent, OfLink, Sign};
+use crate::board::{Board, Health, Mark};
 use crate::dispatch::{Dispatch, Holding};
 use crate::events::{Events, Report};
 use crate::leases::Leases;
@@ -31,67 +43,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How long news waits for more before it goes out with a heartbeat of its own.
 const NEWS_WAIT: Duration = Duration::from_millis(100);
-/// How much one heartbeat says of components and links, in bytes; the rest is said by the next ones, page by page.
-const PAGE_BYTES_MAX: usize = 32 * 1024;
-/// What a page says of one component or link besides what is on the board, at most: counts, or an address.
-const MORE_BYTES_MAX: usize = 64;
+/// The wait before pages that were missed are asked for, and the most that is added to it by chance, so that not everyone
+/// asks at once.
+const CATCH_UP_EVERY: Duration = Duration::from_millis(500);
+const CATCH_UP_JITTER: Duration = Duration::from_secs(1);
+/// How many pages are asked for after one such wait, how many of them at one time, and how long an answer may take.
+const CATCH_UP_MAX: usize = 64;
+const CATCH_UP_AT_ONCE: usize = 4;
+const CATCH_UP_WAIT: Duration = Duration::from_secs(2);
 /// How much is said of what is not well.
 const PROBLEM_CHARS_MAX: usize = 300;
 /// How long another lattice of this name is remembered after it was last heard.
 const STRANGER_MAX: Duration = Duration::from_secs(30);
-
-/// What comes on a heartbeat's subject.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Sign {
-    Beat(Box<Beat>),
-    /// The node ends now, on purpose.
-    Goodbye,
-    /// The node needs its leases: may it go on? The number is for the answer.
-    Renew(u64),
-    /// The leader's answer to the sign of this node with this number.
-    Renewed(NodeId, u64, Renewal),
-    /// How far in the log the node is, which follows from outside.
-    Applied(u64),
-}
-
-/// A heartbeat.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Beat {
-    /// The plan that the node carries out.
-    pub(crate) generation: Generation,
-    /// Sandboxes alive.
-    pub(crate) running: u64,
-    /// Which page this is, of how many.
-    pub(crate) page: u16,
-    pub(crate) pages: u16,
-    pub(crate) components: Vec<(ComponentKey, OfComponent)>,
-    pub(crate) links: Vec<(LinkId, OfLink)>,
-    /// Components in the other version of a roll-out.
-    pub(crate) beside: Vec<(ComponentKey, OfComponent)>,
-}
-
-/// How a component is on a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct OfComponent {
-    /// Just what it holds.
-    pub(crate) mark: Mark,
-    pub(crate) health: Health,
-    pub(crate) running: u64,
-    pub(crate) events: u64,
-    pub(crate) faults: u64,
-    /// Events and faults of this version, since it is held.
-    pub(crate) tally: (u64, u64),
-}
-
-/// How a link is on a node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct OfLink {
-    /// Just what it applies.
-    pub(crate) mark: Mark,
-    pub(crate) health: Health,
-    /// Where it is reached.
-    pub(crate) at: Option<String>,
-}
 
 /// What is known of each node's life.
 pub(crate) struct Liveness {
@@ -107,49 +70,6 @@ struct Sheet {
     /// How far each node is that follows from outside the log.
     applied: BTreeMap<NodeId, u64>,
     stranger: Option<(LatticeId, NodeId, Instant)>,
-}
-
-/// What a node said of itself.
-struct Known {
-    last: Beat,
-    pages: BTreeMap<u16, Beat>,
-}
-
-impl Known {
-    /// What is other in `now` than it was in `before`. A component may have moved to another page, which is nothing; and
-    /// the first page of a node that was never heard says how it is, not what happens.
-    fn reports(&self, before: &[Beat], now: &Beat) -> Vec<(ComponentKey, Report)> {
-        if before.is_empty() {
-            return Vec::new();
-        }
-        let old: BTreeMap<&ComponentKey, &OfComponent> =
-            before.iter().flat_map(|page| &page.components).map(|(key, one)| (key, one)).collect();
-        let is_elsewhere = |key: &ComponentKey| {
-            let others = self.pages.values().filter(|page| page.page != now.page);
-            others.flat_map(|page| &page.components).any(|(one, _)| one == key)
-        };
-        let mut reports = Vec::new();
-        for (key, one) in &now.components {
-            let was = old.get(key);
-            let is_new = was.is_none_or(|was| was.health != Health::Ready);
-            if is_new && one.health == Health::Ready && !(was.is_none() && is_elsewhere(key)) {
-                reports.push((key.clone(), Report::Started));
-            }
-            // Counts begin anew with the process, and with each time that a component is held.
-            let faults = match was {
-                Some(was) => one.faults.saturating_sub(was.faults),
-                None if is_elsewhere(key) => 0,
-                None => one.faults,
-            };
-            if faults > 0 {
-                reports.push((key.clone(), Report::Faulted(faults)));
-            }
-        }
-        let is_now = |key: &ComponentKey| now.components.iter().any(|(one, _)| one == key) || is_elsewhere(key);
-        let gone = old.into_iter().filter(|(key, was)| was.health == Health::Ready && !is_now(key));
-        reports.extend(gone.map(|(key, _)| (key.clone(), Report::Stopped)));
-        reports
-    }
 }
 
 impl Liveness {
@@ -183,30 +103,38 @@ impl Liveness {
         self.lock().applied.get(&node).copied()
     }
 
-    /// The last heartbeat of a node, without its pages.
-    pub(crate) fn beat(&self, node: NodeId) -> Option<Beat> {
-        self.lock().nodes.get(&node).map(|known| known.last.clone())
+    /// The plan that a node carries out, as it last said.
+    pub(crate) fn generation(&self, node: NodeId) -> Option<Generation> {
+        self.lock().nodes.get(&node).map(|known| known.generation)
+    }
+
+    /// How many sandboxes are alive on a node, as it last said.
+    pub(crate) fn running(&self, node: NodeId) -> Option<u64> {
+        self.lock().nodes.get(&node).map(|known| known.running)
     }
 
     /// How a component is on another node.
     pub(crate) fn component(&self, node: NodeId, key: &ComponentKey) -> Option<OfComponent> {
-        let sheet = self.lock();
-        let pages = sheet.nodes.get(&node)?.pages.values();
-        pages.flat_map(|page| &page.components).find(|(one, _)| one == key).map(|(_, report)| report.clone())
+        self.lock().nodes.get(&node)?.component(key, false).cloned()
     }
 
     /// The same in the other version of a roll-out.
     pub(crate) fn beside(&self, node: NodeId, key: &ComponentKey) -> Option<OfComponent> {
-        let sheet = self.lock();
-        let pages = sheet.nodes.get(&node)?.pages.values();
-        pages.flat_map(|page| &page.beside).find(|(one, _)| one == key).map(|(_, report)| report.clone())
+        self.lock().nodes.get(&node)?.component(key, true).cloned()
     }
 
     /// How a link is on another node.
     pub(crate) fn link(&self, node: NodeId, id: &LinkId) -> Option<OfLink> {
+        self.lock().nodes.get(&node)?.link(id).cloned()
+    }
+
+    /// Pages of nodes that live which this node has not as they say they are.
+    fn missing(&self) -> Vec<(NodeId, u16)> {
+        let now = self.now();
         let sheet = self.lock();
-        let pages = sheet.nodes.get(&node)?.pages.values();
-        pages.flat_map(|page| &page.links).find(|(one, _)| one == id).map(|(_, report)| report.clone())
+        let alive = sheet.nodes.iter().filter(|(node, _)| sheet.membership.life(**node, now) == Life::Alive);
+        let missing = alive.flat_map(|(node, known)| known.missing().map(|page| (*node, page)));
+        missing.take(CATCH_UP_MAX).collect()
     }
 
     /// Who is silent and yet not declared lost, because too many vanished at once.
@@ -238,19 +166,31 @@ impl Liveness {
         problems
     }
 
-    /// Takes a heartbeat. What became of the node's components since its last ones.
+    /// Takes a page with which a node says that it lives. What became of its components since.
     fn beat_by(&self, node: NodeId, beat: Beat) -> Vec<(ComponentKey, Report)> {
         let now = self.now();
         let mut sheet = self.lock();
         sheet.membership.heard(node, now);
-        let known = sheet.nodes.entry(node);
-        let known = known.or_insert_with(|| Known { last: beat.clone(), pages: BTreeMap::new() });
-        let others = |page: &&Beat| page.page >= beat.pages || page.page == beat.page;
-        let before: Vec<Beat> = known.pages.values().filter(others).cloned().collect();
-        known.pages.retain(|page, _| *page < beat.pages);
-        known.last = Beat { components: Vec::new(), links: Vec::new(), beside: Vec::new(), ..beat.clone() };
-        known.pages.insert(beat.page, beat.clone());
-        known.reports(&before, &beat)
+        let known = sheet.nodes.entry(node).or_default();
+        (known.generation, known.running) = (beat.generation, beat.running);
+        known.page(beat)
+    }
+
+    /// Takes a heartbeat. What became of the node's components since.
+    fn alive_by(&self, node: NodeId, alive: Alive) -> Vec<(ComponentKey, Report)> {
+        let now = self.now();
+        let mut sheet = self.lock();
+        sheet.membership.heard(node, now);
+        match alive.applied {
+            Some(index) => sheet.applied.insert(node, index),
+            None => sheet.applied.remove(&node),
+        };
+        sheet.nodes.entry(node).or_default().alive(alive)
+    }
+
+    /// Takes a page that was asked for.
+    fn page_by(&self, node: NodeId, page: Beat) -> Vec<(ComponentKey, Report)> {
+        self.lock().nodes.get_mut(&node).map(|known| known.page(page)).unwrap_or_default()
     }
 
     /// Another lattice of this name was heard.
@@ -271,43 +211,6 @@ impl Liveness {
     }
 }
 
-/// What is on a node's board, cut into pages. It is made anew when the board changes, and not for each heartbeat: there may
-/// be thousands of components, with nothing new of any.
-struct Pages {
-    revision: u64,
-    components: Noted<(ComponentKey, bool)>,
-    links: Noted<(LinkId, Option<Tech>)>,
-    /// What is on each page; the first is there even if it is empty.
-    ranges: Vec<(Range<usize>, Range<usize>)>,
-}
-
-impl Pages {
-    fn of(board: &Board) -> Self {
-        // Read first: what changes in between makes the pages anew.
-        let revision = board.revision();
-        let All { components, links } = board.all();
-        let mut ranges = vec![(0..0, 0..0)];
-        let mut bytes = 0;
-        let mut room = |ranges: &mut Vec<(Range<usize>, Range<usize>)>, more: usize| {
-            if bytes + more > PAGE_BYTES_MAX && bytes > 0 {
-                let (components, links) = ranges.last().expect("there is one");
-                ranges.push((components.end..components.end, links.end..links.end));
-                bytes = 0;
-            }
-            bytes += more;
-        };
-        for entry in &components {
-            room(&mut ranges, frame::encode(entry).len() + MORE_BYTES_MAX);
-            ranges.last_mut().expect("there is one").0.end += 1;
-        }
-        for entry in &links {
-            room(&mut ranges, frame::encode(entry).len() + MORE_BYTES_MAX);
-            ranges.last_mut().expect("there is one").1.end += 1;
-        }
-        Self { revision, components, links, ranges }
-    }
-}
-
 /// What a node's liveness needs to run.
 pub(crate) struct Pulse {
     pub(crate) sealed: Sealed,
@@ -318,6 +221,8 @@ pub(crate) struct Pulse {
     pub(crate) providers: Providers,
     pub(crate) leases: Arc<Leases>,
     pub(crate) events: Arc<Events>,
+    /// As they were last needed.
+    pub(crate) pages: Mutex<Arc<Pages>>,
 }
 
 impl Pulse {
@@ -334,6 +239,8 @@ impl Pulse {
             () = shutdown.cancelled() => {}
             () = beating => {}
             () = self.listen() => {}
+            () = self.catch_up() => {}
+            () = self.give_pages() => {}
             () = self.lead() => {}
             () = self.renew() => {}
             () = self.grant() => {}
@@ -347,22 +254,59 @@ impl Pulse {
     async fn beat(&self) {
         let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut turn: u16 = 0;
-        let mut pages = Pages::of(&self.board);
+        let (mut turn, mut told) = (0, Told::default());
         loop {
             tokio::select! {
                 _ = every.tick() => {}
                 () = self.board.noted.notified() => tokio::time::sleep(NEWS_WAIT).await,
             }
-            if pages.revision != self.board.revision() {
-                pages = Pages::of(&self.board);
-            }
-            turn = turn.wrapping_add(1);
-            self.say(&Sign::Beat(Box::new(self.beat_of(&pages, turn)))).await;
-            if !self.raft.members().has(self.sealed.node()) {
-                self.say(&Sign::Applied(self.raft.applied())).await;
+            turn += 1;
+            let everyone_knows = self.raft.state().borrow().everyone_knows(SHORT_HEARTBEATS);
+            if everyone_knows {
+                self.say_news(&mut told).await;
+            } else {
+                told = Told::default();
+                let pages = self.pages();
+                self.say(&Sign::Beat(Box::new(self.beat_of(&pages, turn % pages.pages.len())))).await;
+                if let Some(index) = self.applied() {
+                    self.say(&Sign::Applied(index)).await;
+                }
             }
         }
+    }
+
+    /// Says what is new, and that this node lives.
+    async fn say_news(&self, told: &mut Told) {
+        let pages = self.pages();
+        for nth in told.next_look(&pages) {
+            let mut beat = self.beat_of(&pages, nth);
+            if told.page(&mut beat) {
+                self.say(&Sign::Beat(Box::new(beat))).await;
+            }
+        }
+        let counts: Vec<Vec<Counts>> = pages.pages.iter().map(|page| self.counts_of(page)).collect();
+        let alive = Alive {
+            generation: self.board.generation(),
+            running: self.dispatch.running() as u64,
+            applied: self.applied(),
+            pages: told.marks(),
+            counts: told.counts(&counts),
+        };
+        self.say(&Sign::Alive(Box::new(alive))).await;
+    }
+
+    /// How far in the log this node is, if it follows from outside.
+    fn applied(&self) -> Option<u64> {
+        (!self.raft.members().has(self.sealed.node())).then(|| self.raft.applied())
+    }
+
+    /// What is on the board now.
+    fn pages(&self) -> Arc<Pages> {
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        if pages.revision != self.board.revision() {
+            *pages = Arc::new(Pages::of(&self.board));
+        }
+        pages.clone()
     }
 
     async fn say(&self, sign: &Sign) {
@@ -372,26 +316,36 @@ impl Pulse {
         }
     }
 
-    /// The heartbeat whose turn it is: one page of all there is to say.
-    fn beat_of(&self, pages: &Pages, turn: u16) -> Beat {
-        let nth = usize::from(turn) % pages.ranges.len();
-        let (components, links) = pages.ranges[nth].clone();
-        let links = pages.links[links].iter();
+    /// A page of all there is to say.
+    fn beat_of(&self, pages: &Pages, nth: usize) -> Beat {
+        let page = &pages.pages[nth];
         let (mut held, mut beside) = (Vec::new(), Vec::new());
-        for ((key, is_beside), mark, health) in &pages.components[components] {
-            let holding = if *is_beside { self.dispatch.beside(key) } else { self.dispatch.holding(key) };
-            let report = (key.clone(), of_component(holding, *mark, health.clone()));
+        for ((key, is_beside), mark, health) in &page.components {
+            let counts = self.counts(key, *is_beside);
+            let report = (key.clone(), OfComponent { mark: *mark, health: shortened(health.clone()), counts });
             if *is_beside { beside.push(report) } else { held.push(report) }
         }
+        let links = page.links.iter();
         Beat {
             generation: self.board.generation(),
             running: self.dispatch.running() as u64,
             page: u16::try_from(nth).unwrap_or(u16::MAX),
-            pages: u16::try_from(pages.ranges.len()).unwrap_or(u16::MAX),
+            pages: u16::try_from(pages.pages.len()).unwrap_or(u16::MAX),
             components: held,
             links: links.map(|((id, tech), mark, health)| self.of_link(id, *tech, *mark, health)).collect(),
             beside,
         }
+    }
+
+    /// The counts of a page's components, numbered as a [`Beat`] numbers them: the board has those beside the deployed
+    /// version last.
+    fn counts_of(&self, page: &Page) -> Vec<Counts> {
+        page.components.iter().map(|((key, is_beside), ..)| self.counts(key, *is_beside)).collect()
+    }
+
+    fn counts(&self, key: &ComponentKey, is_beside: bool) -> Counts {
+        let holding = if is_beside { self.dispatch.beside(key) } else { self.dispatch.holding(key) };
+        holding.as_deref().map_or_else(Counts::default, counts)
     }
 
     fn of_link(&self, id: &LinkId, tech: Option<Tech>, mark: Mark, health: &Health) -> (LinkId, OfLink) {
@@ -430,6 +384,64 @@ impl Pulse {
         }
     }
 
+    /// Asks for what was missed.
+    async fn catch_up(&self) {
+        loop {
+            tokio::time::sleep(CATCH_UP_EVERY + CATCH_UP_JITTER.mul_f64(rand::random())).await;
+            let missing = futures::stream::iter(self.liveness.missing());
+            missing.for_each_concurrent(CATCH_UP_AT_ONCE, |(node, page)| self.ask_for(node, page)).await;
+        }
+    }
+
+    async fn ask_for(&self, node: NodeId, page: u16) {
+        let subject = subject::page(self.sealed.lattice(), node);
+        let answer = self.sealed.ask(node, &subject, &frame::encode(&Ask::Page(page)), CATCH_UP_WAIT).await;
+        match answer.map(|answer| frame::decode(&answer)) {
+            Ok(Ok(Answer::Page(beat))) => self.report(node, self.liveness.page_by(node, *beat)),
+            Ok(Ok(Answer::NoSuch)) => {}
+            Ok(Err(why)) => tracing::debug!(%node, page, %why, "a page is not understood"),
+            Err(why) => tracing::debug!(%node, page, %why, "a page that was missed is not here yet"),
+        }
+    }
+
+    /// Gives pages to those who missed them.
+    async fn give_pages(&self) {
+        let subject = subject::page(self.sealed.lattice(), self.sealed.node());
+        loop {
+            match self.sealed.listen(&subject).await {
+                Ok(mut questions) => {
+                    while let Some(question) = questions.next().await {
+                        // Who sent what is not taken was told.
+                        if let Ok(question) = question {
+                            self.give_page(question).await;
+                        }
+                    }
+                }
+                Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    async fn give_page(&self, question: Heard) {
+        let (Some(reply), Ok(Ask::Page(nth))) = (question.reply, frame::decode(&question.body)) else { return };
+        let (pages, nth) = (self.pages(), usize::from(nth));
+        let answer = match nth < pages.pages.len() {
+            true => Answer::Page(Box::new(self.beat_of(&pages, nth))),
+            false => Answer::NoSuch,
+        };
+        if let Err(why) = self.sealed.answer(reply, &frame::encode(&answer)).await {
+            tracing::debug!(%why, "a page was not given");
+        }
+    }
+
+    fn report(&self, node: NodeId, reports: Vec<(ComponentKey, Report)>) {
+        let state = self.raft.state().borrow().clone();
+        for (component, report) in reports {
+            self.events.reported(&state, node, &component, &report);
+        }
+    }
+
     async fn take(&self, node: NodeId, sign: Sign) {
         match sign {
             Sign::Renew(number) => {
@@ -441,13 +453,8 @@ impl Pulse {
             Sign::Renewed(..) => {}
             Sign::Goodbye => self.liveness.lock().membership.left(node),
             Sign::Applied(index) => drop(self.liveness.lock().applied.insert(node, index)),
-            Sign::Beat(beat) => {
-                let reports = self.liveness.beat_by(node, *beat);
-                let state = self.raft.state().borrow().clone();
-                for (component, report) in reports {
-                    self.events.reported(&state, node, &component, &report);
-                }
-            }
+            Sign::Beat(beat) => self.report(node, self.liveness.beat_by(node, *beat)),
+            Sign::Alive(alive) => self.report(node, self.liveness.alive_by(node, *alive)),
         }
     }
 
@@ -556,15 +563,13 @@ impl Pulse {
     }
 }
 
-fn of_component(holding: Option<Arc<Holding>>, mark: Mark, health: Health) -> OfComponent {
-    let count = |read: fn(&Holding) -> &AtomicU64| holding.as_ref().map_or(0, |one| read(one).load(Ordering::Relaxed));
-    OfComponent {
-        mark,
-        health: shortened(health),
-        running: holding.as_ref().map_or(0, |holding| holding.running() as u64),
-        events: count(|holding| &holding.counts().events),
-        faults: count(|holding| &holding.counts().faults),
-        tally: (count(|holding| &holding.tally().events), count(|holding| &holding.tally().faults)),
+fn counts(holding: &Holding) -> Counts {
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    Counts {
+        running: holding.running() as u64,
+        events: read(&holding.counts().events),
+        faults: read(&holding.counts().faults),
+        tally: (read(&holding.tally().events), read(&holding.tally().faults)),
     }
 }
 
@@ -574,107 +579,5 @@ fn shortened(health: Health) -> Health {
         Health::Failed(why) => Health::Failed(short(why)),
         Health::Unwell(why) => Health::Unwell(short(why)),
         health => health,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use trellis_bus::{Bus, Memory, members};
-    use trellis_manifest::Limits;
-    use trellis_placement::{Direction, HeldComponent, HeldLink};
-    use trellis_wire::{Config, Delivery, Digest, Link, LinkName, Secrets};
-    use uuid::Uuid;
-
-    use super::*;
-
-    /// A board of so many apps: a component each, that HTTP wakes and that uses a store.
-    fn board(apps: usize) -> Board {
-        let board = Board::default();
-        for n in 0..apps {
-            let component: ComponentKey = format!("app-{n}/component").parse().unwrap();
-            board.component(component.clone(), &held(), Ok(()));
-            for (package, interface) in [("http", "incoming-handler"), ("keyvalue", "store")] {
-                board.link(&link(&component, package, interface), Ok(()));
-            }
-        }
-        board
-    }
-
-    fn held() -> HeldComponent {
-        let (digest, limits) = (Digest::new([0; 32]), Limits::default());
-        HeldComponent {
-            digest,
-            version: "1".into(),
-            permits: Some(10),
-            limits,
-            config: Config::default(),
-            secret_refs: Vec::new(),
-            secrets: Secrets::default(),
-            id: "app-component".into(),
-            links: BTreeSet::new(),
-        }
-    }
-
-    fn link(component: &ComponentKey, package: &str, interface: &str) -> HeldLink {
-        let provider: ComponentKey = format!("{}/{package}", component.app).parse().unwrap();
-        let id = LinkId::new(&provider, component, &LinkName::default(), "wasi", package, &[interface.into()]);
-        let link = Link {
-            id: id.granting(&[("bucket", "orders")].into_iter().collect()),
-            component: component.clone(),
-            name: LinkName::default(),
-            namespace: "wasi".into(),
-            package: package.into(),
-            interfaces: vec![interface.into()],
-            config: Config::default(),
-            delivery: Delivery::default(),
-            secrets: Secrets::default(),
-        };
-        let direction = Direction::Grants { tech: Tech::Http, provider };
-        HeldLink { link, direction, secret_refs: Vec::new(), refused: None }
-    }
-
-    /// A page as it is said, with counts of a node that is at work.
-    fn page(pages: &Pages, nth: usize) -> Sign {
-        let (components, links) = pages.ranges[nth].clone();
-        let of_component = |((key, _), mark, health): &((ComponentKey, bool), Mark, Health)| {
-            let (running, events, faults, tally) = (3, 1_000_000, 1_000, (1_000_000, 1_000));
-            (key.clone(), OfComponent { mark: *mark, health: health.clone(), running, events, faults, tally })
-        };
-        let of_link = |((id, _), mark, health): &((LinkId, Option<Tech>), Mark, Health)| {
-            (id.clone(), OfLink { mark: *mark, health: health.clone(), at: Some("http://127.0.0.1:8000".into()) })
-        };
-        Sign::Beat(Box::new(Beat {
-            generation: Generation(1_000),
-            running: 300,
-            page: nth as u16,
-            pages: pages.ranges.len() as u16,
-            components: pages.components[components].iter().map(of_component).collect(),
-            links: pages.links[links].iter().map(of_link).collect(),
-            beside: Vec::new(),
-        }))
-    }
-
-    #[test]
-    fn a_heartbeat_is_bounded_however_much_a_node_holds() {
-        let node = NodeId::new(Uuid::from_u128(1));
-        let [sealed] = members::members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node]);
-        let subject = subject::heartbeat(sealed.lattice(), node);
-        println!(
-            "{:>10} {:>6} {:>10} {:>14} {:>20}",
-            "components", "pages", "largest B", "all pages B", "B/s, 1,000 nodes hear"
-        );
-        for apps in [0, 10, 90, 1_000, 10_000] {
-            let board = board(apps);
-            let pages = Pages::of(&board);
-            let bytes: Vec<usize> = (0..pages.ranges.len())
-                .map(|nth| sealed.seal().announce(&subject, &frame::encode(&page(&pages, nth))).unwrap().len())
-                .collect();
-            let (largest, all) = (bytes.iter().max().unwrap(), bytes.iter().sum::<usize>());
-            // One page of each node with each heartbeat, once a second.
-            println!("{apps:>10} {:>6} {largest:>10} {all:>14} {:>20}", bytes.len(), 1_000 * all / bytes.len());
-            assert!(*largest < PAGE_BYTES_MAX + 1_024, "{largest} bytes with {apps} components");
-            let told = pages.ranges.iter().map(|(components, links)| components.len() + links.len()).sum::<usize>();
-            assert_eq!(told, 3 * apps, "every page has its part");
-        }
     }
 }

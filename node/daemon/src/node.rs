@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, ready};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
@@ -40,7 +40,7 @@ use crate::far::serve::Service;
 use crate::fetch::Fetch;
 use crate::identity::{Identity, IdentityError};
 use crate::leases::Leases;
-use crate::liveness::{Liveness, Pulse};
+use crate::liveness::{Liveness, Pages, Pulse};
 use crate::logs::Logs;
 use crate::manifest;
 use crate::membership::{self, MembershipError};
@@ -474,6 +474,7 @@ fn pulse(node: &Node) -> Pulse {
         providers: node.providers.clone(),
         leases: node.leases.clone(),
         events: node.events.clone(),
+        pages: Mutex::new(Arc::new(Pages::of(&node.board))),
     }
 }
 

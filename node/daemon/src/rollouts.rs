@@ -10,7 +10,7 @@ use trellis_raft::Raft;
 use trellis_wire::{AppName, ComponentKey};
 
 use crate::board::{Health, Mark};
-use crate::liveness::{Liveness, OfComponent};
+use crate::liveness::{Counts, Liveness, OfComponent};
 use crate::proposal;
 use crate::shares::Shares;
 
@@ -68,7 +68,7 @@ pub(crate) fn progress(state: &State, shares: &Shares, liveness: &Liveness, app:
             let report = if is_last { liveness.component(id, &key) } else { liveness.beside(id, &key) };
             // What is said of another version is not counted for this one.
             let report = report.filter(|report| report.mark == mark);
-            if let Some(OfComponent { tally: (events, faults), .. }) = report {
+            if let Some(OfComponent { counts: Counts { tally: (events, faults), .. }, .. }) = report {
                 (progress.events, progress.faults) = (progress.events + events, progress.faults + faults);
             }
             missing.extend(lack(report.map(|report| report.health)).map(|why| format!("{}{why}", key.name)));

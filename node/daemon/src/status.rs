@@ -244,7 +244,8 @@ fn elsewhere(node: &Node, key: &ComponentKey, holder: NodeId, status: &mut Holde
         status.problem = Some("it has not said yet how it is".into());
         return;
     };
-    (status.running, status.events, status.faults) = (report.running, report.events, report.faults);
+    (status.running, status.events, status.faults) =
+        (report.counts.running, report.counts.events, report.counts.faults);
     if let Some(silent) = silent(node, holder) {
         status.problem = Some(silent);
         return;
@@ -510,7 +511,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
         running: if known.facts.id == node.id {
             Some(node.dispatch.running() as u64)
         } else {
-            node.liveness.beat(known.facts.id).map(|beat| beat.running)
+            node.liveness.running(known.facts.id)
         },
     };
     state.nodes().values().map(status).collect()

@@ -125,6 +125,18 @@ fn parts_are_used_once_every_member_knows_of_them() {
     // From here on there may be parts in the log, so that no older build is let in.
     assert!(lattice.state.check_newcomer(&facts(3, "old", 1, labels(false), false)).is_err());
     assert_eq!(lattice.state.check_newcomer(&facts(3, "new", 1, labels(true), false)), Ok(()));
+
+    // Once all nodes run a newer build than this one, this one does not go on.
+    let newer = |n| {
+        let level = BTreeMap::from([("trellis.level".to_owned(), (LEVEL + 1).to_string())]);
+        Command::Join(facts(n, "node", 1, level, false))
+    };
+    assert!(lattice.state.everyone_knows(LEVEL) && !lattice.state.everyone_knows(LEVEL + 1));
+    lattice.apply(newer(1));
+    assert_eq!(lattice.state.check_build(), Ok(()), "node 2 does not know yet what it would be");
+    lattice.apply(newer(2));
+    let why = lattice.state.check_build().unwrap_err().to_string();
+    assert!(why.contains("start this node with the newer Trellis again"), "{why}");
 }
 
 proptest! {
