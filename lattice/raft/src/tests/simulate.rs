@@ -75,7 +75,7 @@ async fn storm(seed: u64) {
     let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
     let lost: Vec<_> = acknowledged.difference(&applied).collect();
     assert!(lost.is_empty(), "of {} acknowledged commands these are lost: {lost:?}", acknowledged.len());
-    println!("seed {seed}: {voters} voters, {} commands acknowledged, {} terms", acknowledged.len(), seen.terms);
+    println!("seed {seed}: {voters} voters, {} commands acknowledged, {} leaders", acknowledged.len(), seen.leaders);
     lattice.shutdown().await;
 }
 
