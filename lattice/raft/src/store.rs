@@ -310,7 +310,8 @@ impl Store {
     }
 
     fn decode<T: DeserializeOwned>(&self, bytes: &[u8], what: &str) -> Result<T, RaftError> {
-        postcard::from_bytes(bytes).map_err(|why| self.damaged(format!("its {what}: {why}")))
+        let unknown = |why| format!("its {what}: {why}. Or a newer Trellis wrote it: then start that one again");
+        postcard::from_bytes(bytes).map_err(|why| self.damaged(unknown(why)))
     }
 }
 

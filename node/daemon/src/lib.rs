@@ -51,4 +51,4 @@ pub use recover::{RecoverError, Recovered, recover};
 pub use secrets::SecretSources;
 pub use trellis_placement::{Care, Patience};
 
-pub use node::{Options, RunError, Running, StartError, start};
+pub use node::{Options, RunError, Running, STOP_MAX, StartError, start};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 use trellis_bus::{Bus, Connection, Sealed, Subscription};
-use trellis_placement::{Applied, Capacity, Command, NodeFacts, Refusal, State, TrustChange};
+use trellis_placement::{Applied, Capacity, Command, Downgraded, NodeFacts, Refusal, State, TrustChange};
 use trellis_raft::{ProposeError, Raft, RaftError, Timing};
 use trellis_trust::{Presented, Token, presented};
 use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, Secret, frame, subject};
@@ -86,6 +86,9 @@ pub enum MembershipError {
     /// The data directory's key is not the node's.
     #[error("this node cannot go on in its lattice: {0}")]
     Key(Refusal),
+    /// The data directory was written by a newer build.
+    #[error("this node cannot go on in its lattice: {0}")]
+    Downgraded(#[from] Downgraded),
     /// The data directory.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -117,6 +120,7 @@ pub(crate) async fn enter(
     let raft = open(options, sealed, told, control).await?;
     if raft.is_initialized().await? {
         check_key(&raft.state().borrow(), facts)?;
+        raft.state().borrow().check_build()?;
         // A founder that was stopped in between goes on with founding.
         if options.nats.is_none() || options.bootstrap {
             found(options, &raft).await?;

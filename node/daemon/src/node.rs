@@ -62,6 +62,11 @@ const HANDOVER_MAX: Duration = Duration::from_secs(10);
 const HANDOVER_LOOK: Duration = Duration::from_millis(100);
 /// How long the node's own work may take to end after that.
 const REST_MAX: Duration = Duration::from_secs(5);
+/// How long the log's file and the last traces may take to be written after that.
+const WRITTEN_MAX: Duration = Duration::from_secs(10);
+/// How long a node takes at most from when it is asked to end until it has. Whoever asks should wait a little longer.
+pub const STOP_MAX: Duration =
+    HANDOVER_MAX.saturating_add(DRAIN_MAX).saturating_add(REST_MAX).saturating_add(WRITTEN_MAX);
 /// How long a failed log may take to say why, after a part of the node ended because of it.
 const REASON_MAX: Duration = Duration::from_secs(1);
 /// Threads for Raft and heartbeats alone, so that busy guests delay neither.
@@ -584,8 +589,13 @@ impl Running {
         if tokio::time::timeout(REST_MAX, rest).await.is_err() {
             tracing::warn!("some of the node's own work did not end within {REST_MAX:?}");
         }
-        self.node.raft.shutdown().await;
-        self.node.dispatch.traces().end().await;
+        let written = async {
+            self.node.raft.shutdown().await;
+            self.node.dispatch.traces().end().await;
+        };
+        if tokio::time::timeout(WRITTEN_MAX, written).await.is_err() {
+            tracing::warn!("the log's file and the last traces were not written within {WRITTEN_MAX:?}");
+        }
         drop(self.control);
         ended
     }

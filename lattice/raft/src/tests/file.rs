@@ -105,6 +105,18 @@ async fn a_damaged_file_is_named() {
     }
 }
 
+/// A build that meets a command which it does not know can only stop, and says what that may be.
+#[tokio::test]
+async fn an_entry_of_a_newer_build_is_named() {
+    let dir = TempDir::new().unwrap();
+    let (store, closed) = Store::open(dir.path().into(), node(1), lattice_name()).await.unwrap();
+    store.write(Write::Append(vec![(0, vec![0xff; 300])])).await.unwrap();
+    let unknown = store.last_entry::<trellis_placement::Entry>().unwrap_err().to_string();
+    assert!(unknown.contains("its log entry") && unknown.contains("a newer Trellis wrote it"), "{unknown}");
+    drop(store);
+    closed.wait().await;
+}
+
 #[tokio::test]
 async fn a_full_disk_stops_the_node_and_says_so() {
     let disk = Disk::default();

@@ -2,12 +2,17 @@
 
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
+use trellis_bus::{Bus, Memory, members};
+use trellis_placement::{Command, Entry, LEVEL};
+use trellis_raft::Timing;
+use trellis_wire::{CommandId, NodeId};
+use uuid::Uuid;
 
 use crate::apps::{app, component, eventually, hello, http, image};
 use crate::client::get;
 use crate::lattice::{id, known, lattice, node, of};
 use crate::node::{DataDir, Node};
-use crate::trellis::trellis;
+use crate::trellis::{command, trellis};
 
 #[test]
 fn a_backup_of_one_lattice_makes_another() {
@@ -129,4 +134,34 @@ fn a_cut_off_node_serves_what_it_holds_but_not_what_is_strict_and_rejoins() {
         let ready = |node: &Node| node.status("strict")["state"] == "ready";
         (strict.iter().all(|at| well(*at)) && nodes.iter().all(ready)).then_some(())
     });
+}
+
+/// Nobody can know what a newer build may have put into the log: an older one says so, and does not go on.
+#[test]
+fn a_build_older_than_its_lattice_is_refused() {
+    let node = Node::start(&[]);
+    let (data_dir, me): (DataDir, NodeId) = (node.data_dir().clone(), id(&node).parse().unwrap());
+    assert_eq!(node.stop().code(), Some(0));
+    tokio::runtime::Runtime::new().unwrap().block_on(as_left_by_a_newer_build(&data_dir, me));
+
+    let mut up = command();
+    up.args(["up", "--admin", "127.0.0.1:0", "--data-dir"]).arg(data_dir.path());
+    let refused = up.output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("start this node with the newer Trellis again"), "{said}");
+}
+
+/// Puts into a node's log that it, the only one, runs a build of the next level.
+async fn as_left_by_a_newer_build(data_dir: &DataDir, me: NodeId) {
+    let sealed = members::start(me, "default".parse().unwrap(), Bus::Memory(Memory::alone()));
+    let (data_dir, timing) = (data_dir.path(), Timing::default());
+    let options = trellis_raft::Options { data_dir, host: "here".into(), lattice_id: None, sealed, timing };
+    let raft = trellis_raft::open(options).await.unwrap();
+    raft.read_barrier().await.unwrap();
+    let mut facts = raft.state().borrow().node(me).unwrap().facts.clone();
+    facts.labels.insert("trellis.level".into(), (LEVEL + 1).to_string());
+    let id = CommandId::new(Uuid::from_u128(1));
+    raft.propose(Entry { id, at_ms: 0, command: Command::Join(facts) }).await.unwrap();
+    raft.shutdown().await;
 }

@@ -5,6 +5,19 @@ use serde_json::Value;
 use crate::node::{DataDir, Node};
 use crate::trellis::command;
 
+/// What systemd waits for before it kills is longer than a node takes to end.
+#[test]
+fn the_systemd_unit_lets_a_node_drain() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/systemd/trellis.service");
+    let unit = std::fs::read_to_string(path).unwrap();
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
+    let waits = std::time::Duration::from_secs(value("TimeoutStopSec").parse().unwrap());
+    assert!(waits > trellis_daemon::STOP_MAX, "{waits:?} is no longer than {:?}", trellis_daemon::STOP_MAX);
+    // Only the node itself is asked, and by the signal that drains it.
+    assert_eq!(value("KillMode"), "mixed");
+    assert!(!unit.contains("KillSignal="));
+}
+
 #[test]
 fn a_node_alone_says_who_it_is_and_answers() {
     let node = Node::start(&["--lattice", "home", "--label", "zone=cellar"]);
