@@ -175,6 +175,17 @@ impl Board {
         }
     }
 
+    /// What answers a link on this node, ready for calls: the link, or the same with another config, which has just changed.
+    pub(crate) fn answering(&self, id: &LinkId) -> Option<(LinkId, Tech)> {
+        let sheet = self.lock();
+        let exact = sheet.links.get_key_value(id);
+        let from = sheet.links.range(id.link()..).take_while(|(other, _)| other.link() == id.link());
+        exact.into_iter().chain(from).find_map(|(id, (_, tech, health))| match health {
+            Health::Ready => Some((id.clone(), (*tech)?)),
+            _ => None,
+        })
+    }
+
     /// The last generation that reconcile went through.
     pub(crate) fn generation(&self) -> Generation {
         self.lock().passed.unwrap_or_default()

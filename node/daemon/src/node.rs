@@ -493,6 +493,7 @@ fn service(node: &Node) -> Service {
         shares: node.shares.clone(),
         dispatch: node.dispatch.clone(),
         providers: node.providers.clone(),
+        board: node.board.clone(),
         triggers: node.triggers.clone(),
         reserved: Default::default(),
         lines: node.lines.clone(),
@@ -544,19 +545,26 @@ impl Running {
         let node = &self.node;
         let others = node.raft.state().borrow().nodes().keys().copied().collect::<Vec<_>>();
         let is_there = |other: &NodeId| *other != node.id && node.liveness.life(*other) == Life::Alive;
-        if node.dispatch.holdings().is_empty() || !others.iter().any(is_there) {
+        if self.holds_nothing() || !others.iter().any(is_there) {
             return;
         }
         tracing::info!("leaving: what this node holds goes to others first");
         node.leaving.cancel();
         let handed = async {
-            while !node.dispatch.holdings().is_empty() {
+            while !self.holds_nothing() {
                 tokio::time::sleep(HANDOVER_LOOK).await;
             }
         };
         if tokio::time::timeout(HANDOVER_MAX, handed).await.is_err() {
             tracing::warn!("others were not ready within {HANDOVER_MAX:?} for all that this node holds");
         }
+    }
+
+    /// Whether nothing is to run here, nor does still: no component, and no provider with a scaler.
+    fn holds_nothing(&self) -> bool {
+        let state = self.node.raft.state().borrow().clone();
+        let is_placed = state.plan().holdings().values().any(|holding| holding.contains_key(&self.node.id));
+        self.node.dispatch.holdings().is_empty() && !is_placed && state.owes(self.node.id).is_none()
     }
 
     /// Runs until `shutdown` or until the node can no longer go on, then drains: what it holds is handed over, then no new

@@ -43,6 +43,8 @@ const HANDOVER_LOOK: Duration = Duration::from_millis(100);
 /// How long calls that found a grant before it was taken back may still be made under it, and how often that is looked at.
 const GRANT_ENDS_MAX: Duration = Duration::from_secs(60);
 const GRANT_LOOK: Duration = Duration::from_millis(50);
+/// How long a provider that comes to a component gets to reach what it needs, while the former one answers.
+const REACH_MAX: Duration = Duration::from_secs(5);
 /// Components without an event for so long leave memory.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long an artifact that no version names is kept: an upload comes before its deploy.
@@ -86,7 +88,8 @@ impl Reconcile {
         loop {
             let (state, assigned) = self.planned(&mut states, &running).await;
             let hands_over = self.hands_over(&mut handing, &state, &running, &assigned);
-            let mut all_done = self.carry_out(&mut running, &assigned, &hands_over).await;
+            let (assigned, all_over) = with_handed(&running, assigned, &hands_over);
+            let mut all_done = self.carry_out(&mut running, &assigned, &hands_over).await && all_over;
             all_done &= self.acknowledge(&state, &running, all_done).await;
             // Others may use of a cap what this node no longer may, once it says that it has gone along.
             let within = self.dispatch.grants().gates().iter().all(|gate| gate.is_within());
@@ -140,8 +143,8 @@ impl Reconcile {
         }
     }
 
-    /// The components that this node holds on to though they are placed elsewhere now: until those who have them next say
-    /// that they are ready, at most [`HANDOVER_MAX`].
+    /// The components, and the providers with a scaler, that this node holds on to though they are placed elsewhere now:
+    /// until those who have them next say that they are ready, at most [`HANDOVER_MAX`].
     fn hands_over(
         &self,
         handing: &mut Handing,
@@ -151,7 +154,9 @@ impl Reconcile {
     ) -> BTreeSet<ComponentKey> {
         let moved = |key: &ComponentKey| !assigned.holds(key) && self.waits_for_next(state, key);
         let held = running.components.keys().chain(running.beside.keys());
-        let moved: BTreeSet<ComponentKey> = held.filter(|key| moved(key)).cloned().collect();
+        let run = running.links.values().filter_map(handed_with);
+        let mut moved: BTreeSet<ComponentKey> = held.filter(|key| moved(key)).cloned().collect();
+        moved.extend(run.filter(|key| self.waits_for_next_provider(state, key)).cloned());
         handing.retain(|key, _| moved.contains(key));
         let mut began = |key: &ComponentKey| *handing.entry(key.clone()).or_insert_with(Instant::now);
         moved.into_iter().filter(|key| began(key).elapsed() < HANDOVER_MAX).collect()
@@ -165,6 +170,22 @@ impl Reconcile {
             let wanted = self.shares.of(*node).components.get(key).map(Mark::of);
             let report = self.liveness.component(*node, key);
             !report.is_some_and(|report| report.health == Health::Ready && Some(report.mark) == wanted)
+        })
+    }
+
+    /// Whether a provider with a scaler is to run on another node that lives, not here, and not all that it does there is
+    /// ready.
+    fn waits_for_next_provider(&self, state: &State, key: &ComponentKey) -> bool {
+        let Some(holding) = state.holding(key).filter(|holding| !holding.contains_key(&self.node)) else {
+            return false;
+        };
+        let mut next = holding.keys().filter(|node| self.liveness.life(**node) == Life::Alive);
+        next.any(|node| {
+            let share = self.shares.of(*node);
+            share.links.values().filter(|held| handed_with(held) == Some(key)).any(|held| {
+                let report = self.liveness.link(*node, &held.link.id);
+                !report.is_some_and(|report| report.health == Health::Ready && report.mark == Mark::of(held))
+            })
         })
     }
 
@@ -277,9 +298,12 @@ impl Reconcile {
                 taken
             }
             Step::AddLink(held) => {
-                let done = self.add_link(&held).await;
-                if let Err(why) = &done {
-                    tracing::warn!(link = %held.link.id, "not linked yet: {why}");
+                let former = self.answered_here(running, &held);
+                let done = self.add_link(&held, running.links.get(&held.link.id)).await;
+                match (&done, former) {
+                    (Ok(()), Some((tech, granted))) => self.end_later(&held.link.id, tech, granted).await,
+                    (Ok(()), None) => {}
+                    (Err(why), _) => tracing::warn!(link = %held.link.id, "not linked yet: {why}"),
                 }
                 let taken = match &done {
                     Ok(()) => Taken::Done,
@@ -362,7 +386,7 @@ impl Reconcile {
         Ok(())
     }
 
-    async fn add_link(&self, held: &HeldLink) -> Result<(), LinkError> {
+    async fn add_link(&self, held: &HeldLink, before: Option<&HeldLink>) -> Result<(), LinkError> {
         self.stay(&held.link.id).await;
         if let Some(why) = &held.refused {
             let problem = format!("`{}` does not fit: {} is expected", why.value, why.wanted);
@@ -385,6 +409,9 @@ impl Reconcile {
             Direction::Grants { tech, .. } => {
                 let provider = self.providers.of(*tech);
                 provider.grant(held.link.clone()).await?;
+                if before.is_some_and(|before| matches!(before.direction, Direction::GrantsElsewhere { .. })) {
+                    until_well(&*provider, &held.link.id).await;
+                }
                 self.dispatch.grants().add(&held.link, Answers::Provider(provider, telemetry::system(*tech)))
             }
             Direction::Between { target } => self.dispatch.grants().add(&held.link, Answers::Component(target.clone())),
@@ -402,18 +429,33 @@ impl Reconcile {
             Direction::Grants { tech, .. } => (tech, true),
             Direction::Between { .. } | Direction::GrantsElsewhere { .. } => return,
         };
-        let (provider, gone) = (self.providers.of(tech), id.clone());
         if is_grant {
-            let (stays, leaving) = (CancellationToken::new(), self.leaving.clone());
-            let ending = end_grant(provider, gone, granted, stays.clone());
-            leaving.lock().await.insert(id.clone(), (stays, tokio::spawn(ending)));
-            return;
+            return self.end_later(id, tech, granted).await;
         }
+        let (provider, gone) = (self.providers.of(tech), id.clone());
         let ending = tokio::spawn(async move { provider.remove(&gone).await });
         if tokio::time::timeout(REMOVE_WAIT, ending).await.is_err() {
             tracing::info!(link = %id, "events under way take longer than {REMOVE_WAIT:?}; the link ends when they do");
         }
         self.leases.end(id);
+    }
+
+    /// What answers a link here that is to be answered elsewhere, for the same component.
+    fn answered_here(&self, running: &Assigned, next: &HeldLink) -> Option<(Tech, Option<Arc<Grant>>)> {
+        let before = running.links.get(&next.link.id)?;
+        match (&before.direction, &next.direction) {
+            (Direction::Grants { tech, .. }, Direction::GrantsElsewhere { .. }) => {
+                Some((*tech, self.dispatch.grants().of_link(&before.link.component, &before.link.id)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Ends what a link granted, beside what else is done.
+    async fn end_later(&self, id: &LinkId, tech: Tech, granted: Option<Arc<Grant>>) {
+        let stays = CancellationToken::new();
+        let ending = end_grant(self.providers.of(tech), id.clone(), granted, stays.clone());
+        self.leaving.lock().await.insert(id.clone(), (stays, tokio::spawn(ending)));
     }
 
     /// A link that is to be applied does not end any more.
@@ -440,6 +482,39 @@ async fn end_grant(provider: Arc<dyn Provider>, gone: LinkId, granted: Option<Ar
         }
     }
     provider.remove(&gone).await;
+}
+
+/// The provider with which a link goes on until another node has it: one that answers calls. Where two would take messages
+/// both would take the same.
+const fn handed_with(held: &HeldLink) -> Option<&ComponentKey> {
+    match &held.direction {
+        Direction::Grants { provider, .. } => Some(provider),
+        _ => None,
+    }
+}
+
+/// The share with the links of providers that are handed over as they are; and whether there are none.
+fn with_handed(
+    running: &Assigned,
+    assigned: Arc<Assigned>,
+    hands_over: &BTreeSet<ComponentKey>,
+) -> (Arc<Assigned>, bool) {
+    let is_handed = |held: &HeldLink| handed_with(held).is_some_and(|provider| hands_over.contains(provider));
+    let handed: Vec<_> = running.links.iter().filter(|(_, held)| is_handed(held)).collect();
+    if handed.is_empty() {
+        return (assigned, true);
+    }
+    let mut kept = (*assigned).clone();
+    kept.links.extend(handed.into_iter().map(|(id, held)| (id.clone(), held.clone())));
+    (Arc::new(kept), false)
+}
+
+/// Returns when a link's provider has what it needs, at the latest after [`REACH_MAX`].
+async fn until_well(provider: &dyn Provider, link: &LinkId) {
+    let until = tokio::time::Instant::now() + REACH_MAX;
+    while provider.health(link).is_err() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(GRANT_LOOK).await;
+    }
 }
 
 /// What came of a step.
@@ -502,6 +577,9 @@ fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
                 (Direction::Wakes { tech: Tech::Http, .. }, Some(Direction::Wakes { tech: Tech::Http, .. })) => true,
                 (Direction::Grants { .. } | Direction::Between { .. }, None) => true,
                 (Direction::Grants { tech: old, .. }, Some(Direction::Grants { tech: new, .. })) => old == new,
+                // The provider moves, and the component stays.
+                (Direction::Grants { .. }, Some(Direction::GrantsElsewhere { .. })) => true,
+                (Direction::GrantsElsewhere { .. }, Some(Direction::Grants { .. })) => true,
                 (Direction::Between { .. }, Some(Direction::Between { .. })) => true,
                 _ => false,
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 
-use crate::apps::{component, eventually, http};
+use crate::apps::{component, eventually, http, link, provider_at};
 use crate::client::get;
 use crate::lattice::{id, lattice_with};
 use crate::node::Node;
@@ -222,4 +222,65 @@ fn a_drained_node_hands_over_before_it_stops() {
     });
     assert_eq!(load.failed, [""; 0], "drained by SIGTERM; {} answered", load.answered);
     assert!(load.answered > 0);
+}
+
+/// An app on nodes 1 and 3 with a store of NATS, reached through whichever node has the label `store`.
+fn stored(nats: &NatsServer) -> String {
+    let spread = |requires: &str, instances: usize| {
+        format!(
+            "{{type: spreadscaler, properties: {{instances: {instances}, spread: [{{name: s, requirements: {{{requires}}}}}]}}}}"
+        )
+    };
+    let uses = link("store", "wasi:keyvalue/store, atomics, batch");
+    let config = format!("url: '{}', bucket: kept, create: 'true'", nats.url);
+    let store =
+        format!("{}      traits:\n        - {}\n", provider_at("store", "nats", &config), spread("store: here", 1));
+    let everywhere = http("api", "").replacen(
+        "traits:\n",
+        "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n",
+        1,
+    );
+    crate::apps::app("kept", &[component("api", "test_kv", "", &[spread("n: '1|3'", 20), uses]), everywhere, store])
+}
+
+#[test]
+fn a_provider_with_a_scaler_moves_without_a_failed_call() {
+    let nats = NatsServer::start(true);
+    let mut nodes = lattice_with(&nats, 3, &[]);
+    let ids: Vec<String> = nodes.iter().map(id).collect();
+    let label =
+        |node: &Node, at: usize, value: &str| node.trellis(&["label", &ids[at], &format!("store={value}")]).ok();
+    label(&nodes[0], 0, "here");
+    nodes[0].deploy(&stored(&nats));
+    let at = [nodes[0].at("kept"), nodes[2].at("kept")];
+    assert_eq!(crate::client::send(at[0], "PUT", "/k", &[], b"kept").unwrap().status, 204);
+
+    let runs = |asked: &Node, at: usize| {
+        let told = asked.trellis(&["explain", "kept/store", "-o", "json"]).ok();
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let store = told["components"].as_array().unwrap().iter().find(|one| one["name"] == "store").unwrap().clone();
+        let nodes = store["nodes"].as_array().unwrap();
+        nodes.iter().any(|one| one["node"] == ids[at].as_str() && one["holds"] == true)
+    };
+    // From beside the component to elsewhere, and back.
+    for (from, to) in [(0, 1), (1, 0), (0, 1)] {
+        let load = under_load(&at, "/k", || {
+            label(&nodes[0], to, "here");
+            label(&nodes[0], from, "no");
+            eventually("it runs on the other node", || runs(&nodes[0], to).then_some(()));
+            nodes[0].until_ready("kept");
+            thread::sleep(Duration::from_secs(1));
+        });
+        assert_eq!(load.failed, [""; 0], "{from} to {to}; {} answered", load.answered);
+        assert!(load.answered > 0);
+    }
+    // A node that ends hands it over too, though it holds no component.
+    label(&nodes[0], 2, "here");
+    let leaving = nodes.remove(1);
+    let load = under_load(&at, "/k", || {
+        assert_eq!(leaving.stop().code(), Some(0));
+        eventually("it runs on the last node", || runs(&nodes[0], 2).then_some(()));
+        thread::sleep(Duration::from_secs(1));
+    });
+    assert_eq!(load.failed, [""; 0], "ended by SIGTERM; {} answered", load.answered);
 }

@@ -238,14 +238,18 @@ impl Elsewhere {
         self.shares.state().plan().generation()
     }
 
-    /// The other nodes on which a provider answers a link, with the config that this node knows.
+    /// The other nodes on which a provider answers a link, with the config that this node knows; and those that were told
+    /// to give the provider up and have not said yet that they did, for who has it next may not be ready.
     fn answering(&self, provider: &ComponentKey, link: &LinkId) -> Vec<NodeId> {
         let answers = |node: &NodeId| {
             let here = self.shares.of(*node);
             here.links.get(link).is_some_and(|held| matches!(held.direction, Direction::Grants { .. }))
         };
-        let nodes = self.shares.state().provider_nodes(provider).into_iter();
-        nodes.filter(|node| *node != self.sealed.node() && answers(node)).collect()
+        let state = self.shares.state();
+        let mut nodes: Vec<NodeId> = state.provider_nodes(provider).into_iter().filter(answers).collect();
+        nodes.extend(state.plan().unacked(provider).map(|(node, _)| node).filter(|node| !answers(node)));
+        nodes.retain(|node| *node != self.sealed.node());
+        nodes
     }
 
     /// The other nodes that hold a component, those with the most permits first; last those that were told to give it up

@@ -17,6 +17,7 @@ use super::cargo::{self, Load};
 use super::line::{Line, Lines};
 use super::message::{Ask, Back, Offer, Origin, Taken, What, Word};
 use super::reserved::{Kept, Reserved};
+use crate::board::Board;
 use crate::dispatch::Dispatch;
 use crate::grants::Grant;
 use crate::providers::Providers;
@@ -40,6 +41,7 @@ pub(crate) struct Service {
     pub(crate) shares: Arc<Shares>,
     pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) providers: Providers,
+    pub(crate) board: Arc<Board>,
     pub(crate) triggers: Triggers,
     pub(crate) reserved: Reserved,
     pub(crate) lines: Lines,
@@ -200,16 +202,22 @@ impl Service {
             }
             What::Ask(_) => Ok(Work::Ask),
             What::Call { link, .. } => {
-                let (mine, theirs) = (self.shares.of(self.sealed.node()), self.shares.of(from));
+                let theirs = self.shares.of(from);
+                // The right is the component's, wherever its provider is to run. Who is to answer may not be ready yet, and
+                // who is to no more goes on until the next one is.
                 let calls = theirs.link(link).is_some_and(|held| {
-                    matches!(held.direction, Direction::GrantsElsewhere { .. }) && theirs.holds(&held.link.component)
+                    let is_call =
+                        matches!(held.direction, Direction::GrantsElsewhere { .. } | Direction::Grants { .. });
+                    is_call && theirs.holds(&held.link.component)
                 });
-                match mine.link(link).map(|held| (&held.link.id, &held.direction)) {
-                    Some((link, Direction::Grants { tech, .. })) if calls => {
-                        Ok(Work::Call(ComponentCall { link: link.clone(), tech: *tech }))
-                    }
-                    _ => Err(denied(format!("link {link} does not grant node {from} a call here"))),
+                if !calls {
+                    return Err(denied(format!("link {link} does not grant node {from} a call here")));
                 }
+                let answering = self.board.answering(link);
+                let not_here = || Taken::Busy(format!("link {link} is not answered here now"));
+                let (link, tech) = answering.ok_or_else(not_here)?;
+                self.providers.of(tech).health(&link).map_err(Taken::Busy)?;
+                Ok(Work::Call(ComponentCall { link, tech }))
             }
         }
     }
