@@ -15,6 +15,8 @@ use crate::node::{DataDir, Node};
 const COMPONENTS: usize = 60;
 /// How long each config is, in bytes.
 const CONFIG_BYTES: usize = 5_000;
+/// So long, the manifest is just below the most that is taken, 1 MiB.
+const LARGEST_CONFIG_BYTES: usize = 17_100;
 /// How many entries make the log long enough for a snapshot that takes the place of its beginning.
 const ENTRIES: usize = 2_200;
 /// How many are put at once.
@@ -22,9 +24,14 @@ const AT_ONCE: usize = 20;
 
 /// The app, on nodes 2 and 4.
 pub(crate) fn manifest() -> String {
+    sized(CONFIG_BYTES)
+}
+
+/// The app, with configs of so many bytes.
+fn sized(config_bytes: usize) -> String {
     let spread = "{type: spreadscaler, properties: {instances: 2, spread: [{name: here, requirements: {n: '2|4'}}]}}";
     let large = |n: usize| {
-        let text = format!("{n} {}", "x".repeat(CONFIG_BYTES));
+        let text = format!("{n} {}", "x".repeat(config_bytes));
         let plain = component(&format!("c{n}"), "test_misbehave", "", &[spread.into()]);
         plain.replacen("wasm'}", &format!("wasm', config: [{{name: own{n}, properties: {{text: '{text}'}}}}]}}"), 1)
     };
@@ -96,6 +103,30 @@ fn an_app_larger_than_any_entry_of_the_log_is_deployed_kept_and_handed_on() {
         (holder["node"] == id(&nodes[3]).as_str() && status["state"] == "ready").then_some(())
     });
     check(&nodes[3], &manifest);
+}
+
+#[test]
+fn the_largest_manifest_is_backed_up_and_restored() {
+    let version = |n| format!("metadata: {{name: large, annotations: {{version: v{n}}}}}");
+    let manifest = sized(LARGEST_CONFIG_BYTES).replacen("metadata: {name: large}", &version(1), 1);
+    assert!((1_000_000..=1 << 20).contains(&manifest.len()), "{}", manifest.len());
+    let start = || Node::start(&["--label", "n=2"]);
+    let node = start();
+    node.deploy(&manifest);
+    // Another version, so that the backup has two of them.
+    let again = manifest.replacen("xxx", "yyy", 1).replacen(&version(1), &version(2), 1);
+    node.deploy(&again);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lattice.backup");
+    let path = file.to_str().unwrap();
+    node.trellis(&["backup", path]).ok();
+    drop(node);
+
+    let fresh = start();
+    let told = fresh.trellis(&["restore", path]).ok();
+    assert!(told.starts_with("restored "), "{told}");
+    check(&fresh, &again);
+    assert_eq!(fresh.status("large")["versions"], serde_json::json!(["v2", "v1"]));
 }
 
 /// Whether a node leads.
