@@ -80,13 +80,11 @@ impl Listener {
 
 /// Whether binding one address would keep the other from being bound. Port 0 is a new port each time.
 fn overlap(one: &str, other: &str) -> bool {
-    let split = |address| -> (String, String) {
-        let (host, port) = str::rsplit_once(address, ':').unwrap_or((address, ""));
-        (host.to_lowercase(), port.to_owned())
-    };
+    // Each deploy is held against every listener of the lattice: nothing is copied here.
+    let split = |address| str::rsplit_once(address, ':').unwrap_or((address, ""));
     let ((host, port), (other_host, other_port)) = (split(one), split(other));
-    let is_any = |host: &str| matches!(host, "0.0.0.0" | "[::]" | "");
-    port == other_port && port != "0" && (host == other_host || is_any(&host) || is_any(&other_host))
+    let is_any = |host| matches!(host, "0.0.0.0" | "[::]" | "");
+    port == other_port && port != "0" && (host.eq_ignore_ascii_case(other_host) || is_any(host) || is_any(other_host))
 }
 
 /// Finds the first conflict of `wanted` among themselves and with `others`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use trellis_wire::{AppName, ComponentKey};
+use trellis_wire::{AppName, ComponentKey, ComponentName};
 
 use crate::conflict::{self, Conflict, Listener};
 use crate::state::done_if;
@@ -117,8 +117,8 @@ impl State {
         let ids: BTreeSet<&str> = ids(release).map(|(_, id)| id).collect();
         let others = self.running().filter(|other| other.app.name != release.app.name);
         for other in others {
-            if let Some((owner, id)) = self::ids(other).find(|(_, id)| ids.contains(id)) {
-                return Err(Refusal::IdTaken { id: id.into(), owner });
+            if let Some((entry, id)) = self::ids(other).find(|(_, id)| ids.contains(id)) {
+                return Err(Refusal::IdTaken { id: id.into(), owner: other.key(entry) });
             }
         }
         Ok(())
@@ -256,9 +256,8 @@ impl State {
 }
 
 /// The ids of a release's own components and providers.
-fn ids(release: &Release) -> impl Iterator<Item = (ComponentKey, &str)> {
+fn ids(release: &Release) -> impl Iterator<Item = (&ComponentName, &str)> {
     let components = release.app.components.iter().map(|(entry, component)| (entry, component.id.as_str()));
     let providers = release.app.providers.iter().map(|(entry, provider)| (entry, provider.id.as_str()));
-    let own = components.chain(providers).filter(|(entry, _)| release.shared(entry).is_none());
-    own.map(|(entry, id)| (release.key(entry), id))
+    components.chain(providers).filter(|(entry, _)| release.shared(entry).is_none())
 }

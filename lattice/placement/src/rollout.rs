@@ -207,15 +207,15 @@ impl<'a> Want<'a> {
         });
         once.filter_map(move |(release, entry)| {
             let key = ComponentKey { app: release.app.name.clone(), name: entry.clone() };
-            Self::of(versions, &key)
+            Self::of(versions, key)
         })
     }
 
     /// The same for one entry.
-    pub(crate) fn of(versions: &'a Versions, key: &ComponentKey) -> Option<Self> {
+    pub(crate) fn of(versions: &'a Versions, key: ComponentKey) -> Option<Self> {
         let Some(rollout) = versions.rollout() else {
             let (demand, sandboxes) = Demand::of_entry(versions.deployed()?, &key.name)?;
-            return Some(Self { key: key.clone(), demand: Some(demand), newer: None, sandboxes });
+            return Some(Self { key, demand: Some(demand), newer: None, sandboxes });
         };
         let older = versions.older().and_then(|older| Demand::of_entry(older, &key.name));
         let newer = versions.newer().and_then(|newer| Demand::of_entry(newer, &key.name));
@@ -226,6 +226,6 @@ impl<'a> Want<'a> {
             (Some((older, _)), None) => Some(older),
             (None, newer) => newer.map(|(newer, _)| newer).filter(|_| rollout.step > 0),
         };
-        Some(Self { key: key.clone(), demand, newer: staged, sandboxes })
+        Some(Self { key, demand, newer: staged, sandboxes })
     }
 }

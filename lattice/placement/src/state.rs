@@ -331,7 +331,7 @@ impl State {
 
     /// What the plan is to fulfil for an entry. `None`: it does not run, or is not planned.
     pub(crate) fn want(&self, key: &ComponentKey) -> Option<Want<'_>> {
-        Want::of(self.app(&key.app)?, key)
+        Want::of(self.app(&key.app)?, key.clone())
     }
 
     /// The same for everything that runs.
