@@ -71,6 +71,16 @@ impl NatsServer {
         }
     }
 
+    /// Sends the server a signal, such as `STOP`.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub fn signal(&self, name: &str) {
+        let child = self.child.as_ref().expect("the server runs");
+        let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|sent| sent.success()), "the server takes no signal");
+    }
+
     /// Starts the server again on the same port and store.
     ///
     /// # Panics
@@ -105,6 +115,11 @@ impl NatsServer {
             std::thread::sleep(Duration::from_millis(20));
         }
         false
+    }
+
+    /// What JetStream keeps of a stream, in the account that needs no name.
+    pub fn stream_dir(&self, stream: &str) -> PathBuf {
+        self.store.path().join("jetstream/$G/streams").join(stream)
     }
 
     fn log(&self) -> PathBuf {

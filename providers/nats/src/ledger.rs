@@ -2,9 +2,12 @@
 //! domain. An entry of a consumer is one key: `<consumer>.<sequence>` holds what came of earlier deliveries of a message,
 //! `<consumer>.x.<key>` what the engine keeps there. Nothing stays for longer than [`KEPT`].
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
+use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, Store, UpdateErrorKind};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,16 +16,20 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 use trellis_provider::delivery::{Ledger, Trouble};
 
-use crate::stream::now_ms;
+use crate::clock::ServerClock;
+use crate::tail::tail;
 
 /// How long ledger entries and dead letters are kept: 14 days.
 pub(crate) const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// Faults of one message whose text is kept, the newest, and how long each may be, in bytes.
 const FAULTS_KEPT_MAX: usize = 5;
 pub(crate) const FAULT_BYTES_MAX: usize = 4 * 1_024;
+/// Writings that are looked at for messages that a killed server may give out as if they were new: many times what it
+/// forgets.
+const NOTED_MAX: u64 = 10_000;
 /// Keys in one list.
 const KEYS_MAX: usize = 10_000;
-/// The end of an entry before its value: milliseconds since 1970, big-endian.
+/// The end of an entry before its value: milliseconds since 1970 by the server's clock, big-endian.
 const END_BYTES: usize = 8;
 
 /// The ledger of one consumer.
@@ -30,6 +37,7 @@ pub(crate) struct KvLedger {
     context: Context,
     stream: String,
     consumer: String,
+    clock: Arc<ServerClock>,
     store: OnceCell<Store>,
 }
 
@@ -60,8 +68,8 @@ impl Entry {
 }
 
 impl KvLedger {
-    pub(crate) fn new(context: Context, stream: String, consumer: String) -> Self {
-        Self { context, stream, consumer, store: OnceCell::new() }
+    pub(crate) fn new(context: Context, stream: String, consumer: String, clock: Arc<ServerClock>) -> Self {
+        Self { context, stream, consumer, clock, store: OnceCell::new() }
     }
 
     async fn store(&self) -> Result<&Store, Trouble> {
@@ -97,6 +105,23 @@ impl KvLedger {
         }
     }
 
+    /// The messages that were written of lately, of those that the consumer may still give out. What the ledger keeps of an
+    /// earlier consumer of the name is of other messages.
+    pub(crate) async fn noted(&self, consumer: &Info) -> Result<BTreeSet<u64>, Trouble> {
+        let bucket = format!("TRELLIS_LEDGER_{}", self.stream);
+        let filter = format!("$KV.{bucket}.{}.>", self.consumer);
+        let mut noted = BTreeSet::new();
+        for written in tail(&self.context, &format!("KV_{bucket}"), filter, NOTED_MAX).await? {
+            let at = written.info().map_err(|why| self.failed(why))?.published;
+            // A message's own entry is `<consumer>.<sequence>`, what the engine keeps of it has the sequence further on.
+            let named = written.subject.split('.').skip(3).filter_map(|token| token.parse::<u64>().ok());
+            noted.extend(
+                named.filter(|sequence| at >= consumer.created && *sequence > consumer.ack_floor.stream_sequence),
+            );
+        }
+        Ok(noted)
+    }
+
     pub(crate) async fn put(&self, sequence: u64, entry: &Entry) -> Result<(), Trouble> {
         let bytes = postcard::to_stdvec(entry).expect("plain data can be written");
         let put = self.store().await?.put(self.key(sequence), bytes.into()).await;
@@ -123,9 +148,10 @@ impl KvLedger {
 
     /// What a key holds and which revision that is, whether or not it counts any more.
     async fn found(&self, key: &str) -> Result<Option<(u64, Option<Bytes>)>, Trouble> {
+        let now_ms = self.clock.now_ms().await?;
         let entry = self.store().await?.entry(key).await.map_err(|why| self.failed(why))?;
         Ok(entry.map(|entry| match entry.operation {
-            Operation::Put => (entry.revision, live(entry.value, now_ms())),
+            Operation::Put => (entry.revision, live(entry.value, now_ms)),
             Operation::Delete | Operation::Purge => (entry.revision, None),
         }))
     }
@@ -144,7 +170,7 @@ impl Ledger for KvLedger {
         if value.as_deref() != old {
             return Ok(false);
         }
-        let (is_removed, new) = (new.is_none(), written(new, keep));
+        let (is_removed, new) = (new.is_none(), written(new, keep, self.clock.now_ms().await?));
         let Some(revision) = revision else {
             return match store.create(&key, new).await {
                 Ok(_) => Ok(true),
@@ -195,8 +221,8 @@ fn live(entry: Bytes, now_ms: u64) -> Option<Bytes> {
 }
 
 /// An entry as it is stored. One that is removed has ended.
-fn written(value: Option<&[u8]>, keep: Duration) -> Bytes {
+fn written(value: Option<&[u8]>, keep: Duration, now_ms: u64) -> Bytes {
     let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
-    let ends = if value.is_some() { now_ms().saturating_add(keep_ms) } else { 0 };
+    let ends = if value.is_some() { now_ms.saturating_add(keep_ms) } else { 0 };
     [&ends.to_be_bytes(), value.unwrap_or_default()].concat().into()
 }

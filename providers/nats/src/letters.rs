@@ -16,6 +16,7 @@ use trellis_wire::Message;
 use crate::ledger::{Entry, FAULT_BYTES_MAX, KEPT};
 use crate::publish::ID_HEADER;
 use crate::stream::Claim;
+use crate::tail::{READER_KEPT, existing};
 
 /// The consumer that a replayed message is for.
 pub(crate) const REPLAY_FOR: &str = "Trellis-Replay-For";
@@ -31,8 +32,6 @@ const DEAD_BYTES_MAX: i64 = 1 << 30;
 const DEAD_HEADERS_BYTES: usize = 4 * 1_024;
 /// What stands for a line break in a header.
 const LINE_BREAK: &str = " | ";
-/// How long the server keeps the consumer that reads a list, after the last read.
-const READER_KEPT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The dead letters of one consumer.
 pub(crate) struct Letters<'a> {
@@ -125,17 +124,7 @@ impl Letters<'_> {
 
     /// The stream that they are in, once there is one.
     async fn stream(&self) -> Result<Option<stream::Stream>, Trouble> {
-        use async_nats::jetstream::context::GetStreamErrorKind;
-        match self.context.get_stream(self.to).await {
-            Ok(stream) => Ok(Some(stream)),
-            Err(why)
-                if matches!(why.kind(), GetStreamErrorKind::JetStream(refused)
-                    if refused.error_code() == ErrorCode::STREAM_NOT_FOUND) =>
-            {
-                Ok(None)
-            }
-            Err(why) => Err(self.failed(why)),
-        }
+        existing(self.context, self.to).await.map_err(|why| self.failed(why))
     }
 
     /// Up to `max` of this component's, after the one of this id.

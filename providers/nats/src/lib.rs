@@ -12,14 +12,17 @@
 //! Its connections are apart from the lattice's bus and have inboxes of their own. Links with equal settings share one.
 //! This crate is the only one that knows NATS as a provider.
 
+mod clock;
 mod config;
 mod connection;
 mod keyvalue;
 mod ledger;
 mod letters;
+mod marks;
 mod publish;
 mod stream;
 mod subscribe;
+mod tail;
 #[cfg(test)]
 mod testing;
 mod unreadable;

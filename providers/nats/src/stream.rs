@@ -12,18 +12,19 @@
 //!   message is acknowledged, body and headers as they were, what is known of it in headers `Trellis-Dead-*`. It carries
 //!   an id, so that a crash in between stores it once.
 //!
-//! A message whose headers are no UTF-8 becomes a dead letter without being run: see `unreadable.rs`.
+//! A message whose headers are no UTF-8 becomes a dead letter without being run: see `unreadable.rs`. What a server that was
+//! killed forgot of the consumer is known from `marks.rs` and from the ledger, which are read before the first pull from it.
 //!
 //! Limits of this: when the ledger cannot be read, a delivery counts as an attempt and earlier faults are not known.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_nats::StatusCode;
 use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, pull};
-use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -35,14 +36,17 @@ use trellis_provider::delivery::{
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{CallError, ComponentKey, Delivery, Link, Message, pattern};
 
+use crate::clock::ServerClock;
 use crate::config::{self, Allowed};
 use crate::connection::{Connection, Connections};
 use crate::ledger::{Entry, KvLedger};
 use crate::letters::{self, Letters};
+use crate::marks::{Marks, made};
+use crate::tail::existing;
 use crate::unreadable::unreadable;
 
 /// How long one request to JetStream may take.
-const REQUEST_MAX: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// How long a new link waits to learn whether its consumer can be used.
 const BIND_WAIT: Duration = Duration::from_secs(3);
 /// How long the server keeps the question of an idle link whether there is something.
@@ -216,7 +220,18 @@ impl From<Unbound> for Trouble {
     }
 }
 
-type Bound = Arc<Consumer<pull::Config>>;
+/// A consumer, and what is known of messages that it may give out as if nothing had been.
+struct Bound {
+    consumer: Consumer<pull::Config>,
+    /// How often the client had connected before it was found: a server that was killed is another afterwards.
+    connects: u64,
+    /// When it was made.
+    made: i128,
+    /// Messages that were taken off.
+    settled: BTreeSet<u64>,
+    /// Messages of which the ledger has something.
+    noted: BTreeSet<u64>,
+}
 
 /// A stream as the engine of one link sees it.
 struct Pulled {
@@ -225,13 +240,15 @@ struct Pulled {
     wanted: Wanted,
     component: String,
     /// Forgotten whenever something fails, and found anew.
-    bound: Mutex<Option<Bound>>,
+    bound: Mutex<Option<Arc<Bound>>>,
     /// How many messages were still to be given out, as the last one said that was.
     pending: AtomicUsize,
     /// How often the client had connected when it was last looked for what it cannot read, and what was found.
     looked_at: AtomicU64,
     set_aside: Mutex<BTreeSet<u64>>,
     ledger: KvLedger,
+    marks: Marks,
+    clock: Arc<ServerClock>,
 }
 
 /// A message that was given out.
@@ -239,6 +256,8 @@ pub(crate) struct Claim {
     pub(crate) message: jetstream::Message,
     pub(crate) sequence: u64,
     delivered: u64,
+    /// When its consumer was made.
+    made: i128,
     state: Mutex<Claiming>,
 }
 
@@ -261,21 +280,36 @@ impl Pulled {
             None => jetstream::new(client),
         };
         context.set_timeout(REQUEST_MAX);
-        let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone());
+        let clock = Arc::new(ServerClock::new(context.clone(), wanted.stream.clone()));
+        let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone(), clock.clone());
+        let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer);
         let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
         let (looked_at, set_aside) = (AtomicU64::new(0), Mutex::default());
-        Self { context, connection, wanted, component, bound, pending, looked_at, set_aside, ledger }
+        Self { context, connection, wanted, component, bound, pending, looked_at, set_aside, ledger, marks, clock }
     }
 
     /// The consumer, found or made.
-    async fn consumer(&self) -> Result<Bound, Unbound> {
+    async fn consumer(&self) -> Result<Arc<Bound>, Unbound> {
         let bound = self.bound.lock().expect("nothing panics while it holds the consumer").clone();
-        if let Some(bound) = bound {
+        let connects = self.connects();
+        if let Some(bound) = bound.filter(|bound| bound.connects == connects) {
             return Ok(bound);
         }
-        let found = Arc::new(self.find().await?);
+        let consumer = self.find().await?;
+        let info = consumer.cached_info();
+        let not_yet = |why| Unbound::NotYet(format!("what was taken off lately cannot be read: {why}"));
+        let settled = self.marks.read(info).await.map_err(not_yet)?;
+        let noted = self.ledger.noted(info).await.map_err(not_yet)?;
+        self.clock.look().await.map_err(Unbound::NotYet)?;
+        let made = made(info);
+        let found = Arc::new(Bound { consumer, connects, made, settled, noted });
         *self.bound.lock().expect("nothing panics while it holds the consumer") = Some(found.clone());
         Ok(found)
+    }
+
+    /// How often the client has connected.
+    fn connects(&self) -> u64 {
+        self.connection.client.statistics().connects.load(Ordering::Relaxed)
     }
 
     async fn find(&self) -> Result<Consumer<pull::Config>, Unbound> {
@@ -306,14 +340,8 @@ impl Pulled {
 
     async fn stream(&self) -> Result<stream::Stream, Unbound> {
         let name = &self.wanted.stream;
-        let why = match self.context.get_stream(name).await {
-            Ok(stream) => return Ok(stream),
-            Err(why) => why,
-        };
-        let is_missing = matches!(why.kind(), GetStreamErrorKind::JetStream(refused)
-            if refused.error_code() == ErrorCode::STREAM_NOT_FOUND);
-        if !is_missing {
-            return Err(Unbound::NotYet(format!("stream `{name}`: {why}")));
+        if let Some(stream) = existing(&self.context, name).await.map_err(Unbound::NotYet)? {
+            return Ok(stream);
         }
         if !self.wanted.create {
             let problem = "does not exist; make it, or write `create: \"true\"` in the link's config";
@@ -348,15 +376,23 @@ impl Pulled {
         }
     }
 
-    async fn claimed(&self, message: jetstream::Message) -> Result<Claimed<Claim>, Trouble> {
+    /// A message that was given out after `asked`.
+    async fn claimed(
+        &self,
+        bound: &Bound,
+        message: jetstream::Message,
+        asked: Instant,
+    ) -> Result<Claimed<Claim>, Trouble> {
         let info = message.info().map_err(|why| why.to_string())?;
         let (sequence, delivered) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1).max(1));
         let published_ms = u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).ok();
-        let entry = if delivered == 1 { Entry::default() } else { self.ledger.entry(sequence, delivered).await };
+        let again = delivered > 1 || bound.noted.contains(&sequence);
+        let entry = if again { self.ledger.entry(sequence, delivered).await } else { Entry::default() };
         let unaccounted = u32::try_from((delivered - 1).saturating_sub(entry.settled)).unwrap_or(u32::MAX);
         let attempt = entry.attempts.saturating_add(unaccounted).saturating_add(1);
         let entry = Entry { kills: entry.kills.saturating_add(unaccounted), ..entry };
-        let age_ms = published_ms.map_or(0, |published| now_ms().saturating_sub(published));
+        let age_ms =
+            published_ms.zip(self.clock.known_ms()).map_or(0, |(published, now)| now.saturating_sub(published));
         let record = Record { attempt, faults: entry.faults, kills: entry.kills, age: Duration::from_millis(age_ms) };
         let published = letters::published(message.headers.as_ref());
         let name = published.get(crate::publish::ID_HEADER).map(ToString::to_string);
@@ -369,27 +405,21 @@ impl Pulled {
             attempt,
             published_ms,
         };
-        let ends = Instant::now() + CLAIM;
-        let state = Mutex::new(Claiming { is_kept: delivered > 1, entry, attempt, ends });
-        let claim = Claim { message, sequence, delivered, state };
+        let ends = asked + CLAIM;
+        let state = Mutex::new(Claiming { is_kept: again, entry, attempt, ends });
+        let claim = Claim { message, sequence, delivered, made: bound.made, state };
         let replay_of = claim.message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_OF));
         let replay_of = replay_of.map(ToString::to_string);
-        let place = Place {
-            key: sequence.to_string(),
-            position: Some(u128::from(sequence)),
-            again: delivered > 1,
-            name,
-            replay_of,
-        };
+        let place = Place { key: sequence.to_string(), position: Some(u128::from(sequence)), again, name, replay_of };
         Ok(Claimed { claim, message: received, record, place })
     }
 
     async fn taken_off(&self, claim: &Claim) -> Result<(), Trouble> {
-        claim
-            .message
-            .double_ack()
-            .await
-            .map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))?;
+        let acknowledged = async {
+            let acknowledged = claim.message.double_ack().await;
+            acknowledged.map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))
+        };
+        tokio::try_join!(self.marks.set(claim.made, claim.sequence), acknowledged)?;
         if claim.state().is_kept {
             self.ledger.forget(claim.sequence).await;
         }
@@ -404,13 +434,14 @@ impl Pulled {
 
     /// Where the client connected anew since the last time: what it broke the connection over becomes dead letters.
     async fn set_aside_unreadable(&self) -> Result<(), Trouble> {
-        let connects = self.connection.client.statistics().connects.load(Ordering::Relaxed);
+        let connects = self.connects();
         if self.looked_at.load(Ordering::Relaxed) == connects {
             return Ok(());
         }
-        let info = self.consumer().await?.get_info().await.map_err(|why| self.failed("looking at", why))?;
+        let bound = self.consumer().await?;
+        let info = bound.consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
         for message in unreadable(&self.context, &info).await? {
-            let Claimed { claim, .. } = self.claimed(message).await?;
+            let Claimed { claim, .. } = self.claimed(&bound, message, Instant::now()).await?;
             if self.set_aside().contains(&claim.sequence) {
                 continue;
             }
@@ -428,14 +459,41 @@ impl Pulled {
         self.set_aside.lock().expect("nothing panics while it holds them")
     }
 
-    /// A replayed message is for the component that gave it up: others take it off unseen.
-    async fn is_for_another(&self, message: &jetstream::Message) -> bool {
+    /// Whether a message is taken off unseen: it was before, and the server forgot it; or it is replayed, and is for the
+    /// component that gave it up.
+    async fn is_done(&self, bound: &Bound, message: &jetstream::Message) -> bool {
         let wanted = message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_FOR));
         let another = wanted.is_some_and(|wanted| wanted.as_str() != self.wanted.consumer);
-        if another && let Err(why) = message.ack().await {
-            tracing::debug!(%why, "a message that is replayed for another comes again");
+        let forgotten = |info: jetstream::message::Info<'_>| bound.settled.contains(&info.stream_sequence);
+        let settled = !bound.settled.is_empty() && message.info().is_ok_and(forgotten);
+        if (another || settled)
+            && let Err(why) = message.ack().await
+        {
+            tracing::debug!(%why, "a message that is taken off unseen comes again");
         }
-        another
+        another || settled
+    }
+
+    /// Takes what the server gives out now.
+    async fn fetch(&self, max: usize) -> Result<Vec<jetstream::Message>, Trouble> {
+        let bound = self.consumer().await?;
+        let messages = bound.consumer.fetch().max_messages(max).messages().await;
+        let mut messages = messages.map_err(|why| self.failed("pulling from", why))?;
+        let mut fetched = Vec::new();
+        // The server answers at once. Where the connection broke in between it never does, and the library waits for ever.
+        let silent = || Some(Err("the server does not answer".into()));
+        while let Some(next) = timeout(REQUEST_MAX, messages.next()).await.unwrap_or_else(|_| silent()) {
+            match next {
+                Ok(message) => fetched.push(message),
+                Err(why) if fetched.is_empty() => return Err(self.failed("pulling from", why)),
+                // What came before it is run; what is wrong shows at the next pull.
+                Err(why) => {
+                    self.failed("pulling from", why);
+                    break;
+                }
+            }
+        }
+        Ok(fetched)
     }
 }
 
@@ -472,35 +530,29 @@ impl Queue for Pulled {
             return Ok(pending);
         }
         loop {
-            let consumer = self.consumer().await?;
-            if self.connection.during(self.look(&consumer)).await.map_err(|why| self.failed("looking at", why))? {
+            let bound = self.consumer().await?;
+            if self.connection.during(self.look(&bound.consumer)).await.map_err(|why| self.failed("looking at", why))? {
                 return Ok(1);
             }
         }
     }
 
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Claim>>, Trouble> {
-        let consumer = self.consumer().await?;
-        let messages = consumer.fetch().max_messages(max).messages().await;
-        let mut messages = messages.map_err(|why| self.failed("pulling from", why))?;
-        let mut claimed = Vec::new();
-        // The server answers at once. Where the connection broke in between it never does, and the library waits for ever.
-        let silent = || Some(Err("the server does not answer".into()));
-        while let Some(next) = timeout(REQUEST_MAX, messages.next()).await.unwrap_or_else(|_| silent()) {
-            match next {
-                Ok(message) => {
-                    let pending = message.info().map_or(0, |info| info.pending);
-                    self.pending.store(usize::try_from(pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
-                    if !self.is_for_another(&message).await {
-                        claimed.push(self.claimed(message).await?);
-                    }
-                }
-                // What came before it is run; what is wrong shows at the next pull.
-                Err(why) if claimed.is_empty() => return Err(self.failed("pulling from", why)),
-                Err(_) => break,
+        self.set_aside_unreadable().await?;
+        let asked = Instant::now();
+        let fetched = self.fetch(max).await?;
+        if let Some(Ok(info)) = fetched.last().map(jetstream::Message::info) {
+            self.pending.store(usize::try_from(info.pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
+        }
+        // Looked at after they came: the server may have died and come back while they were waited for.
+        let bound = self.consumer().await?;
+        let mut claiming = Vec::new();
+        for message in fetched {
+            if !self.is_done(&bound, &message).await {
+                claiming.push(self.claimed(&bound, message, asked));
             }
         }
-        Ok(claimed)
+        futures::future::try_join_all(claiming).await
     }
 
     async fn settle(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
@@ -524,8 +576,9 @@ impl Queue for Pulled {
     }
 
     async fn extend(&self, claim: &Claim) -> Result<(), Trouble> {
+        let ends = Instant::now() + CLAIM;
         claim.message.ack_with(AckKind::Progress).await.map_err(|why| why.to_string())?;
-        claim.change(|state| state.ends = Instant::now() + CLAIM);
+        claim.change(|state| state.ends = ends);
         Ok(())
     }
 
@@ -538,8 +591,8 @@ impl Queue for Pulled {
     }
 
     async fn standing(&self) -> Result<Standing, Trouble> {
-        let consumer = self.consumer().await?;
-        let info = consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
+        let bound = self.consumer().await?;
+        let info = bound.consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
         let claimed = info.num_ack_pending as u64;
         let after = if claimed > 0 { info.ack_floor.stream_sequence } else { info.delivered.stream_sequence };
         let oldest_age = if claimed + info.num_pending > 0 { self.age_of_next(after).await } else { None };
@@ -582,17 +635,12 @@ impl Pulled {
         let subject = self.wanted.subject.as_deref().unwrap_or(">");
         let next = stream.get_first_raw_message_by_subject(subject, after + 1).await.ok()?;
         let at_ms = u64::try_from(next.time.unix_timestamp_nanos() / 1_000_000).ok()?;
-        Some(Duration::from_millis(now_ms().saturating_sub(at_ms)))
+        Some(Duration::from_millis(self.clock.known_ms()?.saturating_sub(at_ms)))
     }
 }
 
 fn is_no_consumer(why: &ConsumerInfoErrorKind) -> bool {
     matches!(why, ConsumerInfoErrorKind::JetStream(refused) if refused.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
-}
-
-pub(crate) fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

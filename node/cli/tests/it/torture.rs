@@ -131,10 +131,9 @@ impl Broker {
         }
     }
 
-    /// The queues that messages go to. In the second the order of each lane is kept: RabbitMQ keeps none, and on JetStream
-    /// a few messages were seen to be late where both its server and nodes die, which the README says.
+    /// The queues that messages go to. In the second the order of each lane is kept: RabbitMQ keeps none.
     fn queues(&self) -> &'static [&'static str] {
-        if matches!(self, Self::Rabbit(_) | Self::Nats) { &["worker"] } else { &["worker", "keeper"] }
+        if matches!(self, Self::Rabbit(_)) { &["worker"] } else { &["worker", "keeper"] }
     }
 
     /// The queue of a message: a run of all words goes to the same.
@@ -465,11 +464,7 @@ fn torture(broker: Broker, nodes: usize) {
     println!("{}: {count} messages, {} deaths: {account}", torture.broker.source().0, torture.deaths);
     assert!(account.wrong.is_empty(), "not as they must: {:#?}", account.wrong);
     assert_eq!(account.late, 0, "the order of each lane is kept");
-    // A nats-server that is killed forgets acknowledgements of its last moments, so there the repeats are only counted.
-    let in_flight = match torture.broker {
-        Broker::Nats => usize::MAX,
-        _ => torture.deaths * PERMITS * torture.broker.queues().len(),
-    };
+    let in_flight = torture.deaths * PERMITS * torture.broker.queues().len();
     assert!(
         account.twice.max(account.more) <= in_flight,
         "only what was in flight at a death is tried again: {account}"

@@ -8,9 +8,10 @@ use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{self, Context, stream};
 use futures::StreamExt as _;
 use trellis_bus::testing::NatsServer;
-use trellis_provider::testing::lab::{Node, silent, until};
+use trellis_nats::Nats;
+use trellis_provider::testing::lab::{Node, silent, text, until};
 use trellis_provider::{LinkError, Provider as _};
-use trellis_wire::{Backoff, Delivery, Error, Link};
+use trellis_wire::{Backoff, Delivery, Error, Link, Reply, Settle};
 
 use crate::{link, provider};
 
@@ -62,6 +63,16 @@ async fn until_letters(context: &Context, name: &str, count: usize) -> Vec<(Stri
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("{count} dead letters were expected: {:?}", letters(context, name).await)
+}
+
+/// A stream `ORDERS` of the subject `orders`, and a component with four permits that it wakes.
+async fn woken(server: &NatsServer) -> (Context, Nats, Node, Link) {
+    let context = jetstream(server).await;
+    made(&context, "ORDERS", "orders").await;
+    let (nats, node) = (provider(&server.url), Node::new(4));
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    (context, nats, node, link)
 }
 
 #[tokio::test]
@@ -174,11 +185,7 @@ fn publish_raw(server: &NatsServer, subject: &str, body: &str) {
 #[tokio::test]
 async fn headers_that_are_no_text_cost_no_other_message_anything() {
     let server = NatsServer::start(true);
-    let context = jetstream(&server).await;
-    made(&context, "ORDERS", "orders").await;
-    let (nats, node) = (provider(&server.url), Node::new(4));
-    let link = streamed(&[("stream", "ORDERS")]);
-    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let (context, _nats, node, _) = woken(&server).await;
     publish(&context, "orders", "before").await;
     publish_raw(&server, "orders", "unreadable");
     publish(&context, "orders", "after").await;
@@ -199,11 +206,7 @@ async fn headers_that_are_no_text_cost_no_other_message_anything() {
 #[tokio::test]
 async fn what_is_too_large_for_a_dead_letter_is_named_and_stays() {
     let server = NatsServer::start(true);
-    let context = jetstream(&server).await;
-    made(&context, "ORDERS", "orders").await;
-    let (nats, node) = (provider(&server.url), Node::new(4));
-    let link = streamed(&[("stream", "ORDERS")]);
-    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let (context, nats, node, link) = woken(&server).await;
     // As large as the server takes: there is no room for what a dead letter tells beside it.
     let body = format!("dead {}", "x".repeat(1024 * 1024 - "dead ".len()));
     publish(&context, "orders", &body).await;
@@ -314,4 +317,121 @@ async fn torture_every_message_is_accounted_for_across_a_server_restart() {
             assert!(node.attempts(&body(i)).iter().any(|attempt| *attempt >= 3), "{}", body(i));
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_is_in_flight_when_the_server_is_killed_is_run_again() {
+    const MESSAGES: usize = 3_000;
+    const KILLS: usize = 4;
+    let permits = 2;
+    let mut server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    for some in (0..MESSAGES).collect::<Vec<_>>().chunks(500) {
+        let sent = some.iter().map(|i| context.publish("orders", format!("ok {i}").into()));
+        for stored in futures::future::join_all(sent).await {
+            stored.unwrap().await.unwrap();
+        }
+    }
+    let (nats, node) = (provider(&server.url), Node::new(permits));
+    let link = streamed(&[("stream", "ORDERS")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    for kill in 1..=KILLS {
+        until("some more are handled", || node.done() >= kill * MESSAGES / (KILLS + 1)).await;
+        server.restart();
+    }
+    until("every one is handled", || node.done() >= MESSAGES).await;
+    until_settled(&context).await;
+    let mut bodies = node.bodies();
+    let runs = bodies.len();
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), MESSAGES);
+    // Those that run, and as many that are being settled.
+    assert!(runs - MESSAGES <= KILLS * permits * 2, "{} ran again", runs - MESSAGES);
+}
+
+/// What a kill at the wrong moment does now and then: what the server wrote of the consumer is older than what it said.
+#[tokio::test]
+async fn a_server_that_forgets_what_it_gave_out_is_told_what_came_of_it() {
+    let mut server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let node = Node::saying(4, |message| match (text(message).as_str(), message.attempt) {
+        ("later", 1) => {
+            Ok(Reply::Settle(Settle::Retry { after: Some(Duration::from_secs(600)), reason: "not yet".into() }))
+        }
+        _ => Ok(Reply::Settle(Settle::Ack)),
+    });
+    let (nats, link) = (provider(&server.url), streamed(&[("stream", "ORDERS")]));
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders", "before").await;
+    until("it is handled", || node.done() == 1).await;
+    until_settled(&context).await;
+    let state = server.stream_dir("ORDERS").join("obs/shop_worker/o.dat");
+    until("the server has written something of the consumer", || state.exists()).await;
+    server.restart();
+    let older = std::fs::read(&state).unwrap();
+    let context = jetstream(&server).await;
+    until("it is connected again", || nats.health(&link.id).is_ok()).await;
+    publish(&context, "orders", "ok").await;
+    publish(&context, "orders", "later").await;
+    let kept = async || context.get_key_value("TRELLIS_LEDGER_ORDERS").await.ok()?.get("shop_worker.3").await.ok()?;
+    for _ in 0..400 {
+        if kept().await.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    until("both are handled", || node.done() == 3).await;
+    let stream = context.get_stream("ORDERS").await.unwrap();
+    while stream.consumer_info("shop_worker").await.unwrap().num_ack_pending > 1 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server.kill();
+    std::fs::write(&state, older).unwrap();
+    server.restart();
+    until("it goes on where it was", || node.attempts("later") == [1, 2]).await;
+    until_settled(&jetstream(&server).await).await;
+    assert_eq!((node.attempts("before"), node.attempts("ok")), (vec![1], vec![1]), "what was taken off stays so");
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_is_named_and_gone_on_with() {
+    let server = NatsServer::start(true);
+    let (context, nats, node, link) = woken(&server).await;
+    publish(&context, "orders", "before").await;
+    until("it is handled", || node.attempts("before") == [1]).await;
+    server.signal("STOP");
+    until("that it does not answer is said", || nats.health(&link.id).is_err()).await;
+    server.signal("CONT");
+    until("it goes on", || nats.health(&link.id).is_ok()).await;
+    let context = jetstream(&server).await;
+    publish(&context, "orders", "after").await;
+    until("it is handled", || node.attempts("after") == [1]).await;
+    assert_eq!(node.attempts("before"), [1]);
+}
+
+#[tokio::test]
+async fn a_consumer_that_was_named_and_is_deleted_is_asked_for_and_a_stream_made_anew_is_another() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let config = || pull::Config { durable_name: Some("mine".into()), ..pull::Config::default() };
+    let stream = context.get_stream("ORDERS").await.unwrap();
+    stream.create_consumer(config()).await.unwrap();
+    let (nats, node) = (provider(&server.url), Node::new(4));
+    let link = streamed(&[("stream", "ORDERS"), ("consumer", "mine")]);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders", "1").await;
+    until("it is handled", || node.bodies() == ["1"]).await;
+    stream.delete_consumer("mine").await.unwrap();
+    let says = |what: &str| nats.health(&link.id).is_err_and(|why| why.contains(what));
+    until("it is asked for", || says("consumer `mine`") && says("does not exist") && says("create: \"true\"")).await;
+    // What is marked as taken off has the sequence of another message then.
+    context.delete_stream("ORDERS").await.unwrap();
+    made(&context, "ORDERS", "orders").await;
+    context.get_stream("ORDERS").await.unwrap().create_consumer(config()).await.unwrap();
+    publish(&context, "orders", "2").await;
+    until("it is handled too", || node.bodies() == ["1", "2"]).await;
 }

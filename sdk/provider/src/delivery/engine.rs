@@ -18,7 +18,7 @@ use trellis_wire::{Delivery, Error, LinkId};
 use super::held::{Held, Taken};
 use super::policy::Settlement;
 use super::progress::{Progress, lock};
-use super::queue::{Claimed, PULL_MAX, Queue, Trouble};
+use super::queue::{PULL_MAX, Queue, Trouble};
 use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 
 /// The pauses of a link when the node or the broker is short of something.
@@ -108,6 +108,10 @@ impl<Q: Queue> Engine<Q> {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
             }
+            // A queue that has nothing to pull shows in no other way that it is there again.
+            if self.queue.standing().await.is_ok() {
+                self.progress.set(None);
+            }
         }
     }
 
@@ -124,9 +128,9 @@ impl<Q: Queue> Engine<Q> {
         if trouble.is_none() {
             self.progress.set(None);
         }
-        for claimed in pulled.unwrap_or_default() {
+        for taken in pulled.unwrap_or_default().into_iter().filter_map(|claimed| self.held.take(claimed)) {
             let turn = turns.pop_front().filter(|_| !stop.is_cancelled());
-            self.runs.spawn(self.clone().deliver(turn, claimed));
+            self.runs.spawn(self.clone().deliver(turn, taken));
         }
         // What was not needed counts against no rate.
         turns.into_iter().for_each(|turn| turn.begun.unused());
@@ -183,8 +187,7 @@ impl<Q: Queue> Engine<Q> {
     }
 
     /// Runs one message and settles it. Without a turn it is only given back.
-    async fn deliver(self: Arc<Self>, turn: Option<Turn>, claimed: Claimed<Q::Claim>) {
-        let taken = self.held.take(claimed);
+    async fn deliver(self: Arc<Self>, turn: Option<Turn>, taken: Taken<Q::Claim>) {
         let settlement = match turn {
             None => Settlement::GiveBack { after: Duration::ZERO },
             Some(turn) => self.handle(turn, &taken).await,
@@ -197,8 +200,11 @@ impl<Q: Queue> Engine<Q> {
     /// Has the broker carry it out, again while it does not. What is never carried out is given out again.
     pub(super) async fn settle(&self, taken: &Taken<Q::Claim>, settlement: &Settlement) -> bool {
         self.progress.counts().settled(settlement);
-        let settled = self.persist("a message cannot be settled", || self.queue.settle(&taken.claim, settlement));
-        let is_settled = settled.await.is_some();
+        if matches!(settlement, Settlement::Retry { .. } | Settlement::GiveBack { .. }) {
+            taken.release();
+        }
+        let settle = || async { self.queue.settle(&taken.claim(), settlement).await }.boxed();
+        let is_settled = self.persist("a message cannot be settled", settle).await.is_some();
         if !is_settled {
             tracing::warn!(link = %self.link, ?settlement, "a message could not be settled; it will be given out again");
         } else if *settlement == Settlement::Ack {
@@ -214,9 +220,15 @@ impl<Q: Queue> Engine<Q> {
         mut act: impl FnMut() -> BoxFuture<'a, Result<T, Trouble>>,
     ) -> Option<T> {
         let mut pause = PAUSE_MIN;
-        for _ in 0..SETTLE_TRIES {
+        for tried in 0..SETTLE_TRIES {
             match act().await {
-                Ok(done) => return Some(done),
+                Ok(done) => {
+                    // Who has nothing to pull would say for ever that it could not be done.
+                    if tried > 0 {
+                        self.progress.set(None);
+                    }
+                    return Some(done);
+                }
                 Err(why) => self.progress.pause(format!("{what}: {why}"), pause),
             }
             tokio::time::sleep(pause).await;

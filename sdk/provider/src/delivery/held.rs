@@ -1,4 +1,7 @@
 //! The claims that an engine holds: one timer extends them all, and only while their messages are held.
+//!
+//! A broker may give out what is still held here: it was away for longer than a claim lasts, or was killed and forgot what
+//! it had given out. Such a message is not handled beside itself: what is held goes on under the new claim.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,59 +19,74 @@ const EXTENDING_MAX: usize = 32;
 
 /// Every claim that is held.
 pub(super) struct Held<C> {
-    claims: Mutex<HashMap<u64, Arc<C>>>,
+    claims: Mutex<Claims<C>>,
     next: AtomicU64,
     /// There is one. What holds nothing needs no timer: a node may have thousands of idle queues.
     some: Notify,
 }
 
+struct Claims<C> {
+    /// By number.
+    all: HashMap<u64, Arc<C>>,
+    /// Which of them is for a message of this position, where the broker says one: no other message has it.
+    at: HashMap<u128, u64>,
+}
+
 /// A message that is held: while this lives, its claim is extended.
 pub(super) struct Taken<C> {
-    pub(super) claim: Arc<C>,
     pub(super) message: Message,
     pub(super) record: Record,
     pub(super) place: Place,
     /// Whether its outbox may be in the ledger.
     outbox: AtomicBool,
-    _kept: Kept<C>,
+    kept: Kept<C>,
 }
 
 /// Ends the extending of one claim when it is dropped.
 struct Kept<C> {
     held: Arc<Held<C>>,
     number: u64,
+    position: Option<u128>,
 }
 
 impl<C> Default for Held<C> {
     fn default() -> Self {
-        Self { claims: Mutex::default(), next: AtomicU64::new(0), some: Notify::new() }
+        let claims = Mutex::new(Claims { all: HashMap::new(), at: HashMap::new() });
+        Self { claims, next: AtomicU64::new(0), some: Notify::new() }
     }
 }
 
 impl<C> Held<C> {
-    /// Holds what was claimed.
-    pub(super) fn take(self: &Arc<Self>, claimed: Claimed<C>) -> Taken<C> {
+    /// Holds what was claimed. `None`: it is held already, under this claim from now on.
+    pub(super) fn take(self: &Arc<Self>, claimed: Claimed<C>) -> Option<Taken<C>> {
         let Claimed { claim, message, record, place } = claimed;
-        let (claim, number) = (Arc::new(claim), self.next.fetch_add(1, Ordering::Relaxed));
-        self.claims().insert(number, claim.clone());
+        let (position, mut claims) = (place.position, self.claims());
+        if let Some(number) = position.and_then(|position| claims.at.get(&position).copied()) {
+            claims.all.insert(number, Arc::new(claim));
+            return None;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        claims.all.insert(number, Arc::new(claim));
+        claims.at.extend(position.map(|position| (position, number)));
+        drop(claims);
         self.some.notify_one();
         let outbox = AtomicBool::new(place.again);
-        Taken { claim, message, record, place, outbox, _kept: Kept { held: self.clone(), number } }
+        Some(Taken { message, record, place, outbox, kept: Kept { held: self.clone(), number, position } })
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.claims().len()
+        self.claims().all.len()
     }
 
     /// Extends them again and again. Has no end.
     pub(super) async fn extend<Q: Queue<Claim = C>>(&self, queue: &Q, link: &trellis_wire::LinkId) {
         loop {
-            if self.claims().is_empty() {
+            if self.claims().all.is_empty() {
                 self.some.notified().await;
             }
             sleep(EXTEND_EVERY).await;
-            let claims: Vec<_> = self.claims().values().cloned().collect();
+            let claims: Vec<_> = self.claims().all.values().cloned().collect();
             for some in claims.chunks(EXTENDING_MAX) {
                 let extended = some.iter().map(|claim| queue.extend(claim));
                 for why in futures::future::join_all(extended).await.into_iter().filter_map(Result::err) {
@@ -78,12 +96,23 @@ impl<C> Held<C> {
         }
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<u64, Arc<C>>> {
+    fn claims(&self) -> MutexGuard<'_, Claims<C>> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<C> Taken<C> {
+    /// The claim that it is held under.
+    pub(super) fn claim(&self) -> Arc<C> {
+        let claims = self.kept.held.claims();
+        claims.all.get(&self.kept.number).expect("a claim is there for as long as its message is held").clone()
+    }
+
+    /// It is about to be given back: what comes of it from here on is another delivery.
+    pub(super) fn release(&self) {
+        self.kept.release();
+    }
+
     /// Its outbox is about to be stored.
     pub(super) fn expect_outbox(&self) {
         self.outbox.store(true, Ordering::Relaxed);
@@ -103,8 +132,18 @@ impl<C> Taken<C> {
     }
 }
 
+impl<C> Kept<C> {
+    fn release(&self) {
+        let (Some(position), mut claims) = (self.position, self.held.claims()) else { return };
+        if claims.at.get(&position) == Some(&self.number) {
+            claims.at.remove(&position);
+        }
+    }
+}
+
 impl<C> Drop for Kept<C> {
     fn drop(&mut self) {
-        self.held.claims().remove(&self.number);
+        self.release();
+        self.held.claims().all.remove(&self.number);
     }
 }

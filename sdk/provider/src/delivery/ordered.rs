@@ -26,9 +26,9 @@ use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
 const CLAIMS_OVER: Duration = Duration::from_secs(2);
 /// How long what has no room is given back for. No longer than a claim: a new holder waits for that.
 const BACK: Duration = Duration::from_secs(8);
-/// Messages that a new holder takes over before it begins, and empty pulls after which there are no more.
-const OUT_MAX: u64 = (LOOK_AHEAD + BACK_MAX) as u64;
-const EMPTY_PULLS: u32 = 5;
+/// Messages that a new holder takes over before it begins, and how long it waits for them.
+const OUT_MAX: usize = LOOK_AHEAD + BACK_MAX;
+const OUT_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Messages that are given back at one time when a link ends.
 const GIVING_BACK_MAX: usize = 32;
 /// How often it is looked whether someone decided on a parked key.
@@ -142,7 +142,7 @@ impl<Q: Queue> Engine<Q> {
             let wait = match &settlement {
                 Settlement::Retry { after, fault } => {
                     self.progress.counts().settled(&settlement);
-                    let noted = || self.queue.note(&taken.claim, fault.as_deref());
+                    let noted = || async { self.queue.note(&taken.claim(), fault.as_deref()).await }.boxed();
                     self.persist("an attempt cannot be counted", noted).await;
                     taken.tried(fault.is_some(), *after);
                     *after
@@ -218,23 +218,29 @@ impl<Q: Queue> Term<Q> {
 
     /// Takes what was out when this term began, and puts it in order. Nothing of it is run before.
     async fn take_over(&mut self) -> Result<(), Trouble> {
-        let engine = self.engine.clone();
-        let out = engine.queue.standing().await?.claimed;
+        let (engine, began) = (self.engine.clone(), Instant::now());
+        let mut claimed = Vec::new();
+        let mut out = engine.queue.standing().await?.claimed;
         if out > 0 {
             engine.progress.set(Some(format!("{out} messages are out with others: their claims are waited for")));
             tokio::select! { () = sleep(CLAIM + CLAIMS_OVER) => {}, () = self.over.cancelled() => return Ok(()) }
         }
-        for key in engine.parked_keys().await? {
-            self.lanes.park(&key, true);
-        }
-        let (mut claimed, mut empty) = (Vec::new(), 0);
-        while (claimed.len() as u64) < out.min(OUT_MAX) && empty < EMPTY_PULLS && !self.over.is_cancelled() {
+        // A broker that is started anew meanwhile lets claims begin anew.
+        while out > 0 && claimed.len() < OUT_MAX && !self.over.is_cancelled() {
+            if began.elapsed() > OUT_WAIT_MAX {
+                tracing::warn!(link = %engine.link, out, "messages stay out with others, and may come late");
+                break;
+            }
             let pulled = engine.queue.pull(PULL_MAX).await?;
-            empty = if pulled.is_empty() { empty + 1 } else { 0 };
-            claimed.extend(pulled.into_iter().map(|claimed| engine.held.take(claimed)));
-            if empty > 0 {
+            if pulled.is_empty() {
                 sleep(PAUSE_MIN).await;
             }
+            claimed.extend(pulled.into_iter().filter_map(|claimed| engine.held.take(claimed)));
+            out = engine.queue.standing().await?.claimed.saturating_sub(claimed.len() as u64);
+        }
+        // The one before may have parked some until its end.
+        for key in engine.parked_keys().await? {
+            self.lanes.park(&key, true);
         }
         engine.progress.set(None);
         claimed.sort_by_key(|taken| taken.place.position);
@@ -269,7 +275,8 @@ impl<Q: Queue> Term<Q> {
                         tracing::warn!(link = %self.engine.link, gone, "messages that were given back are gone from the queue");
                     }
                 }
-                let mut taken: Vec<_> = pulled.into_iter().map(|claimed| self.engine.held.take(claimed)).collect();
+                let mut taken: Vec<_> =
+                    pulled.into_iter().filter_map(|claimed| self.engine.held.take(claimed)).collect();
                 taken.sort_by_key(|taken| taken.place.position);
                 for taken in taken {
                     self.offer(taken).await;
@@ -353,7 +360,14 @@ impl<Q: Queue> Term<Q> {
 
     async fn trouble(&self, why: Trouble) {
         self.engine.progress.set(Some(why));
-        tokio::select! { () = sleep(PAUSE_MIN) => {}, () = self.over.cancelled() => {} }
+        let is_well = async {
+            sleep(PAUSE_MIN).await;
+            self.engine.queue.standing().await.is_ok()
+        };
+        tokio::select! {
+            well = is_well => if well { self.tell() },
+            () = self.over.cancelled() => {}
+        }
     }
 
     /// Where the link ends, what runs is finished and the rest given back. Where the lease is lost another may hold it

@@ -61,6 +61,14 @@ impl Broker {
         }
     }
 
+    /// It is killed and comes back: it knows of no claim, or that there were claims, which begin anew.
+    fn restart(&mut self, forgets: bool) {
+        for stored in self.messages.values_mut() {
+            stored.given &= !forgets;
+            stored.claim = stored.claim.filter(|_| !forgets).map(|(token, _)| (token, Instant::now() + CLAIM));
+        }
+    }
+
     fn next(&self) -> Option<u64> {
         let waits = |(_, stored): &(&u64, &Stored)| {
             stored.claim.is_none() && stored.due.is_none_or(|due| due <= Instant::now())
@@ -550,6 +558,46 @@ async fn in_order_per_key_across_crashes_retries_and_changes_of_the_holder() {
         }
         assert!(first.values().all(|places| places.is_sorted()), "seed {seed}: {first:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_broker_forgot_that_it_gave_out_is_not_run_beside_itself() {
+    // Fewer than there are permits; and in order, as many again that wait for those.
+    for (order_by, count) in [(None, 3), (Some(OrderBy::Subject), 6)] {
+        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+        let bodies: Vec<_> = (0..count).map(|i| format!("ok {i}")).collect();
+        bodies.iter().enumerate().for_each(|(i, body)| lattice.publish(&format!("key{}", i % 3), body, &[]));
+        let node = lattice.node();
+        node.lease.set(Some(Token(1)));
+        while lattice.world.lock().unwrap().running.len() < 3 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        lattice.broker.lock().unwrap().restart(true);
+        lattice.until_empty().await;
+        assert!(!lattice.world.lock().unwrap().overlapped, "of {count}");
+        let begun: Vec<_> = bodies.iter().map(|body| lattice.begun(body)).collect();
+        assert_eq!(begun, vec![1; count], "each is run once, under the claim that it has by then");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_holder_waits_for_claims_that_began_anew_when_the_broker_came_back() {
+    let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
+    (0..4).for_each(|i| lattice.publish("key", &format!("ok {i}"), &[]));
+    let first = lattice.node();
+    first.lease.set(Some(Token(1)));
+    while lattice.begun("ok 0") == 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    first.dies();
+    lattice.world.lock().unwrap().running.clear();
+    let second = lattice.node();
+    second.lease.set(Some(Token(2)));
+    sleep(CLAIM * 8 / 10).await;
+    lattice.broker.lock().unwrap().restart(false);
+    (4..8).for_each(|i| lattice.publish("key", &format!("ok {i}"), &[]));
+    lattice.until_empty().await;
+    assert_eq!(lattice.handled(), (0..8).map(|i| format!("ok {i}")).collect::<Vec<_>>());
 }
 
 #[tokio::test(start_paused = true)]
