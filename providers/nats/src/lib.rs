@@ -20,6 +20,7 @@ mod ledger;
 mod letters;
 mod marks;
 mod publish;
+mod stored;
 mod stream;
 mod subscribe;
 mod tail;

@@ -1,6 +1,8 @@
 //! A component publishes and requests.
 //!
-//! A publish is answered once it is handed to a standing connection. Core NATS confirms nothing beyond that.
+//! Where a stream takes the subject, a publish is answered when that has stored the message. Else it is answered once it is
+//! handed to a standing connection: core NATS confirms nothing beyond that. So is a message that says where an answer goes,
+//! since a stream would tell it there that it is stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use trellis_wire::{Answer, CallError, Link, Message, pattern};
 
 use crate::config::Allowed;
 use crate::connection::{Connection, Connections};
+use crate::stored::{Stored, ToStore};
 
 /// The header by which JetStream tells a message that it has already stored.
 pub(crate) const ID_HEADER: &str = "Nats-Msg-Id";
@@ -20,12 +23,15 @@ pub(crate) const ID_HEADER: &str = "Nats-Msg-Id";
 pub(crate) struct Publisher {
     connection: Arc<Connection>,
     allowed: Allowed,
+    stored: Stored,
 }
 
 impl Publisher {
     pub(crate) async fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
-        let allowed = Allowed::read(&link.config)?;
-        Ok(Self { connection: connections.get(link).await?, allowed })
+        let (allowed, domain) = (Allowed::read(&link.config)?, crate::keyvalue::domain(&link.config)?);
+        let connection = connections.get(link).await?;
+        let stored = Stored::new(connection.client.clone(), domain);
+        Ok(Self { connection, allowed, stored })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {
@@ -39,6 +45,10 @@ impl Publisher {
         let Message { subject, body, reply_to, .. } = message;
         let client = &self.connection.client;
         let published = async {
+            let message = ToStore { subject: &subject, headers: &headers, body: &body };
+            if reply_to.is_none() && self.stored.publish(message).await? {
+                return Ok(());
+            }
             match reply_to {
                 Some(reply_to) => client.publish_with_reply_and_headers(subject, reply_to, headers, body).await,
                 None if headers.is_empty() => client.publish(subject, body).await,

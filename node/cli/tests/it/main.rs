@@ -31,6 +31,7 @@ mod guide;
 mod hostile;
 mod http_clients;
 mod inspect;
+mod jetstream;
 mod large_apps;
 mod lattice;
 mod leases;

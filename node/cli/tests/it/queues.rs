@@ -110,7 +110,7 @@ fn what_was_published_goes_by_the_config_that_its_link_has_when_it_can_be_sent()
 }
 
 /// The environment of a node whose wall clock, and that alone, is off by what this file says: it may be said anew.
-fn faked_by(file: &std::path::Path) -> [(&'static str, String); 4] {
+pub(crate) fn faked_by(file: &std::path::Path) -> [(&'static str, String); 4] {
     let shown = Command::new("faketime").args(["-f", "+0d", "sh", "-c", "printf %s \"$LD_PRELOAD\""]).output();
     let library = shown.expect("faketime can be run: deploy/setup/setup.sh").stdout;
     [
