@@ -92,7 +92,12 @@ impl Dial for Server {
             }
             _ => why.to_string(),
         })?;
-        Ok(Arc::new(Line { connection, publishing: Mutex::default(), declared: StdMutex::default() }))
+        Ok(Arc::new(Line {
+            connection,
+            publishing: Mutex::default(),
+            declared: StdMutex::default(),
+            walking: Arc::default(),
+        }))
     }
 
     async fn look(&self, line: &Arc<Line>) -> Result<(), String> {
@@ -108,6 +113,8 @@ pub(crate) struct Line {
     publishing: Mutex<Option<Channel>>,
     /// Queues that were declared on it, and when that was.
     pub(crate) declared: StdMutex<HashMap<String, tokio::time::Instant>>,
+    /// Held by whoever walks over a queue of dead letters.
+    pub(crate) walking: Arc<Mutex<()>>,
 }
 
 /// No such queue or exchange.

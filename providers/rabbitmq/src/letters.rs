@@ -1,31 +1,58 @@
-//! Dead letters: a queue of them, which AMQP lets nobody look into without taking from it. So they are taken, read, and all
-//! put back in their order; that is done by one at a time on a node. Two nodes that look at once may each miss what the
-//! other holds.
+//! Dead letters: a queue of them, which is walked over to look at them. What a walk found is kept for a moment, so that
+//! reading on, a page after the other, does not begin anew each time.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
-use tokio::sync::Mutex;
-use trellis_provider::delivery::{DeadLetter, Ran, Reason, Trouble};
+use tokio::time::Instant;
+use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
 use uuid::Uuid;
 
-use crate::connection::{Line, NOT_FOUND, Unanswered, within};
+use crate::connection::{Line, NOT_FOUND, Unanswered};
 use crate::known::{Known, header, text};
 use crate::source::{now_ms, publish};
+use crate::walk::Walk;
 
-/// Dead letters that are walked over in one look.
-const WALK_MAX: usize = 100_000;
-/// How often, and how far apart, is looked whether what was put back is there.
-const PUT_BACK_LOOKS: usize = 50;
-const PUT_BACK_LOOK: Duration = Duration::from_millis(20);
+/// How long what a walk found is read on from.
+const FOUND_KEPT: Duration = Duration::from_secs(10);
+/// Bytes of bodies and faults that one walk keeps; reading on behind them walks once more.
+const FOUND_BYTES_MAX: usize = 16 << 20;
+/// Room for what else a dead letter is, in bytes.
+const LETTER_BYTES: usize = 1 << 10;
 
-/// The way to the dead letters of one queue.
-#[derive(Debug, Default)]
+/// The dead letters of one link.
+#[derive(Debug)]
 pub(crate) struct Letters {
-    walking: Mutex<Option<Arc<Channel>>>,
+    dead: String,
+    component: String,
+    found: Mutex<Option<Found>>,
+    /// How many there are of all components; while somebody walks, as there were before.
+    counted: AtomicU64,
+}
+
+/// What a walk found of a component's.
+#[derive(Debug)]
+struct Found {
+    letters: Vec<DeadLetter>,
+    /// Whether there are more behind them.
+    more: bool,
+    at: Instant,
+}
+
+impl Found {
+    fn nothing_yet() -> Self {
+        Self { letters: Vec::new(), more: false, at: Instant::now() }
+    }
+
+    /// Up to `max` after the one of this id; `None`: they are not known from here.
+    fn page(&self, after: &str, max: usize) -> Option<Vec<DeadLetter>> {
+        let fresh = self.at.elapsed() < FOUND_KEPT;
+        let known = self.letters.iter().position(|letter| fresh && letter.id == after)?;
+        let rest = &self.letters[known + 1..];
+        (!rest.is_empty() || !self.more).then(|| rest.iter().take(max).cloned().collect())
+    }
 }
 
 /// What stands beside a dead letter, in headers of ours.
@@ -50,130 +77,121 @@ pub(crate) fn beside(
 }
 
 impl Letters {
-    pub(crate) async fn count(&self, line: &Line, queue: &str) -> Result<u64, Unanswered> {
-        let walking = self.walking.lock().await;
-        let channel = match walking.as_ref().filter(|channel| channel.status().connected()) {
-            Some(channel) => channel.clone(),
-            None => Arc::new(line.channel().await?),
-        };
-        match line.waiting(&channel, queue).await {
-            Err(Unanswered::Refused(NOT_FOUND, _)) => Ok(0),
-            counted => counted,
-        }
+    /// Those of a component in the queue `dead`.
+    pub(crate) fn new(dead: &str, component: &str) -> Self {
+        let (dead, component) = (dead.to_owned(), component.to_owned());
+        Self { dead, component, found: Mutex::default(), counted: AtomicU64::default() }
     }
 
-    /// Up to `max` of a component's after the one of this id.
+    pub(crate) async fn count(&self, line: &Line) -> Result<u64, Unanswered> {
+        // Who walks holds them, and they are not counted then.
+        let Ok(_nobody_walks) = line.walking.try_lock() else { return Ok(self.counted.load(Ordering::Relaxed)) };
+        let counted = match line.waiting(&line.channel().await?, &self.dead).await {
+            Err(Unanswered::Refused(NOT_FOUND, _)) => 0,
+            counted => counted?,
+        };
+        self.counted.store(counted, Ordering::Relaxed);
+        Ok(counted)
+    }
+
+    /// Up to `max` after the one of this id.
     pub(crate) async fn list(
         &self,
-        line: &Line,
-        queue: &str,
-        component: &str,
+        line: &Arc<Line>,
         after: Option<&str>,
         max: usize,
     ) -> Result<Vec<DeadLetter>, Trouble> {
-        let (mut letters, mut passed) = (Vec::new(), after.is_none());
-        let walked = self.walk(line, queue, |letter| {
-            if passed && letter.component == component {
-                letters.push(letter);
-            } else if after == Some(letter.id.as_str()) {
-                passed = true;
+        let known = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(page) = after.and_then(|after| known().as_ref()?.page(after, max)) {
+            if page.is_empty() {
+                *known() = None;
             }
-            letters.len() >= max
-        });
-        if let Some(last) = walked.await? {
-            put_back(line, &last.channel, queue, last.passed + 1).await?;
+            return Ok(page);
         }
-        Ok(letters)
+        let (line, dead, component) = (line.clone(), self.dead.clone(), self.component.clone());
+        let after = after.map(str::to_owned);
+        let found = to_its_end(async move { look(line, &dead, &component, after.as_deref()).await }).await?;
+        let page = found.letters.iter().take(max).cloned().collect();
+        *known() = Some(found);
+        Ok(page)
     }
 
-    /// Takes a component's dead letter off, and has it published to `back_to` before.
+    /// Takes a dead letter off, and has it published to the queue `back_to` before, if it is to be replayed.
     pub(crate) async fn decide(
         &self,
-        line: &Line,
-        queue: &str,
-        component: &str,
+        line: &Arc<Line>,
         id: &str,
-        back_to: Option<&str>,
+        (fate, back_to): (Fate, &str),
     ) -> Result<Option<DeadLetter>, Trouble> {
-        let mut found = None;
-        let is_it = |letter: &DeadLetter| letter.id == id && letter.component == component;
-        let walked = self.walk(line, queue, |letter| {
-            if is_it(&letter) {
-                found = Some(letter);
-            }
-            found.is_some()
-        });
-        let Some(last) = walked.await? else { return Ok(None) };
-        let Some(letter) = found else { return Ok(None) };
+        let (line, dead, component) = (line.clone(), self.dead.clone(), self.component.clone());
+        let (id, back_to) = (id.to_owned(), (fate == Fate::Replay).then(|| back_to.to_owned()));
+        to_its_end(async move {
+            let Some(mut walk) = Walk::begin(line.clone(), &dead).await? else { return Ok(None) };
+            let decided = decide(&line, &mut walk, (&component, &id), back_to.as_deref()).await;
+            let ended = walk.end().await;
+            let decided = decided?;
+            ended.map(|()| decided)
+        })
+        .await
+    }
+}
+
+/// Does it whole, also where nobody waits for it any more: who stops in the middle would hold what is to be put back.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Trouble>> + Send + 'static,
+) -> Result<T, Trouble> {
+    tokio::spawn(work).await.map_err(|why| format!("the dead letters were not read: {why}"))?
+}
+
+/// Walks until as many of a component's after the one of this id are found as may be kept.
+async fn look(line: Arc<Line>, dead: &str, component: &str, after: Option<&str>) -> Result<Found, Trouble> {
+    let Some(mut walk) = Walk::begin(line, dead).await? else { return Ok(Found::nothing_yet()) };
+    let found = read(&mut walk, component, after).await;
+    let ended = walk.end().await;
+    let found = found?;
+    ended.map(|()| found)
+}
+
+async fn read(walk: &mut Walk, component: &str, after: Option<&str>) -> Result<Found, Trouble> {
+    let (mut found, mut passed, mut bytes) = (Found::nothing_yet(), after.is_none(), 0);
+    while let Some(delivery) = walk.next().await? {
+        let letter = letter(&delivery);
+        if passed && letter.component == component {
+            bytes += LETTER_BYTES + letter.message.body.len() + letter.faults.iter().map(String::len).sum::<usize>();
+            found.letters.push(letter);
+        } else if after == Some(letter.id.as_str()) {
+            passed = true;
+        }
+        if bytes >= FOUND_BYTES_MAX {
+            found.more = true;
+            break;
+        }
+    }
+    Ok(found)
+}
+
+async fn decide(
+    line: &Line,
+    walk: &mut Walk,
+    (component, id): (&str, &str),
+    back_to: Option<&str>,
+) -> Result<Option<DeadLetter>, Trouble> {
+    while let Some(delivery) = walk.next().await? {
+        let letter = letter(&delivery);
+        if letter.id != id || letter.component != component {
+            continue;
+        }
         if let Some(back_to) = back_to {
-            let before = Known::read(&last.delivery, now_ms(), String::new);
+            let (before, since_ms) = (Known::read(&delivery, now_ms(), String::new), now_ms());
             let (id, is_named, subject) = (before.id, before.is_named, before.subject);
-            let since_ms = now_ms();
             let replay_of = Some(letter.id.clone());
             let anew = Known { id, is_named, subject, since_ms, replay_of, ..Known::default() };
-            let properties = anew.write(&last.delivery.properties, &[]);
-            let published = publish(line, back_to, &last.delivery.data, properties).await;
-            if let Err(why) = published {
-                put_back(line, &last.channel, queue, last.passed + 1).await?;
-                return Err(why.into());
-            }
+            publish(line, back_to, &delivery.data, anew.write(&delivery.properties, &[])).await?;
         }
-        within(last.delivery.acker.ack(BasicAckOptions::default())).await?;
-        put_back(line, &last.channel, queue, last.passed).await?;
-        Ok(Some(letter))
+        walk.take_off(&delivery).await?;
+        return Ok(Some(letter));
     }
-
-    /// Looks at one dead letter after the other until `enough`. Returns the one that was enough, which is still held; where
-    /// none was, all are put back.
-    async fn walk(
-        &self,
-        line: &Line,
-        queue: &str,
-        mut enough: impl FnMut(DeadLetter) -> bool,
-    ) -> Result<Option<Last<'_>>, Trouble> {
-        let mut walking = self.walking.lock().await;
-        if !walking.as_ref().is_some_and(|channel| channel.status().connected()) {
-            *walking = Some(Arc::new(line.channel().await?));
-        }
-        let channel = walking.clone().expect("it was opened just now");
-        let (mut last, mut passed) = (None, 0);
-        for _ in 0..WALK_MAX {
-            let got = within(channel.basic_get(queue.into(), BasicGetOptions::default())).await;
-            let Some(message) = got.inspect_err(|_| *walking = None)? else { break };
-            let letter = letter(&message.delivery);
-            if enough(letter) {
-                last = Some(message.delivery);
-                break;
-            }
-            passed += 1;
-        }
-        match last {
-            Some(delivery) => Ok(Some(Last { delivery, passed, channel, _walking: walking })),
-            None => put_back(line, &channel, queue, passed).await.map(|()| None),
-        }
-    }
-}
-
-/// The dead letter at which a walk ended. Others must wait until all are put back.
-struct Last<'a> {
-    delivery: Delivery,
-    /// How many were passed before it, which are held as well.
-    passed: u64,
-    channel: Arc<Channel>,
-    _walking: tokio::sync::MutexGuard<'a, Option<Arc<Channel>>>,
-}
-
-/// Gives back all that a channel holds, which are so many, and waits for a moment until they are there again.
-async fn put_back(line: &Line, channel: &Channel, queue: &str, held: u64) -> Result<(), Trouble> {
-    let all = BasicNackOptions { multiple: true, requeue: true };
-    within(channel.basic_nack(0, all)).await?;
-    for _ in 0..PUT_BACK_LOOKS {
-        if line.waiting(channel, queue).await? >= held {
-            return Ok(());
-        }
-        tokio::time::sleep(PUT_BACK_LOOK).await;
-    }
-    Ok(())
+    Ok(None)
 }
 
 fn letter(delivery: &Delivery) -> DeadLetter {

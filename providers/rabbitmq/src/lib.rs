@@ -24,6 +24,7 @@ mod publish;
 mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod walk;
 mod wanted;
 
 use std::sync::Arc;

@@ -60,6 +60,7 @@ pub struct Source {
     connection: Arc<Connection>,
     wanted: Wanted,
     component: String,
+    letters: Letters,
     queue: Arc<Common>,
     bound: tokio::sync::Mutex<Option<Bound>>,
     /// Set once the queue was there: before, what is published to it would be lost.
@@ -70,14 +71,13 @@ pub struct Source {
 #[derive(Debug)]
 pub(crate) struct Common {
     claims: Arc<Claims>,
-    letters: Letters,
     /// Delay queues that this node has used.
     delays: Mutex<HashSet<String>>,
 }
 
 impl Common {
     pub(crate) fn new() -> Self {
-        Self { claims: Claims::new(), letters: Letters::default(), delays: Mutex::default() }
+        Self { claims: Claims::new(), delays: Mutex::default() }
     }
 }
 
@@ -96,10 +96,12 @@ impl Source {
     /// Reads a link. Nothing is asked of the server yet.
     pub(crate) fn open(connections: &Connections, queues: &Queues, link: &Link) -> Result<Self, LinkError> {
         let (wanted, settings) = (Wanted::read(link)?, Settings::read(link)?);
+        let component = link.component.to_string();
         Ok(Self {
             connection: connections.get(&settings, || connection::open(&settings))?,
             queue: queues.get(&(settings, wanted.queue.clone()), || Ok::<_, LinkError>(Arc::new(Common::new())))?,
-            component: link.component.to_string(),
+            letters: Letters::new(&wanted.dead, &component),
+            component,
             wanted,
             bound: tokio::sync::Mutex::default(),
             found: Arc::default(),
@@ -341,19 +343,18 @@ impl Queue for Source {
             // One that has gone away held nothing.
             waiting += line.waiting(&channel, &delay).await.unwrap_or_default();
         }
-        let dead = self.queue.letters.count(&line, &self.wanted.dead).await?;
+        let dead = self.letters.count(&line).await?;
         Ok(Standing { waiting, claimed: self.queue.claims.count(), oldest_age: None, dead: Some(dead) })
     }
 
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
         let (line, _) = self.bound().await?;
-        self.queue.letters.list(&line, &self.wanted.dead, &self.component, after, max).await
+        self.letters.list(&line, after, max).await
     }
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
         let (line, _) = self.bound().await?;
-        let back_to = (fate == Fate::Replay).then_some(self.wanted.queue.as_str());
-        self.queue.letters.decide(&line, &self.wanted.dead, &self.component, id, back_to).await
+        self.letters.decide(&line, id, (fate, &self.wanted.queue)).await
     }
 
     fn ledger(&self) -> Option<&dyn Ledger> {

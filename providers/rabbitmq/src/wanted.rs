@@ -20,6 +20,8 @@ const NAME_BYTES_MAX: usize = 200;
 const ARGUMENTS_MAX: usize = 30;
 /// How long dead letters are kept in a queue made by us: 14 days, in milliseconds.
 const DEAD_KEPT_MS: i64 = 14 * 24 * 60 * 60 * 1_000;
+/// Times that one may be put back after it was looked at: RabbitMQ 4 throws away what is put back 20 times, unless told.
+const DEAD_LOOKS_MAX: i64 = 1_000_000_000;
 /// Bytes that they may hold: 1 GiB.
 const DEAD_BYTES_MAX: i64 = 1 << 30;
 
@@ -74,6 +76,7 @@ impl Wanted {
             let kept = [
                 ("x-message-ttl", long(DEAD_KEPT_MS)),
                 ("x-max-length-bytes", long(DEAD_BYTES_MAX)),
+                ("x-delivery-limit", long(DEAD_LOOKS_MAX)),
                 ("x-overflow", word("reject-publish")),
             ];
             let made = line.declare(dead, quorum(&kept)).await;

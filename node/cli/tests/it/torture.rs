@@ -487,7 +487,6 @@ fn torture_redis() {
 }
 
 #[test]
-#[ignore = "everything is settled at its end, but the dead letters of two nodes were not listed within 15 s"]
 fn torture_rabbitmq() {
     torture(Broker::Rabbit(RabbitServer::start()), 2);
 }

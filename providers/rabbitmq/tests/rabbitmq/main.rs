@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use trellis_provider::Provider as _;
-use trellis_provider::delivery::{DeadLetter, Queue as _};
+use trellis_provider::delivery::{DeadLetter, Fate, Queue as _, Ran, Reason, Settlement};
 use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
 use trellis_rabbitmq::testing::{QUORUM_QUEUE_KEPT, RabbitServer};
@@ -229,6 +229,53 @@ async fn what_cannot_be_published_is_refused(lab: &Lab) {
     assert!(lab.rabbit.check_publish(&lab.publishes, &large).is_err(), "and it is known beforehand");
     let named = Message { headers: vec![("x".repeat(300), "1".into())], ..message };
     assert!(matches!(lab.send(named).await, Err(CallError::Invalid(_))));
+}
+
+/// Several pages of dead letters.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_look_at_dead_letters_at_once_see_each_once() {
+    const LETTERS: usize = 350;
+    let lab = Lab::start().await;
+    let source = Broker::queue(&lab, "orders").await;
+    for i in 0..LETTERS {
+        lab.publish("orders", &i.to_string()).await;
+    }
+    let mut given_up = 0;
+    while given_up < LETTERS {
+        source.ready().await.unwrap();
+        for claimed in source.pull(64).await.unwrap() {
+            let (reason, ran) = (Reason::Refused("as asked".into()), Ran::default());
+            source.settle(&claimed.claim, &Settlement::DeadLetter { reason, fault: None, ran }).await.unwrap();
+            given_up += 1;
+        }
+    }
+    let others: Vec<_> = (0..2).map(|_| Rabbitmq::new()).collect();
+    let link = lab.link(&[("queue", "orders")]);
+    let nodes: Vec<_> = others.iter().map(|node| node.source(&link).unwrap()).chain([source]).collect();
+    let looks = futures::future::join_all(nodes.iter().map(every_letter)).await;
+    for seen in &looks {
+        let bodies: std::collections::BTreeSet<_> = seen.iter().map(|letter| text(&letter.message)).collect();
+        assert_eq!((seen.len(), bodies.len()), (LETTERS, LETTERS), "each once, whoever else looks");
+    }
+    // One is decided on while others look: on one node only, and all others stay.
+    let id = &looks[0][LETTERS / 2].id;
+    let decided = futures::future::join_all(nodes.iter().map(|node| node.decide(id, Fate::Drop))).await;
+    assert_eq!(decided.iter().filter(|decided| matches!(decided, Ok(Some(_)))).count(), 1, "{decided:?}");
+    assert_eq!(every_letter(&nodes[1]).await.len(), LETTERS - 1);
+    assert_eq!(nodes[2].standing().await.unwrap().dead, Some(LETTERS as u64 - 1));
+}
+
+/// All dead letters, page by page.
+async fn every_letter(source: &Source) -> Vec<DeadLetter> {
+    let mut all = Vec::<DeadLetter>::new();
+    loop {
+        let after = all.last().map(|letter| letter.id.clone());
+        let page = source.letters(after.as_deref(), 100).await.unwrap();
+        if page.is_empty() {
+            return all;
+        }
+        all.extend(page);
+    }
 }
 
 async fn who_may_not_in_and_who_does_not_answer_is_said(lab: &Lab) {
