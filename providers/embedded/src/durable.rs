@@ -299,7 +299,7 @@ impl Queue for Pulled {
         match self.store.change(change).await {
             Ok(Changed::Claimed(given)) => {
                 self.queue.keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
-                Ok(given.into_iter().map(claimed).collect())
+                Ok(given.into_iter().map(|given| claimed(given, self.store.name())).collect())
             }
             Ok(Changed::Done | Changed::Swapped(_)) => Ok(Vec::new()),
             Err(why) => {
@@ -361,7 +361,11 @@ impl Queue for Pulled {
         let found = self.look(|snapshot| queue::letters_after(snapshot, of, sequence.checked_sub(1), 1))?;
         let Some(letter) = found.into_iter().find(|letter| letter.id == id) else { return Ok(None) };
         let change = match fate {
-            Fate::Replay => Change::Replay { queue, sequence, now_ms: self.store.now_ms() },
+            Fate::Replay => {
+                let own = Some(letter.message.id.clone()).filter(|id| !id.is_empty());
+                let id = own.unwrap_or_else(|| queue::message_id(&queue, self.store.name(), sequence));
+                Change::Replay { queue, sequence, id, now_ms: self.store.now_ms() }
+            }
             Fate::Drop => Change::Forget { queue, sequence },
         };
         match self.store.change(change).await {
@@ -424,7 +428,7 @@ impl Pulled {
     }
 }
 
-fn claimed(given: Given) -> Claimed<Token> {
+fn claimed(given: Given, store: u64) -> Claimed<Token> {
     let Given { token, mut message, kept, again } = given;
     let age_ms = message.published_ms.map_or(0, |published| now_ms().saturating_sub(published));
     let record =
@@ -438,13 +442,14 @@ fn claimed(given: Given) -> Claimed<Token> {
         replay_of: kept.replay_of,
     };
     if message.id.is_empty() {
-        message.id = format!("{}-{}", token.queue, token.sequence);
+        message.id = queue::message_id(&token.queue, store, token.sequence);
     }
     Claimed { claim: token, message, record, place }
 }
 
 #[cfg(test)]
 mod tests {
+    use trellis_provider::delivery::Reason;
     use trellis_provider::testing::{Broker, contract};
 
     use super::*;
@@ -474,10 +479,44 @@ mod tests {
         }
     }
 
+    fn alone(dir: &tempfile::TempDir) -> Alone {
+        let store = Store::open(dir.path().join("embedded.redb")).unwrap();
+        Alone(Durable::open(Arc::new(store)).unwrap())
+    }
+
+    async fn pull(queue: &Pulled) -> Claimed<Token> {
+        queue.ready().await.unwrap();
+        queue.pull(1).await.unwrap().remove(0)
+    }
+
     #[tokio::test]
     async fn it_keeps_the_contract_of_brokers() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("embedded.redb")).unwrap();
-        contract(&Alone(Durable::open(Arc::new(store)).unwrap())).await;
+        contract(&alone(&tempfile::tempdir().unwrap())).await;
+    }
+
+    #[tokio::test]
+    async fn no_two_messages_have_one_id_whichever_node_has_them_and_a_replay_keeps_its_own() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut ids = Vec::new();
+        for dir in [&here, &there, &here] {
+            let broker = alone(dir);
+            let queue = broker.queue("mail").await;
+            broker.publish("mail", Message::default()).await;
+            let claimed = pull(&queue).await;
+            ids.push(claimed.message.id.clone());
+            let dead =
+                Settlement::DeadLetter { reason: Reason::Refused("no".into()), fault: None, ran: Default::default() };
+            queue.settle(&claimed.claim, &dead).await.unwrap();
+            let letter = queue.letters(None, 10).await.unwrap().pop().unwrap();
+            queue.decide(&letter.id, Fate::Replay).await.unwrap();
+            let again = pull(&queue).await;
+            assert_eq!(Some(&again.message.id), ids.last(), "it is the same message");
+            queue.settle(&again.claim, &Settlement::Ack).await.unwrap();
+        }
+        let of_store = |id: &String| id.rsplit_once('-').unwrap().0.to_owned();
+        assert_eq!(of_store(&ids[0]), of_store(&ids[2]), "a store keeps its name: {ids:?}");
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 3, "{ids:?}");
     }
 }

@@ -47,6 +47,8 @@ const DEAD: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new(
 const LEDGER: TableDefinition<'static, (&str, &str), (u64, &[u8])> = TableDefinition::new("queue_ledger");
 /// (milliseconds since 1970, queue, key): what of the ledger ends when.
 const LEDGER_ENDS: TableDefinition<'static, (u64, &str, &str), ()> = TableDefinition::new("queue_ledger_ends");
+/// What this store is called in the ids of its messages: drawn when it is made, since other stores count as it does.
+const NAME: TableDefinition<'static, (), u64> = TableDefinition::new("queue_store");
 /// The latest time that a change was made at.
 const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new("queue_clock");
 /// Ended entries that one swap removes besides its own: more than it adds, so that they go as they come.
@@ -104,8 +106,8 @@ pub(crate) enum Change {
     Claim { queue: Arc<str>, max: usize, expired: Vec<Token>, now_ms: u64 },
     /// Settles a claimed message; `component` is named in its dead letter.
     Settle { token: Token, settlement: Settlement, component: String, now_ms: u64 },
-    /// Puts a dead letter back into its queue, as if it were new.
-    Replay { queue: String, sequence: u64, now_ms: u64 },
+    /// Puts a dead letter back into its queue, as if it were new; `id` is what handlers know its message by.
+    Replay { queue: String, sequence: u64, id: String, now_ms: u64 },
     /// Forgets a dead letter.
     Forget { queue: String, sequence: u64 },
     /// An attempt is over and the claim goes on.
@@ -226,11 +228,11 @@ impl<'t> Tables<'t> {
             Change::Settle { token, settlement, component, now_ms } => {
                 Ok(self.settle(token, settlement, component, *now_ms)?.map(done))
             }
-            Change::Replay { queue, sequence, now_ms } => {
+            Change::Replay { queue, sequence, id, now_ms } => {
                 let letter =
                     self.dead.get((queue.as_str(), *sequence))?.map(|letter| read::<DeadLetter>(letter.value()));
                 let Some(letter) = letter.transpose()? else { return Ok(Err(no_letter(queue, *sequence))) };
-                let message = Message { published_ms: Some(*now_ms), attempt: 0, ..letter.message };
+                let message = Message { id: id.clone(), published_ms: Some(*now_ms), attempt: 0, ..letter.message };
                 // Published first: a queue that is full must not cost the letter.
                 if let Err(why) = self.publish(&[queue.as_str().into()], &message, Some(&letter.id), *now_ms)? {
                     return Ok(Err(why));
@@ -580,6 +582,23 @@ impl<'t> Tables<'t> {
 pub(crate) fn clock_ms(snapshot: &ReadTransaction) -> Result<u64, redb::Error> {
     let Some(table) = existing(snapshot.open_table(CLOCK))? else { return Ok(0) };
     Ok(table.get(())?.map_or(0, |kept| kept.value()))
+}
+
+/// What the store is called; `None`: it has no name yet.
+pub(crate) fn store_name(snapshot: &ReadTransaction) -> Result<Option<u64>, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(NAME))? else { return Ok(None) };
+    Ok(table.get(())?.map(|name| name.value()))
+}
+
+/// Gives the store its name.
+pub(crate) fn name_store(transaction: &WriteTransaction, name: u64) -> Result<(), redb::Error> {
+    transaction.open_table(NAME)?.insert((), name)?;
+    Ok(())
+}
+
+/// What handlers know a message by that has no id of its own. No other message has it, on no node.
+pub(crate) fn message_id(queue: &str, store: u64, sequence: u64) -> String {
+    format!("{queue}-{store:016x}-{sequence}")
 }
 
 /// How many messages of a queue may be given out now, up to `max`, and when the next one may.

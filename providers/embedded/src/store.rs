@@ -17,6 +17,7 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
+use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::keyvalue::{self, Operation, Read, TABLE, Write};
@@ -66,6 +67,7 @@ pub(crate) struct Store {
     turns: Arc<Semaphore>,
     writer: Option<JoinHandle<()>>,
     clock: Clock,
+    name: u64,
 }
 
 /// What the writer is woken for.
@@ -109,7 +111,8 @@ impl Store {
             why => OpenError::Failed { path: path.clone(), problem: why.to_string() },
         })?;
         let recovered = recover(&database);
-        let clock = recovered.map_err(|why| OpenError::Failed { path: path.clone(), problem: why.to_string() })?;
+        let (clock, name) =
+            recovered.map_err(|why| OpenError::Failed { path: path.clone(), problem: why.to_string() })?;
         let file = Arc::new(File {
             path,
             open: Box::new(open),
@@ -126,7 +129,7 @@ impl Store {
             .map_err(|why| OpenError::Failed { path: file.path.clone(), problem: why.to_string() })?;
         let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
         let turns = Arc::new(Semaphore::new(READS_MAX));
-        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer), clock })
+        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer), clock, name })
     }
 
     /// Carries out one operation on the store of this name.
@@ -201,6 +204,11 @@ impl Store {
     /// The time by which queues wait.
     pub(crate) fn now_ms(&self) -> u64 {
         self.clock.now_ms()
+    }
+
+    /// What tells its messages from those of other stores.
+    pub(crate) const fn name(&self) -> u64 {
+        self.name
     }
 
     /// What is wrong with the file now.
@@ -362,20 +370,24 @@ fn open_database(path: &PathBuf) -> Result<Database, DatabaseError> {
     Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
 }
 
-/// What was worked on when the last process died is given out again.
-fn recover(database: &Database) -> Result<Clock, redb::Error> {
+/// What was worked on when the last process died is given out again. The store's clock, and its name in ids of messages.
+fn recover(database: &Database) -> Result<(Clock, u64), redb::Error> {
     let snapshot = database.begin_read()?;
-    let clock = Clock::after(queue::clock_ms(&snapshot)?);
-    if !queue::has_claims(&snapshot)? {
-        return Ok(clock);
+    let (clock, known) = (Clock::after(queue::clock_ms(&snapshot)?), queue::store_name(&snapshot)?);
+    let name = known.unwrap_or_else(|| Uuid::now_v7().as_u64_pair().1);
+    if known.is_some() && !queue::has_claims(&snapshot)? {
+        return Ok((clock, name));
     }
     let transaction = database.begin_write()?;
+    queue::name_store(&transaction, name)?;
     let mut tables = Tables::open(&transaction)?;
     let recovered = tables.recover()?;
     tables.finish()?;
     transaction.commit()?;
-    tracing::info!(recovered, "messages that were worked on when the node died are given out again");
-    Ok(clock)
+    if recovered > 0 {
+        tracing::info!(recovered, "messages that were worked on when the node died are given out again");
+    }
+    Ok((clock, name))
 }
 
 /// The outer error is the storage's, the inner one the caller's.
