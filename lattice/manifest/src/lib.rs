@@ -57,13 +57,22 @@ pub struct Options {
     /// Images of providers that are to be read as others: `{"ghcr.io/acme/queue": "trellis://nats"}`. A key is a whole
     /// image, one without tag and digest, or a last path segment.
     pub image_aliases: BTreeMap<String, String>,
-    /// Asked about each link by which a built-in provider wakes a component, where all its config is in the manifest. No
-    /// link is refused without it.
+    /// Asked about each link of a built-in provider, where all its config is in the manifest. No link is refused without
+    /// it.
     pub check: Option<CheckLink>,
 }
 
-/// Says whether a provider would take a link.
-pub type CheckLink = fn(Tech, &Link) -> Result<(), Unfit>;
+/// Says whether a provider would take a link. Secrets are there by name; what they hold is not known.
+pub type CheckLink = fn(Tech, Way, &Link) -> Result<(), Unfit>;
+
+/// Which way a link goes between a provider and a component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The provider wakes the component.
+    Wakes,
+    /// The component calls the provider.
+    Grants,
+}
 
 /// Why a provider would not take a link.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Secrets};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Secret, Secrets, credentials};
 
 use crate::finding::At;
 use crate::links::Linked;
 use crate::nearest::nearest;
 use crate::reading::{Kind, Reading};
-use crate::{AppLink, Tech, delivery, keys};
+use crate::{AppLink, Tech, Way, delivery, keys};
 
 /// Applies all of them.
 pub(crate) fn check(reading: &mut Reading<'_, '_>) {
@@ -18,7 +18,7 @@ pub(crate) fn check(reading: &mut Reading<'_, '_>) {
     directions(reading);
     named_configs(reading);
     config_keys(reading);
-    waking_links(reading);
+    built_in_links(reading);
 }
 
 /// Two entries of one id would share a queue group.
@@ -159,17 +159,27 @@ fn config_keys(reading: &mut Reading<'_, '_>) {
     }
 }
 
-/// Has built-in providers look at the links by which they wake components. What names config of the lattice is looked at
-/// when it is applied.
-fn waking_links(reading: &mut Reading<'_, '_>) {
+/// Has built-in providers look at their links. What names config of the lattice is looked at when it is applied.
+fn built_in_links(reading: &mut Reading<'_, '_>) {
     let Some(check) = reading.options.check else { return };
     for Linked { link, target_at, delivery, .. } in &reading.links {
-        let Some(provider) = reading.app.providers.get(&link.source) else { continue };
-        let names = provider.configs.iter().chain(&link.source_configs);
+        let providers = &reading.app.providers;
+        let (provider, way, configs, secrets) = match (providers.get(&link.source), providers.get(&link.target)) {
+            (Some(provider), _) => (provider, Way::Wakes, &link.source_configs, &link.source_secrets),
+            (None, Some(provider)) => (provider, Way::Grants, &link.target_configs, &link.target_secrets),
+            (None, None) => continue,
+        };
+        let names = provider.configs.iter().chain(configs);
         let given = names.map(|name| reading.given.get(name)).collect::<Option<Vec<_>>>();
         let (Some(tech), Some(given)) = (provider.tech(), given) else { continue };
         let config = given.iter().fold(Config::default(), |config, given| config.overlaid_with(&given.values));
-        if let Err(unfit) = check(tech, &waking(link, &reading.app.name, config)) {
+        // Where a password stands was said already.
+        if config.iter().any(|(_, value)| credentials::has_password(value)) {
+            continue;
+        }
+        let named = provider.secrets.iter().chain(secrets).map(|secret| (secret.name.as_str(), Secret::new("given")));
+        let looked_at = as_given((link, way), &reading.app.name, config, named.collect());
+        if let Err(unfit) = check(tech, way, &looked_at) {
             let places = unfit.key.iter().flat_map(|key| given.iter().rev().filter_map(|given| given.keys.get(key)));
             let block = delivery.filter(|_| unfit.key.as_ref().is_some_and(|key| key.starts_with("delivery.")));
             let at = places.copied().next().or(block.map(|(at, _)| at)).unwrap_or(*target_at);
@@ -178,13 +188,14 @@ fn waking_links(reading: &mut Reading<'_, '_>) {
     }
 }
 
-/// A link as the provider at its source is given it.
-fn waking(link: &AppLink, app: &AppName, config: Config) -> Link {
+/// A link as its provider is given it.
+fn as_given((link, way): (&AppLink, Way), app: &AppName, config: Config, secrets: Secrets) -> Link {
     let AppLink { name, namespace, package, interfaces, delivery, .. } = link.clone();
     let key = |entry: &ComponentName| ComponentKey { app: app.clone(), name: entry.clone() };
-    let (provider, component) = (key(&link.source), key(&link.target));
-    let id = LinkId::new(&provider, &component, &name, &namespace, &package, &interfaces);
+    let (source, target) = (key(&link.source), key(&link.target));
+    let id = LinkId::new(&source, &target, &name, &namespace, &package, &interfaces);
+    let component = if way == Way::Wakes { target } else { source };
     // What does not fit is refused by name when the link is applied.
     let delivery = delivery::overlaid(delivery.clone(), &config).unwrap_or(delivery);
-    Link { id, component, name, namespace, package, interfaces, config, delivery, secrets: Secrets::default() }
+    Link { id, component, name, namespace, package, interfaces, config, delivery, secrets }
 }

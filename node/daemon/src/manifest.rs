@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use trellis_manifest::{Options, Parsed, Tech, Unfit};
+use trellis_manifest::{Options, Parsed, Tech, Unfit, Way};
 use trellis_provider::LinkError;
 use trellis_wire::Link;
 
@@ -11,11 +11,20 @@ pub fn parse(yaml: &str, origin: &str, image_aliases: BTreeMap<String, String>) 
     trellis_manifest::parse_with(yaml, origin, &Options { image_aliases, check: Some(check) })
 }
 
-/// Whether a provider would take a link. Most look only when they bind it, and `trellis status` says what is wrong.
-fn check(tech: Tech, link: &Link) -> Result<(), Unfit> {
-    let looked = match tech {
-        Tech::Timer => trellis_timer::check(link),
-        Tech::Http | Tech::Nats | Tech::Embedded | Tech::Redis | Tech::Rabbitmq | Tech::Mqtt => Ok(()),
+/// Whether a provider would take a link. What is not looked at here is when it is bound, and `trellis status` says what is
+/// wrong.
+fn check(tech: Tech, way: Way, link: &Link) -> Result<(), Unfit> {
+    let looked = match (tech, way) {
+        (Tech::Timer, Way::Wakes) => trellis_timer::check(link),
+        (Tech::Nats, Way::Wakes) => trellis_nats::check_wake(link),
+        (Tech::Nats, Way::Grants) => trellis_nats::check_grant(link),
+        (Tech::Redis, Way::Wakes) => trellis_redis::check_wake(link),
+        (Tech::Redis, Way::Grants) => trellis_redis::check_grant(link),
+        (Tech::Rabbitmq, Way::Wakes) => trellis_rabbitmq::check_wake(link),
+        (Tech::Rabbitmq, Way::Grants) => trellis_rabbitmq::check_grant(link),
+        (Tech::Mqtt, Way::Wakes) => trellis_mqtt::check_wake(link),
+        (Tech::Mqtt, Way::Grants) => trellis_mqtt::check_grant(link),
+        (Tech::Http | Tech::Embedded, _) | (Tech::Timer, Way::Grants) => Ok(()),
     };
     looked.map_err(|why| Unfit {
         problem: why.to_string(),
@@ -79,6 +88,103 @@ spec:
         assert_eq!(found("{name: each, properties: {every: 10s}}"), "");
         let ordered = said_at("every: 10s, delivery.order_by: subject", "delivery.order_by: ");
         assert!(ordered.starts_with("config `delivery.order_by`: a timer"), "{ordered}");
+    }
+
+    /// What is found in a manifest with these links of a provider of this technology, which has this config itself.
+    fn found_in(tech: &str, own: &str, wakes: &str, grants: &str) -> String {
+        let manifest = format!(
+            "apiVersion: core.oam.dev/v1beta1
+kind: Application
+metadata: {{name: shop}}
+spec:
+  policies:
+    - {{name: files, type: policy.secret.wasmcloud.dev/v1alpha1, properties: {{backend: file}}}}
+  components:
+    - name: worker
+      type: component
+      properties: {{image: worker.wasm}}
+      traits: [{grants}]
+    - name: broker
+      type: capability
+      properties: {{image: 'trellis://{tech}', config: [{{name: own, properties: {{{own}}}}}],
+        secrets: [{{name: password, properties: {{policy: files, key: password}}}}]}}
+      traits: [{wakes}]
+"
+        );
+        let parsed = parse(&manifest, "shop.yaml", BTreeMap::new());
+        let shown = |found: &trellis_manifest::Finding| {
+            let line = manifest.lines().nth(found.line as usize - 1).unwrap_or_default();
+            let at = line.chars().skip(found.column as usize - 1).take(12).collect::<String>();
+            format!("at `{at}`: {}\n", found.message)
+        };
+        parsed.findings.iter().map(shown).collect()
+    }
+
+    fn link(target: &str, interface: &str, end: &str, config: &str) -> String {
+        let (package, interface) = interface.split_once('/').unwrap();
+        let namespace = if package == "keyvalue" { "wasi" } else { "trellis" };
+        let target = match end {
+            "target" => format!("{{name: {target}, config: [{{name: granted, properties: {{{config}}}}}]}}"),
+            _ => format!("{target}, source: {{config: [{{name: waking, properties: {{{config}}}}}]}}"),
+        };
+        format!(
+            "{{type: link, properties: {{namespace: {namespace}, package: {package}, interfaces: [{interface}], target: \
+             {target}}}}}"
+        )
+    }
+
+    #[test]
+    fn what_a_broker_would_refuse_is_found_where_it_stands() {
+        let waking = |tech: &str, config: &str| {
+            found_in(tech, "user: me", &link("worker", "messaging/handler", "source", config), "")
+        };
+        for (tech, config, at, said) in [
+            ("rabbitmq", "queue: orders, create: maybe", "create: mayb", "`maybe` is neither `true` nor `false`"),
+            ("rabbitmq", "queue: orders, url: 'http://mq'", "url: 'http:/", "write amqp://HOST:PORT/VHOST"),
+            ("rabbitmq", "create: 'true'", "worker, sour", "config `queue`"),
+            ("rabbitmq", "queue: q, delivery.order_by: subject", "delivery.ord", "stands last, so no order is kept"),
+            (
+                "rabbitmq",
+                "queue: q, delivery.dedupe.key: id, delivery.dedupe.window: 1h",
+                "worker, sour",
+                "no place to keep marks",
+            ),
+            ("mqtt", "topic: 'a/#/b'", "topic: 'a/#/", "is no topic"),
+            ("mqtt", "topic: orders, qos: '2'", "qos: '2'", "`0` (at most once) or `1`"),
+            (
+                "mqtt",
+                "topic: orders, delivery.order_by: subject",
+                "delivery.ord",
+                "the nodes of a lattice share a topic",
+            ),
+            ("redis", "stream: ''", "stream: ''", "config `stream`"),
+            ("redis", "stream: a, url: 'redis://h/two'", "url: 'redis:", "no number as its database"),
+            ("nats", "stream: 'a b'", "stream: 'a b", "config `stream`"),
+            ("nats", "subscriptions: 'a..b'", "subscription", "config `subscriptions`"),
+        ] {
+            let found = waking(tech, config);
+            assert!(found.starts_with(&format!("at `{at}")) && found.contains(said), "{tech} {config}: {found}");
+        }
+        let granting = |tech: &str, interface: &str, config: &str| {
+            found_in(tech, "user: me", "", &link("broker", interface, "target", config))
+        };
+        let bucket = granting("nats", "keyvalue/store", "bucket: 'a b'");
+        assert!(bucket.starts_with("at `bucket: 'a b") && bucket.contains("config `bucket`"), "{bucket}");
+        let url = granting("redis", "keyvalue/store", "url: 'http://h'");
+        assert!(url.contains("redis://HOST:PORT/DATABASE"), "{url}");
+        let qos = granting("mqtt", "messaging/producer", "qos: one");
+        assert!(qos.contains("config `qos`"), "{qos}");
+    }
+
+    #[test]
+    fn secrets_count_though_nobody_knows_them_yet_and_a_password_is_said_once() {
+        let config = "queue: orders, url: 'amqps://mq', tls_cert: /cert.pem, tls_key: /key.pem";
+        let wakes = link("worker", "messaging/handler", "source", config);
+        assert_eq!(found_in("rabbitmq", "user: me", &wakes, ""), "");
+        let wakes = link("worker", "messaging/handler", "source", "stream: ORDERS");
+        assert_eq!(found_in("nats", "user: me", &wakes, ""), "");
+        let wakes = link("worker", "messaging/handler", "source", "queue: orders, url: 'amqp://me:s3cret@mq'");
+        assert_eq!(found_in("rabbitmq", "user: me", &wakes, "").lines().count(), 1);
     }
 
     #[test]

@@ -38,8 +38,8 @@ use async_trait::async_trait;
 pub use config::{PACKET_BYTES_MAX, RECEIVE_MAX};
 pub use publish::MESSAGE_BYTES_MAX;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Depot, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
-use trellis_wire::{Answer, Call, CallError, ComponentKey, Link, LinkId, Message};
+use trellis_provider::{Allowed, Depot, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_wire::{Answer, Call, CallError, ComponentKey, Delivery, Link, LinkId, Message};
 use uuid::Uuid;
 
 use crate::config::{Qos, Settings};
@@ -61,6 +61,45 @@ pub struct Mqtt {
     options: Options,
     links: Links<Bound>,
     sessions: Sessions,
+}
+
+/// Whether a link says rightly which topic wakes its component. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_wake(link: &Link) -> Result<(), LinkError> {
+    check_package(link)?;
+    read(link).map(drop)
+}
+
+/// Whether a link says rightly where its component publishes. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_grant(link: &Link) -> Result<(), LinkError> {
+    check_package(link)?;
+    Settings::read(link)?;
+    Allowed::read(&link.config)?;
+    Qos::read(&link.config).map(drop)
+}
+
+/// The server of a link that wakes a component, how often a message may arrive, and the topic that its nodes share.
+fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
+    let (settings, qos) = (Settings::read(link)?, Qos::read(&link.config)?);
+    let topic = topic::shared(link.config.get("topic").unwrap_or_default(), &link.component)?;
+    match qos {
+        Qos::AtLeastOnce if link.delivery.order_by.is_some() => {
+            let problem = "the nodes of a lattice share a topic, so that messages of one key may come to several; take it \
+                           out of the link, or use a queue of a broker that keeps an order";
+            Err(LinkError::config("delivery.order_by", problem))
+        }
+        Qos::AtMostOnce if link.delivery != Delivery::default() => {
+            let problem = "`0` delivers at most once and keeps nothing to try again; take `delivery` out of the link, or \
+                           write `qos: \"1\"`";
+            Err(LinkError::config("qos", problem))
+        }
+        Qos::AtLeastOnce | Qos::AtMostOnce => Ok((settings, qos, topic)),
+    }
 }
 
 /// What a link has become.
@@ -97,11 +136,6 @@ impl Mqtt {
     }
 
     async fn keep(&self, link: &Link, settings: Settings, topic: String, permits: Permits) -> Result<Bound, LinkError> {
-        if link.delivery.order_by.is_some() {
-            let problem = "`delivery.order_by`: the nodes of a lattice share a topic, so that messages of one key may come \
-                           to several; take it out of the link, or use a queue of a broker that keeps an order";
-            return Err(LinkError::Unsupported(problem.into()));
-        }
         let queue = self.queue(&link.id, &link.component);
         let depot = &self.options.depot;
         // Of what every server takes: 23 letters and digits.
@@ -120,8 +154,7 @@ impl Provider for Mqtt {
     async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
         check_package(&link)?;
         self.remove(&link.id).await;
-        let (settings, qos) = (Settings::read(&link)?, Qos::read(&link.config)?);
-        let topic = topic::shared(link.config.get("topic").unwrap_or_default(), &link.component)?;
+        let (settings, qos, topic) = read(&link)?;
         let id = link.id.clone();
         let bound = match qos {
             Qos::AtLeastOnce => self.keep(&link, settings, topic, permits).await?,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::{LinkError, Permit, Permits, Want};
-use trellis_wire::{Delivery, Error, Event, Link, LinkId, Outcome, Reply, Settle};
+use trellis_wire::{Error, Event, Link, LinkId, Outcome, Reply, Settle};
 
 use crate::client::Arrived;
 use crate::config::{Qos, Session, Settings};
@@ -33,11 +33,6 @@ pub(crate) struct Subscribed {
 impl Subscribed {
     /// Subscribes to what the link names.
     pub(crate) fn begin(link: Link, settings: &Settings, topic: String, permits: Permits) -> Result<Self, LinkError> {
-        if link.delivery != Delivery::default() {
-            let problem = "`delivery`: with `qos: \"0\"` trellis://mqtt delivers at most once and keeps nothing to try \
-                           again; take it out, or write `qos: \"1\"`";
-            return Err(LinkError::Unsupported(problem.into()));
-        }
         let (inbox, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
         let subscription = Subscription { topic, qos: Qos::AtMostOnce };
         let subscribed = Self {

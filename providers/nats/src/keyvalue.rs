@@ -326,6 +326,15 @@ impl Bucket {
     }
 }
 
+/// Whether a link says rightly which bucket it is. The server is not asked.
+pub(crate) fn check(config: &Config) -> Result<(), LinkError> {
+    flag(config, "create")?;
+    flag(config, "enable_bucket_auto_create")?;
+    name(config)?;
+    domain(config)?;
+    replicas(config).map(drop)
+}
+
 fn name(config: &Config) -> Result<String, LinkError> {
     const KEY: &str = "bucket";
     let name = config.get(KEY).ok_or_else(|| LinkError::config(KEY, "is missing: the name of a key-value bucket"))?;

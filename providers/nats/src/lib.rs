@@ -33,9 +33,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 pub use config::{Auth, Tls};
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
+use crate::config::Settings;
 use crate::connection::Connections;
 use crate::keyvalue::Bucket;
 use crate::publish::Publisher;
@@ -79,6 +80,34 @@ impl trellis_provider::Bound for Bound {
             Self::Streamed(streamed) => streamed.end().await,
             Self::Publisher(_) | Self::Bucket(_) => {}
         }
+    }
+}
+
+/// Whether a link says rightly what wakes its component. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_wake(link: &Link) -> Result<(), LinkError> {
+    if link.package != "messaging" {
+        return Err(unsupported(link, "wake a component by `messaging`"));
+    }
+    Settings::read(link, &Options::default())?;
+    match link.config.get("stream") {
+        Some(_) => stream::check(link),
+        None => subscribe::check(link),
+    }
+}
+
+/// Whether a link says rightly what it grants of which server. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_grant(link: &Link) -> Result<(), LinkError> {
+    Settings::read(link, &Options::default())?;
+    match link.package.as_str() {
+        "messaging" => Allowed::read(&link.config).map(drop),
+        "keyvalue" => keyvalue::check(&link.config),
+        _ => Err(unsupported(link, "grant `messaging` and `keyvalue`")),
     }
 }
 

@@ -89,6 +89,11 @@ impl Streamed {
     }
 }
 
+/// Whether a link says rightly which stream it is. The server is not asked.
+pub(crate) fn check(link: &Link) -> Result<(), LinkError> {
+    Wanted::read(link).map(drop)
+}
+
 /// What a link's configuration asks for.
 #[derive(Debug, Clone)]
 struct Wanted {

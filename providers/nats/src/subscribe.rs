@@ -43,17 +43,26 @@ pub(crate) struct Subscribed {
     trouble: Arc<Mutex<Option<String>>>,
 }
 
+/// Whether a link says rightly which subjects it is. The server is not asked.
+pub(crate) fn check(link: &Link) -> Result<(), LinkError> {
+    read(link).map(drop)
+}
+
+fn read(link: &Link) -> Result<Vec<config::Wanted>, LinkError> {
+    if link.delivery != Delivery::default() {
+        return Err(LinkError::Unsupported(
+            "`delivery`: core NATS hands a message over once and keeps nothing to try again; write `stream: NAME` in the \
+             source config, or take `delivery` out"
+                .into(),
+        ));
+    }
+    config::subscriptions(&link.config, &link.component)
+}
+
 impl Subscribed {
     /// Subscribes to all that the link names.
     pub(crate) async fn begin(connections: &Connections, link: Link, permits: Permits) -> Result<Self, LinkError> {
-        if link.delivery != Delivery::default() {
-            return Err(LinkError::Unsupported(
-                "`delivery`: core NATS hands a message over once and keeps nothing to try again; write `stream: NAME` \
-                 in the source config, or take `delivery` out"
-                    .into(),
-            ));
-        }
-        let wanted = config::subscriptions(&link.config, &link.component)?;
+        let wanted = read(&link)?;
         let connection = connections.get(&link).await?;
         let subscribed = Self {
             connection: connection.clone(),

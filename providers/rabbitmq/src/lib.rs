@@ -41,6 +41,7 @@ use crate::config::Settings;
 use crate::connection::{Connection, Connections};
 use crate::publish::Publisher;
 use crate::source::Common;
+use crate::wanted::Wanted;
 
 /// The provider. One value serves every RabbitMQ link of a node.
 #[derive(Debug, Default)]
@@ -52,6 +53,25 @@ pub struct Rabbitmq {
 
 /// What the links of this node to one queue share, by server and queue.
 pub(crate) type Queues = Shared<(Settings, String), Common>;
+
+/// Whether a link says rightly which queue wakes its component. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_wake(link: &Link) -> Result<(), LinkError> {
+    check_package(link)?;
+    Wanted::read(link)?;
+    Settings::read(link).map(drop)
+}
+
+/// Whether a link says rightly where its component publishes. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_grant(link: &Link) -> Result<(), LinkError> {
+    check_package(link)?;
+    publish::read(link).map(drop)
+}
 
 /// What a link has become.
 #[derive(Debug, Clone)]

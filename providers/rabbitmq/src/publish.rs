@@ -32,15 +32,16 @@ pub(crate) struct Publisher {
     allowed: Allowed,
 }
 
+/// The server of a link, its exchange, and where it may publish.
+pub(crate) fn read(link: &Link) -> Result<(Settings, String, Allowed), LinkError> {
+    let exchange = link.config.get("exchange").map(|name| check_name("exchange", name, SHORT_BYTES_MAX));
+    Ok((Settings::read(link)?, exchange.transpose()?.unwrap_or_default(), Allowed::read(&link.config)?))
+}
+
 impl Publisher {
     pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
-        let exchange = link.config.get("exchange").map(|name| check_name("exchange", name, SHORT_BYTES_MAX));
-        let settings = Settings::read(link)?;
-        Ok(Self {
-            connection: connections.get(&settings, || connection::open(&settings))?,
-            exchange: exchange.transpose()?.unwrap_or_default(),
-            allowed: Allowed::read(&link.config)?,
-        })
+        let (settings, exchange, allowed) = read(link)?;
+        Ok(Self { connection: connections.get(&settings, || connection::open(&settings))?, exchange, allowed })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {

@@ -39,6 +39,18 @@ pub(crate) struct Wanted {
 impl Wanted {
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
+        let policy = &link.delivery;
+        let unkept = [
+            (
+                "delivery.order_by",
+                policy.order_by.is_some(),
+                "what RabbitMQ gives out again stands last, so no order is kept",
+            ),
+            ("delivery.dedupe", policy.dedupe.is_some(), "RabbitMQ has no place to keep marks of what was handled"),
+        ];
+        if let Some((key, _, why)) = unkept.iter().find(|(_, asked, _)| *asked) {
+            return Err(LinkError::config(key, format!("{why}; take it out of the link")));
+        }
         let queue = check_name("queue", config.get("queue").unwrap_or_default(), NAME_BYTES_MAX)?;
         let exchange = config.get("exchange").map(|name| check_name("exchange", name, 255)).transpose()?;
         let routing_key = config.get("routing_key").map(|key| check_name("routing_key", key, 255)).transpose()?;

@@ -41,13 +41,18 @@ pub(crate) struct Keys {
     swap: Script,
 }
 
+/// The server of a link, and what its keys begin with.
+pub(crate) fn read(link: &Link) -> Result<(Settings, String), LinkError> {
+    let prefix = link.config.get("prefix").unwrap_or_default().to_owned();
+    if prefix.len() > KEY_BYTES_MAX {
+        return Err(LinkError::config("prefix", format!("is longer than {KEY_BYTES_MAX} bytes")));
+    }
+    Ok((Settings::read(link)?, prefix))
+}
+
 impl Keys {
     pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
-        let prefix = link.config.get("prefix").unwrap_or_default().to_owned();
-        if prefix.len() > KEY_BYTES_MAX {
-            return Err(LinkError::config("prefix", format!("is longer than {KEY_BYTES_MAX} bytes")));
-        }
-        let settings = Settings::read(link)?;
+        let (settings, prefix) = read(link)?;
         let connection = connections.get(&settings, || Connection::open(&settings))?;
         Ok(Self { connection, prefix, swap: Script::new(SWAP) })
     }

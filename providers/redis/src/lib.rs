@@ -36,9 +36,10 @@ use async_trait::async_trait;
 pub use publish::{ID_KEPT, MESSAGE_BYTES_MAX};
 pub use stream::Source;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
+use crate::config::Settings;
 use crate::connection::Connections;
 use crate::keyvalue::Keys;
 use crate::publish::Publisher;
@@ -69,6 +70,31 @@ impl trellis_provider::Bound for Bound {
     }
 }
 
+/// Whether a link says rightly which stream wakes its component. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_wake(link: &Link) -> Result<(), LinkError> {
+    check_wakes(link)?;
+    stream::Wanted::read(link).map(drop)
+}
+
+/// Whether a link says rightly what it grants of which server. The server is not asked.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_grant(link: &Link) -> Result<(), LinkError> {
+    match link.package.as_str() {
+        "messaging" => Settings::read(link).and_then(|_| Allowed::read(&link.config)).map(drop),
+        "keyvalue" => keyvalue::read(link).map(drop),
+        _ => Err(unsupported(link, "grant `messaging` and `keyvalue`")),
+    }
+}
+
+fn check_wakes(link: &Link) -> Result<(), LinkError> {
+    if link.package == "messaging" { Ok(()) } else { Err(unsupported(link, "wake a component by `messaging`")) }
+}
+
 impl Redis {
     /// A provider without links. It connects when the first link needs it.
     pub fn new() -> Self {
@@ -87,9 +113,7 @@ impl Redis {
 #[async_trait]
 impl Provider for Redis {
     async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
-        if link.package != "messaging" {
-            return Err(unsupported(&link, "wake a component by `messaging`"));
-        }
+        check_wakes(&link)?;
         let id = link.id.clone();
         self.remove(&id).await;
         let streamed = Streamed::begin(&self.connections, link, permits)?;

@@ -78,9 +78,20 @@ pub struct Source {
 #[derive(Debug)]
 pub struct Pulled(Claim);
 
-impl Source {
-    /// Reads a link. Nothing is asked of the server yet.
-    pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
+/// What a link asks for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    settings: Settings,
+    stream: String,
+    /// The group, where one is named.
+    named: Option<String>,
+    letters: String,
+    delete: bool,
+    create: bool,
+}
+
+impl Wanted {
+    pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
         let stream = name("stream", config.get("stream").unwrap_or_default())?;
         let named = config.get("group").map(|group| name("group", group)).transpose()?;
@@ -91,16 +102,24 @@ impl Source {
         if letters == stream {
             return Err(LinkError::config("delivery.dead_letter", "is the stream itself: name another"));
         }
-        let settings = Settings::read(link)?;
+        let (delete, create) = (flag(config, "delete")?, flag(config, "create")?);
+        Ok(Self { settings: Settings::read(link)?, stream, named, letters, delete, create })
+    }
+}
+
+impl Source {
+    /// Reads a link. Nothing is asked of the server yet.
+    pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
+        let Wanted { settings, stream, named, letters, delete, create } = Wanted::read(link)?;
         let connection = connections.get(&settings, || Connection::open(&settings))?;
         let group = named.clone().unwrap_or_else(|| group_of(&link.component));
         Ok(Self {
-            ledger: Ledger::new(connection.clone(), &stream, &group, &letters, flag(config, "delete")?),
+            ledger: Ledger::new(connection.clone(), &stream, &group, &letters, delete),
             waiting: Connection::open(&settings)?,
             connection,
             component: link.component.to_string(),
             is_named: named.is_some(),
-            create: flag(config, "create")?,
+            create,
             found: Mutex::default(),
             adopting: tokio::sync::Mutex::new((Instant::now(), "0-0".into())),
             changed: Notify::new(),
