@@ -29,7 +29,7 @@ fn key(of: &str, text: &str) -> String {
 
 /// The first word of the body: `retry-twice` refuses two attempts and takes the third; `publish S` publishes `from
 /// {subject}` on S; `publish-then-trap S` does so and traps; `request S` asks on S and stores the answer; `answer`
-/// answers whoever asked; `sleep N` takes N ms. Any other word is ok.
+/// answers whoever asked; `sleep N` takes N ms; `memory` asks for more and more of it. Any other word is ok.
 fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
     let (word, rest) = body.split_once(' ').unwrap_or((body, ""));
     let out = || OutMessage::new(rest, format!("from {}", message.subject)).header("by", "messages");
@@ -45,6 +45,12 @@ fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
         "loop" => loop {
             std::hint::black_box(0);
         },
+        "memory" => {
+            let mut all = Vec::new();
+            loop {
+                all.push(std::hint::black_box(vec![1_u8; 1 << 20]));
+            }
+        }
         "publish" => publish(out())?,
         "publish-then-trap" => {
             publish(out())?;

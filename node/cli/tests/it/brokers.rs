@@ -1,6 +1,7 @@
 //! Queues on real brokers, end to end: one manifest that moves between them.
 
 use redis::Commands as _;
+use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 use trellis_mqtt::testing::Mosquitto;
 use trellis_rabbitmq::testing::RabbitServer;
@@ -9,7 +10,7 @@ use trellis_redis::testing::RedisServer;
 use crate::apps::{app, component, eventually, http, link, link_from, provider, waking_at};
 use crate::client::get;
 use crate::node::{DataDir, Node};
-use crate::queues::letters;
+use crate::queues::{faked_by, letters};
 
 /// A handler behind a queue, and a window on the store that it writes to. Only image, server and the queue's name differ.
 fn shop(tech: &str, server: &str, source: &str) -> String {
@@ -22,7 +23,7 @@ fn shop(tech: &str, server: &str, source: &str) -> String {
             component(
                 "worker",
                 "test_messages",
-                "limits: {timeout: 5s}",
+                "limits: {timeout: 3s, memory: 32MiB}",
                 &[store(), link("bus", "trellis:messaging/producer")],
             ),
             http("window", ""),
@@ -32,13 +33,37 @@ fn shop(tech: &str, server: &str, source: &str) -> String {
     )
 }
 
+/// The manifest works there, and every row of the settle table has its consequence.
 #[track_caller]
 fn moves_to(node: &Node, tech: &str, server: &str, source: &str, publish: impl Fn(&str)) {
     node.deploy(&shop(tech, server, source));
-    for body in ["fine", "retry-twice"] {
+    for body in ["fine", "retry-twice", "dead-letter", "drop", "trap", "memory", "loop", "after all"] {
         publish(body);
     }
-    handles(node, tech, &[("fine", 1), ("retry-twice", 3)]);
+    handles(node, tech, &[("fine", 1), ("retry-twice", 3), ("drop", 1), ("after-all", 1)]);
+    let mut dead: Vec<_> = letters(node, "shop", 4).iter().map(row).collect();
+    dead.sort();
+    let expected = [
+        ("dead-letter", "refused", 1, "as asked"),
+        ("loop", "max-faults", 2, "not done within 3000 ms"),
+        ("memory", "max-faults", 2, "its limit is 33554432 bytes"),
+        ("trap", "max-faults", 2, "trapped"),
+    ];
+    for ((body, reason, attempts, said), why) in dead.iter().zip(expected).map(|(row, why)| (row.clone(), why)) {
+        assert_eq!((body.as_str(), reason.as_str(), attempts), (why.0, why.1, why.2), "on {tech}");
+        assert!(said.contains(why.3), "on {tech}, {body}: {said}");
+    }
+    let ids: Vec<_> = letters(node, "shop", 4).iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
+    let ids: Vec<_> = ids.iter().map(String::as_str).collect();
+    assert_eq!(node.trellis(&[&["dead-letters", "drop", "shop"], ids.as_slice()].concat()).ok(), "4 dropped\n");
+    letters(node, "shop", 0);
+}
+
+/// What a dead letter says: body, reason, attempts, and why.
+fn row(letter: &Value) -> (String, String, u64, String) {
+    let text = |key: &str| letter[key].as_str().unwrap().to_owned();
+    let said = format!("{} {}", letter["faults"], text("detail"));
+    (text("body_text"), text("reason"), letter["attempts"].as_u64().unwrap(), said)
 }
 
 /// Each of these is handled well in the end, at this attempt.
@@ -65,26 +90,32 @@ fn one_manifest_moves_between_brokers() {
     drop(node);
 
     let redis = RedisServer::start();
-    let mut client = redis::Client::open(redis.url.as_str()).unwrap().get_connection().unwrap();
     let node = Node::start(&[]);
-    let server = format!("url: '{}'", redis.url);
-    let client = std::cell::RefCell::new(&mut client);
-    moves_to(&node, "redis", &server, "stream: ORDERS", |body| {
-        let _: String = client.borrow_mut().xadd("ORDERS", "*", &[("body", body)]).unwrap();
-    });
+    moves_to(&node, "redis", &format!("url: '{}'", redis.url), "stream: ORDERS", by_redis(&redis));
     drop(node);
 
     let rabbit = RabbitServer::start();
     let node = Node::start(&[]);
-    let server = format!("url: '{}'", rabbit.url);
+    moves_to(&node, "rabbitmq", &format!("url: '{}'", rabbit.url), "queue: ORDERS", by_rabbitmq(&rabbit));
+}
+
+fn by_redis(server: &RedisServer) -> impl Fn(&str) {
+    let client = redis::Client::open(server.url.as_str()).unwrap().get_connection().unwrap();
+    let client = std::cell::RefCell::new(client);
+    move |body| {
+        let _: String = client.borrow_mut().xadd("ORDERS", "*", &[("body", body)]).unwrap();
+    }
+}
+
+fn by_rabbitmq(server: &RabbitServer) -> impl Fn(&str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let channel = runtime.block_on(async {
-        let connection = lapin::Connection::connect(&rabbit.url, Default::default()).await.unwrap();
+        let connection = lapin::Connection::connect(&server.url, Default::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(Default::default()).await.unwrap();
         channel
     });
-    moves_to(&node, "rabbitmq", &server, "queue: ORDERS", |body| {
+    move |body| {
         // The link makes the queue soon after it is there; the server gives back what it has no queue for.
         eventually("there is a queue", || {
             let options = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
@@ -92,7 +123,61 @@ fn one_manifest_moves_between_brokers() {
             let confirmed = runtime.block_on(async { sent.await.unwrap().await.unwrap() });
             confirmed.take_message().is_none().then_some(())
         });
-    });
+    }
+}
+
+/// While a message waits for its next try, and while one is worked on, the clock of its node, and that alone, is set by
+/// hours: nothing is held, given out once more or given up for it.
+#[track_caller]
+fn keeps_its_promise_under_a_clock_that_jumps(tech: &str, server: &str, source: &str, publish: impl Fn(&str)) {
+    let (data_dir, offset) = (DataDir::new(), tempfile::NamedTempFile::new().unwrap());
+    let jump = |to: &str| std::fs::write(offset.path(), to).unwrap();
+    let start = || {
+        let environment = faked_by(offset.path());
+        Node::start_with(&data_dir, &[], &environment.each_ref().map(|(name, value)| (*name, value.as_str())))
+    };
+    let seen = |node: &Node, what: &str| get(node.at("shop"), &format!("/seen/{what}")).ok().map(|seen| seen.text());
+    let until_seen = |node: &Node, what: &str, times: &str| {
+        eventually(&format!("{what} came {times} times on {tech}"), || {
+            seen(node, what).filter(|seen| seen == times).map(drop)
+        });
+    };
+    jump("+0h");
+    let node = start();
+    node.deploy(&shop(tech, server, source).replace("backoff.initial: 100ms", "backoff.initial: 2s"));
+    publish("trap a");
+    until_seen(&node, "trap-a", "1");
+    jump("-5h");
+    letters(&node, "shop", 1);
+    publish("sleep 2500");
+    until_seen(&node, "sleep-2500", "1");
+    jump("+5h");
+    publish("trap b");
+    until_seen(&node, "trap-b", "1");
+    jump("+30h");
+    letters(&node, "shop", 2);
+    drop(node);
+    jump("-30h");
+    let node = start();
+    publish("fine");
+    handles(&node, tech, &[("fine", 1)]);
+    let dead = letters(&node, "shop", 2);
+    assert!(dead.iter().all(|letter| letter["reason"] == "max-faults" && letter["attempts"] == 2), "{tech}: {dead:?}");
+    assert_eq!(seen(&node, "sleep-2500").as_deref(), Some("1"), "once on {tech}");
+}
+
+#[test]
+fn a_nodes_clock_that_jumps_changes_nothing_on_redis() {
+    let redis = RedisServer::start();
+    let server = format!("url: '{}'", redis.url);
+    keeps_its_promise_under_a_clock_that_jumps("redis", &server, "stream: ORDERS", by_redis(&redis));
+}
+
+#[test]
+fn a_nodes_clock_that_jumps_changes_nothing_on_rabbitmq() {
+    let rabbit = RabbitServer::start();
+    let server = format!("url: '{}'", rabbit.url);
+    keeps_its_promise_under_a_clock_that_jumps("rabbitmq", &server, "queue: ORDERS", by_rabbitmq(&rabbit));
 }
 
 #[test]

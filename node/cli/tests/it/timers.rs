@@ -186,6 +186,8 @@ fn ticks_that_are_given_up_are_dead_letters_of_their_own_timers() {
         let time = |id: &str| id.rsplit_once('-').unwrap().0.to_owned();
         ids.iter().find(|id| ids.iter().any(|other| *other != **id && time(other) == time(id))).cloned()
     });
+    let letter = letters().into_iter().find(|letter| letter["id"] == id.as_str()).unwrap();
+    assert!(letter["digest"].as_str().unwrap().starts_with("sha256:") && letter["generation"] != 0, "{letter}");
     let shown = node.trellis(&["dead-letters", "show", "clock/worker", &id]).ok();
     assert!(shown.contains("as asked") && shown.contains(&format!("trellis-tick-id: {id}")), "{shown}");
 
