@@ -41,6 +41,11 @@ impl LinkId {
         Self(format!("{}{GRANT_MARK}{hash:016x}", self.0))
     }
 
+    /// What the link leads to, by its name in the app.
+    pub fn target(&self) -> Option<ComponentKey> {
+        self.0.split_once(" -> ")?.1.split(' ').next()?.parse().ok()
+    }
+
     /// The link that this is a grant of, or the same.
     pub fn link(&self) -> Self {
         Self(self.0.split(GRANT_MARK).next().unwrap_or_default().into())
@@ -99,6 +104,7 @@ mod tests {
     fn a_grant_is_named_by_its_config_and_shown_by_its_link() {
         let (api, store) = ("shop/api".parse().unwrap(), "shop/store".parse().unwrap());
         let link = LinkId::new(&api, &store, &LinkName::default(), "wasi", "keyvalue", &["store".into()]);
+        assert_eq!(link.target(), Some(store));
         let of = |pairs: &[(&str, &str)]| link.granting(&pairs.iter().copied().collect());
         assert_eq!(of(&[]), link);
         assert_eq!(of(&[("bucket", "one")]), of(&[("bucket", "one")]));

@@ -1,16 +1,20 @@
 //! The lattice's own events: what changed in its state, and what nodes report of the components they hold, as CloudEvents
 //! 1.0. Each node makes its own from what it knows, so any node can be followed; their ids are each node's own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use trellis_placement::{Happening, State, happenings};
-use trellis_wire::{ComponentKey, LatticeId, NodeId};
+use trellis_provider::delivery::PAUSED;
+use trellis_wire::{ComponentKey, LatticeId, LinkId, NodeId};
 
 use crate::api::types::CloudEvent;
+use crate::board::Health;
 use crate::clock;
+use crate::liveness::OfLink;
 use crate::tail::Tail;
 
 /// Events kept in memory.
@@ -25,6 +29,10 @@ pub(crate) enum Report {
     Stopped,
     /// So many events of it ended in a fault since the last report.
     Faulted(u64),
+    /// The trigger of this link paused by itself.
+    Paused(LinkId),
+    /// It goes on.
+    Resumed(LinkId),
 }
 
 /// The events of the lattice, as this node knows them.
@@ -68,6 +76,11 @@ impl Events {
                 data["faults"] = json!(faults);
                 "component.faulted"
             }
+            Report::Paused(link) | Report::Resumed(link) => {
+                (data["app"], data["link"], data["by"]) =
+                    (json!(component.app), json!(link.to_string()), json!("itself"));
+                if matches!(report, Report::Paused(_)) { "trigger.paused" } else { "trigger.resumed" }
+            }
         };
         self.push(state, kind, component.to_string(), data);
     }
@@ -96,6 +109,22 @@ impl Events {
     }
 }
 
+/// Triggers of a node that paused by themselves, or go on, between what it said of its links before and now.
+pub(crate) fn pauses<'a>(
+    before: impl Iterator<Item = &'a (LinkId, OfLink)>,
+    now: impl Iterator<Item = &'a (LinkId, OfLink)>,
+) -> Vec<(ComponentKey, Report)> {
+    let is_paused = |link: &OfLink| matches!(&link.health, Health::Unwell(why) if why.starts_with(PAUSED));
+    let paused: BTreeSet<_> = before.filter(|(_, link)| is_paused(link)).map(|(id, _)| id).collect();
+    let report = |(id, link): &(LinkId, OfLink)| match (paused.contains(id), is_paused(link)) {
+        (false, true) => Some((id.target()?, Report::Paused(id.clone()))),
+        // What ails it otherwise says nothing of the pause.
+        (true, false) if link.health == Health::Ready => Some((id.target()?, Report::Resumed(id.clone()))),
+        _ => None,
+    };
+    now.filter_map(report).collect()
+}
+
 fn name(state: &State, node: NodeId) -> String {
     state.node(node).map(|known| known.facts.name.clone()).unwrap_or_default()
 }
@@ -106,7 +135,7 @@ fn told(happening: &Happening, before: &State, after: &State) -> (&'static str, 
         let state = if after.node(node).is_some() { after } else { before };
         (kind, node.to_string(), json!({ "node": node.to_string(), "name": name(state, node) }))
     };
-    let lease = |kind, link: &trellis_wire::LinkId, lease: &trellis_placement::Lease| {
+    let lease = |kind, link: &LinkId, lease: &trellis_placement::Lease| {
         let (node, name) = (lease.node.to_string(), name(after, lease.node));
         (kind, link.to_string(), json!({ "link": link.to_string(), "node": node, "name": name, "token": lease.token }))
     };
@@ -145,5 +174,31 @@ fn told(happening: &Happening, before: &State, after: &State) -> (&'static str, 
         ),
         Happening::LeaseGranted(link, granted) => lease("lease.granted", link, granted),
         Happening::LeaseLost(link, lost) => lease("lease.lost", link, lost),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_wire::LinkName;
+
+    use super::*;
+    use crate::board::Mark;
+
+    #[test]
+    fn a_trigger_that_pauses_by_itself_is_told_once_and_when_it_goes_on() {
+        let key = |text: &str| text.parse::<ComponentKey>().unwrap();
+        let name = LinkName::default();
+        let id =
+            LinkId::new(&key("shop/queue"), &key("shop/worker"), &name, "trellis", "messaging", &["handler".into()]);
+        let said = |health: Health| [(id.clone(), OfLink { mark: Mark::of(&"link"), health, at: None })];
+        let paused = || said(Health::Unwell(format!("{PAUSED}: most messages failed")));
+        let away = || said(Health::Unwell("not connected".into()));
+        let between = |before: &[(LinkId, OfLink)], now: &[(LinkId, OfLink)]| pauses(before.iter(), now.iter());
+        let worker = |report: Report| vec![(key("shop/worker"), report)];
+        assert_eq!(between(&said(Health::Ready), &paused()), worker(Report::Paused(id.clone())));
+        assert_eq!(between(&paused(), &paused()), []);
+        assert_eq!(between(&paused(), &away()), [], "nobody knows");
+        assert_eq!(between(&paused(), &said(Health::Ready)), worker(Report::Resumed(id.clone())));
+        assert_eq!(between(&away(), &said(Health::Ready)), []);
     }
 }

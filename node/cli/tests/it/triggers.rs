@@ -95,6 +95,27 @@ fn a_person_pauses_a_component_and_resumes_it() {
 }
 
 #[test]
+fn a_trigger_that_pauses_by_itself_is_told_as_an_event_and_goes_on_when_a_person_says_so() {
+    let node = Node::start(&[]);
+    node.deploy(&worker(4, "embedded", "{queue: mail, delivery.backoff.initial: 2m}"));
+    for n in 0..30 {
+        node.trellis(&["publish", "mail", &format!("trap {n}")]).ok();
+    }
+    let told = |kind: &str| {
+        let lines = node.trellis(&["events", "post", "-o", "json"]).ok();
+        let events = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.filter(|event| event["type"] == kind).collect::<Vec<_>>()
+    };
+    let paused = eventually("it pauses", || told("trellis.trigger.paused").pop());
+    let data = &paused["data"];
+    assert_eq!((&data["component"], &data["by"]), (&"post/worker".into(), &"itself".into()), "{paused}");
+    assert!(data["link"].as_str().unwrap().contains("post/bus -> post/worker"), "{paused}");
+    node.trellis(&["resume", "post/worker"]).ok();
+    eventually("it goes on", || told("trellis.trigger.resumed").pop());
+    assert_eq!(told("trellis.trigger.paused").len(), 1, "once");
+}
+
+#[test]
 fn any_node_lists_replays_and_drops_the_dead_letters_of_a_stream() {
     let nats = NatsServer::start(true);
     let nodes = two_nodes(&nats);

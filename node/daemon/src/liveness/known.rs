@@ -6,7 +6,7 @@ use trellis_wire::{ComponentKey, Generation, LinkId};
 
 use super::sign::{Alive, Beat, OfComponent, OfLink};
 use crate::board::{Health, Mark};
-use crate::events::Report;
+use crate::events::{self, Report};
 
 /// What is known of a node.
 #[derive(Default)]
@@ -106,8 +106,9 @@ fn reports(before: &[&Beat], now: &[&Beat]) -> Vec<(ComponentKey, Report)> {
     let all = |pages: &[&'_ Beat]| -> BTreeMap<ComponentKey, OfComponent> {
         pages.iter().flat_map(|page| page.components.iter().cloned()).collect()
     };
+    let links_before = before.iter().flat_map(|page| &page.links);
+    let mut reports = events::pauses(links_before, now.iter().flat_map(|page| &page.links));
     let (before, now) = (all(before), all(now));
-    let mut reports = Vec::new();
     for (key, one) in &now {
         let was = before.get(key);
         if one.health == Health::Ready && was.is_none_or(|was| was.health != Health::Ready) {

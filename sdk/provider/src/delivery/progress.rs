@@ -11,6 +11,9 @@ use super::policy::Settlement;
 use super::queue::Trouble;
 use crate::Histogram;
 
+/// How [`Progress::health`] begins where a trigger paused by itself.
+pub const PAUSED: &str = "it paused by itself";
+
 /// How an engine is, and what it did since it began.
 #[derive(Debug)]
 pub struct Progress {
@@ -77,11 +80,10 @@ impl Progress {
     /// # Errors
     /// For people.
     pub fn health(&self) -> Result<(), String> {
-        if let Some(since_ms) = lock(&self.breaker).open_since_ms() {
-            let seconds = self.now_ms().saturating_sub(since_ms) / 1_000;
+        if lock(&self.breaker).open_since_ms().is_some() {
             return Err(format!(
-                "it paused by itself {seconds} s ago: most messages failed on their first attempt; one is \
-                 tried each minute, and `trellis resume` begins anew"
+                "{PAUSED}: most messages failed on their first attempt; one is tried each minute, and `trellis resume` \
+                 begins anew"
             ));
         }
         lock(&self.trouble).clone().map_or(Ok(()), Err)
