@@ -367,22 +367,22 @@ impl Dispatch {
     /// them wherever they are.
     async fn permit_to_pull(&self, component: &ComponentKey, source: Source) -> Result<Permit, Error> {
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
-        let far = self.elsewhere.reserve(dispatch, component, source.clone());
+        let far = || Box::pin(self.elsewhere.reserve(dispatch, component, source.clone()));
         if self.holding(component).is_none() {
-            return far.await;
+            return far().await;
         }
         let here = self.permit_here(component, Want::Pull, source.clone());
         if !source.pulls_alone || !self.elsewhere.is_held(component) {
             return match here.await {
                 // It went to another node during the wait.
-                Err(Error::NotHeld(_)) => far.await,
+                Err(Error::NotHeld(_)) => far().await,
                 done => done,
             };
         }
         tokio::select! {
             biased;
             here = here => here,
-            far = far => far,
+            far = far() => far,
         }
     }
 
@@ -570,7 +570,8 @@ impl Turn {
         let mut held = Vec::new();
         if let (Ok(Reply::Settle(settle @ Settle::Ack)), Some(outbox)) = (&mut outcome, outbox) {
             match sends {
-                Sends::Here => *settle = outbox.send(&dispatch, &trace, holding.version()).await,
+                // Boxed: most events send nothing, and would be moved about with room for it.
+                Sends::Here => *settle = Box::pin(outbox.send(&dispatch, &trace, holding.version())).await,
                 Sends::BySource => held = outbox.take(),
             }
         }

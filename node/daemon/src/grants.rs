@@ -258,7 +258,8 @@ impl Gate {
         let borrowing = async {
             let Some(elsewhere) = elsewhere else { return std::future::pending().await };
             loop {
-                if let Some(line) = elsewhere.borrow(&self.component, &self.link).await {
+                // Boxed: few calls get here, and all would be moved about with room for it.
+                if let Some(line) = Box::pin(elsewhere.borrow(&self.component, &self.link)).await {
                     return line;
                 }
                 tokio::time::sleep(BORROW_EVERY).await;
