@@ -19,7 +19,7 @@
 //!
 //! Order is not kept: what comes back stands last. There is no ledger for `delivery.dedupe`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -73,24 +73,11 @@ pub(crate) struct Common {
     claims: Arc<Claims>,
     /// Delay queues that this node has used.
     delays: Mutex<HashSet<String>>,
-    /// By wait in milliseconds: how many delay queues of it did not answer, and are not used any more. A server that was
-    /// killed just after it made one may never find a leader for it.
-    silent: Mutex<HashMap<u64, u32>>,
 }
 
 impl Common {
     pub(crate) fn new() -> Self {
-        Self { claims: Claims::new(), delays: Mutex::default(), silent: Mutex::default() }
-    }
-
-    /// Which of the delay queues of this wait is in use, counted from 0.
-    fn nth(&self, wait_ms: u64) -> u32 {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner).get(&wait_ms).copied().unwrap_or(0)
-    }
-
-    /// The nth did not answer: from now on the next one is used.
-    fn leave(&self, wait_ms: u64, nth: u32) {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(wait_ms, nth + 1);
+        Self { claims: Claims::new(), delays: Mutex::default() }
     }
 }
 
@@ -219,32 +206,16 @@ impl Source {
     /// Has a copy given out after a wait, and acknowledges the message.
     async fn give_again(&self, line: &Line, held: &Held, after: Duration) -> Result<(), Unanswered> {
         let properties = held.known.write(&held.delivery.properties, &[]);
-        if after <= AT_ONCE {
-            publish(line, &self.wanted.queue, &held.delivery.data, properties).await?;
-        } else {
-            let wait_ms = rounded_up(after);
-            let nth = self.queue.nth(wait_ms);
-            let published = async {
-                let to = self.delay(line, wait_ms, nth).await?;
-                publish(line, &to, &held.delivery.data, properties).await
-            };
-            if let Err(why) = published.await {
-                if matches!(why, Unanswered::Away(_)) {
-                    self.queue.leave(wait_ms, nth);
-                }
-                return Err(why);
-            }
-        }
+        let to = if after <= AT_ONCE { self.wanted.queue.clone() } else { self.delay(line, after).await? };
+        publish(line, &to, &held.delivery.data, properties).await?;
         acknowledge(held).await;
         Ok(())
     }
 
-    /// A queue whose messages come back to this one after so long.
-    async fn delay(&self, line: &Line, wait_ms: u64, nth: u32) -> Result<String, Unanswered> {
-        let mut name = format!("{}.trellis.delay.{wait_ms}", self.wanted.queue);
-        if nth > 0 {
-            name += &format!(".{nth}");
-        }
+    /// A queue whose messages come back to this one after at least so long.
+    async fn delay(&self, line: &Line, after: Duration) -> Result<String, Unanswered> {
+        let wait_ms = rounded_up(after);
+        let name = format!("{}.trellis.delay.{wait_ms}", self.wanted.queue);
         let lasts = Duration::from_millis(wait_ms) * 2 + DELAY_KEPT;
         let declared = line.declared.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied();
         // Declaring it is what keeps it: messages alone do not.
