@@ -487,6 +487,7 @@ fn torture_redis() {
 }
 
 #[test]
+#[ignore = "RabbitMQ 3.10 loses a quorum queue that it made in the seconds before it is killed, with what it confirmed there"]
 fn torture_rabbitmq() {
     torture(Broker::Rabbit(RabbitServer::start()), 2);
 }
