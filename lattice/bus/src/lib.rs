@@ -33,7 +33,7 @@ pub use faults::Faults;
 pub use memory::Memory;
 pub use nats::Nats;
 pub use options::{Auth, Options, OptionsError, Tls};
-pub use sealed::{Heard, Listening, Reply, Sealed, SealedError};
+pub use sealed::{Heard, Listening, Reply, Sealed, SealedError, Words};
 pub use wire::Wire;
 
 /// How many messages wait in one subscription before the newest is dropped, counted and reported.

@@ -142,6 +142,11 @@ impl Sealed {
         Ok(Listening { sealed: self.clone(), subscription })
     }
 
+    /// Listens to a subject whatever becomes of the subscription: it is made again, a moment after it ended or failed.
+    pub fn words(&self, subject: String) -> Words {
+        Words { sealed: self.clone(), subject, listening: None }
+    }
+
     /// Answers those who ask which start this node is in. When this returns they can ask; what it gives has to run, and
     /// never ends.
     ///
@@ -229,6 +234,37 @@ impl Sealed {
 pub struct Listening {
     sealed: Sealed,
     subscription: Subscription,
+}
+
+/// The words on a subject, without an end.
+#[derive(Debug)]
+pub struct Words {
+    sealed: Sealed,
+    subject: String,
+    listening: Option<Listening>,
+}
+
+impl Words {
+    /// Waits for the next word. One that is not taken is an error, as for [`Listening::next`]. Cancelling the wait loses
+    /// nothing.
+    pub async fn next(&mut self) -> Result<Heard, Distrust> {
+        loop {
+            if let Some(listening) = &mut self.listening {
+                if let Some(word) = listening.next().await {
+                    return word;
+                }
+                self.listening = None;
+                tokio::time::sleep(LISTEN_AGAIN).await;
+            }
+            match self.sealed.listen(&self.subject).await {
+                Ok(listening) => self.listening = Some(listening),
+                Err(why) => {
+                    tracing::warn!("not listening on {}: {why}", self.subject);
+                    tokio::time::sleep(LISTEN_AGAIN).await;
+                }
+            }
+        }
+    }
 }
 
 impl Listening {

@@ -34,8 +34,6 @@ const ANSWER_WAIT: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long what was appended may take until it is applied.
 const APPLY_WAIT: Duration = Duration::from_secs(10);
-/// How long to wait before listening again where the bus ended a subscription.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How long a snapshot is kept in memory for those who fetch it in pieces.
 const SHELF_LIFE: Duration = Duration::from_secs(30);
 
@@ -211,21 +209,14 @@ impl Follow {
     pub(crate) async fn listen(self, stop: CancellationToken) {
         let misses = self.missed.subscribe();
         let hearing = async {
-            let subject = subject::delta(self.network.sealed.lattice());
+            let sealed = &self.network.sealed;
+            let mut words = sealed.words(subject::delta(sealed.lattice()));
             loop {
-                match self.network.sealed.listen(&subject).await {
-                    Ok(mut told) => {
-                        while let Some(told) = told.next().await {
-                            // Who is not met yet is greeted, and what others say is no matter.
-                            let Ok(told) = told else { continue };
-                            if let Some(leader) = self.hear(&told).await {
-                                self.missed.send_replace(Some(leader));
-                            }
-                        }
-                    }
-                    Err(why) => tracing::warn!(%why, "not listening on {subject}"),
+                // Who is not met yet is greeted, and what others say is no matter.
+                let Ok(told) = words.next().await else { continue };
+                if let Some(leader) = self.hear(&told).await {
+                    self.missed.send_replace(Some(leader));
                 }
-                sleep(LISTEN_AGAIN).await;
             }
         };
         tokio::select! {

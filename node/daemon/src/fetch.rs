@@ -22,8 +22,6 @@ const CHUNK_BYTES_MAX: usize = 128 * 1024;
 const CHUNK_WAIT: Duration = Duration::from_secs(5);
 /// How many chunks are read for others at one time.
 const READS_MAX: usize = 16;
-/// The wait before a subscription that ended is made again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How often a node looks whether it has what it keeps for others.
 const SPARE_EVERY: Duration = Duration::from_secs(10);
 
@@ -123,22 +121,14 @@ impl Fetch {
 
     /// Gives chunks to others until `shutdown`.
     pub(crate) async fn serve(self: Arc<Self>, shutdown: CancellationToken) {
-        let subject = subject::artifact(self.sealed.lattice(), self.sealed.node());
+        let mut questions = self.sealed.words(subject::artifact(self.sealed.lattice(), self.sealed.node()));
         let reads = Arc::new(Semaphore::new(READS_MAX));
         let serving = async {
             loop {
-                match self.sealed.listen(&subject).await {
-                    Ok(mut questions) => {
-                        while let Some(question) = questions.next().await {
-                            // Who sent what is not taken was told.
-                            if let Ok(question) = question {
-                                self.clone().give(question, &reads);
-                            }
-                        }
-                    }
-                    Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+                // Who sent what is not taken was told.
+                if let Ok(question) = questions.next().await {
+                    self.clone().give(question, &reads);
                 }
-                tokio::time::sleep(LISTEN_AGAIN).await;
             }
         };
         tokio::select! {

@@ -39,8 +39,6 @@ use crate::providers::Providers;
 
 /// How often the leader looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// The wait before a subscription that ended is made again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How long news waits for more before it goes out with a heartbeat of its own.
 const NEWS_WAIT: Duration = Duration::from_millis(100);
 /// The wait before pages that were missed are asked for, and the most that is added to it by chance, so that not everyone
@@ -358,17 +356,9 @@ impl Pulse {
     }
 
     async fn listen(&self) {
-        let subject = subject::heartbeats(self.sealed.lattice());
+        let mut beats = self.sealed.words(subject::heartbeats(self.sealed.lattice()));
         loop {
-            match self.sealed.listen(&subject).await {
-                Ok(mut beats) => {
-                    while let Some(beat) = beats.next().await {
-                        self.hear(beat).await;
-                    }
-                }
-                Err(why) => tracing::warn!("not listening on {subject}: {why}"),
-            }
-            tokio::time::sleep(LISTEN_AGAIN).await;
+            self.hear(beats.next().await).await;
         }
     }
 
@@ -406,20 +396,12 @@ impl Pulse {
 
     /// Gives pages to those who missed them.
     async fn give_pages(&self) {
-        let subject = subject::page(self.sealed.lattice(), self.sealed.node());
+        let mut questions = self.sealed.words(subject::page(self.sealed.lattice(), self.sealed.node()));
         loop {
-            match self.sealed.listen(&subject).await {
-                Ok(mut questions) => {
-                    while let Some(question) = questions.next().await {
-                        // Who sent what is not taken was told.
-                        if let Ok(question) = question {
-                            self.give_page(question).await;
-                        }
-                    }
-                }
-                Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+            // Who sent what is not taken was told.
+            if let Ok(question) = questions.next().await {
+                self.give_page(question).await;
             }
-            tokio::time::sleep(LISTEN_AGAIN).await;
         }
     }
 

@@ -25,9 +25,6 @@ use crate::shares::Shares;
 use crate::telemetry::Trace;
 use crate::triggers::Triggers;
 
-/// The wait before a subscription that ended is made again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-
 /// How often it is looked whether a place that was lent is still needed.
 const LENT_LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -84,26 +81,19 @@ impl Service {
         let [events, calls, pieces] = subjects;
         tokio::select! {
             () = ended.cancelled() => {}
-            () = service.listen(&events, |asked| service.clone().take(asked, true)) => {}
-            () = service.listen(&calls, |asked| service.clone().take(asked, false)) => {}
-            () = service.listen(&pieces, |piece| service.lines.take(piece.from, &piece.body)) => {}
+            () = service.listen(events, |asked| service.clone().take(asked, true)) => {}
+            () = service.listen(calls, |asked| service.clone().take(asked, false)) => {}
+            () = service.listen(pieces, |piece| service.lines.take(piece.from, &piece.body)) => {}
         }
     }
 
-    async fn listen(&self, subject: &str, each: impl Fn(Heard)) {
+    async fn listen(&self, subject: String, each: impl Fn(Heard)) {
+        let mut words = self.sealed.words(subject);
         loop {
-            match self.sealed.listen(subject).await {
-                Ok(mut words) => {
-                    while let Some(word) = words.next().await {
-                        // Who sent what is not taken was told.
-                        if let Ok(word) = word {
-                            each(word);
-                        }
-                    }
-                }
-                Err(why) => tracing::warn!("not listening on {subject}: {why}"),
+            // Who sent what is not taken was told.
+            if let Ok(word) = words.next().await {
+                each(word);
             }
-            tokio::time::sleep(LISTEN_AGAIN).await;
         }
     }
 
