@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_nats::connection::State as ClientState;
+use async_nats::jetstream::{self, Context};
 use async_nats::rustls::pki_types::pem::PemObject as _;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use async_nats::rustls::{self, ClientConfig, RootCertStore};
@@ -41,6 +42,8 @@ const ROUND_TRIP_MAX: Duration = Duration::from_secs(2);
 const EVENTS_MAX: usize = 128;
 /// How often the client is asked how it is connected, whatever its events said.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long one request to JetStream may take.
+pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(5);
 
 /// Every connection of this node's provider. One that no link uses any more is closed.
 #[derive(Debug)]
@@ -80,6 +83,17 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// JetStream on this connection, in a domain if one is named.
+    pub(crate) fn jetstream(&self, domain: Option<&str>) -> Context {
+        let client = self.client.clone();
+        let mut context = match domain {
+            Some(domain) => jetstream::with_domain(client, domain),
+            None => jetstream::new(client),
+        };
+        context.set_timeout(REQUEST_MAX);
+        context
+    }
+
     /// Begins to connect, and returns without waiting for it.
     async fn open(settings: &Settings) -> Result<Self, LinkError> {
         let servers = servers(settings)?;

@@ -21,8 +21,6 @@ use trellis_wire::{CallError, Config, KeyValue, KeyValueAnswer, Link, pattern};
 use crate::config::flag;
 use crate::connection::{Connection, Connections};
 
-/// How long one request to JetStream may take.
-const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// How long one call may take, with all its requests.
 const CALL_MAX: Duration = Duration::from_secs(30);
 /// How often an increment or swap is tried while other clients write the same key.
@@ -267,12 +265,7 @@ impl Bucket {
     }
 
     async fn find(&self) -> Result<Store, CallError> {
-        let client = self.connection.client.clone();
-        let mut context = match &self.domain {
-            Some(domain) => jetstream::with_domain(client, domain),
-            None => jetstream::new(client),
-        };
-        context.set_timeout(REQUEST_MAX);
+        let context = self.connection.jetstream(self.domain.as_deref());
         let name = &self.name;
         match context.get_key_value(name).await {
             Ok(store) => Ok(store),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use trellis_wire::CallError;
 
-use crate::stream::REQUEST_MAX;
+use crate::connection::Connection;
 
 /// How long it is believed that a stream takes a subject, and that none does.
 const STORED_KEPT: Duration = Duration::from_secs(60);
@@ -55,13 +55,8 @@ pub(crate) struct ToStore<'a> {
 }
 
 impl Stored {
-    pub(crate) fn new(client: async_nats::Client, domain: Option<String>) -> Self {
-        let mut context = match domain {
-            Some(domain) => jetstream::with_domain(client, domain),
-            None => jetstream::new(client),
-        };
-        context.set_timeout(REQUEST_MAX);
-        Self { context, known: Mutex::default() }
+    pub(crate) fn new(connection: &Connection, domain: Option<&str>) -> Self {
+        Self { context: connection.jetstream(domain), known: Mutex::default() }
     }
 
     /// Stores a message. `false`: no stream takes its subject, and nothing was sent.

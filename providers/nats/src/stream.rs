@@ -38,15 +38,13 @@ use trellis_wire::{CallError, ComponentKey, Delivery, Link, Message, pattern};
 
 use crate::clock::ServerClock;
 use crate::config::{self, Allowed};
-use crate::connection::{Connection, Connections};
+use crate::connection::{Connection, Connections, REQUEST_MAX};
 use crate::ledger::{Entry, KvLedger};
 use crate::letters::{self, Letters};
 use crate::marks::{Marks, made};
 use crate::tail::existing;
 use crate::unreadable::unreadable;
 
-/// How long one request to JetStream may take.
-pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// How long a new link waits to learn whether its consumer can be used.
 const BIND_WAIT: Duration = Duration::from_secs(3);
 /// How long the server keeps the question of an idle link whether there is something.
@@ -279,12 +277,7 @@ struct Claiming {
 
 impl Pulled {
     fn new(connection: Arc<Connection>, wanted: Wanted, component: String) -> Self {
-        let client = connection.client.clone();
-        let mut context = match &wanted.domain {
-            Some(domain) => jetstream::with_domain(client, domain),
-            None => jetstream::new(client),
-        };
-        context.set_timeout(REQUEST_MAX);
+        let context = connection.jetstream(wanted.domain.as_deref());
         let clock = Arc::new(ServerClock::new(context.clone(), wanted.stream.clone()));
         let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone(), clock.clone());
         let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer);

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use tokio::time::timeout;
 use trellis_provider::delivery::Trouble;
 
-use crate::stream::REQUEST_MAX;
+use crate::connection::REQUEST_MAX;
 
 /// Messages that are asked for at a time.
 const AT_ONCE: usize = 1_000;
