@@ -362,8 +362,7 @@ impl Queue for Pulled {
         let Some(letter) = found.into_iter().find(|letter| letter.id == id) else { return Ok(None) };
         let change = match fate {
             Fate::Replay => {
-                let own = Some(letter.message.id.clone()).filter(|id| !id.is_empty());
-                let id = own.unwrap_or_else(|| queue::message_id(&queue, self.store.name(), sequence));
+                let id = queue::known_by(letter.message.id.clone(), &queue, self.store.name(), sequence);
                 Change::Replay { queue, sequence, id, now_ms: self.store.now_ms() }
             }
             Fate::Drop => Change::Forget { queue, sequence },
@@ -441,9 +440,7 @@ fn claimed(given: Given, store: u64) -> Claimed<Token> {
         name: Some(message.id.clone()).filter(|id| !id.is_empty()),
         replay_of: kept.replay_of,
     };
-    if message.id.is_empty() {
-        message.id = queue::message_id(&token.queue, store, token.sequence);
-    }
+    message.id = queue::known_by(message.id, &token.queue, store, token.sequence);
     Claimed { claim: token, message, record, place }
 }
 

@@ -596,9 +596,9 @@ pub(crate) fn name_store(transaction: &WriteTransaction, name: u64) -> Result<()
     Ok(())
 }
 
-/// What handlers know a message by that has no id of its own. No other message has it, on no node.
-pub(crate) fn message_id(queue: &str, store: u64, sequence: u64) -> String {
-    format!("{queue}-{store:016x}-{sequence}")
+/// What handlers know a message by: its own id, else one that no other message has, on no node.
+pub(crate) fn known_by(own: String, queue: &str, store: u64, sequence: u64) -> String {
+    if own.is_empty() { format!("{queue}-{store:016x}-{sequence}") } else { own }
 }
 
 /// How many messages of a queue may be given out now, up to `max`, and when the next one may.
