@@ -191,25 +191,26 @@ impl Service {
                 lent.map(Work::Slot).ok_or_else(|| Taken::Busy("no place is free here".into()))
             }
             What::Ask(_) => Ok(Work::Ask),
+            What::Call { link, .. } if !self.may_call(from, link) => {
+                Err(denied(format!("link {link} does not grant node {from} a call here")))
+            }
             What::Call { link, .. } => {
-                let theirs = self.shares.of(from);
-                // The right is the component's, wherever its provider is to run. Who is to answer may not be ready yet, and
-                // who is to no more goes on until the next one is.
-                let calls = theirs.link(link).is_some_and(|held| {
-                    let is_call =
-                        matches!(held.direction, Direction::GrantsElsewhere { .. } | Direction::Grants { .. });
-                    is_call && theirs.holds(&held.link.component)
-                });
-                if !calls {
-                    return Err(denied(format!("link {link} does not grant node {from} a call here")));
-                }
-                let answering = self.board.answering(link);
                 let not_here = || Taken::Busy(format!("link {link} is not answered here now"));
-                let (link, tech) = answering.ok_or_else(not_here)?;
+                let (link, tech) = self.board.answering(link).ok_or_else(not_here)?;
                 self.providers.of(tech).health(&link).map_err(Taken::Busy)?;
                 Ok(Work::Call(ComponentCall { link, tech }))
             }
         }
+    }
+
+    /// The right is the component's, wherever its provider is to run. Who is to answer may not be ready yet, and who is to no
+    /// more goes on until the next one is.
+    fn may_call(&self, from: NodeId, link: &LinkId) -> bool {
+        let theirs = self.shares.of(from);
+        theirs.link(link).is_some_and(|held| {
+            matches!(held.direction, Direction::GrantsElsewhere { .. } | Direction::Grants { .. })
+                && theirs.holds(&held.link.component)
+        })
     }
 
     fn may_wake(&self, from: NodeId, component: &ComponentKey, origin: &Origin) -> bool {
@@ -254,18 +255,16 @@ impl Service {
         let doing = async {
             let mut done = pin!(self.done(offer.what, work, body, offer.within));
             let early = if together { timeout(TOGETHER_MAX, &mut done).await.ok() } else { None };
-            let (back, load) = match early.map(loaded) {
+            let early = match early.map(loaded) {
                 Some((back, Load { first, rest: None })) => {
                     return self.say(reply, Taken::Done(Box::new(back), first)).await;
                 }
-                Some(answer) => {
-                    self.say(reply, Taken::Accepted).await;
-                    answer
-                }
-                None => {
-                    self.say(reply, Taken::Accepted).await;
-                    loaded(done.await)
-                }
+                early => early,
+            };
+            self.say(reply, Taken::Accepted).await;
+            let (back, load) = match early {
+                Some(answer) => answer,
+                None => loaded(done.await),
             };
             send_back(back, load, &line).await;
         };
