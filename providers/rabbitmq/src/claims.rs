@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::delivery::CLAIM;
 
+use crate::connection::within;
 use crate::known::Known;
 
 /// How often is looked for claims that have ended.
@@ -122,10 +123,15 @@ async fn end_what_is_over(claims: Weak<Claims>) {
         let now = Instant::now();
         let over: Vec<_> = claims.inner().held.extract_if(|_, (ends, _)| *ends <= now).collect();
         for (_, (_, held)) in over {
-            let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-            if let Err(why) = held.delivery.acker.nack(requeue).await {
-                tracing::debug!(%why, "a claim had ended with its connection");
-            }
+            give_back(&held).await;
         }
+    }
+}
+
+/// Has the server give it out again.
+pub(crate) async fn give_back(held: &Held) {
+    let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+    if let Err(why) = within(held.delivery.acker.nack(requeue)).await {
+        tracing::debug!(%why, "a claim had ended with its connection");
     }
 }

@@ -1,9 +1,8 @@
 //! Connections to RabbitMQ, shared by links with equal settings. Every wait has an end. A dead node is noticed by the
 //! server within two heartbeats, which is how long its claims last at most.
 
-use std::collections::HashMap;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex as StdMutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -92,12 +91,7 @@ impl Dial for Server {
             }
             _ => why.to_string(),
         })?;
-        Ok(Arc::new(Line {
-            connection,
-            publishing: Mutex::default(),
-            declared: StdMutex::default(),
-            walking: Arc::default(),
-        }))
+        Ok(Arc::new(Line { connection, publishing: Mutex::default(), walking: Arc::default() }))
     }
 
     async fn look(&self, line: &Arc<Line>) -> Result<(), String> {
@@ -111,8 +105,6 @@ pub(crate) struct Line {
     connection: lapin::Connection,
     /// For publishing, with confirms.
     publishing: Mutex<Option<Channel>>,
-    /// Queues that were declared on it, and when that was.
-    pub(crate) declared: StdMutex<HashMap<String, tokio::time::Instant>>,
     /// Held by whoever walks over a queue of dead letters.
     pub(crate) walking: Arc<Mutex<()>>,
 }

@@ -36,6 +36,8 @@ pub(crate) struct Known {
     pub(crate) since_ms: u64,
     /// The dead letter that it was.
     pub(crate) replay_of: Option<String>,
+    /// How much longer it has to wait before it may be run.
+    pub(crate) left_ms: u64,
 }
 
 impl Known {
@@ -60,6 +62,7 @@ impl Known {
             subject: words("subject").unwrap_or_else(|| delivery.routing_key.to_string()),
             since_ms: number("since").or(published_ms).unwrap_or(now_ms),
             replay_of: words("replay-of"),
+            left_ms: number("left").unwrap_or_default(),
         }
     }
 
@@ -102,6 +105,9 @@ impl Known {
         }
         if let Some(letter) = &self.replay_of {
             set("replay-of", long(letter));
+        }
+        if self.left_ms > 0 {
+            set("left", long(&self.left_ms.to_string()));
         }
         for (name, value) in more {
             set(name, long(value));

@@ -18,6 +18,7 @@
 mod claims;
 mod config;
 mod connection;
+mod delays;
 mod known;
 mod letters;
 mod publish;
@@ -26,13 +27,14 @@ mod source;
 pub mod testing;
 mod walk;
 mod wanted;
+mod young;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 pub use publish::MESSAGE_BYTES_MAX;
-pub use source::Source;
+pub use source::{Claim, Source};
 use trellis_provider::delivery::{Engine, Running, Trigger};
 use trellis_provider::{LinkError, Links, Permits, Provider, Shared, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

@@ -9,27 +9,22 @@
 //! No more is taken than there are permits, by `basic.get`. A message stays in its queue until it is settled:
 //!
 //! - done: acknowledged;
-//! - another try: a copy that knows of its attempts, faults and kills goes through a delay queue
-//!   (`<queue>.trellis.delay.<ms>`) back to the end of the queue; when the server has confirmed the copy, the message is
-//!   acknowledged. A node that dies in between leaves both, and the message is handled once more;
+//! - another try: a copy that knows of its attempts, faults and kills goes through a delay queue (`delays.rs`) back to the
+//!   end of the queue; when the server has confirmed the copy, the message is acknowledged. A node that dies in between leaves
+//!   both, and the message is handled once more;
 //! - given up: the same with the queue of dead letters (`<queue>.dead`, or what `delivery.dead_letter` names).
-//!
-//! All messages of a delay queue wait equally long, so none waits behind another; waits are rounded up to a quarter of
-//! their power of two, which bounds how many such queues there are. They go away by themselves.
 //!
 //! Order is not kept: what comes back stands last. There is no ledger for `delivery.dedupe`.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
-use tokio::time::Instant;
+use lapin::{BasicProperties, Channel};
 use trellis_provider::LinkError;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger, PULL_MAX, Place, Queue, Record, Settlement, Standing, Trouble,
@@ -38,12 +33,13 @@ use trellis_wire::Link;
 use uuid::Uuid;
 
 use crate::Queues;
-use crate::claims::{Claims, Held};
+use crate::claims::{Claims, Held, give_back};
 use crate::config::Settings;
 use crate::connection::{self, Connection, Connections, Line, Unanswered, within};
 use crate::known::{Known, returns};
 use crate::letters::{self, Letters};
-use crate::wanted::{Wanted, long, quorum, word};
+use crate::wanted::Wanted;
+use crate::young::Young;
 
 /// Messages that are asked for at once.
 const GETTERS: usize = 8;
@@ -51,8 +47,6 @@ const GETTERS: usize = 8;
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Waits up to this need no delay queue.
 const AT_ONCE: Duration = Duration::from_millis(50);
-/// How much longer than two waits a delay queue stays that nobody uses.
-const DELAY_KEPT: Duration = Duration::from_secs(120);
 
 /// A queue as the engine of one link sees it.
 #[derive(Debug)]
@@ -71,13 +65,12 @@ pub struct Source {
 #[derive(Debug)]
 pub(crate) struct Common {
     claims: Arc<Claims>,
-    /// Delay queues that this node has used.
-    delays: Mutex<HashSet<String>>,
+    young: Young,
 }
 
 impl Common {
     pub(crate) fn new() -> Self {
-        Self { claims: Claims::new(), delays: Mutex::default() }
+        Self { claims: Claims::new(), young: Young::default() }
     }
 }
 
@@ -128,7 +121,7 @@ impl Source {
         }
         *bound = None;
         let found = async {
-            self.wanted.find(&line).await?;
+            self.wanted.find(&line, &self.queue.young).await?;
             let mut getters = Vec::with_capacity(GETTERS);
             for _ in 0..GETTERS {
                 getters.push(line.channel().await?);
@@ -136,6 +129,7 @@ impl Source {
             Ok::<_, String>(getters)
         };
         let getters = found.await?;
+        self.queue.young.outgrown().await;
         let found = Bound { number, getters };
         *bound = Some(found.clone());
         self.found.store(true, Ordering::Relaxed);
@@ -181,11 +175,14 @@ impl Source {
             within(held.delivery.acker.ack(BasicAckOptions::default())).await?;
             return Ok(None);
         }
+        if held.known.left_ms > 0 {
+            let left = Duration::from_millis(std::mem::take(&mut held.known.left_ms));
+            return self.pass_on(line, &held, left).await;
+        }
         let Some(returned) = returned else {
             // A classic queue says that it was given out before, not how often: a copy that counts takes its place.
             held.known.killed(1);
-            self.give_again(line, &held, Duration::ZERO).await?;
-            return Ok(None);
+            return self.pass_on(line, &held, Duration::ZERO).await;
         };
         held.known.killed(returned);
         let known = &held.known;
@@ -203,44 +200,40 @@ impl Source {
         Ok(Some(Claimed { message, record, place, claim: Claim(self.queue.claims.hold(held)) }))
     }
 
+    /// Has a copy take its place without a run.
+    async fn pass_on(&self, line: &Line, held: &Held, after: Duration) -> Result<Option<Claimed<Claim>>, Unanswered> {
+        if let Err(why) = self.give_again(line, held, after).await {
+            give_back(held).await;
+            return Err(why);
+        }
+        Ok(None)
+    }
+
     /// Has a copy given out after a wait, and acknowledges the message.
     async fn give_again(&self, line: &Line, held: &Held, after: Duration) -> Result<(), Unanswered> {
-        let properties = held.known.write(&held.delivery.properties, &[]);
-        let to = if after <= AT_ONCE { self.wanted.queue.clone() } else { self.delay(line, after).await? };
-        publish(line, &to, &held.delivery.data, properties).await?;
+        let (original, body) = (&held.delivery.properties, &held.delivery.data);
+        if after <= AT_ONCE {
+            self.put(line, &self.wanted.queue, body, held.known.write(original, &[])).await?;
+        } else {
+            let wait = self.wanted.delays.wait(after);
+            let known = Known { left_ms: wait.left_ms, ..held.known.clone() };
+            let properties = known.write(original, &[]).with_expiration(wait.ms.to_string().into());
+            self.put(line, &wait.queue, body, properties).await?;
+        }
         acknowledge(held).await;
         Ok(())
     }
 
-    /// A queue whose messages come back to this one after at least so long.
-    async fn delay(&self, line: &Line, after: Duration) -> Result<String, Unanswered> {
-        let wait_ms = rounded_up(after);
-        let name = format!("{}.trellis.delay.{wait_ms}", self.wanted.queue);
-        let lasts = Duration::from_millis(wait_ms) * 2 + DELAY_KEPT;
-        let declared = line.declared.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied();
-        // Declaring it is what keeps it: messages alone do not.
-        if declared.is_some_and(|at| at.elapsed() < DELAY_KEPT / 2) {
-            return Ok(name);
-        }
-        let number = |ms: u128| long(i64::try_from(ms).unwrap_or(i64::MAX));
-        let arguments = quorum(&[
-            ("x-message-ttl", number(u128::from(wait_ms))),
-            ("x-expires", number(lasts.as_millis())),
-            ("x-dead-letter-exchange", word("")),
-            ("x-dead-letter-routing-key", word(&self.wanted.queue)),
-            ("x-dead-letter-strategy", word("at-least-once")),
-            ("x-overflow", word("reject-publish")),
-        ]);
-        line.declare(&name, arguments).await.map_err(|why| match why {
-            Unanswered::Refused(code, why) => {
-                let problem = "cannot be made; RabbitMQ 3.10 or later is needed for waits that lose nothing";
-                Unanswered::Refused(code, format!("queue `{name}` {problem}: {why}"))
+    /// Puts a message into one of the link's queues. If someone deleted that, it is made again first.
+    async fn put(&self, line: &Line, queue: &str, body: &[u8], properties: BasicProperties) -> Result<(), Unanswered> {
+        match publish(line, queue, body, properties.clone()).await {
+            Err(Unanswered::Refused(connection::NOT_FOUND, _)) => {
+                self.wanted.find(line, &self.queue.young).await.map_err(Unanswered::Away)?;
+                self.queue.young.outgrown().await;
+                publish(line, queue, body, properties).await
             }
-            away @ Unanswered::Away(_) => away,
-        })?;
-        line.declared.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), Instant::now());
-        self.queue.delays.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
-        Ok(name)
+            done => done,
+        }
     }
 
     async fn carry_out(&self, held: &mut Held, settlement: &Settlement) -> Result<(), Unanswered> {
@@ -268,7 +261,7 @@ impl Source {
                 known.note(fault.as_deref());
                 let beside = letters::beside(&self.wanted.queue, &self.component, reason, ran, now_ms());
                 let properties = known.write(&held.delivery.properties, &beside);
-                publish(&line, &self.wanted.dead, &held.delivery.data, properties).await?;
+                self.put(&line, &self.wanted.dead, &held.delivery.data, properties).await?;
                 self.queue.claims.remember(held);
                 acknowledge(held).await;
             }
@@ -337,12 +330,12 @@ impl Queue for Source {
             Ok(waiting) => waiting,
             Err(why) => return Err(self.failed("looking at", why).await),
         };
-        let delays: Vec<_> = self.queue.delays.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
-        for delay in delays {
-            let channel = line.channel().await?;
-            // One that has gone away held nothing.
-            waiting += line.waiting(&channel, &delay).await.unwrap_or_default();
+        // Not by a getter: one that is missing ends its channel, and with that the claims of a getter.
+        let channel = line.channel().await?;
+        for delay in self.wanted.delays.names() {
+            waiting += line.waiting(&channel, &delay).await?;
         }
+        connection::close(&channel).await;
         let dead = self.letters.count(&line).await?;
         Ok(Standing { waiting, claimed: self.queue.claims.count(), oldest_age: None, dead: Some(dead) })
     }
@@ -371,12 +364,15 @@ pub(crate) async fn publish(
     line: &Line,
     queue: &str,
     body: &[u8],
-    properties: lapin::BasicProperties,
+    properties: BasicProperties,
 ) -> Result<(), Unanswered> {
-    if line.publish("", queue, body, properties).await? {
+    let published = line.publish("", queue, body, properties).await.map_err(|why| match why {
+        Unanswered::Refused(code, why) => Unanswered::Refused(code, format!("queue `{queue}`: {why}")),
+        Unanswered::Away(why) => Unanswered::Away(format!("queue `{queue}`: {why}")),
+    });
+    if published? {
         return Ok(());
     }
-    line.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
     Err(Unanswered::Refused(connection::NOT_FOUND, format!("queue `{queue}` does not exist")))
 }
 
@@ -401,13 +397,6 @@ fn key(id: &str) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()).to_string()
 }
 
-/// A wait in milliseconds, rounded up to a quarter of its power of two.
-fn rounded_up(wait: Duration) -> u64 {
-    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX >> 1).max(1);
-    let step = (1_u64 << (63 - ms.leading_zeros())) / 4;
-    ms.next_multiple_of(step.max(1))
-}
-
 pub(crate) fn now_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
@@ -416,17 +405,6 @@ pub(crate) fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn waits_are_never_shorter_and_few() {
-        let mut found = HashSet::new();
-        for ms in (50..604_800_000_u64).step_by(12_345) {
-            let rounded = rounded_up(Duration::from_millis(ms));
-            assert!(rounded >= ms && rounded <= ms + ms / 4 + 1, "{ms} became {rounded}");
-            found.insert(rounded);
-        }
-        assert!(found.len() < 100, "{}", found.len());
-    }
 
     #[test]
     fn keys_hold_what_a_ledger_takes() {

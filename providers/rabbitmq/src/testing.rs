@@ -7,9 +7,6 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long RabbitMQ 3.10 takes until a quorum queue that it has made outlives a kill -9. Killed earlier it comes back with a
-/// queue that never has a leader, and nothing but deleting the queue helps; see `DELIVERY.md`.
-pub const QUORUM_QUEUE_KEPT: Duration = Duration::from_secs(10);
 /// How long a server may take until it answers: an Erlang system starts in seconds on an idle machine.
 const START_MAX: Duration = Duration::from_secs(120);
 /// How often a start is tried: another process may take a port between the look and the start.

@@ -12,7 +12,9 @@ use trellis_provider::{LinkError, flag};
 use trellis_wire::{Delivery, Link};
 
 use crate::connection::{Line, NOT_FOUND, PRECONDITION_FAILED, Unanswered, check_name, close, within};
+use crate::delays::Delays;
 use crate::known::text;
+use crate::young::Young;
 
 /// Longest name of a queue, in bytes: those of its delay queues are longer.
 const NAME_BYTES_MAX: usize = 200;
@@ -20,8 +22,8 @@ const NAME_BYTES_MAX: usize = 200;
 const ARGUMENTS_MAX: usize = 30;
 /// How long dead letters are kept in a queue made by us: 14 days, in milliseconds.
 const DEAD_KEPT_MS: i64 = 14 * 24 * 60 * 60 * 1_000;
-/// Times that one may be put back after it was looked at: RabbitMQ 4 throws away what is put back 20 times, unless told.
-const DEAD_LOOKS_MAX: i64 = 1_000_000_000;
+/// Times that a message may be put back after it was looked at: RabbitMQ 4 throws away what is put back 20 times, unless told.
+pub(crate) const LOOKS_MAX: i64 = 1_000_000_000;
 /// Bytes that they may hold: 1 GiB.
 const DEAD_BYTES_MAX: i64 = 1 << 30;
 
@@ -30,6 +32,7 @@ const DEAD_BYTES_MAX: i64 = 1 << 30;
 pub(crate) struct Wanted {
     pub(crate) queue: String,
     pub(crate) dead: String,
+    pub(crate) delays: Delays,
     exchange: Option<String>,
     routing_key: Option<String>,
     create: bool,
@@ -65,36 +68,39 @@ impl Wanted {
             return Err(LinkError::config("delivery.dead_letter", "is the queue itself: name another"));
         }
         let (create, policy) = (flag(config, "create")?, link.delivery.clone());
-        Ok(Self { queue, dead, exchange, routing_key, create, policy })
+        let delays = Delays::new(&queue, &policy);
+        Ok(Self { queue, dead, delays, exchange, routing_key, create, policy })
     }
 
-    /// Makes sure that the queue is there and can be used, and that dead letters have a place.
-    pub(crate) async fn find(&self, line: &Line) -> Result<(), String> {
+    /// Makes sure that the queue is there and can be used, and that delays and dead letters have their places.
+    pub(crate) async fn find(&self, line: &Line, young: &Young) -> Result<(), String> {
         let name = &self.queue;
-        if self.is_there(line, name).await? {
+        let failed = |queue: &str, why| format!("queue `{queue}`: {why}");
+        if is_there(line, name).await.map_err(|why| failed(name, why))? {
             let arguments = arguments(line, name).await?;
             if let Some(differs) = differs(&arguments, &self.policy) {
                 return Err(format!("queue `{name}` {differs}; make another, or change it"));
             }
         } else if self.create {
-            line.declare(name, quorum(&[])).await.map_err(|why| format!("queue `{name}` cannot be made: {why}"))?;
+            let made = make(line, name, quorum(&[]), young).await;
+            made.map_err(|why| format!("queue `{name}` cannot be made: {why}"))?;
         } else {
             let problem = "does not exist; make it, or write `create: \"true\"` in the link's config";
             return Err(format!("queue `{name}` {problem}"));
         }
         self.bind(line).await?;
         let dead = &self.dead;
-        if !self.is_there(line, dead).await? {
+        if !is_there(line, dead).await.map_err(|why| failed(dead, why))? {
             let kept = [
                 ("x-message-ttl", long(DEAD_KEPT_MS)),
                 ("x-max-length-bytes", long(DEAD_BYTES_MAX)),
-                ("x-delivery-limit", long(DEAD_LOOKS_MAX)),
+                ("x-delivery-limit", long(LOOKS_MAX)),
                 ("x-overflow", word("reject-publish")),
             ];
-            let made = line.declare(dead, quorum(&kept)).await;
+            let made = make(line, dead, quorum(&kept), young).await;
             made.map_err(|why| format!("queue `{dead}` for dead letters cannot be made: {why}"))?;
         }
-        Ok(())
+        self.delays.find(line, young).await
     }
 
     /// Binds the queue to the exchange that the link names, which is made if the link may.
@@ -134,18 +140,27 @@ impl Wanted {
         close(&channel).await;
         Ok(())
     }
+}
 
-    async fn is_there(&self, line: &Line, queue: &str) -> Result<bool, String> {
-        let channel = line.channel().await?;
-        match line.waiting(&channel, queue).await {
-            Ok(_) => {
-                close(&channel).await;
-                Ok(true)
-            }
-            Err(Unanswered::Refused(NOT_FOUND, _)) => Ok(false),
-            Err(why) => Err(format!("queue `{queue}`: {why}")),
+pub(crate) async fn is_there(line: &Line, queue: &str) -> Result<bool, Unanswered> {
+    let channel = line.channel().await?;
+    match line.waiting(&channel, queue).await {
+        Ok(_) => {
+            close(&channel).await;
+            Ok(true)
         }
+        Err(Unanswered::Refused(NOT_FOUND, _)) => Ok(false),
+        Err(why) => Err(why),
     }
+}
+
+/// Makes a queue that is not there.
+pub(crate) async fn make(line: &Line, queue: &str, arguments: FieldTable, young: &Young) -> Result<(), Unanswered> {
+    // Said before as well: it may be made though nobody waits for the answer any more.
+    young.made();
+    let made = line.declare(queue, arguments).await;
+    young.made();
+    made
 }
 
 /// Every argument of a queue that is there.

@@ -4,17 +4,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use trellis_provider::Provider as _;
-use trellis_provider::delivery::{DeadLetter, Fate, Queue as _, Ran, Reason, Settlement};
+use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Queue as _, Ran, Reason, Settlement};
 use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
-use trellis_rabbitmq::testing::{QUORUM_QUEUE_KEPT, RabbitServer};
-use trellis_rabbitmq::{MESSAGE_BYTES_MAX, Rabbitmq, Source};
+use trellis_rabbitmq::testing::RabbitServer;
+use trellis_rabbitmq::{Claim, MESSAGE_BYTES_MAX, Rabbitmq, Source};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 struct Lab {
@@ -99,6 +99,7 @@ async fn words_have_their_consequences_and_what_is_wrong_is_named() {
     what_others_publish_may_be_larger_than_what_a_component_may(&lab).await;
     a_queue_that_would_lose_messages_is_not_adopted(&lab).await;
     a_classic_queue_counts_kills_and_headers_may_be_no_text(&lab).await;
+    what_is_left_of_a_wait_is_waited_and_a_delay_queue_that_was_deleted_is_made_again(&lab).await;
     what_cannot_be_published_is_refused(&lab).await;
     who_may_not_in_and_who_does_not_answer_is_said(&lab).await;
 }
@@ -202,13 +203,8 @@ async fn a_classic_queue_counts_kills_and_headers_may_be_no_text(lab: &Lab) {
     let link = lab.link(&[("queue", "classic")]);
     let source = lab.rabbit.source(&link).unwrap();
     for kills in 0..3 {
-        source.ready().await.unwrap();
-        let mut pulled = source.pull(4).await.unwrap();
-        while pulled.is_empty() {
-            source.ready().await.unwrap();
-            pulled = source.pull(4).await.unwrap();
-        }
-        assert_eq!((pulled[0].record.attempt, pulled[0].record.kills), (kills + 1, kills));
+        let pulled = pull(&source).await;
+        assert_eq!((pulled.record.attempt, pulled.record.kills), (kills + 1, kills));
         // Nobody settles or extends it.
     }
     let node = Node::new(1);
@@ -218,6 +214,37 @@ async fn a_classic_queue_counts_kills_and_headers_may_be_no_text(lab: &Lab) {
     assert_eq!(letter.message.headers, [("kind".to_owned(), "\u{fffd}\u{fffd}".to_owned())]);
     assert!(node.bodies().is_empty());
     lab.rabbit.remove(&link.id).await;
+}
+
+/// Pulls one message, whenever it comes.
+async fn pull(source: &Source) -> Claimed<Claim> {
+    loop {
+        source.ready().await.unwrap();
+        if let Some(claimed) = source.pull(1).await.unwrap().pop() {
+            return claimed;
+        }
+    }
+}
+
+async fn what_is_left_of_a_wait_is_waited_and_a_delay_queue_that_was_deleted_is_made_again(lab: &Lab) {
+    const WAIT: Duration = Duration::from_millis(700);
+    let source = Broker::queue(lab, "waits").await;
+    let channel = lab.channel().await;
+    // As it comes back from the longest delay queue.
+    let mut headers = FieldTable::default();
+    headers.insert("x-trellis-left".into(), AMQPValue::LongString(WAIT.as_millis().to_string().into()));
+    let (options, properties) =
+        (BasicPublishOptions::default(), lapin::BasicProperties::default().with_headers(headers));
+    let began = Instant::now();
+    channel.basic_publish("".into(), "waits".into(), options, b"1", properties).await.unwrap();
+    let claimed = pull(&source).await;
+    assert!(began.elapsed() >= WAIT, "it came after {:?}", began.elapsed());
+    assert_eq!((claimed.record.attempt, claimed.record.kills), (1, 0));
+    channel.queue_delete("waits.trellis.wait.1024".into(), Default::default()).await.unwrap();
+    let retry = Settlement::Retry { after: WAIT, fault: None };
+    source.settle(&claimed.claim, &retry).await.unwrap();
+    assert_eq!(source.standing().await.unwrap().waiting, 1, "what waits for another try is counted");
+    assert_eq!(pull(&source).await.record.attempt, 2);
 }
 
 async fn what_cannot_be_published_is_refused(lab: &Lab) {
@@ -291,7 +318,7 @@ async fn who_may_not_in_and_who_does_not_answer_is_said(lab: &Lab) {
     lab.rabbit.remove(&mute.id).await;
 }
 
-/// 500 messages; the server is killed and started again in the middle.
+/// 500 messages; the server is killed and started again as soon as the link is ready, and in the middle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_message_is_accounted_for_across_deaths_of_the_server() {
     const MESSAGES: usize = 500;
@@ -301,12 +328,12 @@ async fn every_message_is_accounted_for_across_deaths_of_the_server() {
     let node = Node::new(16);
     let link = lab.link(&[("queue", "orders"), ("create", "true")]);
     lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("it is ready, and may be killed from now on", || lab.rabbit.health(&link.id).is_ok()).await;
     let body = |i: usize| format!("{} {i}", WORDS[i % WORDS.len()]);
     for i in 0..MESSAGES {
         // What it is not answered a publisher sends again.
         lab.publish("orders", &body(i)).await;
-        if i == 150 || i == 350 {
-            tokio::time::sleep(QUORUM_QUEUE_KEPT).await;
+        if i == 0 || i == 250 {
             lab.server.kill();
             until("that it is away is said", || lab.rabbit.health(&link.id).is_err()).await;
             tokio::task::block_in_place(|| lab.server.restart());
