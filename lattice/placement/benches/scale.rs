@@ -102,7 +102,7 @@ fn measure(nodes: usize, apps: usize) {
         lost_bytes + lost.log_bytes,
         deploy_took + deployed.whole,
         deploy_bytes + deployed.log_bytes,
-        share.components.len(),
+        share.components().count(),
         encoded.len(),
     );
 }

@@ -1,26 +1,47 @@
 //! What one node has to run: its share of the plan with everything resolved, so that carrying it out needs no choices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, SecretRef, Tech, overlaid};
-use trellis_wire::{ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId, Secrets};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId, Secrets};
 
+use crate::changed::changed_apps;
+use crate::pairs::{is_same, pairs};
 use crate::rollout::Form;
 use crate::{Release, Rollout, State, Versions};
 
-/// A node's share of the plan.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A node's share of the plan. A clone shares what belongs to one app, so that what changed is found by looking at
+/// pointers.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Assigned {
     /// The plan that it is a share of.
     pub generation: Generation,
+    /// What belongs to one app alone, where there is anything.
+    apps: BTreeMap<AppName, Arc<AppShare>>,
+    /// The links that lead to or from another app than the one whose manifest has them.
+    crossing: Arc<AppShare>,
+    /// The apps that use what others share: their links follow from the others' state, too.
+    borrowers: Arc<BTreeSet<AppName>>,
+}
+
+/// What a node has to run of one app.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct AppShare {
     /// The components that the node holds, in the version that is deployed.
     pub components: BTreeMap<ComponentKey, HeldComponent>,
     /// Those it holds in the other version of a roll-out, beside that or alone.
     pub beside: BTreeMap<ComponentKey, Beside>,
     /// The links that the node applies. Which providers run follows from them.
-    pub links: BTreeMap<LinkId, HeldLink>,
+    pub links: BTreeMap<LinkId, Arc<HeldLink>>,
+    /// Those of the app's manifest that lead to or from another app.
+    outward: BTreeMap<LinkId, Arc<HeldLink>>,
 }
+
+/// The share of an app of which a node has nothing.
+static NOTHING: AppShare =
+    AppShare { components: BTreeMap::new(), beside: BTreeMap::new(), links: BTreeMap::new(), outward: BTreeMap::new() };
 
 /// A component in the other version of a roll-out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,20 +124,149 @@ pub enum Direction {
 }
 
 impl Assigned {
+    /// A component that the node holds, in the version that is deployed.
+    pub fn component(&self, key: &ComponentKey) -> Option<&HeldComponent> {
+        self.apps.get(&key.app)?.components.get(key)
+    }
+
+    /// The same in the other version of a roll-out.
+    pub fn beside(&self, key: &ComponentKey) -> Option<&Beside> {
+        self.apps.get(&key.app)?.beside.get(key)
+    }
+
     /// Whether the node holds a component in some version.
     pub fn holds(&self, key: &ComponentKey) -> bool {
-        self.components.contains_key(key) || self.beside.contains_key(key)
+        self.component(key).is_some() || self.beside(key).is_some()
+    }
+
+    /// A link by its id, config included.
+    pub fn exact_link(&self, id: &LinkId) -> Option<&Arc<HeldLink>> {
+        self.links_in(id).find_map(|links| links.get(id))
     }
 
     /// A link by its id; else with another config: that has just changed.
-    pub fn link(&self, id: &LinkId) -> Option<&HeldLink> {
-        self.links.get(id).or_else(|| self.links_of(&id.link()).next())
+    pub fn link(&self, id: &LinkId) -> Option<&Arc<HeldLink>> {
+        self.exact_link(id).or_else(|| self.links_of(&id.link()).next())
     }
 
     /// What is applied under a link, whatever its config.
-    pub fn links_of(&self, link: &LinkId) -> impl Iterator<Item = &HeldLink> {
-        let from = self.links.range(link.clone()..).map(|(_, held)| held);
-        from.take_while(|held| held.link.id.link() == *link)
+    pub fn links_of(&self, link: &LinkId) -> impl Iterator<Item = &Arc<HeldLink>> {
+        self.links_in(link).flat_map(|links| {
+            let (link, from) = (link.clone(), links.range(link.clone()..).map(|(_, held)| held));
+            from.take_while(move |held| held.link.id.link() == link)
+        })
+    }
+
+    /// Every component that the node holds, in the version that is deployed.
+    pub fn components(&self) -> impl Iterator<Item = (&ComponentKey, &HeldComponent)> {
+        self.shares().flat_map(|share| &share.components)
+    }
+
+    /// Those it holds in the other version of a roll-out.
+    pub fn all_beside(&self) -> impl Iterator<Item = (&ComponentKey, &Beside)> {
+        self.shares().flat_map(|share| &share.beside)
+    }
+
+    /// Every link that the node applies.
+    pub fn links(&self) -> impl Iterator<Item = &Arc<HeldLink>> {
+        self.shares().flat_map(|share| share.links.values())
+    }
+
+    /// One section of it.
+    pub fn section(&self, section: &Section) -> &AppShare {
+        match section {
+            Section::App(app) => self.apps.get(app).map_or(&NOTHING, |share| share),
+            Section::Crossing => &self.crossing,
+        }
+    }
+
+    /// The sections of `self` and `other` that are not one and the same in memory, though they may be equal.
+    pub fn apart<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (Section, &'a AppShare, &'a AppShare)> {
+        let apps = pairs(&self.apps, &other.apps).filter(|(_, one, other)| !is_same(*one, *other));
+        let of = |share: Option<&'a Arc<AppShare>>| share.map_or(&NOTHING, |share| &**share);
+        let apps = apps.map(move |(app, one, other)| (Section::App(app.clone()), of(one), of(other)));
+        let is_crossing = !Arc::ptr_eq(&self.crossing, &other.crossing);
+        apps.chain(is_crossing.then(|| (Section::Crossing, &*self.crossing, &*other.crossing)))
+    }
+
+    /// Changes what is in a section.
+    pub fn change<T>(&mut self, section: Section, change: impl FnOnce(&mut AppShare) -> T) -> T {
+        let app = match section {
+            Section::Crossing => return change(Arc::make_mut(&mut self.crossing)),
+            Section::App(app) => app,
+        };
+        let share = Arc::make_mut(self.apps.entry(app.clone()).or_default());
+        let changed = change(share);
+        if *share == NOTHING {
+            self.apps.remove(&app);
+        }
+        changed
+    }
+
+    /// Takes over the sections of `other` that are equal, so that [`Assigned::apart`] need not look at them any more.
+    pub fn meet(&mut self, other: &Self) {
+        let equal = self.apart(other).filter(|(_, one, other)| one.runs_as(other)).map(|(section, ..)| section);
+        for section in equal.collect::<Vec<_>>() {
+            self.take(section, other);
+        }
+    }
+
+    /// Takes over a section of `other`.
+    pub fn take(&mut self, section: Section, other: &Self) {
+        let Section::App(app) = section else {
+            self.crossing = other.crossing.clone();
+            return;
+        };
+        match other.apps.get(&app) {
+            Some(share) => drop(self.apps.insert(app, share.clone())),
+            None => drop(self.apps.remove(&app)),
+        }
+    }
+
+    /// The section that has a link.
+    pub fn section_of(&self, id: &LinkId) -> Section {
+        let own = self.own_section(id).filter(|(_, share)| share.links.contains_key(id));
+        own.map_or(Section::Crossing, |(app, _)| Section::App(app.clone()))
+    }
+
+    /// The section of the app that both ends of a link belong to.
+    fn own_section(&self, id: &LinkId) -> Option<(&AppName, &Arc<AppShare>)> {
+        let (app, _) = id.apps().filter(|(source, target)| source == target)?;
+        self.apps.get_key_value(&app.parse().ok()?)
+    }
+
+    /// Where a link may be: with the app of both its ends, else among those that another app's manifest has.
+    fn links_in(&self, id: &LinkId) -> impl Iterator<Item = &BTreeMap<LinkId, Arc<HeldLink>>> {
+        let own = self.own_section(id).map(|(_, share)| &share.links);
+        own.into_iter().chain([&self.crossing.links])
+    }
+
+    fn shares(&self) -> impl Iterator<Item = &AppShare> {
+        self.apps.values().chain([&self.crossing]).map(|share| &**share)
+    }
+}
+
+/// A section of a share.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Section {
+    /// What belongs to this app alone.
+    App(AppName),
+    /// The links that lead to or from another app than the one whose manifest has them. No other section has one of the
+    /// same id.
+    Crossing,
+}
+
+impl Section {
+    /// The section that a component is in.
+    pub fn of(key: &ComponentKey) -> Self {
+        Self::App(key.app.clone())
+    }
+}
+
+impl AppShare {
+    /// Whether it is to run just what another is.
+    fn runs_as(&self, other: &Self) -> bool {
+        (&self.components, &self.beside, &self.links) == (&other.components, &other.beside, &other.links)
     }
 }
 
@@ -130,29 +280,64 @@ struct End<'a> {
 impl State {
     /// What `node` has to run.
     pub fn assigned(&self, node: NodeId) -> Assigned {
-        let mut assigned = Assigned { generation: self.plan.generation(), ..Assigned::default() };
-        for (_, versions) in self.apps() {
-            for (n, form) in Form::all(versions).enumerate() {
-                for (key, held) in self.held_components(form, node) {
-                    match versions.rollout() {
-                        Some(rollout) if n > 0 => {
-                            let share = if rollout.is_last() { 0 } else { rollout.share() };
-                            assigned.beside.insert(key, Beside { held, share });
-                        }
-                        _ => drop(assigned.components.insert(key, held)),
-                    }
-                }
-                let links = form.release.app.links.iter();
-                for held in links.filter_map(|link| self.held_link(form, versions, link, node)) {
-                    // What is answered here for one version need not be asked for elsewhere for the other.
-                    let is_far = matches!(held.direction, Direction::GrantsElsewhere { .. });
-                    if !is_far || !assigned.links.contains_key(&held.link.id) {
-                        assigned.links.insert(held.link.id.clone(), held);
-                    }
-                }
+        self.assigned_since(&Self::default(), node, &Assigned::default())
+    }
+
+    /// The same, going on from what it had to run by a former state: only where something changed is it worked out anew.
+    pub fn assigned_since(&self, before: &Self, node: NodeId, share: &Assigned) -> Assigned {
+        let mut next = Assigned { generation: self.plan.generation(), ..share.clone() };
+        let mut crossing = false;
+        for app in changed_apps(before, self, node, &share.borrowers) {
+            let versions = self.app(&app);
+            let borrowed = next.borrowers.contains(&app);
+            let borrows = versions.is_some_and(|versions| versions.running().any(|one| one.uses().next().is_some()));
+            crossing |= borrows || borrowed;
+            if borrows != borrowed {
+                let borrowers = Arc::make_mut(&mut next.borrowers);
+                if borrows {
+                    borrowers.insert(app.clone())
+                } else {
+                    borrowers.remove(&app)
+                };
+            }
+            let now = versions.map(|versions| self.app_share(versions, node)).unwrap_or_default();
+            let former = next.apps.get(&app).map_or(&NOTHING, |share| share);
+            if *former == now {
+                continue;
+            }
+            if now == NOTHING { drop(next.apps.remove(&app)) } else { drop(next.apps.insert(app, Arc::new(now))) }
+        }
+        if crossing {
+            let links = crossing_links(&next);
+            if links != next.crossing.links {
+                next.crossing = Arc::new(AppShare { links, ..AppShare::default() });
             }
         }
-        assigned
+        next
+    }
+
+    /// What `node` has to run of one app.
+    fn app_share(&self, versions: &Versions, node: NodeId) -> AppShare {
+        let mut share = AppShare::default();
+        for (n, form) in Form::all(versions).enumerate() {
+            let app = form.release.app.name.as_str();
+            for (key, held) in self.held_components(form, node) {
+                match versions.rollout() {
+                    Some(rollout) if n > 0 => {
+                        let of_events = if rollout.is_last() { 0 } else { rollout.share() };
+                        share.beside.insert(key, Beside { held, share: of_events });
+                    }
+                    _ => drop(share.components.insert(key, held)),
+                }
+            }
+            let links = form.release.app.links.iter();
+            for held in links.filter_map(|link| self.held_link(form, versions, link, node)) {
+                let is_own = held.link.id.apps() == Some((app, app));
+                let links = if is_own { &mut share.links } else { &mut share.outward };
+                put(links, held.link.id.clone(), Arc::new(held));
+            }
+        }
+        share
     }
 
     /// The ids of a version's links.
@@ -294,6 +479,28 @@ impl State {
             None => Some((release, provider)),
             Some(shared) => self.provider(&shared).map(|(release, provider)| (&**release, provider)),
         }
+    }
+}
+
+/// The links that lead to or from another app than their manifest's, each once.
+fn crossing_links(assigned: &Assigned) -> BTreeMap<LinkId, Arc<HeldLink>> {
+    let mut links = BTreeMap::new();
+    let borrowers = assigned.borrowers.iter().filter_map(|app| assigned.apps.get(app));
+    for (id, held) in borrowers.flat_map(|share| &share.outward) {
+        let is_own = assigned.own_section(id).is_some_and(|(_, share)| share.links.contains_key(id));
+        if !is_own {
+            put(&mut links, id.clone(), held.clone());
+        }
+    }
+    links
+}
+
+/// Puts a link in the place of what was there under its id. What is answered here for one version, or by one app's
+/// manifest, need not be asked for elsewhere for the other.
+fn put(links: &mut BTreeMap<LinkId, Arc<HeldLink>>, id: LinkId, held: Arc<HeldLink>) {
+    let is_far = matches!(held.direction, Direction::GrantsElsewhere { .. });
+    if !is_far || !links.contains_key(&id) {
+        links.insert(id, held);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, Config};
@@ -17,32 +18,37 @@ pub struct StoredConfig {
     pub owner: Option<AppName>,
 }
 
-/// Every named config.
+/// Every named config. A clone shares names and values: one is made with every change of a config.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Configs(BTreeMap<String, StoredConfig>);
+pub struct Configs(BTreeMap<Arc<str>, Arc<StoredConfig>>);
 
 impl Configs {
     /// A config by its name.
     pub fn get(&self, name: &str) -> Option<&StoredConfig> {
-        self.0.get(name)
+        self.0.get(name).map(|config| &**config)
     }
 
     /// Every config by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredConfig)> {
-        self.0.iter().map(|(name, config)| (name.as_str(), config))
+        self.0.iter().map(|(name, config)| (&**name, &**config))
+    }
+
+    /// The same as they are kept.
+    pub(crate) const fn all(&self) -> &BTreeMap<Arc<str>, Arc<StoredConfig>> {
+        &self.0
     }
 
     /// Every config whose name begins so.
     pub(crate) fn starting_with(&self, prefix: &str) -> impl Iterator<Item = (&str, &StoredConfig)> {
         let from = (Bound::Included(prefix), Bound::Unbounded);
         let range = self.0.range::<str, _>(from).take_while(move |(name, _)| name.starts_with(prefix));
-        range.map(|(name, config)| (name.as_str(), config))
+        range.map(|(name, config)| (&**name, &**config))
     }
 
     /// Writes a config.
     pub(crate) fn put(&mut self, name: &str, config: StoredConfig) {
-        self.0.insert(name.into(), config);
+        self.0.insert(name.into(), Arc::new(config));
     }
 
     /// Removes a config.

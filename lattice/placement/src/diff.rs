@@ -1,9 +1,11 @@
 //! How a node gets from what it runs to what it is assigned.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use trellis_wire::{ComponentKey, LinkId};
 
-use crate::{Assigned, Beside, HeldComponent, HeldLink};
+use crate::{AppShare, Assigned, Beside, HeldComponent, HeldLink};
 
 /// One step. Steps are carried out in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +19,7 @@ pub enum Step {
     /// Go on with the same code under other permits, limits, config or version. Nothing is loaded anew.
     Adjust(ComponentKey, Box<HeldComponent>),
     /// Apply a link. One that changed was removed before.
-    AddLink(Box<HeldLink>),
+    AddLink(Arc<HeldLink>),
     /// Hold a component in the other version of a roll-out too, or go on so with another share of the events.
     HoldBeside(ComponentKey, Box<Beside>),
     /// Hold that version no longer.
@@ -25,8 +27,19 @@ pub enum Step {
 }
 
 /// The steps from `running` to `assigned`: links end before their components go, components are there before their
-/// links begin, and what did not change is not touched.
+/// links begin, and what did not change is not touched, nor looked at where both are the same in memory.
 pub fn diff(running: &Assigned, assigned: &Assigned) -> Vec<Step> {
+    let mut all: [Vec<Step>; 6] = Default::default();
+    for (_, running, assigned) in running.apart(assigned) {
+        for (steps, more) in all.iter_mut().zip(of_section(running, assigned)) {
+            steps.extend(more);
+        }
+    }
+    all.into_iter().flatten().collect()
+}
+
+/// The steps of one section, by their kind.
+fn of_section(running: &AppShare, assigned: &AppShare) -> [Vec<Step>; 6] {
     let ended = running.links.iter().filter(|(id, held)| assigned.links.get(id) != Some(held));
     let gone = running.components.keys().filter(|key| !assigned.components.contains_key(key));
     let held = assigned.components.iter().filter_map(|(key, held)| match running.components.get(key) {
@@ -37,10 +50,12 @@ pub fn diff(running: &Assigned, assigned: &Assigned) -> Vec<Step> {
     let begun = assigned.links.iter().filter(|(id, held)| running.links.get(id) != Some(held));
     let beside = assigned.beside.iter().filter(|(key, beside)| running.beside.get(key) != Some(beside));
     let beside_gone = running.beside.keys().filter(|key| !assigned.beside.contains_key(key));
-    let ended = ended.map(|(id, _)| Step::RemoveLink(id.clone()));
-    let gone = gone.map(|key| Step::RemoveComponent(key.clone()));
-    let begun = begun.map(|(_, held)| Step::AddLink(Box::new(held.clone())));
-    let beside = beside.map(|(key, beside)| Step::HoldBeside(key.clone(), Box::new(beside.clone())));
-    let beside_gone = beside_gone.map(|key| Step::RemoveBeside(key.clone()));
-    ended.chain(gone).chain(held).chain(beside).chain(begun).chain(beside_gone).collect()
+    [
+        ended.map(|(id, _)| Step::RemoveLink(id.clone())).collect(),
+        gone.map(|key| Step::RemoveComponent(key.clone())).collect(),
+        held.collect(),
+        beside.map(|(key, beside)| Step::HoldBeside(key.clone(), Box::new(beside.clone()))).collect(),
+        begun.map(|(_, held)| Step::AddLink(held.clone())).collect(),
+        beside_gone.map(|key| Step::RemoveBeside(key.clone())).collect(),
+    ]
 }

@@ -1,11 +1,12 @@
 //! What happened in the lattice between two states, for those who follow it: `trellis events`. Worked out from the states
 //! alone, so that every node sees the same, whoever did it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use trellis_wire::{AppName, ComponentKey, LinkId, NodeId};
 
+use crate::pairs::{is_same, pairs};
 use crate::{Lease, Node, Release, State, Versions};
 
 /// Something that happened.
@@ -83,12 +84,8 @@ pub fn happenings(before: &State, after: &State) -> Vec<Happening> {
     if !Arc::ptr_eq(&before.nodes, &after.nodes) {
         nodes(before, after, &mut all);
     }
-    let names: BTreeSet<&AppName> = before.apps.keys().chain(after.apps.keys()).collect();
-    for name in names {
-        match (before.apps.get(name), after.apps.get(name)) {
-            (Some(old), Some(new)) if Arc::ptr_eq(old, new) => {}
-            (old, new) => app(name, old.map(|old| &**old), new.map(|new| &**new), after, &mut all),
-        }
+    for (name, old, new) in pairs(&before.apps, &after.apps).filter(|(_, old, new)| !is_same(*old, *new)) {
+        app(name, old.map(|old| &**old), new.map(|new| &**new), after, &mut all);
     }
     let paused = after.paused.difference(&before.paused);
     all.extend(paused.map(|component| Happening::TriggerPaused(component.clone())));

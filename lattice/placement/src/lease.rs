@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use trellis_manifest::{AppLink, Tech};
-use trellis_wire::{LinkId, NodeId};
+use trellis_wire::{AppName, LinkId, NodeId};
 
+use crate::pairs::{is_same, pairs};
 use crate::rollout::Form;
 use crate::state::done_if;
-use crate::{Applied, Direction, HeldLink, Node, State};
+use crate::{Applied, Direction, HeldLink, Node, Release, State};
 
 /// How long the link ids of one [`Command::Lease`](crate::Command::Lease) may be together, in bytes. What does not fit
 /// comes with the next one.
@@ -119,32 +120,52 @@ impl HeldLink {
     }
 }
 
+/// The links that need a lease, with the nodes that apply them: one of those is to have it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct LeasedLinks {
+    /// Each link's nodes.
+    pub links: BTreeMap<LinkId, BTreeSet<NodeId>>,
+    /// The apps that have a link which may need one.
+    apps: BTreeSet<AppName>,
+}
+
 impl State {
     /// Every lease that was granted.
     pub fn leases(&self) -> &Leases {
         &self.leases
     }
 
-    /// The links that need a lease, with the nodes that apply them: one of those is to have it.
-    pub fn leased(&self) -> BTreeMap<LinkId, BTreeSet<NodeId>> {
-        let mut leased: BTreeMap<LinkId, BTreeSet<NodeId>> = BTreeMap::new();
-        for (_, versions) in self.apps() {
+    /// The links that need a lease.
+    pub fn leased(&self) -> LeasedLinks {
+        self.leased_since(&Self::default(), &LeasedLinks::default())
+    }
+
+    /// The same, going on from those of a former state: apps without a link that may need one are looked at when their
+    /// versions change.
+    pub fn leased_since(&self, before: &Self, leased: &LeasedLinks) -> LeasedLinks {
+        let changed = pairs(&before.apps, &self.apps).filter(|(_, old, new)| !is_same(*old, *new));
+        let mut next = LeasedLinks::default();
+        for app in leased.apps.iter().chain(changed.map(|(app, ..)| app)) {
+            let Some(versions) = self.app(app).filter(|_| !next.apps.contains(app)) else { continue };
             for form in Form::all(versions) {
-                let may = |link: &&AppLink| {
-                    let tech = self.served(form.release, &link.source).and_then(|(_, provider)| provider.tech());
-                    tech.is_some_and(|tech| needs_lease(tech, true))
-                };
-                for link in form.release.app.links.iter().filter(may) {
+                for link in form.release.app.links.iter().filter(|link| self.may_need_lease(form.release, link)) {
+                    next.apps.insert(app.clone());
                     let held = self.nodes().keys().map(|node| (*node, self.held_link(form, versions, link, *node)));
                     for (node, held) in held.filter_map(|(node, held)| Some((node, held?))) {
                         if held.needs_lease() {
-                            leased.entry(held.link.id).or_default().insert(node);
+                            next.links.entry(held.link.id).or_default().insert(node);
                         }
                     }
                 }
             }
         }
-        leased
+        next
+    }
+
+    /// Whether a link of a release may need a lease. What serves another app's provider may change without this app.
+    fn may_need_lease(&self, release: &Release, link: &AppLink) -> bool {
+        let tech = self.served(release, &link.source).and_then(|(_, provider)| provider.tech());
+        tech.is_some_and(|tech| needs_lease(tech, true)) || release.shared(&link.source).is_some()
     }
 
     pub(crate) fn move_leases(&mut self, moves: &LeaseMoves) -> Applied {

@@ -130,6 +130,11 @@ impl Plan {
         self.staged.get(key)
     }
 
+    /// Everything that is held in a newer version while its app is rolled out.
+    pub(crate) const fn all_staged(&self) -> &BTreeMap<ComponentKey, BTreeSet<NodeId>> {
+        &self.staged
+    }
+
     /// Nobody holds a newer version of an app any more.
     pub(crate) fn unstage(&mut self, app: &AppName) {
         self.staged.retain(|key, _| key.app != *app);

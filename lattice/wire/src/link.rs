@@ -46,6 +46,13 @@ impl LinkId {
         self.0.split_once(" -> ")?.1.split(' ').next()?.parse().ok()
     }
 
+    /// The apps that the link's source and target belong to. No app's name has a slash or a space.
+    pub fn apps(&self) -> Option<(&str, &str)> {
+        let mut parts = self.0.split('/');
+        let (source, between) = (parts.next()?, parts.next()?);
+        Some((source, between.rsplit_once(" -> ")?.1))
+    }
+
     /// The link that this is a grant of, or the same.
     pub fn link(&self) -> Self {
         Self(self.0.split(GRANT_MARK).next().unwrap_or_default().into())
@@ -105,6 +112,9 @@ mod tests {
         let (api, store) = ("shop/api".parse().unwrap(), "shop/store".parse().unwrap());
         let link = LinkId::new(&api, &store, &LinkName::default(), "wasi", "keyvalue", &["store".into()]);
         assert_eq!(link.target(), Some(store));
+        assert_eq!(link.apps(), Some(("shop", "shop")));
+        let odd = LinkId::new(&"a/b -> c".parse().unwrap(), &api, &"x -> y/z".parse().unwrap(), "n -> m/o", "p", &[]);
+        assert_eq!(odd.apps(), Some(("a", "shop")));
         let of = |pairs: &[(&str, &str)]| link.granting(&pairs.iter().copied().collect());
         assert_eq!(of(&[]), link);
         assert_eq!(of(&[("bucket", "one")]), of(&[("bucket", "one")]));

@@ -4,7 +4,8 @@
 //! It keeps the mark of what was carried out, not only that something was: a component whose new version is still compiling
 //! is starting, however well the former one runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,9 @@ impl Health {
     }
 }
 
+/// How many of the last changes of the board are known by name.
+const NEWS_MAX: usize = 4_096;
+
 /// Names what is held or applied in a few bytes: digest, permits, limits, config and all but the values of secrets, which
 /// other nodes do not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,67 +89,103 @@ struct Sheet {
     links: BTreeMap<LinkId, (Mark, Option<Tech>, Health)>,
     /// Counts the changes of all.
     revision: u64,
+    /// The names of what changed last, at most [`NEWS_MAX`], the newest last.
+    news: VecDeque<u64>,
     /// The last generation that reconcile went through, whether all of it succeeded or not.
     passed: Option<Generation>,
+}
+
+impl Sheet {
+    /// What is named so changes.
+    fn note(&mut self, name: u64) {
+        self.revision += 1;
+        if self.news.len() == NEWS_MAX {
+            self.news.pop_front();
+        }
+        self.news.push_back(name);
+    }
 }
 
 impl Board {
     /// Notes what came of holding a component.
     pub(crate) fn component(&self, key: ComponentKey, held: &HeldComponent, done: Result<(), String>) {
-        self.change().components.insert(key, (Mark::of(held), health(done)));
+        let mut sheet = self.lock();
+        sheet.note(name_of_component(&key, false));
+        sheet.components.insert(key, (Mark::of(held), health(done)));
     }
 
     /// Notes that a component is no longer held.
     pub(crate) fn component_gone(&self, key: &ComponentKey) {
-        self.change().components.remove(key);
+        let mut sheet = self.lock();
+        sheet.note(name_of_component(key, false));
+        sheet.components.remove(key);
     }
 
     /// Notes what came of holding the other version of a roll-out.
     pub(crate) fn beside(&self, key: ComponentKey, beside: &Beside, done: Result<(), String>) {
-        self.change().beside.insert(key, (Mark::of(beside), health(done)));
+        let mut sheet = self.lock();
+        sheet.note(name_of_component(&key, true));
+        sheet.beside.insert(key, (Mark::of(beside), health(done)));
     }
 
     /// Notes that it is no longer held.
     pub(crate) fn beside_gone(&self, key: &ComponentKey) {
-        self.change().beside.remove(key);
+        let mut sheet = self.lock();
+        sheet.note(name_of_component(key, true));
+        sheet.beside.remove(key);
     }
 
     /// Notes what came of applying a link.
     pub(crate) fn link(&self, held: &HeldLink, done: Result<(), String>) {
         let noted = (Mark::of(held), tech(held), health(done));
-        self.change().links.insert(held.link.id.clone(), noted);
+        let mut sheet = self.lock();
+        sheet.note(name_of(&held.link.id));
+        sheet.links.insert(held.link.id.clone(), noted);
     }
 
     /// Notes that a link is no longer applied.
     pub(crate) fn link_gone(&self, id: &LinkId) {
-        self.change().links.remove(id);
+        let mut sheet = self.lock();
+        sheet.note(name_of(id));
+        sheet.links.remove(id);
     }
 
     /// Forgets what failed and is no longer asked for.
     pub(crate) fn keep(&self, assigned: &Assigned) {
-        let mut sheet = self.change();
-        let failed = |health: &Health| matches!(health, Health::Failed(_));
-        sheet.components.retain(|key, (_, health)| !failed(health) || assigned.components.contains_key(key));
-        sheet.beside.retain(|key, (_, health)| !failed(health) || assigned.beside.contains_key(key));
-        sheet.links.retain(|id, (.., health)| !failed(health) || assigned.links.contains_key(id));
+        let mut sheet = self.lock();
+        let is_gone = |key: &ComponentKey, (_, health): &mut (Mark, Health)| {
+            is_failed(health) && assigned.component(key).is_none()
+        };
+        let gone = sheet.components.extract_if(.., is_gone);
+        let mut names: Vec<u64> = gone.map(|(key, _)| name_of_component(&key, false)).collect();
+        let is_gone =
+            |key: &ComponentKey, (_, health): &mut (Mark, Health)| is_failed(health) && assigned.beside(key).is_none();
+        let gone = sheet.beside.extract_if(.., is_gone);
+        names.extend(gone.map(|(key, _)| name_of_component(&key, true)));
+        let gone =
+            sheet.links.extract_if(.., |id, (.., health)| is_failed(health) && assigned.exact_link(id).is_none());
+        names.extend(gone.map(|(id, _)| name_of(&id)));
+        names.into_iter().for_each(|name| sheet.note(name));
     }
 
     /// Notes what goes on as it was, where something else was tried in its place and is not wanted any more.
     pub(crate) fn goes_on(&self, running: &Assigned, assigned: &Assigned) {
-        let mut sheet = self.change();
-        let sheet = &mut *sheet;
+        let mut sheet = self.lock();
+        let mut names = Vec::new();
         // What failed is all that can be noted of something else.
-        let failed = |health: &Health| matches!(health, Health::Failed(_));
-        for (key, (mark, health)) in sheet.components.iter_mut().filter(|(_, (_, health))| failed(health)) {
-            if let Some(held) = running.components.get(key).filter(|held| assigned.components.get(key) == Some(held)) {
+        for (key, (mark, health)) in sheet.components.iter_mut().filter(|(_, (_, health))| is_failed(health)) {
+            if let Some(held) = running.component(key).filter(|held| assigned.component(key) == Some(held)) {
                 (*mark, *health) = (Mark::of(held), Health::Ready);
+                names.push(name_of_component(key, false));
             }
         }
-        for (id, (mark, _, health)) in sheet.links.iter_mut().filter(|(_, (.., health))| failed(health)) {
-            if let Some(held) = running.links.get(id).filter(|held| assigned.links.get(id) == Some(held)) {
-                (*mark, *health) = (Mark::of(held), Health::Ready);
+        for (id, (mark, _, health)) in sheet.links.iter_mut().filter(|(_, (.., health))| is_failed(health)) {
+            if let Some(held) = running.exact_link(id).filter(|held| assigned.exact_link(id) == Some(held)) {
+                (*mark, *health) = (Mark::of(&**held), Health::Ready);
+                names.push(name_of(id));
             }
         }
+        names.into_iter().for_each(|name| sheet.note(name));
     }
 
     /// Notes that reconcile went through a generation.
@@ -196,27 +236,42 @@ impl Board {
         self.lock().revision
     }
 
-    /// Everything, and how it is.
-    pub(crate) fn all(&self) -> All {
+    /// Which revision this is, and the names of what changed since an earlier one, if that is known.
+    pub(crate) fn news_since(&self, revision: u64) -> (u64, Option<Vec<u64>>) {
         let sheet = self.lock();
-        let held = |is_beside: bool, all: &BTreeMap<ComponentKey, (Mark, Health)>| -> Noted<(ComponentKey, bool)> {
-            all.iter().map(|(key, (mark, health))| ((key.clone(), is_beside), *mark, health.clone())).collect()
-        };
-        let links = sheet.links.iter().map(|(id, (mark, tech, health))| ((id.clone(), *tech), *mark, health.clone()));
-        let components = [held(false, &sheet.components), held(true, &sheet.beside)].concat();
-        All { components, links: links.collect() }
+        let count = sheet.revision.checked_sub(revision).and_then(|count| usize::try_from(count).ok());
+        let count = count.filter(|count| *count <= sheet.news.len());
+        (sheet.revision, count.map(|count| sheet.news.iter().rev().take(count).copied().collect()))
     }
 
-    /// The sheet, to change what is on it.
-    fn change(&self) -> MutexGuard<'_, Sheet> {
-        let mut sheet = self.lock();
-        sheet.revision += 1;
-        sheet
+    /// Everything of such names, and how it is.
+    pub(crate) fn all(&self, is_asked_for: impl Fn(u64) -> bool) -> All {
+        let sheet = self.lock();
+        let held = |is_beside: bool, all: &BTreeMap<ComponentKey, (Mark, Health)>| -> Noted<(ComponentKey, bool)> {
+            let asked = all.iter().filter(|(key, _)| is_asked_for(name_of_component(key, is_beside)));
+            asked.map(|(key, (mark, health))| ((key.clone(), is_beside), *mark, health.clone())).collect()
+        };
+        let links = sheet.links.iter().filter(|(id, _)| is_asked_for(name_of(id)));
+        let links = links.map(|(id, (mark, tech, health))| ((id.clone(), *tech), *mark, health.clone()));
+        let components = [held(false, &sheet.components), held(true, &sheet.beside)].concat();
+        All { components, links: links.collect() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Sheet> {
         self.sheet.lock().expect("no code panics while it holds this lock")
     }
+}
+
+/// Names something on the board.
+pub(crate) fn name_of(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Names a component, which may be held beside the deployed version.
+pub(crate) fn name_of_component(key: &ComponentKey, is_beside: bool) -> u64 {
+    name_of(&(key, is_beside))
 }
 
 /// What is at a link's other end on this node.
@@ -225,6 +280,10 @@ fn tech(held: &HeldLink) -> Option<Tech> {
         Direction::Wakes { tech, .. } | Direction::Grants { tech, .. } => Some(tech),
         Direction::GrantsElsewhere { .. } | Direction::Between { .. } => None,
     }
+}
+
+const fn is_failed(health: &Health) -> bool {
+    matches!(health, Health::Failed(_))
 }
 
 fn health(done: Result<(), String>) -> Health {

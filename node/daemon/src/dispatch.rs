@@ -264,6 +264,11 @@ impl Dispatch {
         self.node_pool.taken()
     }
 
+    /// How many events ever had a permit here, if none has one now: as long as that stays the same, no count changes.
+    pub(crate) fn at_rest(&self) -> Option<u64> {
+        self.node_pool.at_rest()
+    }
+
     /// Whether no component has more permits out than it has.
     pub(crate) fn is_within_permits(&self) -> bool {
         self.holdings().iter().all(|holding| holding.pool.is_within())

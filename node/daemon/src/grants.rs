@@ -1,9 +1,9 @@
 //! Grants: a component's right to make a call. It comes only from a link; what no link grants is denied, and the
 //! denial shows the link to add. The stop of the hot path between a host interface and the provider that answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -31,6 +31,8 @@ const GATE_WAIT: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub(crate) struct Grants {
     by_component: Shards<ComponentKey, Arc<Vec<Arc<Grant>>>>,
+    /// Every bound on calls, beside the grants that have one: few, and looked at often.
+    gates: Mutex<BTreeMap<(ComponentKey, LinkId), Arc<Gate>>>,
 }
 
 /// One grant.
@@ -78,6 +80,7 @@ impl Grants {
     /// `max_in_flight` is no number.
     pub(crate) fn add(&self, link: &Link, answers: Answers) -> Result<(), LinkError> {
         let grant = Arc::new(Grant { link: link.clone(), answers, gate: Gate::of(link)? });
+        self.set_gate(&link.component, &link.id, grant.gate.clone());
         self.by_component.change(&link.component, |before| {
             let others = before.iter().flat_map(|all| all.iter()).filter(|grant| grant.link.id != link.id);
             Some(Arc::new(others.chain([&grant]).cloned().collect()))
@@ -87,14 +90,24 @@ impl Grants {
 
     /// Every bound on calls there is here.
     pub(crate) fn gates(&self) -> Vec<Arc<Gate>> {
-        self.by_component
-            .values()
-            .flat_map(|all| all.iter().filter_map(|grant| grant.gate.clone()).collect::<Vec<_>>())
-            .collect()
+        self.locked_gates().values().cloned().collect()
+    }
+
+    fn set_gate(&self, component: &ComponentKey, link: &LinkId, gate: Option<Arc<Gate>>) {
+        let (mut gates, of) = (self.locked_gates(), (component.clone(), link.clone()));
+        match gate {
+            Some(gate) => drop(gates.insert(of, gate)),
+            None => drop(gates.remove(&of)),
+        }
+    }
+
+    fn locked_gates(&self) -> MutexGuard<'_, BTreeMap<(ComponentKey, LinkId), Arc<Gate>>> {
+        self.gates.lock().expect("no code panics while it holds this lock")
     }
 
     /// Takes back what a link granted. Returns it, if it did: calls that found it before may still be made.
     pub(crate) fn remove(&self, component: &ComponentKey, link: &LinkId) -> Option<Arc<Grant>> {
+        self.set_gate(component, link, None);
         let removed = self.by_component.get(component)?.iter().find(|grant| grant.link.id == *link).cloned();
         self.by_component.change(component, |before| {
             let others = before.iter().flat_map(|all| all.iter()).filter(|grant| grant.link.id != *link);

@@ -1,13 +1,13 @@
 //! Leases on this node: it grants them while it leads, and holds those that it is named for. Who may have which, and
 //! until when, is decided by `placement::Lessor` and `placement::Lessee`; here is only when, and how it is carried out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
-use trellis_placement::{LeaseMoves, Lessee, Lessor, Renewal, State};
+use trellis_placement::{LeaseMoves, LeasedLinks, Lessee, Lessor, Renewal, State};
 use trellis_provider::{Delivered, Lease, LeaseHolder, Permit, Run, Token};
 use trellis_raft::{Leadership, Raft};
 use trellis_wire::{Error, Event, LinkId, Message, NodeId, Outcome};
@@ -29,7 +29,7 @@ struct Sheet {
     /// Whether this node is renewed at all, for what may run only while it is; asked for once something may.
     own: Option<LeaseHolder>,
     /// What the leader is to grant, by the state that it was worked out for.
-    wanted: (Arc<State>, BTreeMap<LinkId, BTreeSet<NodeId>>),
+    wanted: (Arc<State>, LeasedLinks),
 }
 
 impl Leases {
@@ -154,10 +154,11 @@ impl Leases {
         let mut sheet = self.lock();
         sheet.lessor.term()?;
         if !Arc::ptr_eq(&sheet.wanted.0, state) {
-            sheet.wanted = (state.clone(), state.leased());
+            let (before, wanted) = &sheet.wanted;
+            sheet.wanted = (state.clone(), state.leased_since(before, wanted));
         }
         let Sheet { lessor, wanted: (_, wanted), .. } = &mut *sheet;
-        lessor.decide(state, wanted, is_alive, self.now())
+        lessor.decide(state, &wanted.links, is_alive, self.now())
     }
 
     fn state(&self) -> Arc<State> {

@@ -28,7 +28,7 @@ use trellis_wire::{ComponentKey, Generation, LatticeId, LinkId, NodeId, frame, s
 
 use self::known::Known;
 pub(crate) use self::pages::Pages;
-use self::pages::{Page, Told};
+use self::pages::{Counted, Page, Told};
 pub(crate) use self::sign::{Alive, Answer, Ask, Beat, Counts, OfComponent, OfLink, Sign};
 use crate::board::{Board, Health, Mark};
 use crate::dispatch::{Dispatch, Holding};
@@ -252,7 +252,7 @@ impl Pulse {
     async fn beat(&self) {
         let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut turn, mut told) = (0, Told::default());
+        let (mut turn, mut told, mut counted) = (0, Told::default(), Counted::default());
         loop {
             tokio::select! {
                 _ = every.tick() => {}
@@ -261,7 +261,7 @@ impl Pulse {
             turn += 1;
             let everyone_knows = self.raft.state().borrow().everyone_knows(SHORT_HEARTBEATS);
             if everyone_knows {
-                self.say_news(&mut told).await;
+                self.say_news(&mut told, &mut counted).await;
             } else {
                 told = Told::default();
                 let pages = self.pages();
@@ -274,7 +274,7 @@ impl Pulse {
     }
 
     /// Says what is new, and that this node lives.
-    async fn say_news(&self, told: &mut Told) {
+    async fn say_news(&self, told: &mut Told, counted: &mut Counted) {
         let pages = self.pages();
         for nth in told.next_look(&pages) {
             let mut beat = self.beat_of(&pages, nth);
@@ -282,13 +282,13 @@ impl Pulse {
                 self.say(&Sign::Beat(Box::new(beat))).await;
             }
         }
-        let counts: Vec<Vec<Counts>> = pages.pages.iter().map(|page| self.counts_of(page)).collect();
+        let counts = counted.now(&pages, self.dispatch.at_rest(), |page| self.counts_of(page));
         let alive = Alive {
             generation: self.board.generation(),
             running: self.dispatch.running() as u64,
             applied: self.applied(),
             pages: told.marks(),
-            counts: told.counts(&counts),
+            counts: told.counts(counts),
         };
         self.say(&Sign::Alive(Box::new(alive))).await;
     }
@@ -302,7 +302,7 @@ impl Pulse {
     fn pages(&self) -> Arc<Pages> {
         let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         if pages.revision != self.board.revision() {
-            *pages = Arc::new(Pages::of(&self.board));
+            *pages = Arc::new(pages.next(&self.board));
         }
         pages.clone()
     }

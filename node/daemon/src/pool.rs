@@ -23,6 +23,8 @@ struct State {
     /// Nobody gets a permit: the component is no longer held.
     closed: bool,
     taken: usize,
+    /// How many came back, ever.
+    returned: u64,
     answers: VecDeque<oneshot::Sender<Slot>>,
     pulls: VecDeque<oneshot::Sender<Slot>>,
 }
@@ -33,7 +35,8 @@ pub(crate) struct Slot(Option<Arc<Pool>>);
 impl Pool {
     /// A pool of `size` permits; `what` names it in messages.
     pub(crate) fn new(what: String, size: usize) -> Arc<Self> {
-        let state = State { size, closed: false, taken: 0, answers: VecDeque::new(), pulls: VecDeque::new() };
+        let state =
+            State { size, closed: false, taken: 0, returned: 0, answers: VecDeque::new(), pulls: VecDeque::new() };
         Arc::new(Self { what, state: Mutex::new(state) })
     }
 
@@ -65,6 +68,12 @@ impl Pool {
     /// Permits taken now.
     pub(crate) fn taken(&self) -> usize {
         self.lock().taken
+    }
+
+    /// How many permits ever came back, if none is out: as long as that stays the same, nothing ran.
+    pub(crate) fn at_rest(&self) -> Option<u64> {
+        let state = self.lock();
+        (state.taken == 0).then_some(state.returned)
     }
 
     /// Whether no more permits are out than there are.
@@ -169,7 +178,11 @@ pub(crate) async fn acquire_both(component: &Arc<Pool>, node: &Arc<Pool>, want: 
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(pool) = self.0.take() {
-            pool.lock().taken -= 1;
+            {
+                let mut state = pool.lock();
+                state.taken -= 1;
+                state.returned += 1;
+            }
             pool.hand_out();
         }
     }

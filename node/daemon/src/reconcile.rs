@@ -10,7 +10,9 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
-use trellis_placement::{Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, State, Step, diff, plan};
+use trellis_placement::{
+    Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, Section, State, Step, diff, plan,
+};
 use trellis_provider::{Lease, LinkError, Permits, Provider};
 use trellis_raft::Raft;
 use trellis_sandbox::Engine;
@@ -152,11 +154,13 @@ impl Reconcile {
         running: &Assigned,
         assigned: &Assigned,
     ) -> BTreeSet<ComponentKey> {
-        let moved = |key: &ComponentKey| !assigned.holds(key) && self.waits_for_next(state, key);
-        let held = running.components.keys().chain(running.beside.keys());
-        let run = running.links.values().filter_map(handed_with);
-        let mut moved: BTreeSet<ComponentKey> = held.filter(|key| moved(key)).cloned().collect();
-        moved.extend(run.filter(|key| self.waits_for_next_provider(state, key)).cloned());
+        let mut moved = BTreeSet::new();
+        for (_, running, _) in running.apart(assigned) {
+            let held = running.components.keys().chain(running.beside.keys());
+            moved.extend(held.filter(|key| !assigned.holds(key) && self.waits_for_next(state, key)).cloned());
+            let run = running.links.values().filter_map(|held| handed_with(held));
+            moved.extend(run.filter(|key| self.waits_for_next_provider(state, key)).cloned());
+        }
         handing.retain(|key, _| moved.contains(key));
         let mut began = |key: &ComponentKey| *handing.entry(key.clone()).or_insert_with(Instant::now);
         moved.into_iter().filter(|key| began(key).elapsed() < HANDOVER_MAX).collect()
@@ -167,7 +171,7 @@ impl Reconcile {
         let next = state.holding(key).into_iter().flat_map(|holding| holding.keys());
         let mut next = next.filter(|node| **node != self.node && self.liveness.life(**node) == Life::Alive);
         next.any(|node| {
-            let wanted = self.shares.of(*node).components.get(key).map(Mark::of);
+            let wanted = self.shares.of(*node).component(key).map(Mark::of);
             let report = self.liveness.component(*node, key);
             !report.is_some_and(|report| report.health == Health::Ready && Some(report.mark) == wanted)
         })
@@ -182,9 +186,9 @@ impl Reconcile {
         let mut next = holding.keys().filter(|node| self.liveness.life(**node) == Life::Alive);
         next.any(|node| {
             let share = self.shares.of(*node);
-            share.links.values().filter(|held| handed_with(held) == Some(key)).any(|held| {
+            share.links().filter(|held| handed_with(held) == Some(key)).any(|held| {
                 let report = self.liveness.link(*node, &held.link.id);
-                !report.is_some_and(|report| report.health == Health::Ready && report.mark == Mark::of(held))
+                !report.is_some_and(|report| report.health == Health::Ready && report.mark == Mark::of(&**held))
             })
         })
     }
@@ -217,7 +221,7 @@ impl Reconcile {
         let left = left(running, assigned);
         let (mut all_done, mut behind, mut kept) = (true, Vec::new(), BTreeSet::new());
         for step in steps {
-            match (self.take(step.clone(), running).await, step) {
+            match (self.take(step.clone(), running, assigned).await, step) {
                 (Taken::Done, _) => {}
                 (Taken::InTheWay, step) if !late.is_empty() => behind.push(step),
                 (_, Step::AddLink(held)) => {
@@ -234,41 +238,43 @@ impl Reconcile {
             }
             let stays = match &step {
                 // What took its place is there under its id already; or cannot be, and the former one goes on.
-                Step::RemoveLink(id) => running.links.get(id) == assigned.links.get(id) || kept.contains(&id.link()),
+                Step::RemoveLink(id) => running.exact_link(id) == assigned.exact_link(id) || kept.contains(&id.link()),
                 _ => false,
             };
             if !stays {
-                self.take(step, running).await;
+                self.take(step, running, assigned).await;
             }
         }
         for step in behind {
-            all_done &= self.take(step, running).await == Taken::Done;
+            all_done &= self.take(step, running, assigned).await == Taken::Done;
         }
-        for (id, tech) in left.into_iter().filter(|(id, _)| !running.links.contains_key(id)) {
+        for (id, tech) in left.into_iter().filter(|(id, _)| running.exact_link(id).is_none()) {
             self.providers.of(tech).forget(&id).await;
         }
+        running.meet(assigned);
         running.generation = assigned.generation;
         all_done
     }
 
     /// Takes one step and notes it in `running` if it succeeded.
-    async fn take(&self, step: Step, running: &mut Assigned) -> Taken {
+    async fn take(&self, step: Step, running: &mut Assigned, assigned: &Assigned) -> Taken {
         match step {
             Step::RemoveLink(id) => {
-                if let Some(held) = running.links.remove(&id) {
+                let section = running.section_of(&id);
+                if let Some(held) = running.change(section, |share| share.links.remove(&id)) {
                     self.board.link_gone(&id);
-                    self.remove_link(&id, held).await;
+                    self.remove_link(&id, &held).await;
                 }
                 Taken::Done
             }
             Step::RemoveComponent(key) => {
-                running.components.remove(&key);
+                running.change(Section::of(&key), |share| share.components.remove(&key));
                 self.board.component_gone(&key);
                 self.dispatch.release(&key);
                 Taken::Done
             }
             Step::RemoveBeside(key) => {
-                running.beside.remove(&key);
+                running.change(Section::of(&key), |share| share.beside.remove(&key));
                 self.board.beside_gone(&key);
                 self.dispatch.release_beside(&key);
                 Taken::Done
@@ -280,7 +286,7 @@ impl Reconcile {
                 }
                 let taken = if done.is_ok() { Taken::Done } else { Taken::Failed };
                 if taken == Taken::Done {
-                    running.beside.insert(key.clone(), (*beside).clone());
+                    running.change(Section::of(&key), |share| share.beside.insert(key.clone(), (*beside).clone()));
                 }
                 self.board.beside(key, &beside, done);
                 taken
@@ -292,14 +298,14 @@ impl Reconcile {
                 }
                 let taken = if done.is_ok() { Taken::Done } else { Taken::Failed };
                 if taken == Taken::Done {
-                    running.components.insert(key.clone(), (*held).clone());
+                    running.change(Section::of(&key), |share| share.components.insert(key.clone(), (*held).clone()));
                 }
                 self.board.component(key, &held, done);
                 taken
             }
             Step::AddLink(held) => {
                 let former = self.answered_here(running, &held);
-                let done = self.add_link(&held, running.links.get(&held.link.id)).await;
+                let done = self.add_link(&held, running.exact_link(&held.link.id)).await;
                 match (&done, former) {
                     (Ok(()), Some((tech, granted))) => self.end_later(&held.link.id, tech, granted).await,
                     (Ok(()), None) => {}
@@ -311,7 +317,8 @@ impl Reconcile {
                     Err(_) => Taken::Failed,
                 };
                 if taken == Taken::Done {
-                    running.links.insert(held.link.id.clone(), (*held).clone());
+                    let (section, id) = (assigned.section_of(&held.link.id), held.link.id.clone());
+                    running.change(section, |share| share.links.insert(id, held.clone()));
                 }
                 self.board.link(&held, done.map_err(|why| why.to_string()));
                 taken
@@ -386,7 +393,7 @@ impl Reconcile {
         Ok(())
     }
 
-    async fn add_link(&self, held: &HeldLink, before: Option<&HeldLink>) -> Result<(), LinkError> {
+    async fn add_link(&self, held: &HeldLink, before: Option<&Arc<HeldLink>>) -> Result<(), LinkError> {
         self.stay(&held.link.id).await;
         if let Some(why) = &held.refused {
             let problem = format!("`{}` does not fit: {} is expected", why.value, why.wanted);
@@ -422,7 +429,7 @@ impl Reconcile {
         }
     }
 
-    async fn remove_link(&self, id: &LinkId, held: HeldLink) {
+    async fn remove_link(&self, id: &LinkId, held: &HeldLink) {
         let granted = self.dispatch.grants().remove(&held.link.component, id);
         let (tech, is_grant) = match held.direction {
             Direction::Wakes { tech, .. } => (tech, false),
@@ -442,7 +449,7 @@ impl Reconcile {
 
     /// What answers a link here that is to be answered elsewhere, for the same component.
     fn answered_here(&self, running: &Assigned, next: &HeldLink) -> Option<(Tech, Option<Arc<Grant>>)> {
-        let before = running.links.get(&next.link.id)?;
+        let before = running.exact_link(&next.link.id)?;
         match (&before.direction, &next.direction) {
             (Direction::Grants { tech, .. }, Direction::GrantsElsewhere { .. }) => {
                 Some((*tech, self.dispatch.grants().of_link(&before.link.component, &before.link.id)))
@@ -500,13 +507,19 @@ fn with_handed(
     hands_over: &BTreeSet<ComponentKey>,
 ) -> (Arc<Assigned>, bool) {
     let is_handed = |held: &HeldLink| handed_with(held).is_some_and(|provider| hands_over.contains(provider));
-    let handed: Vec<_> = running.links.iter().filter(|(_, held)| is_handed(held)).collect();
-    if handed.is_empty() {
+    if hands_over.is_empty() {
         return (assigned, true);
     }
-    let mut kept = (*assigned).clone();
-    kept.links.extend(handed.into_iter().map(|(id, held)| (id.clone(), held.clone())));
-    (Arc::new(kept), false)
+    let (mut kept, mut all_over) = ((*assigned).clone(), true);
+    for (section, running, _) in running.apart(&assigned) {
+        let handed = running.links.iter().filter(|(_, held)| is_handed(held));
+        let handed: Vec<_> = handed.map(|(id, held)| (id.clone(), held.clone())).collect();
+        if !handed.is_empty() {
+            all_over = false;
+            kept.change(section, |share| share.links.extend(handed));
+        }
+    }
+    if all_over { (assigned, true) } else { (Arc::new(kept), false) }
 }
 
 /// Returns when a link's provider has what it needs, at the latest after [`REACH_MAX`].
@@ -528,7 +541,8 @@ enum Taken {
 
 /// The links that wake a component here and are not placed here any more.
 fn left(running: &Assigned, assigned: &Assigned) -> Vec<(LinkId, Tech)> {
-    let gone = running.links.iter().filter(|(id, _)| !assigned.links.contains_key(id));
+    let links = running.apart(assigned).flat_map(|(_, running, _)| &running.links);
+    let gone = links.filter(|(id, _)| assigned.exact_link(id).is_none());
     let waking = gone.filter_map(|(id, held)| match held.direction {
         Direction::Wakes { tech, .. } => Some((id.clone(), tech)),
         _ => None,
@@ -540,7 +554,7 @@ fn left(running: &Assigned, assigned: &Assigned) -> Vec<(LinkId, Tech)> {
 /// and the component before what it calls.
 fn rank(step: &Step, running: &Assigned) -> u8 {
     let wakes =
-        |id: &LinkId| running.links.get(id).is_some_and(|held| matches!(held.direction, Direction::Wakes { .. }));
+        |id: &LinkId| running.exact_link(id).is_some_and(|held| matches!(held.direction, Direction::Wakes { .. }));
     match step {
         Step::Hold(..) | Step::Adjust(..) | Step::HoldBeside(..) => 0,
         Step::RemoveLink(id) if wakes(id) => 1,
@@ -555,7 +569,7 @@ fn rank(step: &Step, running: &Assigned) -> u8 {
 fn is_of(step: &Step, running: &Assigned, components: &BTreeSet<ComponentKey>) -> bool {
     match step {
         Step::RemoveComponent(key) | Step::RemoveBeside(key) => components.contains(key),
-        Step::RemoveLink(id) => running.links.get(id).is_some_and(|held| {
+        Step::RemoveLink(id) => running.exact_link(id).is_some_and(|held| {
             let called = match &held.direction {
                 Direction::Between { target } => components.contains(target),
                 _ => false,
@@ -570,8 +584,8 @@ fn is_of(step: &Step, running: &Assigned, components: &BTreeSet<ComponentKey>) -
 /// the new one take would be handled twice. Those of MQTT are shared, and one that ends before the next begins is missed.
 fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
     match step {
-        Step::RemoveLink(id) => running.links.get(id).is_some_and(|held| {
-            let next = assigned.links.get(id).map(|next| &next.direction);
+        Step::RemoveLink(id) => running.exact_link(id).is_some_and(|held| {
+            let next = assigned.exact_link(id).map(|next| &next.direction);
             match (&held.direction, next) {
                 (Direction::Wakes { tech, .. }, None) => matches!(tech, Tech::Http | Tech::Mqtt),
                 (Direction::Wakes { tech: Tech::Http, .. }, Some(Direction::Wakes { tech: Tech::Http, .. })) => true,

@@ -73,12 +73,12 @@ pub(crate) fn progress(state: &State, shares: &Shares, liveness: &Liveness, app:
             }
             missing.extend(lack(report.map(|report| report.health)).map(|why| format!("{}{why}", key.name)));
         }
-        for held in links.iter().filter_map(|link| share.links.get(link)) {
+        for held in links.iter().filter_map(|link| share.exact_link(link)) {
             // At the first step what wakes is the former version's still.
             if step == 0 && matches!(held.direction, Direction::Wakes { .. }) {
                 continue;
             }
-            let report = liveness.link(id, &held.link.id).filter(|report| report.mark == Mark::of(held));
+            let report = liveness.link(id, &held.link.id).filter(|report| report.mark == Mark::of(&**held));
             let why = lack(report.map(|report| report.health));
             missing.extend(why.map(|why| format!("link {}{why}", held.link.id)));
         }
@@ -94,8 +94,8 @@ pub(crate) fn progress(state: &State, shares: &Shares, liveness: &Liveness, app:
 /// What the node is to hold of the newer version, if it is to.
 fn marked(share: &Assigned, key: &ComponentKey, newer: &Release, is_last: bool) -> Option<Mark> {
     match is_last {
-        true => share.components.get(key).filter(|held| held.version == newer.version).map(Mark::of),
-        false => share.beside.get(key).map(Mark::of),
+        true => share.component(key).filter(|held| held.version == newer.version).map(Mark::of),
+        false => share.beside(key).map(Mark::of),
     }
 }
 

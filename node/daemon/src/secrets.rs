@@ -13,13 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use trellis_manifest::{SecretRef, SecretsBackend};
-use trellis_placement::Assigned;
+use trellis_placement::{AppShare, Assigned, Section};
 use trellis_wire::Secret;
 
 /// How often what is read already is read again. A changed secret is with what uses it after this and a moment.
@@ -44,6 +45,10 @@ pub(crate) struct Secrets {
     /// This node's name, for messages.
     node: String,
     known: Mutex<BTreeMap<SecretRef, Known>>,
+    /// Counts the changes of values.
+    edition: AtomicU64,
+    /// What was given last, for what is asked next.
+    given: tokio::sync::Mutex<Given>,
     /// Held by whoever reads: what hangs is not begun again beside itself.
     turn: Arc<Semaphore>,
 }
@@ -59,38 +64,70 @@ struct Known {
 
 impl Secrets {
     pub(crate) fn new(sources: SecretSources, node: String) -> Self {
-        Self { sources, node, known: Mutex::default(), turn: Arc::new(Semaphore::new(1)) }
+        Self {
+            sources,
+            node,
+            known: Mutex::default(),
+            edition: AtomicU64::new(0),
+            given: tokio::sync::Mutex::default(),
+            turn: Arc::new(Semaphore::new(1)),
+        }
     }
 
     /// Puts the secrets where a node's share refers to them. Those that are not known yet are read. A share without any is
-    /// given back as it is.
-    pub(crate) async fn filled(&self, mut share: Arc<Assigned>) -> Arc<Assigned> {
-        let wanted = wanted(&share);
+    /// given back as it is, and what did not change as it was given before.
+    pub(crate) async fn filled(&self, share: Arc<Assigned>) -> Arc<Assigned> {
+        let mut given = self.given.lock().await;
+        let given = &mut *given;
+        let mut changed = BTreeSet::new();
+        for (section, _, now) in given.share.apart(&share) {
+            match refs_in(now) {
+                refs if refs.is_empty() => drop(given.refs.remove(&section)),
+                refs => drop(given.refs.insert(section.clone(), refs)),
+            }
+            changed.insert(section);
+        }
+        let wanted: BTreeSet<&SecretRef> = given.refs.values().flatten().collect();
         let unknown: Vec<SecretRef> = {
             let mut known = self.known();
             known.retain(|secret, _| wanted.contains(secret));
             let is_known = |secret: &&SecretRef| known.get(secret).is_some_and(|known| known.value.is_some());
-            wanted.iter().filter(|secret| !is_known(secret)).cloned().collect()
+            wanted.into_iter().filter(|secret| !is_known(secret)).cloned().collect()
         };
         self.read(unknown).await;
-        if !wanted.is_empty() {
-            self.put(Arc::make_mut(&mut share));
+        given.share = share.clone();
+        if given.refs.is_empty() {
+            given.filled = share.clone();
+            return share;
         }
-        share
+        let mut filled = (*share).clone();
+        let edition = self.edition.load(Ordering::Relaxed);
+        for section in given.refs.keys().cloned() {
+            if edition == given.edition && !changed.contains(&section) {
+                filled.take(section, &given.filled);
+            } else {
+                filled.change(section, |share| self.put(share));
+            }
+        }
+        given.edition = edition;
+        // What is equal stays at its place in memory.
+        filled.meet(&given.filled);
+        given.filled = Arc::new(filled);
+        given.filled.clone()
     }
 
-    fn put(&self, assigned: &mut Assigned) {
+    fn put(&self, share: &mut AppShare) {
         let known = self.known();
         let values = |refs: &[SecretRef]| -> trellis_wire::Secrets {
             let value = |secret: &SecretRef| Some((secret.name.clone(), known.get(secret)?.value.clone()?));
             refs.iter().filter_map(value).collect()
         };
-        let beside = assigned.beside.values_mut().map(|beside| &mut beside.held);
-        for held in assigned.components.values_mut().chain(beside) {
+        let beside = share.beside.values_mut().map(|beside| &mut beside.held);
+        for held in share.components.values_mut().chain(beside) {
             held.secrets = values(&held.secret_refs);
         }
-        for held in assigned.links.values_mut() {
-            held.link.secrets = values(&held.secret_refs);
+        for held in share.links.values_mut().filter(|held| !held.secret_refs.is_empty()) {
+            Arc::make_mut(held).link.secrets = values(&held.secret_refs);
         }
     }
 
@@ -140,6 +177,9 @@ impl Secrets {
             let known = known.entry(secret).or_default();
             match read {
                 Ok(value) => {
+                    if known.value.as_ref() != Some(&value) {
+                        self.edition.fetch_add(1, Ordering::Relaxed);
+                    }
                     if known.value.as_ref().is_some_and(|before| *before != value) {
                         tracing::info!(secret = name, "a secret has changed");
                     }
@@ -164,11 +204,23 @@ impl Secrets {
     }
 }
 
-/// Everything that a share refers to.
-fn wanted(assigned: &Assigned) -> BTreeSet<SecretRef> {
-    let beside = assigned.beside.values().map(|beside| &beside.held);
-    let of_components = assigned.components.values().chain(beside).flat_map(|held| &held.secret_refs);
-    let of_links = assigned.links.values().flat_map(|held| &held.secret_refs);
+/// The last share that was asked about.
+#[derive(Default)]
+struct Given {
+    share: Arc<Assigned>,
+    /// The same with its secrets.
+    filled: Arc<Assigned>,
+    /// Which edition of the values that was.
+    edition: u64,
+    /// What each section of it refers to, where it does.
+    refs: BTreeMap<Section, BTreeSet<SecretRef>>,
+}
+
+/// Everything that a section of a share refers to.
+fn refs_in(share: &AppShare) -> BTreeSet<SecretRef> {
+    let beside = share.beside.values().map(|beside| &beside.held);
+    let of_components = share.components.values().chain(beside).flat_map(|held| &held.secret_refs);
+    let of_links = share.links.values().flat_map(|held| &held.secret_refs);
     of_components.chain(of_links).cloned().collect()
 }
 

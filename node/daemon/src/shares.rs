@@ -1,5 +1,5 @@
 //! Shares: what each node has to run by the plan that this node knows. Worked out once for each state and node, so that
-//! the data plane can look up rights for every event.
+//! the data plane can look up rights for every event, and from the share before it, so that a change costs what it is about.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,16 +11,15 @@ use trellis_wire::NodeId;
 /// What each node has to run.
 pub(crate) struct Shares {
     states: watch::Receiver<Arc<State>>,
-    known: Mutex<Known>,
+    known: Mutex<HashMap<NodeId, Known>>,
 }
 
-/// A state, and the shares worked out for it so far.
-type Known = (Arc<State>, HashMap<NodeId, Arc<Assigned>>);
+/// A node's share by the state that it was last asked for.
+type Known = (Arc<State>, Arc<Assigned>);
 
 impl Shares {
     pub(crate) fn new(states: watch::Receiver<Arc<State>>) -> Self {
-        let state = states.borrow().clone();
-        Self { states, known: Mutex::new((state, HashMap::new())) }
+        Self { states, known: Mutex::default() }
     }
 
     /// The state as it is now.
@@ -41,12 +40,16 @@ impl Shares {
         self.by(&self.state(), node)
     }
 
-    /// What `node` has to run by a state. Only what is worked out for the last one that was asked about is known.
+    /// What `node` has to run by a state. It is worked out from what it was by the last one that was asked about.
     pub(crate) fn by(&self, state: &Arc<State>, node: NodeId) -> Arc<Assigned> {
         let mut known = self.known.lock().expect("no code panics while it holds this lock");
-        if !Arc::ptr_eq(&known.0, state) {
-            *known = (state.clone(), HashMap::new());
+        let (before, share) = known.entry(node).or_default();
+        if !Arc::ptr_eq(before, state) {
+            *share = Arc::new(state.assigned_since(before, node, share));
+            *before = state.clone();
+            // A node that is a member no more is asked about no more.
+            known.retain(|id, _| *id == node || state.node(*id).is_some());
         }
-        known.1.entry(node).or_insert_with(|| Arc::new(state.assigned(node))).clone()
+        known[&node].1.clone()
     }
 }

@@ -216,7 +216,7 @@ fn holder_status(
     };
     if holder != node.id {
         elsewhere(node, key, holder, &mut status);
-    } else if let Some(held) = assigned.components.get(key) {
+    } else if let Some(held) = assigned.component(key) {
         let health = node.board.of_component(key, held);
         status.state = health.word().into();
         status.problem = health.problem();
@@ -250,7 +250,7 @@ fn elsewhere(node: &Node, key: &ComponentKey, holder: NodeId, status: &mut Holde
         status.problem = Some(silent);
         return;
     }
-    if node.shares.of(holder).components.get(key).is_some_and(|held| Mark::of(held) == report.mark) {
+    if node.shares.of(holder).component(key).is_some_and(|held| Mark::of(held) == report.mark) {
         status.state = report.health.word().into();
         status.problem = report.health.problem();
     }
@@ -306,7 +306,7 @@ fn lease(node: &Node, id: &LinkId) -> Option<LeaseStatus> {
 pub(crate) fn leased(node: &Node, holder: NodeId, component: &ComponentKey) -> Option<String> {
     let share = node.shares.of(holder);
     let state = node.shares.state();
-    let leases = share.links.values().filter(|held| held.link.component == *component).filter_map(|held| {
+    let leases = share.links().filter(|held| held.link.component == *component).filter_map(|held| {
         let lease = state.leases().get(&held.link.id).filter(|lease| lease.node == holder)?;
         Some(format!("has the lease of link `{}` (token {})", held.link.name, lease.token))
     });
@@ -378,7 +378,7 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
 }
 
 /// Whether a person paused what a link wakes from a queue or by the clock.
-fn is_paused(node: &Node, held: Option<&HeldLink>) -> bool {
+fn is_paused(node: &Node, held: Option<&Arc<HeldLink>>) -> bool {
     held.is_some_and(|held| held.link.package != "http" && node.shares.state().is_paused(&held.link.component))
 }
 

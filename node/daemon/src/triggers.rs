@@ -112,10 +112,10 @@ impl From<Standing> for Stands {
 /// This node's own.
 impl Triggers {
     /// Each of this node, with its link.
-    pub(crate) fn here(&self) -> Vec<(HeldLink, Arc<dyn Trigger>)> {
+    pub(crate) fn here(&self) -> Vec<(Arc<HeldLink>, Arc<dyn Trigger>)> {
         let share = self.shares.of(self.me);
-        let running = |held: &HeldLink| Some((held.clone(), self.trigger(held)?));
-        share.links.values().filter_map(running).collect()
+        let running = |held: &Arc<HeldLink>| Some((held.clone(), self.trigger(held)?));
+        share.links().filter_map(running).collect()
     }
 
     fn trigger(&self, held: &HeldLink) -> Option<Arc<dyn Trigger>> {
@@ -125,7 +125,7 @@ impl Triggers {
 
     /// The trigger of a link, if it pulls from a queue here: a core subject has none.
     fn of(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
-        self.shares.of(self.me).links.get(link).and_then(|held| self.trigger(held))
+        self.shares.of(self.me).exact_link(link).and_then(|held| self.trigger(held))
     }
 
     pub(crate) async fn views(&self) -> Vec<View> {
@@ -240,11 +240,11 @@ impl Triggers {
     fn places(&self, app: &AppName, of: Option<&ComponentName>) -> Vec<(LinkId, Vec<NodeId>)> {
         let mut places = BTreeMap::<LinkId, (Tech, Vec<NodeId>)>::new();
         for node in self.nodes() {
-            for (id, held) in &self.shares.of(node).links {
+            for held in self.shares.of(node).links() {
                 let component = &held.link.component;
                 let asked = component.app == *app && of.is_none_or(|of| component.name == *of);
                 if let (true, Some(tech)) = (asked, tech(held)) {
-                    places.entry(id.clone()).or_insert_with(|| (tech, Vec::new())).1.push(node);
+                    places.entry(held.link.id.clone()).or_insert_with(|| (tech, Vec::new())).1.push(node);
                 }
             }
         }

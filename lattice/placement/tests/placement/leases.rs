@@ -322,7 +322,7 @@ fn an_ordered_link_needs_a_lease_where_it_is_applied() {
     app.app.links[1].delivery = Delivery { order_by: Some(OrderBy::Subject), ..Delivery::default() };
     assert_eq!(lattice.apply(Command::Deploy(Box::new(app))), Applied::Done);
     lattice.settle();
-    let leased = lattice.state.leased();
+    let leased = lattice.state.leased().links;
     assert_eq!(leased.values().cloned().collect::<Vec<_>>(), [(0..3).map(node_id).collect()]);
     assert!(leased.keys().next().unwrap().to_string().ends_with(" ordered"));
 }

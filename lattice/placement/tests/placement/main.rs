@@ -7,5 +7,6 @@ mod lattice;
 mod leases;
 mod parts;
 mod properties;
+mod shares;
 mod simulation;
 mod transcripts;

@@ -31,7 +31,8 @@ pub(crate) fn bench(scale: Scale) -> String {
         table.row(&row);
     }
     format!(
-        "One node; half of the apps behind HTTP paths, half behind queues; medians of {} further deploys.\n\n{}",
+        "One node; half of the apps behind HTTP paths, half behind queues; medians of {} further deploys. \
+         A node's share is worked out from the one before the deploy, and compared with it, as a node does.\n\n{}",
         scale.or(20, 1),
         table.finish()
     )
@@ -48,6 +49,7 @@ fn measure(apps: usize, deploys: usize) -> [String; 8] {
     }
     let all = began.elapsed();
     let mut running: Assigned = lattice.state.assigned(node);
+    let mut former = lattice.state.clone();
     let mut times: [Times; 5] = Default::default();
     for nth in apps..apps + deploys {
         // As in the state machine, somebody watches the former state.
@@ -56,12 +58,12 @@ fn measure(apps: usize, deploys: usize) -> [String; 8] {
         let (delta, took) = timed(|| plan(&lattice.state).expect("there is something to place"));
         times[1].push(took);
         times[2].push(timed(|| lattice.apply(Command::Plan(delta))).1);
-        let (share, took) = timed(|| lattice.state.assigned(node));
+        let (share, took) = timed(|| lattice.state.assigned_since(&former, node, &running));
         times[3].push(took);
         let (steps, took) = timed(|| diff(&running, &share));
         times[4].push(took);
         assert_eq!((steps.is_empty(), before == lattice.state), (false, false));
-        running = share;
+        (running, former) = (share, lattice.state.clone());
     }
     let (snapshot, took) = timed(|| postcard::to_allocvec(&lattice.state).unwrap());
     let each = times.map(|times| ms(times.quantile_ms(0.5)));

@@ -103,7 +103,7 @@ impl Elsewhere {
     /// Whether any node has a link of a component with just this config.
     pub(crate) fn is_granted(&self, component: &ComponentKey, link: &LinkId) -> bool {
         let holders = self.shares.state().holders(component);
-        holders.into_iter().any(|node| self.shares.of(node).links.contains_key(link))
+        holders.into_iter().any(|node| self.shares.of(node).exact_link(link).is_some())
     }
 
     /// A permit to have one event run elsewhere. Which node runs it is found when there is an event to offer.
@@ -243,7 +243,7 @@ impl Elsewhere {
     fn answering(&self, provider: &ComponentKey, link: &LinkId) -> Vec<NodeId> {
         let answers = |node: &NodeId| {
             let here = self.shares.of(*node);
-            here.links.get(link).is_some_and(|held| matches!(held.direction, Direction::Grants { .. }))
+            here.exact_link(link).is_some_and(|held| matches!(held.direction, Direction::Grants { .. }))
         };
         let state = self.shares.state();
         let mut nodes: Vec<NodeId> = state.provider_nodes(provider).into_iter().filter(answers).collect();

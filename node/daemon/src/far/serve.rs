@@ -217,7 +217,7 @@ impl Service {
         let theirs = self.shares.of(from);
         match origin {
             Origin::Invoke => true,
-            Origin::Link(link, _) => theirs.links.get(link).is_some_and(|held| {
+            Origin::Link(link, _) => theirs.exact_link(link).is_some_and(|held| {
                 matches!(held.direction, Direction::Wakes { .. }) && held.link.component == *component
             }),
             Origin::Component(link, _) => theirs.link(link).is_some_and(|held| {

@@ -89,7 +89,7 @@ fn said(pages: &Pages, told: &mut Told, counts: impl Fn(&ComponentKey) -> Counts
             signs.push(Sign::Beat(Box::new(beat)));
         }
     }
-    let of_page = |page: &Page| page.components.iter().map(|((key, _), ..)| counts(key)).collect();
+    let of_page = |page: &Arc<Page>| page.components.iter().map(|((key, _), ..)| counts(key)).collect();
     let now: Vec<Vec<Counts>> = pages.pages.iter().map(of_page).collect();
     let (generation, running) = (Generation(1_000), 300);
     let (pages, counts) = (told.marks(), told.counts(&now));
@@ -150,6 +150,7 @@ const APPS: u64 = 200;
 struct Pair {
     dice: u64,
     board: Board,
+    pages: Pages,
     counts: BTreeMap<ComponentKey, Counts>,
     told: Told,
     known: Known,
@@ -159,7 +160,15 @@ struct Pair {
 impl Pair {
     fn new(seed: u64) -> Self {
         let (board, told, known) = Default::default();
-        Self { dice: seed * 2 + 1, board, counts: BTreeMap::new(), told, known, reports: Vec::new() }
+        Self {
+            dice: seed * 2 + 1,
+            pages: Pages::of(&board),
+            board,
+            counts: BTreeMap::new(),
+            told,
+            known,
+            reports: Vec::new(),
+        }
     }
 
     fn below(&mut self, sides: u64) -> u64 {
@@ -195,8 +204,8 @@ impl Pair {
 
     /// A heartbeat, of whose signs some are lost.
     fn beat(&mut self, lost_percent: u64) {
-        let pages = Pages::of(&self.board);
-        for sign in said(&pages, &mut self.told, |key| self.counts[key]) {
+        self.pages = self.pages.next(&self.board);
+        for sign in said(&self.pages, &mut self.told, |key| self.counts[key]) {
             let is_lost = self.below(100) < lost_percent;
             self.reports.extend(match sign {
                 _ if is_lost => Vec::new(),
@@ -209,10 +218,10 @@ impl Pair {
 
     /// The other asks for what it misses, and gets some of it.
     fn catches_up(&mut self, lost_percent: u64) {
-        let pages = Pages::of(&self.board);
+        self.pages = self.pages.next(&self.board);
         for page in self.known.missing().map(usize::from).collect::<Vec<_>>() {
-            if page < pages.pages.len() && self.below(100) >= lost_percent {
-                self.reports.extend(self.known.page(beat(&pages, page, |key| self.counts[key])));
+            if page < self.pages.pages.len() && self.below(100) >= lost_percent {
+                self.reports.extend(self.known.page(beat(&self.pages, page, |key| self.counts[key])));
             }
         }
     }

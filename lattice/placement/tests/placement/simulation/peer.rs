@@ -103,9 +103,9 @@ impl Peer {
 
     /// Permits by component that it may use now, whichever of two versions runs by them, and whatever the lattice thinks.
     pub(super) fn usable(&self) -> BTreeMap<&ComponentKey, u64> {
-        let beside = self.running.beside.iter().map(|(key, beside)| (key, &beside.held));
+        let beside = self.running.all_beside().map(|(key, beside)| (key, &beside.held));
         let mut usable = BTreeMap::new();
-        for (key, held) in self.running.components.iter().chain(beside) {
+        for (key, held) in self.running.components().chain(beside) {
             let most = usable.entry(key).or_default();
             *most = held.permits.map_or(UNBOUNDED, u64::from).max(*most);
         }
