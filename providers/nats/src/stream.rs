@@ -412,16 +412,40 @@ impl Pulled {
         Ok(Claimed { claim, message: received, record, place })
     }
 
+    /// The server takes what comes over one connection in its order: where the mark is stored, the acknowledgement is known
+    /// too. One that got lost on its way to another server of a cluster shows in that the message comes again: see
+    /// [`Self::without_taken_off`].
     async fn taken_off(&self, claim: &Claim) -> Result<(), Trouble> {
-        let acknowledged = async {
-            let acknowledged = claim.message.double_ack().await;
-            acknowledged.map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))
-        };
-        tokio::try_join!(self.marks.set(claim.made, claim.sequence), acknowledged)?;
+        let acknowledged = claim.message.ack().await;
+        acknowledged.map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))?;
+        self.marks.set(claim.made, claim.sequence).await?;
         if claim.state().is_kept {
             self.ledger.forget(claim.sequence).await;
         }
         Ok(())
+    }
+
+    /// Takes off, unseen, what comes again though it is marked: its acknowledgement was lost. Only what ended without a
+    /// settlement, as far as the ledger knows, can be such a message.
+    async fn without_taken_off(&self, bound: &Bound, mut claimed: Vec<Claimed<Claim>>) -> Vec<Claimed<Claim>> {
+        if claimed.iter().all(|claimed| claimed.record.kills == 0) {
+            return claimed;
+        }
+        let marked = self.marks.read(bound.consumer.cached_info()).await.unwrap_or_else(|why| {
+            tracing::warn!(stream = self.wanted.stream, "messages may be handled again that were taken off: {why}");
+            BTreeSet::new()
+        });
+        for again in claimed.extract_if(.., |claimed| marked.contains(&claimed.claim.sequence)) {
+            tracing::warn!(
+                stream = self.wanted.stream,
+                sequence = again.claim.sequence,
+                "an acknowledgement was lost; if this is said again and again, see that the account may publish to $JS.ACK.>"
+            );
+            if let Err(why) = again.claim.message.ack().await {
+                tracing::debug!(%why, "a message that is taken off unseen comes again");
+            }
+        }
+        claimed
     }
 
     async fn handed_back(&self, claim: &Claim, entry: &Entry, after: Option<Duration>) -> Result<(), Trouble> {
@@ -550,7 +574,8 @@ impl Queue for Pulled {
                 claiming.push(self.claimed(&bound, message, asked));
             }
         }
-        futures::future::try_join_all(claiming).await
+        let claimed = futures::future::try_join_all(claiming).await?;
+        Ok(self.without_taken_off(&bound, claimed).await)
     }
 
     async fn settle(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
@@ -703,5 +728,30 @@ mod tests {
         let server = NatsServer::start(true);
         let options = Options { default_url: Some(server.url.clone()), ..Options::default() };
         contract(&Served { server, connections: Connections::new(options) }).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_comes_again_though_it_is_marked_is_taken_off_unseen() {
+        let server = NatsServer::start(true);
+        let options = Options { default_url: Some(server.url.clone()), ..Options::default() };
+        let served = Served { server, connections: Connections::new(options) };
+        let queue = served.queue("mail").await;
+        for body in ["marked", "new"] {
+            served.publish("mail", Message { body: body.into(), ..Message::default() }).await;
+        }
+        queue.ready().await.unwrap();
+        let first = queue.pull(1).await.unwrap().remove(0);
+        queue.marks.set(first.claim.made, first.claim.sequence).await.unwrap();
+        // As if its acknowledgement had got lost.
+        first.claim.message.ack_with(AckKind::Nak(None)).await.unwrap();
+        let mut given = Vec::new();
+        while queue.standing().await.unwrap().claimed > 0 || given.is_empty() {
+            for claimed in queue.pull(2).await.unwrap() {
+                queue.settle(&claimed.claim, &Settlement::Ack).await.unwrap();
+                given.push(claimed.message.body);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(given, ["new"]);
     }
 }
