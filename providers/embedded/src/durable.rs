@@ -5,6 +5,7 @@
 //! [`Queue`](trellis_provider::delivery::Queue), the rest makes and finds queues.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, PULL_MAX, Place, Queue, Record, Settlement, Standing, Trigger,
-    Trouble,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, Place, Queue, Record, Settlement, Standing, Trigger, Trouble,
 };
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{CallError, ComponentKey, Config, Link, LinkId, Message};
@@ -32,6 +32,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const LOOK_EVERY_IDLE: Duration = Duration::from_secs(60);
 /// Queues of one node.
 pub const QUEUES_MAX: usize = 16_384;
+/// Messages that are counted of those that are ready: what one pull brings.
+const READY_MAX: usize = 64;
+/// Pulls of one queue that may be under way at one time: what they claim is written by one commit.
+const PULLS_MAX: usize = 8;
 /// Longest name of a queue, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -56,6 +60,8 @@ struct Named {
     filters: Mutex<Vec<Filter>>,
     /// Sent to whenever there may be more to give out.
     changed: watch::Sender<()>,
+    /// How many messages the pulls under way have asked for.
+    asked: AtomicUsize,
     /// What is given out, by sequence, and until when.
     claims: Mutex<HashMap<u64, (Token, Instant)>>,
 }
@@ -229,7 +235,13 @@ fn named(config: &Config) -> Result<(String, Vec<Filter>), LinkError> {
 
 impl Named {
     fn new(name: Arc<str>, filters: Vec<Filter>) -> Self {
-        Self { name, filters: Mutex::new(filters), changed: watch::Sender::new(()), claims: Mutex::default() }
+        Self {
+            name,
+            filters: Mutex::new(filters),
+            changed: watch::Sender::new(()),
+            asked: AtomicUsize::new(0),
+            claims: Mutex::default(),
+        }
     }
 
     fn takes(&self, subject: &str) -> bool {
@@ -279,9 +291,11 @@ impl Queue for Pulled {
         loop {
             // Subscribed before it looks, so that nothing comes in between unseen.
             let mut changed = self.queue.changed.subscribe();
-            let now = self.store.now_ms();
-            let looked = self.store.look(|snapshot| queue::due(snapshot, &self.queue.name, now, PULL_MAX));
-            let (ready, next_ms) = looked.map_err(|why| why.to_string())?;
+            let (asked, now) = (self.queue.asked.load(Ordering::Relaxed), self.store.now_ms());
+            let looked = self.store.look(|snapshot| queue::due(snapshot, &self.queue.name, now, READY_MAX + asked));
+            let (due, next_ms) = looked.map_err(|why| why.to_string())?;
+            // What is asked for is due until that is committed.
+            let ready = due.saturating_sub(asked);
             let ends = self.queue.next_end().map(|ends| ends.saturating_duration_since(Instant::now()));
             if ready > 0 || ends == Some(Duration::ZERO) {
                 return Ok(ready.max(1));
@@ -296,7 +310,11 @@ impl Queue for Pulled {
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Token>>, Trouble> {
         let (queue, expired) = (self.queue.name.clone(), self.queue.take_ended());
         let change = Change::Claim { queue, max, expired: expired.clone(), now_ms: self.store.now_ms() };
-        match self.store.change(change).await {
+        self.queue.asked.fetch_add(max, Ordering::Relaxed);
+        let changed = self.store.change(change).await;
+        self.queue.asked.fetch_sub(max, Ordering::Relaxed);
+        self.queue.notify();
+        match changed {
             Ok(Changed::Claimed(given)) => {
                 self.queue.keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
                 Ok(given.into_iter().map(|given| claimed(given, self.store.name())).collect())
@@ -307,6 +325,10 @@ impl Queue for Pulled {
                 Err(why.to_string())
             }
         }
+    }
+
+    fn pulls_max(&self) -> usize {
+        PULLS_MAX
     }
 
     async fn settle(&self, claim: &Token, settlement: &Settlement) -> Result<(), Trouble> {

@@ -13,6 +13,7 @@
 //!
 //! - `keyvalue`: what each operation means, on an open table;
 //! - `store`: the file under it, with one writer that commits for many;
+//! - `gathered`: what one commit writes, and whether it waits for more;
 //! - `queue`: what each change of a durable queue means, on open tables;
 //! - `durable`: durable queues, and the links that are woken by them;
 //! - `depot`: queues for what sources of other technologies took over;
@@ -22,6 +23,7 @@
 mod clock;
 mod depot;
 mod durable;
+mod gathered;
 mod keyvalue;
 mod messaging;
 mod queue;

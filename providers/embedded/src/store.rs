@@ -3,36 +3,37 @@
 //!
 //! A commit waits for the disk, and costs nearly the same for one write as for a hundred. So while one commit is under
 //! way further writes gather, and the next commit takes them all: each caller is answered once its own write is on
-//! disk, and none waits for more than the commit under way and its own.
+//! disk. A commit waits for what is about to come as well, for at most half as long as the last one took.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::gathered::{Asked, Gathered, Waiting};
 use crate::keyvalue::{self, Operation, Read, TABLE, Write};
 use crate::queue::{self, Change, Changed, Tables};
 
-/// Writes that may wait for the writer; further callers wait before it, for at most [`QUEUE_WAIT`].
-const WAITING_WRITES_MAX: usize = 1_024;
-/// What the waiting writes may hold together, in KiB: 64 MiB.
+/// What the waiting writes may hold together, in KiB: 64 MiB. Further callers wait for room, for at most [`QUEUE_WAIT`].
 const WAITING_KIB_MAX: u32 = 64 * 1_024;
 /// How long a write waits for its place in the queue, and a read for its turn.
 const QUEUE_WAIT: Duration = Duration::from_secs(10);
 /// Reads that run at one time, each on a thread that may wait for the disk.
 const READS_MAX: usize = 32;
-/// Writes in one commit.
-const COMMIT_WRITES_MAX: usize = 256;
+/// What a write counts as at least, in KiB: so no more than 1,024 wait.
+const WAITING_KIB_MIN: u32 = 64;
+/// The longest that a commit waits for what is about to come.
+const GATHER_MAX: Duration = Duration::from_millis(2);
 /// redb's page cache: 64 MiB.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
@@ -77,22 +78,7 @@ enum Work {
     /// Commit this as well.
     Change(Asked),
     /// A reader met a failure that lasts until the file is opened anew.
-    Reopen,
-}
-
-/// A write in the queue.
-struct Waiting {
-    store: Arc<str>,
-    write: Write,
-    answer: oneshot::Sender<Result<KeyValueAnswer, CallError>>,
-    _room: OwnedSemaphorePermit,
-}
-
-/// A change of a queue in the queue.
-struct Asked {
-    change: Change,
-    answer: oneshot::Sender<Result<Changed, CallError>>,
-    _room: OwnedSemaphorePermit,
+    Reopen { _room: OwnedSemaphorePermit },
 }
 
 impl Store {
@@ -119,7 +105,7 @@ impl Store {
             database: RwLock::new(Some(database)),
             problem: Mutex::new(None),
         });
-        let (queue, work) = mpsc::channel(WAITING_WRITES_MAX);
+        let (queue, work) = mpsc::channel();
         let writer = std::thread::Builder::new()
             .name("embedded-writer".into())
             .spawn({
@@ -167,11 +153,13 @@ impl Store {
 
     /// Has the file opened anew after a failure.
     fn reopened<T>(&self, looked: Result<T, CallError>) -> Result<T, CallError> {
+        // Where there is no room, something waits that wakes the writer as well.
         if looked.is_err()
             && let Some(queue) = &self.queue
+            && let Ok(_room) = self.room.clone().try_acquire_many_owned(WAITING_KIB_MIN)
         {
-            // A full queue wakes the writer as well.
-            let _ = queue.try_send(Work::Reopen);
+            // A writer that died takes nothing, and `health` says so.
+            let _ = queue.send(Work::Reopen { _room });
         }
         looked
     }
@@ -192,13 +180,12 @@ impl Store {
 
     /// Gives the writer work that holds so many bytes, once there is room for it.
     async fn enqueue(&self, bytes: usize, work: impl FnOnce(OwnedSemaphorePermit) -> Work) -> Result<(), CallError> {
-        let kib = u32::try_from(bytes / 1_024 + 1).unwrap_or(WAITING_KIB_MAX).min(WAITING_KIB_MAX);
+        let kib = u32::try_from(bytes / 1_024 + 1).unwrap_or(WAITING_KIB_MAX);
+        let kib = kib.clamp(WAITING_KIB_MIN, WAITING_KIB_MAX);
         let queue = self.queue.as_ref().expect("the queue is there until the store is dropped");
-        let queued = async {
-            let room = self.room.clone().acquire_many_owned(kib).await.map_err(|_| self.file.closed())?;
-            queue.send(work(room)).await.map_err(|_| self.file.closed())
-        };
-        tokio::time::timeout(QUEUE_WAIT, queued).await.unwrap_or_else(|_| Err(self.file.slow()))
+        let room = tokio::time::timeout(QUEUE_WAIT, self.room.clone().acquire_many_owned(kib)).await;
+        let room = room.map_err(|_| self.file.slow())?.map_err(|_| self.file.closed())?;
+        queue.send(work(room)).map_err(|_| self.file.closed())
     }
 
     /// The time by which queues wait.
@@ -254,52 +241,49 @@ impl File {
     }
 
     /// The writer: until the store is dropped.
-    fn write_all(&self, mut work: mpsc::Receiver<Work>) {
-        while let Some(first) = work.blocking_recv() {
-            let (mut batch, mut changes) = (Vec::new(), Vec::new());
-            let mut next = Some(first);
-            while let Some(work_item) = next {
-                match work_item {
-                    Work::Write(waiting) => batch.push(waiting),
-                    Work::Change(asked) => changes.push(asked),
-                    Work::Reopen => {}
-                }
-                let is_full = batch.len() + changes.len() >= COMMIT_WRITES_MAX;
-                next = if is_full { None } else { work.try_recv().ok() };
-            }
+    fn write_all(&self, work: mpsc::Receiver<Work>) {
+        // Messages that are given out, and how long the last commit took.
+        let (mut out, mut took) = (0, Duration::ZERO);
+        while let Ok(first) = work.recv() {
+            let gathered = gather(first, &work, out, (took / 2).min(GATHER_MAX));
             self.reopen_if_failed();
-            if !batch.is_empty() || !changes.is_empty() {
-                self.commit(batch, changes);
+            if !gathered.is_empty() {
+                let began = Instant::now();
+                out = self.commit(gathered, out);
+                took = began.elapsed();
             }
         }
     }
 
-    /// Commits a batch and answers each of its callers.
-    fn commit(&self, batch: Vec<Waiting>, changes: Vec<Asked>) {
+    /// Commits what is gathered and answers each of its callers. How many messages are given out then, of `out` before.
+    fn commit(&self, gathered: Gathered, out: usize) -> usize {
         let committed = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match database.as_ref() {
-                Some(database) => commit_to(database, &batch, &changes).map_err(|why| self.failed(&why)),
+                Some(database) => commit_to(database, &gathered).map_err(|why| self.failed(&why)),
                 None => Err(self.closed()),
             }
         };
         match committed {
             Ok((answers, changed)) => {
-                for (waiting, answer) in batch.into_iter().zip(answers) {
+                let out = gathered.out_after(out, changed.iter().map(given).sum());
+                for (waiting, answer) in gathered.writes.into_iter().zip(answers) {
                     // The caller may be gone: a sandbox past its deadline.
                     let _ = waiting.answer.send(answer);
                 }
-                for (asked, answer) in changes.into_iter().zip(changed) {
+                for (asked, answer) in gathered.changes.into_iter().zip(changed) {
                     let _ = asked.answer.send(answer);
                 }
+                out
             }
             Err(why) => {
-                for waiting in batch {
+                for waiting in gathered.writes {
                     let _ = waiting.answer.send(Err(why.clone()));
                 }
-                for asked in changes {
+                for asked in gathered.changes {
                     let _ = asked.answer.send(Err(why.clone()));
                 }
+                out
             }
         }
     }
@@ -364,6 +348,34 @@ impl File {
     }
 }
 
+/// What waits for the writer, and what comes within `patience` where more is about to.
+fn gather(first: Work, work: &mpsc::Receiver<Work>, out: usize, patience: Duration) -> Gathered {
+    let mut gathered = Gathered::default();
+    let until = Instant::now() + patience;
+    let mut next = Some(first);
+    while let Some(work_item) = next {
+        match work_item {
+            Work::Write(waiting) => gathered.write(waiting),
+            Work::Change(asked) => gathered.change(asked),
+            Work::Reopen { .. } => {}
+        }
+        next = match () {
+            () if gathered.is_full() => None,
+            () if gathered.expects_more(out) => work.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
+            () => work.try_recv().ok(),
+        };
+    }
+    gathered
+}
+
+/// How many messages a change gave out.
+fn given(changed: &Result<Changed, CallError>) -> usize {
+    match changed {
+        Ok(Changed::Claimed(given)) => given.len(),
+        _ => 0,
+    }
+}
+
 /// Opens or makes a database of which its owner alone may read.
 fn open_database(path: &PathBuf) -> Result<Database, DatabaseError> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -418,14 +430,15 @@ fn read_nothing(read: Read) -> KeyValueAnswer {
 type Committed = (Vec<Result<KeyValueAnswer, CallError>>, Vec<Result<Changed, CallError>>);
 
 /// One transaction for all: when it returns, every write in it is on disk, or none is.
-fn commit_to(database: &Database, batch: &[Waiting], changes: &[Asked]) -> Result<Committed, redb::Error> {
+fn commit_to(database: &Database, gathered: &Gathered) -> Result<Committed, redb::Error> {
+    let Gathered { writes, changes, .. } = gathered;
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
-    let answers = if batch.is_empty() {
+    let answers = if writes.is_empty() {
         Vec::new()
     } else {
         let mut table = transaction.open_table(TABLE)?;
-        let each = batch.iter().map(|waiting| keyvalue::write(&mut table, &waiting.store, &waiting.write));
+        let each = writes.iter().map(|waiting| keyvalue::write(&mut table, &waiting.store, &waiting.write));
         each.collect::<Result<Vec<_>, StorageError>>()?
     };
     let changed = if changes.is_empty() {
@@ -565,7 +578,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let database = open_database(&dir.path().join("x.redb")).unwrap();
         let room = Arc::new(Semaphore::new(3));
-        let (batch, mut answers): (Vec<_>, Vec<_>) = [("n", "1"), ("x", "no number"), ("n", "2")]
+        let (writes, mut answers): (Vec<_>, Vec<_>) = [("n", "1"), ("x", "no number"), ("n", "2")]
             .map(|(key, value)| {
                 let (answer, answered) = oneshot::channel();
                 let write = match value.parse() {
@@ -578,7 +591,9 @@ mod tests {
             .into_iter()
             .unzip();
         // One that cannot be carried out takes nothing from its neighbours.
-        let (committed, _) = commit_to(&database, &batch, &[]).unwrap();
+        let mut gathered = Gathered::default();
+        writes.into_iter().for_each(|waiting| gathered.write(waiting));
+        let (committed, _) = commit_to(&database, &gathered).unwrap();
         assert_eq!(committed[0], Ok(KeyValueAnswer::Number(1)));
         assert_eq!(committed[1], Ok(KeyValueAnswer::Swapped(Err(None))));
         assert_eq!(committed[2], Ok(KeyValueAnswer::Number(3)));

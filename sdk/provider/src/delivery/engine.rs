@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,6 +27,9 @@ pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a settlement is tried that the broker does not take. The claim is extended meanwhile.
 const SETTLE_TRIES: u32 = 20;
+
+/// How a pull went.
+type Pulled = Result<(), Trouble>;
 
 /// The engine of one link.
 pub struct Engine<Q: Queue> {
@@ -93,38 +97,57 @@ impl<Q: Queue> Engine<Q> {
 
     async fn pull_all(self: &Arc<Self>, stop: &CancellationToken) {
         let mut pause = PAUSE_MIN;
-        while !stop.is_cancelled() {
-            // A round is not dropped in the middle of a pull: what it claims is run or given back.
-            let trouble = match self.round(stop).await {
-                Ok(()) => {
-                    pause = PAUSE_MIN;
-                    continue;
+        // Each says how it went, so that another may begin.
+        let (ended, mut ends) = mpsc::channel::<Pulled>(self.queue.pulls_max());
+        (0..self.queue.pulls_max()).for_each(|_| drop(ended.try_send(Ok(()))));
+        while let Some(Some(pulled)) = stop.run_until_cancelled(ends.recv()).await {
+            let mut last = pulled;
+            loop {
+                match last {
+                    Ok(()) => pause = PAUSE_MIN,
+                    Err(why) if !self.held_off(&why, pause, stop).await => return,
+                    Err(_) => pause = (pause * 2).min(PAUSE_MAX),
                 }
-                Err(Error::ShuttingDown) => return,
-                Err(why) => why.to_string(),
-            };
-            self.progress.set(Some(trouble));
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
-            }
-            // A queue that has nothing to pull shows in no other way that it is there again.
-            if self.queue.standing().await.is_ok() {
-                self.progress.set(None);
+                last = match self.round(stop, &ended).await {
+                    Ok(()) => break,
+                    Err(Error::ShuttingDown) => return,
+                    Err(why) => Err(why.to_string()),
+                };
             }
         }
     }
 
+    /// Says why nothing is pulled, and waits. `false`: the link ends.
+    async fn held_off(&self, why: &str, pause: Duration, stop: &CancellationToken) -> bool {
+        self.progress.set(Some(why.to_owned()));
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return false;
+        }
+        // A queue that has nothing to pull shows in no other way that it is there again.
+        if self.queue.standing().await.is_ok() {
+            self.progress.set(None);
+        }
+        true
+    }
+
     /// Waits until there is something to do and leave to do it, and begins it.
-    async fn round(self: &Arc<Self>, stop: &CancellationToken) -> Result<(), Error> {
-        let gathered = tokio::select! {
-            biased;
-            () = stop.cancelled() => return Err(Error::ShuttingDown),
-            gathered = self.gather() => gathered,
-        };
-        let mut turns = gathered?;
+    async fn round(self: &Arc<Self>, stop: &CancellationToken, ended: &mpsc::Sender<Pulled>) -> Result<(), Error> {
+        let gathered = stop.run_until_cancelled(self.gather()).await;
+        let turns = gathered.ok_or(Error::ShuttingDown)??;
+        let (engine, stop, ended) = (self.clone(), stop.clone(), ended.clone());
+        // Not dropped in the middle: what it claims is run or given back.
+        self.runs.spawn(async move {
+            let pulled = engine.pull(turns, &stop).await;
+            // Who began it may be gone.
+            let _ = ended.try_send(pulled);
+        });
+        Ok(())
+    }
+
+    /// Pulls a message for each turn, and has it delivered.
+    async fn pull(self: &Arc<Self>, mut turns: VecDeque<Turn>, stop: &CancellationToken) -> Pulled {
         let pulled = self.queue.pull(turns.len()).await;
-        let trouble = pulled.as_ref().err().cloned().map(Error::Internal);
+        let trouble = pulled.as_ref().err().cloned();
         if trouble.is_none() {
             self.progress.set(None);
         }

@@ -44,6 +44,11 @@ pub trait Queue: Send + Sync + 'static {
     /// As for [`Queue::ready`].
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Self::Claim>>, Trouble>;
 
+    /// Pulls that may be under way at one time: more than one where several cost hardly more than one.
+    fn pulls_max(&self) -> usize {
+        1
+    }
+
     /// Carries out a settlement. A claim that has ended meanwhile is no error: the message is given out again.
     ///
     /// # Errors
