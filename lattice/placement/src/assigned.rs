@@ -8,6 +8,7 @@ use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, SecretRef, Tech
 use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId, Secrets};
 
 use crate::changed::changed_apps;
+use crate::home::Seat;
 use crate::pairs::{is_same, pairs};
 use crate::rollout::Form;
 use crate::{Release, Rollout, State, Versions};
@@ -411,8 +412,10 @@ impl State {
         let (source, target) = (form.release.key(&link.source), form.release.key(&link.target));
         let (id, config, end) = self.link_of(form.release, link);
         let is_held = |key: &ComponentKey| form.holds(self, key, node);
-        let runs = |end: &End<'_>, key: &ComponentKey, component: &ComponentKey| {
-            if end.provider.scaler.is_some() { is_held(key) } else { is_held(component) }
+        let runs = |end: &End<'_>, key: &ComponentKey, component: &ComponentKey| match self.seat(end.provider) {
+            Seat::Planned => is_held(key),
+            Seat::Home(home) => home == Some(node),
+            Seat::Beside => is_held(component),
         };
         let (direction, component, secret_refs) = match end {
             Some(end) if end.wakes => {
@@ -460,12 +463,16 @@ impl State {
         (provider, component): (&ComponentKey, &ComponentKey),
         node: NodeId,
     ) -> bool {
-        let key = if end.provider.scaler.is_some() { provider } else { component };
-        let in_some = || match rollout {
+        let in_some = |key| match rollout {
             Some(rollout) if rollout.step > 0 => self.holders(key).contains(&node),
             _ => self.holding(key).is_some_and(|holding| holding.contains_key(&node)),
         };
-        form.wakes(rollout) && in_some()
+        let runs = || match self.seat(end.provider) {
+            Seat::Planned => in_some(provider),
+            Seat::Home(home) => home == Some(node),
+            Seat::Beside => in_some(component),
+        };
+        form.wakes(rollout) && runs()
     }
 
     /// The provider that an entry stands for, with the release that configures it. `None`: it is a component.

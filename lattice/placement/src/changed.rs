@@ -19,6 +19,10 @@ pub(crate) fn changed_apps(
 ) -> BTreeSet<AppName> {
     // Of an app that is rolled out it follows from a node's labels, too, who holds which version. Those are few.
     let mut changed = after.rolling.clone();
+    if before.home != after.home {
+        // Of each that has something embedded; it happens once in the life of most lattices.
+        changed.extend(after.apps.keys().cloned());
+    }
     let versions = pairs(&before.apps, &after.apps).filter(|(_, old, new)| !is_same(*old, *new));
     changed.extend(versions.map(|(app, ..)| app.clone()));
     changed.extend(moved(&before.plan, &after.plan, node).into_iter().map(|key| key.app.clone()));

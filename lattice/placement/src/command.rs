@@ -120,6 +120,8 @@ pub enum Command {
     },
     /// One part of a command that is too long for one entry.
     Part(Part),
+    /// This node keeps what `trellis://embedded` keeps, from now on.
+    Home(NodeId),
 }
 
 impl Entry {

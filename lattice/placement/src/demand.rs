@@ -75,7 +75,7 @@ impl<'a> Demand<'a> {
         }
     }
 
-    /// Without a scaler a built-in provider is not planned: it runs where the components are that it is linked with.
+    /// Without a scaler a built-in provider is not planned: it runs where the components are that it is linked with, or at home.
     pub(crate) fn of_provider(provider: &'a Provider) -> Option<Self> {
         match provider.scaler.as_ref()? {
             Scaler::Spread { instances: Some(instances), spreads } => Some(Self::Nodes(portions(spreads, *instances))),

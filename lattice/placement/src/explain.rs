@@ -5,6 +5,7 @@ use std::fmt;
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::demand::{Demand, Portion};
+use crate::home::Seat;
 use crate::node::EDGE_LABEL;
 use crate::planner::Ground;
 use crate::rollout::Want;
@@ -29,6 +30,10 @@ pub enum Verdict {
     Unfit(Vec<(String, Unfit)>),
     /// A provider without a scaler runs where the components are that it is linked with, and none is there.
     NotLinked,
+    /// A provider that is embedded runs at home, which this node is.
+    Home,
+    /// It runs on the node of this name and id, which is the home; `None`: on none just now.
+    NotHome(Option<String>),
 }
 
 /// A spread that is not fully placed.
@@ -56,11 +61,15 @@ impl State {
             let judge = |(&id, _)| (id, self.judge(demand, want.sandboxes, key, id));
             return self.nodes().iter().map(judge).collect();
         }
-        if self.provider(key).is_none() {
-            return Vec::new();
-        }
+        let Some((_, provider)) = self.provider(key) else { return Vec::new() };
+        let seat = self.seat(provider);
         let running = self.provider_nodes(key);
-        let judge = |&id| (id, if running.contains(&id) { Verdict::Holds(None) } else { Verdict::NotLinked });
+        let judge = |&id| match seat {
+            Seat::Home(home) if home == Some(id) => (id, Verdict::Home),
+            Seat::Home(home) => (id, Verdict::NotHome(home.map(|home| self.named(home)))),
+            _ if running.contains(&id) => (id, Verdict::Holds(None)),
+            _ => (id, Verdict::NotLinked),
+        };
         self.nodes().keys().map(judge).collect()
     }
 
@@ -175,7 +184,7 @@ impl Verdict {
     /// What would change it on the node of this name or id, for people.
     pub fn remedy(&self, node: &str) -> Option<String> {
         match self {
-            Self::Holds(_) | Self::Staged => None,
+            Self::Holds(_) | Self::Staged | Self::Home | Self::NotHome(_) => None,
             Self::Fits => Some("more `instances`, or another node that has no room".into()),
             Self::Unfit(reasons) => reasons.first().map(|(_, unfit)| unfit.remedy(node)),
             Self::NotLinked => Some("a component that it is linked with is placed there".into()),
@@ -198,6 +207,9 @@ impl fmt::Display for Verdict {
             Self::Staged => f.write_str("makes the newer version ready, and has no permits of it yet"),
             Self::Fits => f.write_str("could hold it; not needed"),
             Self::NotLinked => f.write_str("holds no component that it is linked with"),
+            Self::Home => f.write_str("runs it: it is the home of what trellis://embedded keeps"),
+            Self::NotHome(Some(home)) => write!(f, "reached over the bus: node {home} is its home"),
+            Self::NotHome(None) => f.write_str("its home was forgotten, and no other node is recorded yet"),
             Self::Unfit(reasons) => {
                 let reasons: Vec<String> =
                     reasons.iter().map(|(spread, unfit)| format!("{unfit} (spread `{spread}`)")).collect();

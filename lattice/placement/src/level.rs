@@ -8,16 +8,19 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = SHORT_HEARTBEATS;
+pub const LEVEL: u16 = HOME_LEVEL;
 
 /// The highest level of any command.
-const COMMANDS_LEVEL: u16 = 1;
+const COMMANDS_LEVEL: u16 = HOME_LEVEL;
 
 /// From here on a node takes an offer's acceptance and its reply as one message.
 const DONE_LEVEL: u16 = 2;
 
 /// From here on nodes take heartbeats that say only what is new.
 pub const SHORT_HEARTBEATS: u16 = 3;
+
+/// From here on nodes know of a home.
+pub(crate) const HOME_LEVEL: u16 = 4;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";
@@ -32,6 +35,7 @@ impl Command {
             Self::Trust(_) | Self::Advance { .. } | Self::GiveUp { .. } | Self::Rollback { .. } => 0,
             Self::Lease(_) | Self::Pause { .. } => 0,
             Self::Part(_) => 1,
+            Self::Home(_) => HOME_LEVEL,
         }
     }
 }

@@ -64,7 +64,7 @@ pub enum Decision {
     Lost(NodeId),
     /// Declare that a lost node is back.
     Back(NodeId),
-    /// Forget a node that has been lost for seven days.
+    /// Forget a node that has been lost for seven days and is not the home.
     Forget(NodeId),
     /// Let a node listen to the log.
     Listen(NodeId),
@@ -199,7 +199,10 @@ impl Membership {
     fn fates(&self, state: &State, now: Duration) -> Vec<Decision> {
         let fate = |(&id, node): (&NodeId, &Node)| match (self.life(id, now), node.lost_since_ms) {
             (Life::Silent, None) if !self.frozen.contains(&id) => Some(Decision::Lost(id)),
-            (Life::Silent, Some(_)) if self.silence(id, now) > Some(FORGET_AFTER) => Some(Decision::Forget(id)),
+            // What the home keeps is nowhere else: only a person gives it up.
+            (Life::Silent, Some(_)) if self.silence(id, now) > Some(FORGET_AFTER) && state.home_node() != Some(id) => {
+                Some(Decision::Forget(id))
+            }
             // A node that may still use what others have by now is told so first, by the log.
             (Life::Alive, Some(_)) if self.signs.contains(&id) && state.owes(id).is_none() => Some(Decision::Back(id)),
             _ => None,
@@ -452,6 +455,23 @@ mod tests {
             lattice.alive.iter().for_each(|node| lattice.membership.heard(*node, lattice.now));
         }
         assert_eq!(lattice.seconds(5), [Decision::Forget(voter), Decision::Part(BTreeSet::from([voter]))]);
+    }
+
+    #[test]
+    fn the_home_is_never_forgotten_by_itself() {
+        let mut lattice = Lattice::of(4);
+        lattice.seconds(10);
+        lattice.apply(Command::Home(id(3)));
+        lattice.alive.remove(&id(3));
+        lattice.seconds(8);
+        assert!(lattice.is_lost(3));
+        for _ in 0..(FORGET_AFTER.as_secs() / 2 + 10) {
+            lattice.now += 2 * SECOND;
+            lattice.alive.iter().for_each(|node| lattice.membership.heard(*node, lattice.now));
+        }
+        assert_eq!(lattice.seconds(5), [], "what it keeps is nowhere else");
+        lattice.apply(Command::Forget(id(3)));
+        assert_eq!((lattice.state.node(id(3)), lattice.state.home_node()), (None, None));
     }
 
     #[test]

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use trellis_manifest::{Component, Provider};
 use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId};
 
+use crate::home::Seat;
 use crate::rollout::Want;
 use crate::{
-    Applied, Command, Configs, Delta, Entry, Holding, Leases, Node, NodeFacts, Plan, Refusal, Release, StoredConfig,
-    Trust, Unfinished, Versions,
+    Applied, Command, Configs, Delta, Entry, Holding, Home, Leases, Node, NodeFacts, Plan, Refusal, Release,
+    StoredConfig, Trust, Unfinished, Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -38,6 +39,9 @@ pub struct State {
     /// not know of them read every other.
     #[serde(skip)]
     pub(crate) unfinished: Arc<Unfinished>,
+    /// A snapshot has it beside the state too, once there is one.
+    #[serde(skip)]
+    pub(crate) home: Home,
 }
 
 impl State {
@@ -85,6 +89,7 @@ impl State {
             Command::Lease(moves) => Ok(self.move_leases(moves)),
             Command::Pause { component, on } => self.pause(component, *on),
             Command::Part(part) => self.take_part(entry, part),
+            Command::Home(node) => self.settle(*node),
         }
     }
 
@@ -156,6 +161,7 @@ impl State {
         Arc::make_mut(&mut self.nodes).remove(&id);
         self.plan.forget(id);
         self.leases.forget(id);
+        self.give_up_home(id);
         Ok(Applied::Done)
     }
 
@@ -302,22 +308,28 @@ impl State {
         provider.tech().is_some().then_some((release, provider))
     }
 
-    /// The nodes on which a provider runs in some version: where its scaler says, or where the components are that it is
-    /// linked with.
+    /// The nodes on which a provider runs in some version: where its scaler says, at home if it is embedded, or where the
+    /// components are that it is linked with.
     pub fn provider_nodes(&self, key: &ComponentKey) -> BTreeSet<NodeId> {
-        let runs =
-            |release: &&Arc<Release>| release.app.name == key.app && release.app.providers.contains_key(&key.name);
-        let Some(release) = self.app(&key.app).and_then(|versions| versions.running().find(runs)) else {
-            return BTreeSet::new();
-        };
-        if release.app.providers[&key.name].scaler.is_some() {
-            return self.holders(key);
+        let mut nodes = BTreeSet::new();
+        let running = self.app(&key.app).into_iter().flat_map(Versions::running);
+        for provider in running.filter_map(|release| release.app.providers.get(&key.name)) {
+            match self.seat(provider) {
+                Seat::Planned => nodes.extend(self.holders(key)),
+                Seat::Home(home) => nodes.extend(home),
+                Seat::Beside => nodes.extend(self.beside(key)),
+            }
         }
+        nodes
+    }
+
+    /// The nodes that hold a component which is linked with a provider.
+    fn beside(&self, provider: &ComponentKey) -> BTreeSet<NodeId> {
         let links = self.running().flat_map(|release| release.app.links.iter().map(move |link| (release, link)));
         let ends = links.map(|(release, link)| (release.key(&link.source), release.key(&link.target)));
         let others = ends.filter_map(|(source, target)| match () {
-            () if source == *key => Some(target),
-            () if target == *key => Some(source),
+            () if source == *provider => Some(target),
+            () if target == *provider => Some(source),
             () => None,
         });
         others.flat_map(|other| self.holders(&other)).collect()

@@ -21,6 +21,8 @@ use crate::types::{LogEntry, LogId, Membership, Snapshot, SnapshotMeta, StorageE
 const SNAPSHOT_FORMAT: u8 = 2;
 /// The same, then the commands that are half told. Only where there are any, so that older builds read all others.
 const SNAPSHOT_FORMAT_HALF_TOLD: u8 = 3;
+/// The same, then where the home is. Only once there is one, for the same reason: it takes that every member knows of it.
+const SNAPSHOT_FORMAT_HOME: u8 = 4;
 
 /// The state after an entry, and what openraft wants to know beside it.
 #[derive(Clone, Default)]
@@ -147,9 +149,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
 }
 
 pub(crate) fn encode_snapshot(state: &State) -> Vec<u8> {
-    let written = match state.unfinished() {
-        none if none.is_empty() => postcard::to_extend(state, vec![SNAPSHOT_FORMAT]),
-        some => postcard::to_extend(&(state, some), vec![SNAPSHOT_FORMAT_HALF_TOLD]),
+    let written = match (state.unfinished(), state.home()) {
+        (some, home) if home.is_settled() => postcard::to_extend(&(state, some, home), vec![SNAPSHOT_FORMAT_HOME]),
+        (none, _) if none.is_empty() => postcard::to_extend(state, vec![SNAPSHOT_FORMAT]),
+        (some, _) => postcard::to_extend(&(state, some), vec![SNAPSHOT_FORMAT_HALF_TOLD]),
     };
     written.expect("the state is plain data, which postcard can always write")
 }
@@ -161,9 +164,13 @@ pub(crate) fn decode_snapshot(body: &[u8]) -> Result<State, String> {
         Some((&SNAPSHOT_FORMAT_HALF_TOLD, rest)) => {
             decode(rest).map(|(state, unfinished): (State, _)| state.resuming(unfinished))
         }
+        Some((&SNAPSHOT_FORMAT_HOME, rest)) => {
+            let whole = decode::<(State, _, _)>(rest);
+            whole.map(|(state, unfinished, home)| state.resuming(unfinished).at_home(home))
+        }
         Some((format, _)) => {
-            let known = SNAPSHOT_FORMAT_HALF_TOLD;
-            Err(format!("the snapshot has format {format}; this build reads {SNAPSHOT_FORMAT} and {known}"))
+            let known = SNAPSHOT_FORMAT_HOME;
+            Err(format!("the snapshot has format {format}; this build reads {SNAPSHOT_FORMAT} to {known}"))
         }
         None => Err("the snapshot is empty".into()),
     }

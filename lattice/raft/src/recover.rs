@@ -28,6 +28,8 @@ pub struct Recovery {
     pub votes: bool,
     /// Who else votes, and is given up.
     pub others: BTreeSet<NodeId>,
+    /// The home, if it is one of them: what it kept is given up, too.
+    pub home: Option<NodeId>,
     /// The index of its last entry.
     pub last: u64,
     /// How many entries of its own it does not know to be agreed on. They are kept.
@@ -79,13 +81,17 @@ async fn begin_anew(store: &Store, me: NodeId, host: String, at_ms: u64, write: 
     let known = committed.flatten().map_or(0, |committed| committed.index);
     let voters: BTreeSet<NodeId> = membership.membership().voter_ids().map(node).collect();
     let others: BTreeSet<NodeId> = voters.iter().copied().filter(|voter| *voter != me).collect();
+    let home = state.home_node();
     for lost in &others {
         let id = CommandId::new(Uuid::now_v7());
         state.apply(&Entry { id, at_ms, command: Command::Lost(*lost) });
+        // It must come back empty.
+        state.give_up_home(*lost);
     }
     let recovery = Recovery {
         votes: voters.contains(&me),
         others,
+        home: home.filter(|_| state.home_node().is_none()),
         last: last.index,
         unknown: last.index.saturating_sub(known.max(first.saturating_sub(1))),
         state: Arc::new(state),

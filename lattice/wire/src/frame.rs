@@ -53,6 +53,21 @@ pub fn decode_head<T: DeserializeOwned>(frame: &[u8]) -> Result<(T, &[u8]), Fram
     if frame.len() > FRAME_BYTES_MAX {
         return Err(FrameError::TooLarge(frame.len()));
     }
+    read(frame)
+}
+
+/// Reads a frame of any length that [`encode`] wrote: for whoever bounds it otherwise, since it came in pieces.
+///
+/// # Errors
+/// As for [`decode`]; none is too large.
+pub fn decode_any<T: DeserializeOwned>(frame: &[u8]) -> Result<T, FrameError> {
+    match read(frame)? {
+        (message, []) => Ok(message),
+        (_, left) => Err(FrameError::Trailing(left.len())),
+    }
+}
+
+fn read<T: DeserializeOwned>(frame: &[u8]) -> Result<(T, &[u8]), FrameError> {
     match frame.split_first() {
         None => Err(FrameError::Empty),
         Some((&VERSION, rest)) => postcard::take_from_bytes(rest).map_err(FrameError::Malformed),

@@ -87,6 +87,7 @@ fn backs() -> Vec<Back> {
         Back::CallFailed(CallError::Denied("no link".into())),
         Back::Delivered(Ok(Settle::Ack), ran),
         Back::Answer,
+        Back::Took(3),
     ]
 }
 
@@ -106,6 +107,7 @@ fn offers_and_pieces_are_decoded_or_refused() {
         What::Send { component: component(), origin: origin(), link: link(), head: Head::Publish(message()) },
         What::Slot { component: component(), link: link() },
         What::Ask(Question::Decide(link(), "17".into(), Fate::Replay)),
+        What::Publish { head: Head::Publish(message()) },
     ]);
     let offer = |what| {
         let (generation, exchange) = (Generation(9), Uuid::from_u128(1));

@@ -466,6 +466,7 @@ impl From<Origin> for Source {
 /// The permits that one link's events are run with.
 pub(crate) struct OfLink {
     pub(crate) dispatch: Arc<Dispatch>,
+    pub(crate) provider: ComponentKey,
     pub(crate) link: LinkId,
     pub(crate) name: String,
     /// What the provider speaks to, such as `nats`.
@@ -480,7 +481,7 @@ pub(crate) struct OfLink {
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
         let origin = Origin::Link(self.link.clone(), self.name.clone());
-        let pulls_alone = self.lease.is_some();
+        let pulls_alone = self.lease.is_some() || self.dispatch.elsewhere.runs_once(&self.provider);
         let source = Source { system: self.system, streams: self.streams, pulls_alone, ..Source::from(origin) };
         if want == Want::Pull {
             self.dispatch.elsewhere.unpaused(component).await;

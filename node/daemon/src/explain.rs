@@ -1,10 +1,13 @@
 //! Explain: why an app is placed as it is, what would change that, and where events for it went. Made from the state and
 //! from what this node did lately; changes nothing.
 
-use trellis_placement::{End, Life, State, Verdict, Versions};
+use std::sync::Arc;
+
+use trellis_placement::{End, Life, Release, State, Verdict, Versions};
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::api::types::{AppExplanation, ComponentExplanation, NodeVerdict, RoutedEvent};
+use crate::home;
 use crate::node::Node;
 use crate::status;
 
@@ -27,7 +30,7 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppExplanation> {
     };
     Some(AppExplanation {
         app: name.to_string(),
-        notes: [of_versions(node, name, versions), node.liveness.problems()].concat(),
+        notes: [of_versions(node, name, versions), of_home(node, &state, versions), node.liveness.problems()].concat(),
         components: keys.iter().map(component).collect(),
         routed: node
             .dispatch
@@ -57,7 +60,7 @@ fn judged(node: &Node, state: &State, key: &ComponentKey, id: NodeId, verdict: &
     NodeVerdict {
         node: id.to_string(),
         name: named(state, id),
-        holds: matches!(verdict, Verdict::Holds(_)),
+        holds: matches!(verdict, Verdict::Holds(_) | Verdict::Home),
         change: verdict.remedy(&id.to_string()),
         why,
     }
@@ -79,6 +82,19 @@ fn of_versions(node: &Node, name: &AppName, versions: &Versions) -> Vec<String> 
         }
     }
     notes
+}
+
+/// Where what is embedded of an app is kept, if it has any.
+fn of_home(node: &Node, state: &State, versions: &Versions) -> Vec<String> {
+    let has_home = |release: &&Arc<Release>| {
+        release.app.providers.keys().any(|entry| state.kept_at(&release.key(entry)).is_some())
+    };
+    let Some(home) = versions.running().find(has_home).and_then(|_| state.home_node()) else { return Vec::new() };
+    let kept = format!(
+        "what trellis://embedded keeps of it is on node {}, the home; other nodes reach it over the bus",
+        state.named(home)
+    );
+    [kept].into_iter().chain(home::away(state, &node.liveness)).collect()
 }
 
 fn named(state: &State, id: NodeId) -> String {

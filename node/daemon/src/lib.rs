@@ -20,6 +20,7 @@ mod explain;
 mod far;
 mod fetch;
 mod grants;
+mod home;
 mod identity;
 mod join;
 mod leases;

@@ -91,6 +91,11 @@ impl Liveness {
         sheet.nodes.contains_key(&node).then(|| sheet.membership.silence(node, self.now())).flatten()
     }
 
+    /// Whether a node has been silent for so long that it need not be asked: also one that said goodbye may still answer.
+    pub(crate) fn is_gone(&self, node: NodeId) -> bool {
+        self.silence(node).is_some_and(|silence| silence >= self.patience.lost)
+    }
+
     /// After so long without a sign of life a node is suspect.
     pub(crate) const fn suspect_after(&self) -> Duration {
         self.patience.suspect

@@ -1,10 +1,10 @@
-//! The leader's loop: state in, plan out, committed as data. The plan itself is made by `placement::plan`, which is
-//! pure; here is only when.
+//! The leader's loop: state in, plan out, committed as data, and before the first plan that needs it the home. Both are made
+//! by `placement`, which is pure; here is only when.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use trellis_placement::{Command, plan};
+use trellis_placement::{Command, State, plan};
 use trellis_raft::Raft;
 
 use crate::proposal;
@@ -19,12 +19,12 @@ pub(crate) async fn run(raft: Raft, shutdown: CancellationToken) {
         let mut wait = None;
         let leads = leaders.borrow_and_update().me;
         let state = states.borrow_and_update().clone();
-        if leads && let Some(delta) = plan(&state) {
-            tracing::info!(generation = %delta.generation(), "a new plan");
-            if let Err(why) = raft.propose(proposal::entry(Command::Plan(delta))).await {
-                tracing::warn!("the plan was not committed: {why}; trying again");
-                wait = Some(RETRY);
-            }
+        if leads
+            && let Some(next) = next(&state)
+            && let Err(why) = raft.propose(proposal::entry(next)).await
+        {
+            tracing::warn!("the plan was not committed: {why}; trying again");
+            wait = Some(RETRY);
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -35,4 +35,15 @@ pub(crate) async fn run(raft: Raft, shutdown: CancellationToken) {
             else => return,
         }
     }
+}
+
+/// What is to be committed next. The home comes first, so that nothing begins elsewhere what it is to keep.
+fn next(state: &State) -> Option<Command> {
+    if let Some(home) = state.home_to_be() {
+        tracing::info!(%home, "this node keeps what trellis://embedded keeps, from now on");
+        return Some(Command::Home(home));
+    }
+    let delta = plan(state)?;
+    tracing::info!(generation = %delta.generation(), "a new plan");
+    Some(Command::Plan(delta))
 }

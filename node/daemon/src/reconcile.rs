@@ -120,8 +120,8 @@ impl Reconcile {
         }
     }
 
-    /// The state as it is now, and this node's share with its secrets. Where something ends by it and a plan is still to
-    /// come, the plan is waited for a moment: it says what takes the place of what ends.
+    /// The state as it is now, and this node's share with its secrets. Where something ends by it and a plan or a home is
+    /// still to come, that is waited for a moment: it says what takes the place of what ends.
     async fn planned(
         &self,
         states: &mut watch::Receiver<Arc<State>>,
@@ -134,7 +134,7 @@ impl Reconcile {
             let ends = diff(running, &assigned)
                 .iter()
                 .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_) | Step::RemoveBeside(_)));
-            if !ends || plan(&state).is_none() {
+            if !ends || plan(&state).is_none() && state.home_to_be().is_none() {
                 return (state, assigned);
             }
             match tokio::time::timeout_at(deadline, states.changed()).await {
@@ -145,8 +145,8 @@ impl Reconcile {
         }
     }
 
-    /// The components, and the providers with a scaler, that this node holds on to though they are placed elsewhere now:
-    /// until those who have them next say that they are ready, at most [`HANDOVER_MAX`].
+    /// The components, and the providers with a scaler or a home, that this node holds on to though they are placed elsewhere
+    /// now: until those who have them next say that they are ready, at most [`HANDOVER_MAX`].
     fn hands_over(
         &self,
         handing: &mut Handing,
@@ -177,13 +177,15 @@ impl Reconcile {
         })
     }
 
-    /// Whether a provider with a scaler is to run on another node that lives, not here, and not all that it does there is
-    /// ready.
+    /// Whether a provider with a scaler or a home is to run on another node that lives, not here, and not all that it does
+    /// there is ready.
     fn waits_for_next_provider(&self, state: &State, key: &ComponentKey) -> bool {
-        let Some(holding) = state.holding(key).filter(|holding| !holding.contains_key(&self.node)) else {
+        let placed = state.holding(key).into_iter().flat_map(|holding| holding.keys().copied());
+        let next: Vec<NodeId> = state.kept_at(key).into_iter().chain(placed).collect();
+        if next.contains(&self.node) {
             return false;
-        };
-        let mut next = holding.keys().filter(|node| self.liveness.life(**node) == Life::Alive);
+        }
+        let mut next = next.iter().filter(|node| self.liveness.life(**node) == Life::Alive);
         next.any(|node| {
             let share = self.shares.of(*node);
             share.links().filter(|held| handed_with(held) == Some(key)).any(|held| {
@@ -403,12 +405,13 @@ impl Reconcile {
             return Err(LinkError::Failed(why));
         }
         match &held.direction {
-            Direction::Wakes { tech, .. } => {
+            Direction::Wakes { provider, tech } => {
+                let provider = provider.clone();
                 let (dispatch, link, name) = (self.dispatch.clone(), held.link.id.clone(), held.link.name.to_string());
                 let streams = *tech == Tech::Http && held.link.config.get("streaming") == Some("true");
                 let lease = held.needs_lease().then(|| self.leases.of(&link));
                 let system = telemetry::system(*tech);
-                let source = OfLink { dispatch, link, name, system, streams, lease: lease.clone() };
+                let source = OfLink { dispatch, provider, link, name, system, streams, lease: lease.clone() };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 let permits = lease.into_iter().fold(permits, Permits::leased);
                 self.providers.of(*tech).wake(held.link.clone(), permits).await

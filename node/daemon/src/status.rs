@@ -18,11 +18,12 @@ use crate::api::types::{
     TriggerStatus, TriggersStatus, VersionStatus,
 };
 use crate::board::{Health, Mark};
+use crate::home;
 use crate::node::Node;
 use crate::rollouts;
 use crate::triggers::{Stands, Times, View};
 
-/// What the embedded provider is called; each node has queues of its own.
+/// What the embedded provider is called; where it has a scaler, each of its nodes has queues of its own.
 const EMBEDDED: &str = "embedded";
 
 /// One line for each app.
@@ -329,7 +330,9 @@ fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>)
         let (one, reached, why) =
             if other.facts.id == node.id { link_here(node, id) } else { link_there(node, other.facts.id, id) };
         at = at.or(reached);
-        if one != Health::Ready && !other.facts.edge && !matches!(health, Health::Failed(_)) {
+        // The edge is not waited for, but for what is nowhere else.
+        let counts = !other.facts.edge || state.home_node() == Some(other.facts.id);
+        if one != Health::Ready && counts && !matches!(health, Health::Failed(_)) {
             let on = format!("on {} ({})", other.facts.name, other.facts.id);
             problem = match why {
                 why if other.facts.id == node.id => why,
@@ -345,6 +348,9 @@ fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>)
 fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String>, Option<String>) {
     let share = node.shares.of(other);
     let Some(wanted) = share.links_of(id).last() else { return (Health::Starting, None, None) };
+    if let Some(away) = home_away(node, other, wanted) {
+        return (Health::Unwell(away.clone()), None, Some(away));
+    }
     match node.liveness.link(other, &wanted.link.id) {
         Some(report) if report.mark == Mark::of(wanted) => {
             let problem = report.health.problem();
@@ -352,6 +358,16 @@ fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String
         }
         _ => (Health::Starting, None, silent(node, other)),
     }
+}
+
+/// What is to be said of a link that the home of what is embedded applies, while that is away: nobody takes its place.
+fn home_away(node: &Node, other: NodeId, held: &HeldLink) -> Option<String> {
+    let (Direction::Wakes { provider, .. } | Direction::Grants { provider, .. }) = &held.direction else { return None };
+    let state = node.shares.state();
+    if state.kept_at(provider) != Some(other) {
+        return None;
+    }
+    home::away(&state, &node.liveness)
 }
 
 fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
@@ -493,6 +509,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
         key: known.facts.key.to_string(),
         role: role(&members, known).into(),
         leader: leader == Some(known.facts.id),
+        home: state.home_node() == Some(known.facts.id),
         state: match (known.is_lost(), known.drained, node.liveness.life(known.facts.id)) {
             (true, ..) => "lost",
             (false, true, _) => "drained",
@@ -565,7 +582,8 @@ pub(crate) fn lattice(node: &Node) -> LatticeStatus {
         version: env!("CARGO_PKG_VERSION").into(),
         generation: state.plan().generation().0,
         trust: trust(node),
-        problems: [unready(node), node.liveness.problems()].concat(),
+        problems: [unready(node), node.liveness.problems(), home::away(&state, &node.liveness).into_iter().collect()]
+            .concat(),
     }
 }
 

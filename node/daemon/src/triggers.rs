@@ -12,7 +12,7 @@ use trellis_manifest::Tech;
 use trellis_placement::{Direction, HeldLink, Life};
 use trellis_provider::Histogram;
 use trellis_provider::delivery::{DeadLetter, Fate, OUTCOMES, Standing, Trigger};
-use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
+use trellis_wire::{AppName, CallError, ComponentKey, ComponentName, LinkId, Message, NodeId};
 
 use crate::dispatch::Dispatch;
 use crate::far::WHOLE_BYTES_MAX;
@@ -217,6 +217,27 @@ impl Triggers {
         read.map_err(|why| format!("node {node} answers in other words: {why}"))?
     }
 
+    /// Publishes a message to what is embedded, at its home, where a link there takes the subject. How many queues and links
+    /// took it; `None`: none is there that would.
+    ///
+    /// # Errors
+    /// As for a guest's publish; the home is away.
+    pub(crate) async fn publish_at_home(&self, message: &Message) -> Result<Option<usize>, CallError> {
+        let Some(home) = self.shares.state().home_node() else { return Ok(None) };
+        let share = self.shares.of(home);
+        let takes = |held: &HeldLink| {
+            tech(held) == Some(Tech::Embedded) && trellis_embedded::takes(&held.link.config, &message.subject)
+        };
+        if !share.links().any(|held| takes(held)) {
+            return Ok(None);
+        }
+        let took = match home == self.me {
+            true => self.providers.embedded.publish(message.clone()).await?,
+            false => self.dispatch.elsewhere().publish(home, message.clone()).await?,
+        };
+        Ok(Some(took))
+    }
+
     fn nodes(&self) -> Vec<NodeId> {
         self.shares.state().nodes().keys().copied().collect()
     }
@@ -236,7 +257,7 @@ impl Triggers {
     }
 
     /// Where the dead letters are of an app, or of one component: each link with the nodes to ask. A queue that every node
-    /// sees is asked about once, one of the node's own on each.
+    /// sees is asked about once, one of the node's own on each, which is the home alone where there is one.
     fn places(&self, app: &AppName, of: Option<&ComponentName>) -> Vec<(LinkId, Vec<NodeId>)> {
         let mut places = BTreeMap::<LinkId, (Tech, Vec<NodeId>)>::new();
         for node in self.nodes() {

@@ -218,6 +218,11 @@ impl Drop for Durable {
     }
 }
 
+/// Whether the queue that a link means takes a subject.
+pub(crate) fn takes(config: &Config, subject: &str) -> bool {
+    named(config).is_ok_and(|(name, filters)| Named::new(name.into(), filters).takes(subject))
+}
+
 /// Reads which queue a link means, and what else that queue takes.
 fn named(config: &Config) -> Result<(String, Vec<Filter>), LinkError> {
     let name = config.get("queue").unwrap_or_default();

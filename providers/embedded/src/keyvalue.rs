@@ -11,7 +11,7 @@ use trellis_wire::{CallError, KeyValue, KeyValueAnswer};
 
 /// Longest key, in bytes. NATS and Redis take such keys too, so an app can move.
 pub const KEY_BYTES_MAX: usize = 1_024;
-/// Largest value, in bytes: 16 MiB. A store that others reach over NATS holds 1 MiB; this one is local.
+/// Largest value, in bytes: 16 MiB. A store in NATS holds 1 MiB at most.
 pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most keys in one batch call.
 pub const BATCH_KEYS_MAX: usize = 1_000;

@@ -45,7 +45,7 @@ pub use queue::{
 pub use store::OpenError;
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{LinkError, Permits, Provider};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, Config, Link, LinkId, Message};
 
 use crate::durable::Durable;
 use crate::messaging::Messaging;
@@ -218,6 +218,14 @@ impl Provider for Embedded {
 
     async fn drain(&self) {
         tokio::join!(self.durable.drain(), self.messaging.drain());
+    }
+}
+
+/// Whether a link with this config is woken by a subject, or its queue takes it. Of a config that is wrong: no.
+pub fn takes(config: &Config, subject: &str) -> bool {
+    match Durable::is_meant(config) {
+        true => durable::takes(config, subject),
+        false => messaging::takes(config, subject),
     }
 }
 

@@ -216,6 +216,12 @@ struct Subscription {
     group: Option<String>,
 }
 
+/// Whether a wakes-link is woken by a subject.
+pub(crate) fn takes(config: &Config, subject: &str) -> bool {
+    let subscribed = subscriptions(config);
+    subscribed.is_ok_and(|all| all.iter().any(|subscription| subscription.filter.matches(subject)))
+}
+
 /// Reads what a wakes-link subscribes to: `subject`, or the list `subscriptions`.
 fn subscriptions(config: &Config) -> Result<Vec<Subscription>, LinkError> {
     let (key, list) = match (config.get("subject"), config.get("subscriptions")) {

@@ -20,6 +20,8 @@ enum Happens {
     Lost(usize),
     Back(usize),
     Drain(usize, bool),
+    Forget(usize),
+    Home(usize),
     /// An app in a version of this shape.
     Deploy(usize, Shape),
     Undeploy(usize),
@@ -65,6 +67,8 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => node.clone().prop_map(Happens::Lost),
         1 => node.clone().prop_map(Happens::Back),
         1 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Happens::Drain(n, on)),
+        1 => node.clone().prop_map(Happens::Forget),
+        2 => node.clone().prop_map(Happens::Home),
         8 => (app.clone(), shape).prop_map(|(app, shape)| Happens::Deploy(app, shape)),
         1 => app.clone().prop_map(Happens::Undeploy),
         1 => app.clone().prop_map(Happens::Delete),
@@ -142,6 +146,8 @@ fn command(state: &State, happens: &Happens) -> Option<Command> {
         }
         Happens::Lost(n) => Command::Lost(node_id(*n)),
         Happens::Back(n) => Command::Back(node_id(*n)),
+        Happens::Forget(n) => Command::Forget(node_id(*n)),
+        Happens::Home(n) => Command::Home(node_id(*n)),
         Happens::Drain(n, on) => Command::Drain { node: node_id(*n), on: *on },
         Happens::Deploy(n, shape) => Command::Deploy(Box::new(release_of(*n, *shape))),
         Happens::Undeploy(n) => Command::Undeploy(app_name(*n)),

@@ -2,7 +2,8 @@
 //!
 //! Nodes are named by one letter. `deploy APP VERSION` takes components as `NAME=SCALER`, providers as `NAME=TECH`,
 //! and as quoted words links (`web>api CONFIG`), config (`config NAME K=V`), the config a component reads
-//! (`api reads NAME`), components whose code is new (`new api`) and `shared`.
+//! (`api reads NAME`), components whose code is new (`new api`) and `shared`. `join NODE new` is of this build, others are of
+//! the first.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 use goldenscript::{Argument, Command as Line, Runner};
 use trellis_manifest::{Image, Tech};
 use trellis_placement::{
-    Applied, Assigned, Beside, Change, Command, Direction, End, Ended, HeldLink, Release, State, Step, diff, plan,
+    Applied, Assigned, Beside, Change, Command, Direction, End, Ended, HeldLink, Home, NodeFacts, Release, State, Step,
+    diff, plan,
 };
 use trellis_wire::{AppName, ComponentKey, Config, NodeId, frame};
 
@@ -56,6 +58,8 @@ impl Runner for Script {
             }
             "waiting" => return Ok(lines(self.lattice.state.waiting(&app()?))),
             "unplaced" => return Ok(lines(self.lattice.state.unplaced(&app()?))),
+            "home" if words.is_empty() => return Ok(home(&self.lattice.state)),
+            "home" => Command::Home(node()),
             "explain" => return Ok(explain(&self.lattice.state, &first.parse()?)),
             "steps" => return Ok(self.steps(first)),
             "join" => Command::Join(join(first, &words[1..], &keyed)),
@@ -84,7 +88,8 @@ impl Runner for Script {
 
     /// Whatever the script does: a state reads back as it was written.
     fn end_script(&mut self) -> Result<(), Box<dyn Error>> {
-        assert_eq!(frame::decode::<State>(&frame::encode(&self.lattice.state))?, self.lattice.state);
+        let state = &self.lattice.state;
+        assert_eq!(frame::decode::<State>(&frame::encode(state))?.at_home(state.home()), *state);
         Ok(())
     }
 }
@@ -157,13 +162,29 @@ fn step(step: &Step) -> String {
     }
 }
 
-fn join(name: &str, words: &[&str], keyed: &[&Argument]) -> trellis_placement::NodeFacts {
+fn join(name: &str, words: &[&str], keyed: &[&Argument]) -> NodeFacts {
     let mut labels = keyed
         .iter()
         .map(|arg| (arg.name().to_owned(), arg.value.clone()))
         .collect::<std::collections::BTreeMap<_, _>>();
     let permits = labels.remove("permits").map_or(100, |permits| permits.parse().unwrap());
+    if words.contains(&"new") {
+        NodeFacts::announce_level(&mut labels);
+    }
     facts(index(name), name, permits, labels, words.contains(&"edge"))
+}
+
+/// Where the home is, and who would be recorded next.
+fn home(state: &State) -> String {
+    let at = match state.home() {
+        Home::Unsettled => "unsettled".into(),
+        Home::At(node) => format!("at {}", letter(node)),
+        Home::GivenUp => "given up".into(),
+    };
+    match state.home_to_be() {
+        Some(node) => format!("{at}, to be at {}", letter(node)),
+        None => at,
+    }
 }
 
 fn manifest(words: &[&str], keyed: &[&Argument]) -> Release {

@@ -1,11 +1,15 @@
 //! Whatever comes over the bus is decoded or refused: every message that was ever valid, cut, changed, lengthened and of
 //! another version, in little memory.
 
+use std::collections::BTreeMap;
+
 use openraft::raft::{AppendEntriesResponse, VoteResponse};
 use openraft::{CommittedLeaderId, EntryPayload, Vote};
 use trellis_bus::hostile::change_and_decode;
-use trellis_placement::{Applied, State};
+use trellis_placement::{Applied, Capacity, Command, Entry, NodeFacts, State};
 use trellis_wire::frame::{self, FrameError};
+use trellis_wire::{CommandId, NodeKey};
+use uuid::Uuid;
 
 use super::{mark, marked, node};
 use crate::machine::{decode_snapshot, encode_snapshot};
@@ -56,8 +60,50 @@ fn a_changed_snapshot_is_decoded_or_refused_in_little_memory() {
     long[..2].iter().for_each(|part| drop(state.apply(part)));
     assert!(!state.unfinished().is_empty());
     let snapshot = encode_snapshot(&state);
+    assert_eq!(decode_snapshot(&snapshot), Ok(state.clone()));
+    change_and_decode(&snapshot, decode_snapshot);
+
+    // And with a home, too.
+    let state = with_home(state);
+    let snapshot = encode_snapshot(&state);
     assert_eq!(decode_snapshot(&snapshot), Ok(state));
     change_and_decode(&snapshot, decode_snapshot);
+}
+
+/// The state with node 1 as its only member and its home.
+fn with_home(mut state: State) -> State {
+    let facts = NodeFacts {
+        id: node(1),
+        name: "one".into(),
+        labels: BTreeMap::new(),
+        version: "0.1.0".into(),
+        capacity: Capacity { permits: 1, memory_bytes: 1 },
+        edge: false,
+        key: NodeKey::new([0; 32]),
+    };
+    for (n, command) in [Command::Join(facts), Command::Home(node(1))].into_iter().enumerate() {
+        let id = CommandId::new(Uuid::from_u128(n as u128 | 1 << 101));
+        assert_eq!(state.apply(&Entry { id, at_ms: 0, command }), Applied::Done);
+    }
+    state
+}
+
+/// What the build before the first home wrote of a state with the mark 1.
+const BEFORE_HOME: &str =
+    "02000000000001066d61726b2d31010576616c7565017800000000000110000000100000000000000000000000010000000000";
+
+#[test]
+fn builds_before_the_home_and_this_one_read_each_other_until_there_is_one() {
+    let mut state = State::default();
+    state.apply(&mark(1));
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let written = encode_snapshot(&state);
+    assert_eq!(hex(&written), BEFORE_HOME);
+    assert_eq!(decode_snapshot(&written), Ok(state.clone()));
+    let mut half_told = state.clone();
+    half_told.apply(&marked(100, &"v".repeat(100_000)).into_parts().unwrap()[0]);
+    assert_eq!(encode_snapshot(&half_told)[0], 3, "which those builds read, too");
+    assert_eq!(encode_snapshot(&with_home(state))[0], 4, "a build that knows of no home refuses this by its format");
 }
 
 #[test]

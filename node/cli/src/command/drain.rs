@@ -6,7 +6,8 @@ use crate::output::print;
 
 /// Move everything off a node
 ///
-/// It goes on holding what no other node may hold until then; `trellis status APP` shows what moved where.
+/// It goes on holding what no other node may hold until then; `trellis status APP` shows what moved where. What
+/// trellis://embedded keeps is never moved: a node that is its home goes on answering for it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   trellis drain cellar")]
@@ -17,7 +18,12 @@ pub(crate) struct Drain {
 
 impl Drain {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        connection.open().drain(&self.node, true).await?;
-        Ok(print(&format!("{} is drained: it holds nothing until `trellis undrain {}`", self.node, self.node))?)
+        let admin = connection.open();
+        admin.drain(&self.node, true).await?;
+        print(&format!("{} is drained: it holds nothing until `trellis undrain {}`", self.node, self.node))?;
+        if admin.nodes().await?.iter().any(|node| node.home && (node.id == self.node || node.name == self.node)) {
+            print("it stays the home: what trellis://embedded keeps is unavailable while the node is not running")?;
+        }
+        Ok(())
     }
 }

@@ -13,6 +13,8 @@ use crate::failure::Failure;
 use crate::output::{Output, table};
 
 /// List the nodes of the lattice
+///
+/// One of them leads. One is the home: what trellis://embedded keeps is in its file, and others reach it over the bus.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis nodes
@@ -64,13 +66,20 @@ fn tell(lattice: &LatticeStatus) {
     }
 }
 
+/// What a node is to the log, and what it alone does.
+fn role(node: &NodeStatus) -> String {
+    let alone: Vec<&str> =
+        [(node.leader, "leads"), (node.home, "home")].iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+    if alone.is_empty() { node.role.clone() } else { format!("{} ({})", node.role, alone.join(", ")) }
+}
+
 fn render(nodes: &[NodeStatus]) -> String {
     let rows = nodes.iter().map(|node| {
         let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         [
             node.id.clone(),
             node.name.clone(),
-            if node.leader { format!("{} (leads)", node.role) } else { node.role.clone() },
+            role(node),
             node.state.clone(),
             node.lag.map_or_else(String::new, |lag| lag.to_string()),
             node.running.map_or("?".into(), |running| running.to_string()),

@@ -16,7 +16,7 @@ const BODY_BYTES_MAX: u64 = 32 << 20;
 
 /// Publish one message
 ///
-/// It goes out on the lattice's NATS where there is one, else to the links of `trellis://embedded`.
+/// It goes out on the lattice's NATS where there is one, and to the links of `trellis://embedded` that take the subject.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis publish orders.placed '{\"id\": 7}' --header content-type=application/json

@@ -54,6 +54,10 @@ fn render(recovered: &Recovered, done: bool) -> String {
         none if none.is_empty() => "none".into(),
         apps => format!("of {apps}; deploy it again where no node that is left has it"),
     };
+    let home = match recovery.home {
+        Some(home) => format!("node {home} was the home: what trellis://embedded kept is given up with it.\n"),
+        None => String::new(),
+    };
     let verb = if done { "is" } else { "would be" };
     format!(
         "node {node} {verb} the only voter of its lattice from now on.\n\
@@ -61,6 +65,7 @@ fn render(recovered: &Recovered, done: bool) -> String {
          lost may be: whatever the others agreed on that this node had not heard of.{voted}\n\
          code that is not on this node: {code}.\n\
          given up as voters, and lost until they are heard again: {}.\n\
+         {home}\
          each of those must come back with an empty --data-dir only: with its old one it could agree with another of \
          them on something else. Start this node as before; `trellis nodes forget` forgets who does not come back.",
         recovery.last,

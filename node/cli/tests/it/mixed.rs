@@ -10,6 +10,7 @@ use trellis_bus::testing::NatsServer;
 
 use crate::apps::{eventually, hello, image};
 use crate::client::get;
+use crate::home;
 use crate::large_apps;
 use crate::lattice::{held_by, id, known, of, under_load};
 use crate::node::{DataDir, Node};
@@ -37,6 +38,10 @@ fn a_lattice_of_the_previous_version_rolls_over() {
     all_ready(&nodes[3]);
     nodes[0].deploy(&held_by("far", "test_misbehave", "1|2|3", &[]));
     nodes[1].trellis(&["config", "put", "colours", "sky=blue"]).ok();
+    // Embedded data on a node that is not the oldest.
+    nodes[0].deploy(&home::keys("kept", "3"));
+    assert_eq!(home::ask(&nodes[0], "kept", "POST", "/sum?by=5").ok(), "5");
+    let keeps = id(&nodes[2]);
     for n in 1..=3 {
         let old = nodes.remove(0);
         let data_dir = old.data_dir().clone();
@@ -57,7 +62,10 @@ fn a_lattice_of_the_previous_version_rolls_over() {
         all_ready(&nodes[0]);
         all_ready(nodes.last().unwrap());
         nodes[0].until_ready("far");
+        nodes[0].until_ready("kept");
+        assert_eq!(home::ask(&nodes[0], "kept", "GET", "/sum").ok(), "5");
     }
+    assert!(home::homes(nodes.last().unwrap()).is_empty(), "one of the members knows of no home");
     // What the oldest does not know yet is refused, and says who that is; else it is done.
     let early = nodes.last().unwrap().try_deploy(&large_apps::manifest());
     assert!(
@@ -72,6 +80,8 @@ fn a_lattice_of_the_previous_version_rolls_over() {
         all_ready(node);
         assert_eq!(get(node.at("far"), "/").unwrap().ok(), "ok");
         assert_eq!(node.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+        eventually("the home is where the data is", || (home::homes(node) == [keeps.clone()]).then_some(()));
+        assert_eq!(home::ask(node, "kept", "GET", "/sum").ok(), "5");
     }
     nodes[2].deploy(&hello("late", "v1", "127.0.0.1:0", &image("hello")));
     nodes[1].deploy(&large_apps::manifest());

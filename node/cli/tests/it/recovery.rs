@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::apps::{app, component, eventually, hello, http, image};
 use crate::client::get;
+use crate::home;
 use crate::lattice::{id, known, lattice, node, of};
 use crate::node::{DataDir, Node};
 use crate::trellis::{command, trellis};
@@ -60,8 +61,10 @@ fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
     let mut nodes = lattice(&nats, 3);
     let everywhere = "{type: daemonscaler, properties: {instances: 3}}".to_owned();
     nodes[0].deploy(&app("greets", &[component("greets", "hello", "", &[everywhere]), http("greets", "")]));
+    nodes[0].deploy(&home::keys("keys", "3"));
+    assert_eq!(home::homes(&nodes[2]), [id(&nodes[0])]);
     eventually("all know it", || {
-        nodes.iter().all(|node| node.trellis(&["apps"]).stdout.contains("greets")).then_some(())
+        nodes.iter().all(|node| node.trellis(&["apps"]).stdout.contains("keys")).then_some(())
     });
     let last = nodes.pop().unwrap();
     let gone: Vec<String> = nodes.iter().map(id).collect();
@@ -78,7 +81,7 @@ fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
     let recover = ["recover", "--new-quorum", "--data-dir", path.to_str().unwrap()];
     let told = trellis(&recover);
     assert!(told.stderr.contains("nothing was changed: add --yes"), "{told:?}");
-    for said in ["lost may be", "greets", &gone[0], &gone[1], "empty --data-dir"] {
+    for said in ["lost may be", "greets", &gone[0], &gone[1], "empty --data-dir", "was the home"] {
         assert!(told.stdout.contains(said), "{said}: {}", told.stdout);
     }
     trellis(&[&recover[..], &["--yes"]].concat()).ok();
@@ -88,6 +91,9 @@ fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
     back.trellis(&["config", "put", "colours", "sky=blue"]).ok();
     back.until_ready("greets");
     assert_eq!(get(back.at("greets"), "/").unwrap().ok(), "hello world\n");
+    eventually("what is left is the home", || (home::homes(&back) == [survivor.clone()]).then_some(()));
+    back.until_ready("keys");
+    assert_eq!(home::ask(&back, "keys", "POST", "/sum").ok(), "1");
     for lost in &gone {
         assert_eq!(of(&back, lost, "state"), "lost");
         back.trellis(&["nodes", "forget", lost]).ok();

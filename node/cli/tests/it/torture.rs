@@ -261,7 +261,8 @@ struct Torture {
 
 impl Torture {
     fn start(broker: Broker, nodes: usize) -> Self {
-        let nats = (!matches!(broker, Broker::Embedded)).then(|| NatsServer::start(true));
+        // A node alone needs none.
+        let nats = (!matches!(broker, Broker::Embedded) || nodes > 1).then(|| NatsServer::start(true));
         let nodes = match &nats {
             Some(nats) => lattice(nats, nodes),
             None => vec![alone(&DataDir::new())],
@@ -318,7 +319,7 @@ impl Torture {
         };
         self.nodes.insert(victim, back);
         *self.admin.lock().unwrap() = admin(&self.nodes[0]);
-        self.deaths += 1 + usize::from(self.nats.is_some());
+        self.deaths += 1 + usize::from(!matches!(self.broker, Broker::Embedded));
     }
 
     fn until_settled(&self, patience: Duration) {
@@ -470,6 +471,12 @@ fn torture(broker: Broker, nodes: usize) {
 #[test]
 fn torture_embedded() {
     torture(Broker::Embedded, 1);
+}
+
+/// The queue is on one of the nodes, and handled on all.
+#[test]
+fn torture_embedded_at_home() {
+    torture(Broker::Embedded, 3);
 }
 
 #[test]

@@ -430,19 +430,32 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
         let error = format!("`{}` is no subject to publish to: it is reserved or malformed", request.subject);
         return Err(Refusal::bad_request(error));
     }
-    if node.nats_url.is_some() {
-        let headers: Vec<_> = request.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let published = node.data.bus().publish(&request.subject, &headers, body.into()).await;
-        published.map_err(|why| Refusal::unavailable(why.to_string()))?;
-        return Ok(Json(PublishReply { via: "nats".into(), receivers: None }));
-    }
     let message =
         Message { subject: request.subject, body: body.into(), headers: request.headers, ..Message::default() };
-    match node.providers.embedded.publish(message).await {
-        Ok(receivers) => Ok(Json(PublishReply { via: "embedded".into(), receivers: Some(receivers) })),
-        Err(why @ CallError::Invalid(_)) => Err(Refusal::bad_request(why.to_string())),
-        Err(why) => Err(Refusal::unavailable(why.to_string())),
+    let has_nats = node.nats_url.is_some();
+    // First, so that what is refused there has not gone out on NATS yet.
+    let embedded = match has_nats {
+        true => node.triggers.publish_at_home(&message).await,
+        false => node.providers.embedded.publish(message.clone()).await.map(Some),
+    };
+    let embedded = embedded.map_err(|why| match why {
+        CallError::Invalid(_) => Refusal::bad_request(why.to_string()),
+        why => Refusal::unavailable(why.to_string()),
+    })?;
+    if has_nats {
+        let headers: Vec<_> = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let published = node.data.bus().publish(&message.subject, &headers, message.body).await;
+        published.map_err(|why| match embedded {
+            Some(took) => Refusal::unavailable(format!("{why}; {took} embedded queues and links have it already")),
+            None => Refusal::unavailable(why.to_string()),
+        })?;
     }
+    let via = match (has_nats, embedded) {
+        (true, None) => "nats",
+        (true, Some(_)) => "nats and embedded",
+        (false, _) => "embedded",
+    };
+    Ok(Json(PublishReply { via: via.into(), receivers: embedded }))
 }
 
 /// The query of `/v1/apps/{app}/dead-letters`.

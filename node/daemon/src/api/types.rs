@@ -254,6 +254,9 @@ pub struct NodeStatus {
     pub role: String,
     /// Whether it leads now.
     pub leader: bool,
+    /// Whether it is the home: what `trellis://embedded` keeps is in its file.
+    #[serde(default)]
+    pub home: bool,
     /// `ready`, `suspect` (late), `silent` (late and not declared lost yet), `lost` or `drained`.
     pub state: String,
     /// Its labels.
@@ -380,9 +383,9 @@ pub struct PublishRequest {
 /// What `POST /v1/publish` did.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct PublishReply {
-    /// `embedded` or `nats`.
+    /// `embedded`, `nats`, or `nats and embedded` where embedded links take the subject too.
     pub via: String,
-    /// Subscriptions of embedded links that it woke; absent on NATS, which does not say.
+    /// Queues and subscriptions of embedded links that took it; absent where it went to NATS only, which does not say.
     pub receivers: Option<usize>,
 }
 

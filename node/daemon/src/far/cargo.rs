@@ -302,10 +302,7 @@ pub(crate) async fn answer_in(back: Back, body: Body) -> Result<Answer, CallErro
     answer.await.unwrap_or_else(|why: Damaged| Err(CallError::Other(why.to_string())))
 }
 
-/// A frame of any length: it came in bounded chunks.
+/// A frame that came in bounded chunks: a value may be larger than any one message.
 fn plain<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Damaged> {
-    if bytes.len() <= frame::FRAME_BYTES_MAX {
-        return frame::decode(bytes).map_err(damaged);
-    }
-    Err(damaged(format!("{} bytes; at most {} are taken in one operation", bytes.len(), frame::FRAME_BYTES_MAX)))
+    frame::decode_any(bytes).map_err(damaged)
 }

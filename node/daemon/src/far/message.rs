@@ -96,6 +96,11 @@ pub(crate) enum What {
     },
     /// Something about the triggers of that node. The question is plain data.
     Ask(crate::triggers::Question),
+    /// What a person publishes, for what is embedded: that node is its home.
+    Publish {
+        /// The publish without its body.
+        head: Head,
+    },
 }
 
 /// By what right a component is woken.
@@ -202,6 +207,8 @@ pub(crate) enum Back {
     Delivered(Result<Settle, Failure>, Ran),
     /// The answer to a question is the body.
     Answer,
+    /// So many queues and links took it.
+    Took(u64),
 }
 
 impl From<Error> for Back {

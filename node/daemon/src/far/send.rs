@@ -23,6 +23,7 @@ use super::message::{Ask, Back, Head, Offer, Origin, Taken, What, Word};
 use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, STILL_MISSED_MAX, TAKE_WAIT, TRIES_MAX};
 use crate::clock;
 use crate::dispatch::{Dispatch, Source, TIMEOUT_DEFAULT};
+use crate::home;
 use crate::liveness::Liveness;
 use crate::shares::Shares;
 use crate::triggers::Question;
@@ -138,12 +139,15 @@ impl Elsewhere {
         let place = self.exchanges.clone().acquire_owned().await.map_err(closed)?;
         loop {
             // First, so that who only looks whether one is free at once asks nobody.
-            sleep(BUSY_PAUSE).await;
+            tokio::task::yield_now().await;
             let what = || What::Reserve { component: component.clone(), origin: source.origin.clone() };
             let reserved = match self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await
             {
                 Ok(line) => Some(line),
-                Err(NotTaken::Busy(_)) => continue,
+                Err(NotTaken::Busy(_)) => {
+                    sleep(BUSY_PAUSE).await;
+                    continue;
+                }
                 Err(NotTaken::Nobody) => return Err(Error::NotHeld(component.to_string())),
                 Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{component}: {why}"))),
             };
@@ -159,16 +163,48 @@ impl Elsewhere {
         let (head, body) = cargo::call_out(call);
         let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
         let what = || What::Call { link: link.clone(), head: head.clone() };
+        let home = self.shares.state().kept_at(provider);
+        let lost = |why: String| unavailable(home.map_or_else(|| why.clone(), |home| self.not_home(home, &why)));
+        self.check_home(home).map_err(unavailable)?;
         let nodes = self.answering(provider, link);
         match self.offer(&nodes, what, (&load.first, load.rest.is_none()), TIMEOUT_DEFAULT).await {
             Ok(line) => match self.reply(line, load, TIMEOUT_DEFAULT).await {
                 Ok((back, body)) => cargo::answer_in(back, body).await,
-                Err(why) => Err(unavailable(why)),
+                Err(why) => Err(lost(why)),
             },
             Err(NotTaken::Never(why)) => Err(CallError::Denied(why)),
-            Err(NotTaken::Busy(why)) => Err(unavailable(why)),
-            Err(NotTaken::Nobody) => Err(unavailable(format!("{provider} runs on no node"))),
+            Err(NotTaken::Busy(why)) => Err(lost(why)),
+            Err(NotTaken::Nobody) => Err(lost(format!("{provider} runs on no node"))),
         }
+    }
+
+    /// Has the home publish to what is embedded. To how many queues and links.
+    pub(crate) async fn publish(&self, home: NodeId, message: Message) -> Result<usize, CallError> {
+        let unavailable = |why: String| CallError::Unavailable(why);
+        self.check_home(Some(home)).map_err(unavailable)?;
+        let (head, body) = cargo::call_out(Call::Publish(message));
+        let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
+        let what = || What::Publish { head: head.clone() };
+        let taken = self.offer(&[home], what, (&load.first, load.rest.is_none()), ASK_WAIT).await;
+        let line = taken.map_err(|why| unavailable(self.not_home(home, &why.text("publish"))))?;
+        let back = self.reply(line, load, ASK_WAIT).await;
+        match back.map_err(|why| unavailable(self.not_home(home, &why)))? {
+            (Back::Took(links), _) => Ok(usize::try_from(links).unwrap_or(usize::MAX)),
+            (Back::CallFailed(why), _) => Err(why),
+            (other, _) => Err(CallError::Other(format!("a publish was answered with {other:?}"))),
+        }
+    }
+
+    /// Says at once that the home is away, where it has been for so long that it need not be asked.
+    fn check_home(&self, home: Option<NodeId>) -> Result<(), String> {
+        match home.filter(|home| self.liveness.is_gone(*home)) {
+            Some(home) => Err(self.not_home(home, &home::heard(&self.liveness, home))),
+            None => Ok(()),
+        }
+    }
+
+    fn not_home(&self, home: NodeId, why: &str) -> String {
+        home::unavailable(&self.shares.state(), home, why)
     }
 
     /// Has what a handler published sent by a node that holds its component.
@@ -205,13 +241,22 @@ impl Elsewhere {
     pub(crate) async fn ask(&self, node: NodeId, question: &Question) -> Result<Bytes, String> {
         let what = || What::Ask(question.clone());
         let taken = self.offer(&[node], what, (&Bytes::new(), true), ASK_WAIT).await;
-        let line = taken.map_err(|why| why.text(node))?;
+        let is_home = self.shares.state().home_node() == Some(node);
+        let line = taken.map_err(|why| match why.text(node) {
+            why if is_home => self.not_home(node, &why),
+            why => why,
+        })?;
         let none = Load { first: Bytes::new(), rest: None };
         let (back, body) = self.reply(line, none, ASK_WAIT).await?;
         match back {
             Back::Answer => cargo::whole(body).await.map_err(|why| why.to_string()),
             other => Err(format!("node {node} answered with {other:?}")),
         }
+    }
+
+    /// Whether a provider runs on one node at most, so that what it takes there is for every holder.
+    pub(crate) fn runs_once(&self, provider: &ComponentKey) -> bool {
+        self.shares.state().runs_once(provider)
     }
 
     /// Waits while a person pauses the queues of a component.
@@ -337,7 +382,7 @@ impl Elsewhere {
                 What::Event { .. } | What::Deliver { .. } | What::Reserve { .. } => {
                     subject::event(self.sealed.lattice(), to)
                 }
-                What::Call { .. } | What::Send { .. } | What::Slot { .. } | What::Ask(_) => {
+                What::Call { .. } | What::Send { .. } | What::Slot { .. } | What::Ask(_) | What::Publish { .. } => {
                     subject::call(self.sealed.lattice(), to)
                 }
             };

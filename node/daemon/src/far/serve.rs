@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Reply, Sealed};
 use trellis_placement::Direction;
 use trellis_provider::{Begun, Permit, Want};
-use trellis_wire::{Body, ComponentKey, Error, Event, LinkId, NodeId, frame, subject};
+use trellis_wire::{Body, Call, ComponentKey, Error, Event, LinkId, NodeId, frame, subject};
 
 use super::EXCHANGES_MAX;
 use super::cargo::{self, Load};
@@ -55,6 +55,7 @@ enum Work {
     Send(Arc<Grant>),
     Slot(Begun),
     Ask,
+    Publish,
 }
 
 struct ComponentCall {
@@ -191,6 +192,8 @@ impl Service {
                 lent.map(Work::Slot).ok_or_else(|| Taken::Busy("no place is free here".into()))
             }
             What::Ask(_) => Ok(Work::Ask),
+            What::Publish { .. } if state.home_node() == Some(self.sealed.node()) => Ok(Work::Publish),
+            What::Publish { .. } => Err(denied("this node is not the home of what is embedded".into())),
             What::Call { link, .. } if !self.may_call(from, link) => {
                 Err(denied(format!("link {link} does not grant node {from} a call here")))
             }
@@ -308,6 +311,14 @@ impl Service {
                 Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
             },
             (What::Ask(question), Work::Ask) => (Back::Answer, self.triggers.answer(question).await.into()),
+            (What::Publish { head }, Work::Publish) => match cargo::call_in(head, body).await {
+                Ok(Call::Publish(message)) => match self.providers.embedded.publish(message).await {
+                    Ok(took) => (Back::Took(took as u64), Body::empty()),
+                    Err(why) => (Back::CallFailed(why), Body::empty()),
+                },
+                Ok(_) => (Error::Internal("what is published is no message".into()).into(), Body::empty()),
+                Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
+            },
             (What::Call { head, .. }, Work::Call(ComponentCall { link, tech })) => {
                 match cargo::call_in(head, body).await {
                     Ok(call) => cargo::answer_out(self.providers.of(tech).call(&link, call).await),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use trellis_manifest::Scaler;
-use trellis_placement::{Applied, Command, Entry, State, Versions, plan};
+use trellis_placement::{Applied, Command, Entry, Home, State, Versions, plan};
 use trellis_wire::{AppName, CommandId, ComponentKey, Config, NodeId};
 
 use super::peer::{Peer, UNBOUNDED};
@@ -32,6 +32,7 @@ impl Model {
         }
         self.taken.insert(entry.id);
         self.check_pools(&entry.command, before, after);
+        check_home(&entry.command, before, after);
         match &entry.command {
             Command::Deploy(release) => drop(self.apps.insert(release.app.name.clone(), release.version.clone())),
             Command::Undeploy(app) | Command::Delete(app) => drop(self.apps.remove(app)),
@@ -102,6 +103,23 @@ pub(super) fn check_use<'a>(truth: &State, peers: impl Iterator<Item = &'a Peer>
             let most = usable_at_most(truth, key, peer.id());
             assert!(permits <= most, "{} uses {permits} permits of {key}, and the plan knows of {most}", peer.id());
         }
+    }
+}
+
+/// The home is recorded once, and again only after it was forgotten.
+fn check_home(command: &Command, before: &State, after: &State) {
+    match (before.home(), after.home()) {
+        (Home::At(was), Home::GivenUp) => assert_eq!(*command, Command::Forget(was), "only who forgets it gives it up"),
+        (Home::Unsettled | Home::GivenUp, Home::At(is)) => assert_eq!(*command, Command::Home(is)),
+        (before, after) => assert_eq!(before, after, "the home moved by {command:?}"),
+    }
+}
+
+/// Nobody keeps what is embedded who knows that another node does.
+pub(super) fn check_kept<'a>(peers: impl Iterator<Item = &'a Peer>) {
+    for peer in peers.filter(|peer| peer.keeps()) {
+        let home = peer.state.home();
+        assert!(matches!(home, Home::Unsettled) || home == Home::At(peer.id()), "{} answers, and {home:?}", peer.id());
     }
 }
 

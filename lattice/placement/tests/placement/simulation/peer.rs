@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use trellis_manifest::Tech;
 use trellis_placement::{
-    Assigned, Command, Decision, Delta, Entry, LogView, Membership, NodeFacts, Patience, State, Versions, plan,
+    Assigned, Command, Decision, Delta, Direction, Entry, HeldLink, LogView, Membership, NodeFacts, Patience, State,
+    Versions, plan,
 };
 use trellis_wire::{AppName, ComponentKey, Generation, NodeId, frame};
 
@@ -71,7 +73,8 @@ impl Peer {
 
     /// Starts from disk, and runs what that says before it hears from anyone.
     pub(super) fn start(&mut self, now: Duration) {
-        self.state = frame::decode(&frame::encode(&self.state)).expect("a state reads back as it was written");
+        let state: State = frame::decode(&frame::encode(&self.state)).expect("a state reads back as it was written");
+        self.state = state.at_home(self.state.home());
         self.membership = Membership::new(self.id(), Patience::default(), self.origin + now);
         (self.up, self.joins) = (true, true);
         self.carry_out();
@@ -118,6 +121,17 @@ impl Peer {
             self.planned = Some((self.applied, plan(&self.state)));
         }
         self.planned.as_ref().and_then(|(_, delta)| delta.clone())
+    }
+
+    /// The home that it would record.
+    pub(super) fn home_to_be(&self) -> Option<NodeId> {
+        self.state.home_to_be()
+    }
+
+    /// Whether it answers for what is embedded, by all that it knows.
+    pub(super) fn keeps(&self) -> bool {
+        let answers = |held: &HeldLink| matches!(held.direction, Direction::Grants { tech: Tech::Embedded, .. });
+        self.up && self.goes_by == Some(self.applied) && self.running.links().any(|held| answers(held))
     }
 
     /// The next step of every roll-out.

@@ -10,13 +10,14 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
-use trellis_placement::{Applied, Command, Decision, Entry, Release, State, plan};
+use trellis_manifest::Tech;
+use trellis_placement::{Applied, Command, Decision, Entry, NodeFacts, Release, State, plan};
 use trellis_wire::{CommandId, Config, NodeId};
 
 use super::SEED;
 use super::model::{self, Model};
 use super::peer::{Peer, log_view};
-use crate::lattice::{component, facts, node_id, release, scaler};
+use crate::lattice::{component, facts, link, node_id, provider, release, scaler};
 
 /// How much time passes in a step.
 const TICK: Duration = Duration::from_millis(500);
@@ -155,7 +156,8 @@ impl World {
     fn mint(&mut self) {
         let n = self.minted;
         self.minted += 1;
-        let labels = BTreeMap::from([("zone".to_owned(), format!("z{}", self.dice.random_range(0..3)))]);
+        let mut labels = BTreeMap::from([("zone".to_owned(), format!("z{}", self.dice.random_range(0..3)))]);
+        NodeFacts::announce_level(&mut labels);
         let permits = self.dice.random_range(0..50);
         let edge = n > 0 && self.dice.random_ratio(15, 100);
         let facts = facts(n, "peer", permits, labels, edge);
@@ -224,6 +226,10 @@ impl World {
         };
         let mut release = Release { replace: true, ..release(&format!("app{app}"), &version.to_string()) };
         component(&mut release, "api", u8::try_from(version % 251).unwrap(), scaler);
+        if self.dice.random_ratio(50, 100) {
+            provider(&mut release, "kv", Tech::Embedded, None);
+            link(&mut release, "api", "kv", &[]);
+        }
         self.ask(Command::Deploy(Box::new(release)));
     }
 
@@ -400,6 +406,10 @@ impl World {
             let decisions = self.peer(id).decide(&view, now);
             if leads {
                 decisions.into_iter().for_each(|decision| self.carry_out(id, decision));
+                if let Some(home) = self.peer(id).home_to_be() {
+                    self.propose(id, Command::Home(home));
+                    continue;
+                }
                 match self.peer(id).plan() {
                     Some(delta) => self.propose(id, Command::Plan(delta)),
                     // A roll-out goes on when it is ready, which here is a matter of luck.
@@ -436,6 +446,7 @@ impl World {
 impl World {
     fn check(&mut self) {
         model::check_use(&self.truth, self.peers.values());
+        model::check_kept(self.peers.values());
         if self.checked == self.log.len() {
             return;
         }
@@ -457,6 +468,10 @@ impl World {
             assert_eq!(peer.generation(), self.truth.plan().generation(), "{id} does not carry out the plan");
         }
         assert_eq!(plan(&self.truth), None);
+        assert_eq!(self.truth.home_to_be(), None, "there is a home where one is needed");
+        let has_embedded = self.truth.running().any(|release| !release.app.providers.is_empty());
+        let keep = self.peers.values().filter(|peer| peer.keeps()).count();
+        assert_eq!(keep, usize::from(has_embedded), "one node keeps what is embedded, where anything is");
         assert_eq!(self.truth.rolling().count(), 0, "every roll-out has ended");
         for (name, _) in self.truth.apps() {
             for unplaced in self.truth.unplaced(name) {

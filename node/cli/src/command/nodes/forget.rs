@@ -6,7 +6,8 @@ use crate::output::print;
 
 /// Forget a node that will not come back
 ///
-/// A node that still gives signs of life is not forgotten. By themselves lost nodes are forgotten after seven days.
+/// A node that still gives signs of life is not forgotten. By themselves lost nodes are forgotten after seven days; but not the
+/// home: with it goes all that trellis://embedded keeps, and another node begins with nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   trellis nodes forget 01890a5d-ac96-774b-bcce-b302099a8057")]
@@ -17,7 +18,14 @@ pub(crate) struct Forget {
 
 impl Forget {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        connection.open().forget(&self.node).await?;
-        Ok(print(&format!("{} is forgotten", self.node))?)
+        let admin = connection.open();
+        let is_home =
+            admin.nodes().await?.iter().any(|node| node.home && (node.id == self.node || node.name == self.node));
+        admin.forget(&self.node).await?;
+        print(&format!("{} is forgotten", self.node))?;
+        if is_home {
+            print("it was the home: what trellis://embedded kept went with it, and another node begins with nothing")?;
+        }
+        Ok(())
     }
 }

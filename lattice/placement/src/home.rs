@@ -1,0 +1,154 @@
+//! The home: the one node of the lattice that keeps what `trellis://embedded` keeps, its stores, queues and subjects. Others
+//! reach it over the bus. It is recorded once, by the leader, and never moved by itself: what it keeps is in its file. Only a
+//! person who forgets the node gives it up, with what it keeps.
+//!
+//! There is one home for all apps: what an app publishes may be for another one's queue, and stores may be named across apps.
+//! A provider with a scaler of its own is no part of this: it runs where that says, with data of its own on each node.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use trellis_manifest::{Provider, Tech};
+use trellis_wire::{ComponentKey, NodeId};
+
+use crate::level::HOME_LEVEL;
+use crate::state::done_if;
+use crate::{Applied, Refusal, State};
+
+/// Where the lattice's home is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Home {
+    /// None was recorded yet: each node that holds a component runs what is embedded for it by itself, as builds did that
+    /// know of no home.
+    #[default]
+    Unsettled,
+    /// This node.
+    At(NodeId),
+    /// The node that was is forgotten, and the leader has not recorded another one yet: nothing that is embedded runs.
+    GivenUp,
+}
+
+/// What says on which nodes a provider runs.
+pub(crate) enum Seat {
+    /// Its scaler, by the plan.
+    Planned,
+    /// The home; `None`: there is none just now.
+    Home(Option<NodeId>),
+    /// The components that it is linked with.
+    Beside,
+}
+
+impl Home {
+    /// Whether a snapshot must tell of it.
+    pub const fn is_settled(self) -> bool {
+        !matches!(self, Self::Unsettled)
+    }
+}
+
+impl State {
+    /// Where the home is.
+    pub const fn home(&self) -> Home {
+        self.home
+    }
+
+    /// The same state with this home, as a snapshot has it.
+    #[must_use]
+    pub const fn at_home(mut self, home: Home) -> Self {
+        self.home = home;
+        self
+    }
+
+    /// Which node is the home, if one is.
+    pub const fn home_node(&self) -> Option<NodeId> {
+        match self.home {
+            Home::At(node) => Some(node),
+            Home::Unsettled | Home::GivenUp => None,
+        }
+    }
+
+    /// A node's name and id, for people.
+    pub fn named(&self, node: NodeId) -> String {
+        let name = self.node(node).map(|known| known.facts.name.as_str());
+        name.map_or_else(|| node.to_string(), |name| format!("{name} ({node})"))
+    }
+
+    /// The home, if that is where a provider runs in some version.
+    pub fn kept_at(&self, provider: &ComponentKey) -> Option<NodeId> {
+        let home = self.home_node()?;
+        let running = self.app(&provider.app)?.running();
+        let mut own = running.filter_map(|release| release.app.providers.get(&provider.name));
+        own.any(has_home).then_some(home)
+    }
+
+    /// Whether a provider runs on one node of the lattice at most: what it takes from a queue there is for every holder.
+    pub fn runs_once(&self, provider: &ComponentKey) -> bool {
+        self.kept_at(provider).is_some() || self.holding(provider).is_some_and(|holding| holding.len() == 1)
+    }
+
+    /// The node that the leader is to record as the home now, where something is embedded, every member knows of homes, and
+    /// there is none: the oldest open one. One at the edge only where there is no other; and what ran without a home goes on
+    /// where most of it is.
+    pub fn home_to_be(&self) -> Option<NodeId> {
+        if self.home_node().is_some() || !self.everyone_knows(HOME_LEVEL) {
+            return None;
+        }
+        let links = self.links_with_embedded()?;
+        let open = self.nodes().iter().filter(|(_, node)| node.is_open());
+        let rank = |id: &NodeId, edge: bool| (edge, Reverse(links.get(id).copied().unwrap_or_default()), *id);
+        open.map(|(id, node)| rank(id, node.facts.edge)).min().map(|(.., id)| id)
+    }
+
+    /// How many components each node holds that are linked with what is embedded, one that has several links several times.
+    /// `None`: nothing is embedded.
+    fn links_with_embedded(&self) -> Option<BTreeMap<NodeId, usize>> {
+        let mut links = None;
+        for release in self.running() {
+            let is_embedded = |entry| self.served(release, entry).is_some_and(|(_, provider)| has_home(provider));
+            for link in &release.app.links {
+                let component = match () {
+                    () if is_embedded(&link.source) => &link.target,
+                    () if is_embedded(&link.target) => &link.source,
+                    () => continue,
+                };
+                let links: &mut BTreeMap<NodeId, usize> = links.get_or_insert_default();
+                for node in self.holders(&release.key(component)) {
+                    *links.entry(node).or_default() += 1;
+                }
+            }
+        }
+        links
+    }
+
+    /// What says where a provider runs.
+    pub(crate) fn seat(&self, provider: &Provider) -> Seat {
+        match self.home {
+            _ if provider.scaler.is_some() => Seat::Planned,
+            Home::At(node) if has_home(provider) => Seat::Home(Some(node)),
+            Home::GivenUp if has_home(provider) => Seat::Home(None),
+            _ => Seat::Beside,
+        }
+    }
+
+    /// A node that was lost or drained since the leader chose it becomes none: the leader chooses again.
+    pub(crate) fn settle(&mut self, node: NodeId) -> Result<Applied, Refusal> {
+        let known = self.nodes.get(&node).ok_or(Refusal::UnknownNode(node))?;
+        let settles = self.home_node().is_none() && known.is_open();
+        if settles {
+            self.home = Home::At(node);
+        }
+        Ok(done_if(settles))
+    }
+
+    /// A node will not come back: what it kept as the home is gone.
+    pub fn give_up_home(&mut self, node: NodeId) {
+        if self.home == Home::At(node) {
+            self.home = Home::GivenUp;
+        }
+    }
+}
+
+/// Whether a provider is for the home to run.
+fn has_home(provider: &Provider) -> bool {
+    provider.scaler.is_none() && provider.tech() == Some(Tech::Embedded)
+}
