@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, SecretRef, Tech, overlaid};
-use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Digest, Generation, Link, LinkId, NodeId, Secrets};
+use trellis_wire::{
+    AppName, ComponentKey, ComponentName, Config, DEAD_BYTES_MAX, Delivery, Digest, Generation, Link, LinkId, NodeId,
+    Secrets,
+};
 
 use crate::changed::changed_apps;
 use crate::home::Seat;
@@ -448,9 +451,27 @@ impl State {
             Ok(overlaid) => (overlaid, None),
             Err(why) => (delivery, Some(why)),
         };
+        let delivery = match &direction {
+            Direction::Wakes { .. } => {
+                let dead_bytes_max = DEAD_BYTES_MAX / self.queues(form.release).max(1);
+                Delivery { dead_bytes_max, ..delivery }
+            }
+            _ => delivery,
+        };
         let secrets = Secrets::default();
         let link = Link { id, component, name, namespace, package, interfaces, config, delivery, secrets };
         Some(HeldLink { link, direction, secret_refs, refused })
+    }
+
+    /// How many links of a version have a queue, and dead letters beside it.
+    fn queues(&self, release: &Release) -> u64 {
+        let has_queue = |link: &&AppLink| match self.link_of(release, link) {
+            (_, config, Some(End { provider, wakes: true })) => {
+                provider.tech().is_some_and(|tech| has_queue(tech, &config))
+            }
+            _ => false,
+        };
+        release.app.links.iter().filter(has_queue).map(|_| 1).sum()
     }
 
     /// Whether a provider wakes a component from `node` under this version's link. In a roll-out it does wherever either
@@ -508,6 +529,16 @@ fn put(links: &mut BTreeMap<LinkId, Arc<HeldLink>>, id: LinkId, held: Arc<HeldLi
     let is_far = matches!(held.direction, Direction::GrantsElsewhere { .. });
     if !is_far || !links.contains_key(&id) {
         links.insert(id, held);
+    }
+}
+
+/// Whether a link that wakes has its messages from a queue, which can give one out again.
+fn has_queue(tech: Tech, config: &Config) -> bool {
+    match tech {
+        Tech::Embedded | Tech::Rabbitmq => config.get("queue").is_some(),
+        Tech::Nats | Tech::Redis => config.get("stream").is_some(),
+        Tech::Mqtt => config.get("qos") != Some("0"),
+        Tech::Http | Tech::Timer => false,
     }
 }
 

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 const WAITS_ADDED_MAX: u32 = 10_000;
 /// The draw that moves no wait.
 const NO_JITTER: f64 = 0.5;
+/// Bytes that the dead letters of one app may hold: 1 GiB.
+pub const DEAD_BYTES_MAX: u64 = 1 << 30;
 
 /// The delivery policy of a message link.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +37,14 @@ pub struct Delivery {
     pub dead_letter: Option<String>,
     /// What is handled only once.
     pub dedupe: Option<Dedupe>,
+    /// Bytes that dead letters of its queue may hold: the link's part of [`DEAD_BYTES_MAX`]. Not said in a manifest: it
+    /// follows from how many queues the app has.
+    #[serde(skip, default = "dead_bytes_max")]
+    pub dead_bytes_max: u64,
+}
+
+const fn dead_bytes_max() -> u64 {
+    DEAD_BYTES_MAX
 }
 
 impl Default for Delivery {
@@ -51,6 +61,7 @@ impl Default for Delivery {
             on_dead_letter: OnDeadLetter::Park,
             dead_letter: None,
             dedupe: None,
+            dead_bytes_max: DEAD_BYTES_MAX,
         }
     }
 }

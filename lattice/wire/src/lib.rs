@@ -21,7 +21,7 @@ pub mod subject;
 pub use body::{Body, BodyError};
 pub use call::{Answer, Call, CallError, Capability, HttpCall, KeyValue, KeyValueAnswer};
 pub use config::Config;
-pub use delivery::{Backoff, Dedupe, DedupeKey, Delivery, OnDeadLetter, OrderBy, Rate};
+pub use delivery::{Backoff, DEAD_BYTES_MAX, Dedupe, DedupeKey, Delivery, OnDeadLetter, OrderBy, Rate};
 pub use event::{Event, Message, Reply, RunOutput, Settle};
 pub use fault::{Error, Failure, Fault, Outcome};
 pub use id::{

@@ -20,7 +20,7 @@ use trellis_provider::delivery::{
     CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, Place, Queue, Record, Settlement, Standing, Trigger, Trouble,
 };
 use trellis_provider::{LinkError, Permits};
-use trellis_wire::{CallError, ComponentKey, Config, Link, LinkId, Message};
+use trellis_wire::{CallError, ComponentKey, Config, DEAD_BYTES_MAX, Link, LinkId, Message};
 
 use crate::messaging::now_ms;
 use crate::queue::{self, Change, Changed, Given, Token};
@@ -104,7 +104,7 @@ impl Durable {
         }
         self.remove(&link.id).await;
         let queue = self.create(&link.id, name, filters).await?;
-        let pulled = self.pulled(&queue, &link.component);
+        let pulled = self.pulled(&queue, &link.component, link.delivery.dead_bytes_max);
         let engine = Engine::new(link.id.clone(), pulled, permits, link.delivery)?;
         let running =
             Running { queue, stop: CancellationToken::new(), tasks: TaskTracker::new(), trigger: engine.clone() };
@@ -114,14 +114,15 @@ impl Durable {
         Ok(())
     }
 
-    fn pulled(&self, queue: &Arc<Named>, component: &ComponentKey) -> Pulled {
-        Pulled { store: self.store.clone(), queue: queue.clone(), component: component.to_string() }
+    fn pulled(&self, queue: &Arc<Named>, component: &ComponentKey, dead_bytes_max: u64) -> Pulled {
+        let (store, queue) = (self.store.clone(), queue.clone());
+        Pulled { store, queue, component: component.to_string(), dead_bytes_max }
     }
 
     /// A queue that was made, as the engine of a link to this component sees it.
     pub(crate) fn find(&self, name: &str, component: &ComponentKey) -> Option<Pulled> {
         let queue = self.queues().get(name).cloned()?;
-        Some(self.pulled(&queue, component))
+        Some(self.pulled(&queue, component, DEAD_BYTES_MAX))
     }
 
     /// Has the queue on disk before it is used, so that what is published from now on is kept whatever happens.
@@ -286,6 +287,7 @@ pub struct Pulled {
     store: Arc<Store>,
     queue: Arc<Named>,
     component: String,
+    dead_bytes_max: u64,
 }
 
 #[async_trait]
@@ -341,6 +343,7 @@ impl Queue for Pulled {
             token: claim.clone(),
             settlement: settlement.clone(),
             component: self.component.clone(),
+            dead_bytes_max: self.dead_bytes_max,
             now_ms: self.store.now_ms(),
         };
         self.store.change(change).await.map_err(|why| why.to_string())?;
@@ -495,7 +498,7 @@ mod tests {
                 &["handler".into()],
             );
             let queue = self.0.create(&link, name, vec![]).await.unwrap();
-            Pulled { store: self.0.store.clone(), queue, component: "shop/worker".into() }
+            self.0.pulled(&queue, &"shop/worker".parse().unwrap(), DEAD_BYTES_MAX)
         }
 
         async fn publish(&self, name: &str, message: Message) {

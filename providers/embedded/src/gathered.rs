@@ -92,7 +92,13 @@ mod tests {
 
     fn settle() -> Change {
         let token = Token { queue: "q".into(), sequence: 1, attempt: 1 };
-        Change::Settle { token, settlement: Settlement::Ack, component: "shop/worker".into(), now_ms: 0 }
+        Change::Settle {
+            token,
+            settlement: Settlement::Ack,
+            component: "shop/worker".into(),
+            dead_bytes_max: 1,
+            now_ms: 0,
+        }
     }
 
     fn claim() -> Change {

@@ -22,8 +22,6 @@ use crate::clock::KEPT_EVERY_MS;
 pub const QUEUE_MESSAGES_MAX: u64 = 1_000_000;
 /// Bytes that the messages of one queue may hold: 1 GiB.
 pub const QUEUE_BYTES_MAX: u64 = 1 << 30;
-/// Bytes that the dead letters of one queue may hold: 1 GiB. At the bound its links pause and say so.
-pub const DEAD_BYTES_MAX: u64 = 1 << 30;
 /// How long a dead letter is kept, in milliseconds: 14 days.
 pub const DEAD_KEPT_MS: u64 = 14 * 24 * 60 * 60 * 1_000;
 /// Faults of one message whose text is kept, the newest.
@@ -104,8 +102,8 @@ pub(crate) enum Change {
     Publish { queues: Vec<Arc<str>>, message: Message, now_ms: u64 },
     /// Ends the `expired` claims, then claims up to `max` messages.
     Claim { queue: Arc<str>, max: usize, expired: Vec<Token>, now_ms: u64 },
-    /// Settles a claimed message; `component` is named in its dead letter.
-    Settle { token: Token, settlement: Settlement, component: String, now_ms: u64 },
+    /// Settles a claimed message; `component` is named in its dead letter, for which there is room up to `dead_bytes_max`.
+    Settle { token: Token, settlement: Settlement, component: String, dead_bytes_max: u64, now_ms: u64 },
     /// Puts a dead letter back into its queue, as if it were new; `id` is what handlers know its message by.
     Replay { queue: String, sequence: u64, id: String, now_ms: u64 },
     /// Forgets a dead letter.
@@ -225,8 +223,8 @@ impl<'t> Tables<'t> {
                 }
                 self.claim(queue, *max, *now_ms).map(Changed::Claimed).map(Ok)
             }
-            Change::Settle { token, settlement, component, now_ms } => {
-                Ok(self.settle(token, settlement, component, *now_ms)?.map(done))
+            Change::Settle { token, settlement, component, dead_bytes_max, now_ms } => {
+                Ok(self.settle(token, settlement, (component, *dead_bytes_max), *now_ms)?.map(done))
             }
             Change::Replay { queue, sequence, id, now_ms } => {
                 let letter =
@@ -414,7 +412,13 @@ impl<'t> Tables<'t> {
     }
 
     /// A claim that has ended is no error: the message waits again, and will be given out again.
-    fn settle(&mut self, token: &Token, settlement: &Settlement, component: &str, now_ms: u64) -> Outcome<()> {
+    fn settle(
+        &mut self,
+        token: &Token,
+        settlement: &Settlement,
+        (component, dead_bytes_max): (&str, u64),
+        now_ms: u64,
+    ) -> Outcome<()> {
         let (name, sequence) = (&*token.queue, token.sequence);
         if let Settlement::DeadLetter { reason, fault, ran } = settlement {
             let mut kept = self.kept(token)?;
@@ -432,7 +436,7 @@ impl<'t> Tables<'t> {
                 at_ms: now_ms,
                 ran: ran.clone(),
             };
-            return self.bury(token, &letter);
+            return self.bury(token, &letter, dead_bytes_max);
         }
         if !self.take_claim(token)? {
             return Ok(Ok(()));
@@ -460,7 +464,7 @@ impl<'t> Tables<'t> {
     }
 
     /// Writes a dead letter and takes the message off, unless there is no room for it: then the claim stands.
-    fn bury(&mut self, token: &Token, letter: &DeadLetter) -> Outcome<()> {
+    fn bury(&mut self, token: &Token, letter: &DeadLetter, dead_bytes_max: u64) -> Outcome<()> {
         let (name, sequence) = (&*token.queue, token.sequence);
         let mut meta = self.meta(name)?.unwrap_or_default();
         let (forgotten, freed) = self.forget_old(name, letter.at_ms)?;
@@ -470,10 +474,10 @@ impl<'t> Tables<'t> {
         let bytes = written(letter);
         meta.dead_bytes += bytes.len() as u64;
         meta.dead += 1;
-        if meta.dead_bytes > DEAD_BYTES_MAX {
+        if meta.dead_bytes > dead_bytes_max {
             return Ok(Err(CallError::Unavailable(format!(
-                "the dead letters of queue `{name}` hold {DEAD_BYTES_MAX} bytes, which is all they may: look at them \
-                 with `trellis dead-letters list`, then replay or drop them"
+                "the dead letters of queue `{name}` have {dead_bytes_max} bytes, their part of what those of its app may \
+                 hold, and no more fit: look at them with `trellis dead-letters list`, then replay or drop them"
             ))));
         }
         if !self.take_claim(token)? {

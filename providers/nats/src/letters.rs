@@ -26,8 +26,6 @@ pub(crate) const REPLAY_OF: &str = "Trellis-Replay-Of";
 const REPLAY_ID: &str = "Trellis-Replay-Msg-Id";
 /// What the headers of a dead letter begin with.
 const DEAD: &str = "Trellis-Dead-";
-/// Bytes that a stream of dead letters made by us may hold: 1 GiB.
-const DEAD_BYTES_MAX: i64 = 1 << 30;
 /// What the headers of a dead letter take besides the faults, at most, in bytes.
 const DEAD_HEADERS_BYTES: usize = 4 * 1_024;
 /// What stands for a line break in a header.
@@ -42,6 +40,8 @@ pub(crate) struct Letters<'a> {
     pub(crate) component: &'a str,
     /// The stream that they are in, and their subject there.
     pub(crate) to: &'a str,
+    /// Bytes that they may hold, in a stream made by us.
+    pub(crate) bytes_max: u64,
 }
 
 impl Letters<'_> {
@@ -62,15 +62,7 @@ impl Letters<'_> {
             return Ok(());
         }
         // Most likely it is not there yet.
-        let config = stream::Config {
-            name: self.to.to_owned(),
-            subjects: vec![self.to.to_owned()],
-            max_age: KEPT,
-            max_bytes: DEAD_BYTES_MAX,
-            discard: stream::DiscardPolicy::New,
-            ..stream::Config::default()
-        };
-        self.context.get_or_create_stream(config).await.map_err(|why| self.failed(why))?;
+        self.context.get_or_create_stream(self.config()).await.map_err(|why| self.failed(why))?;
         let sent = self.context.publish_with_headers(message.0, message.1, message.2).await;
         sent.map_err(|why| self.failed(why))?.await.map(drop).map_err(|why| self.failed(why))
     }
@@ -119,6 +111,30 @@ impl Letters<'_> {
         match self.stream().await.ok()? {
             Some(stream) => Some(stream.cached_info().state.messages),
             None => Some(0),
+        }
+    }
+
+    /// Gives a stream that was made by us its bound, which changes with the number of queues that the app has. What is
+    /// there stays, also where it is more.
+    pub(crate) async fn fit(&self) -> Result<(), Trouble> {
+        let Some(stream) = self.stream().await? else { return Ok(()) };
+        let (was, wanted) = (&stream.cached_info().config, self.config());
+        let is_ours = (&was.subjects, was.max_age, was.discard) == (&wanted.subjects, wanted.max_age, wanted.discard);
+        if !is_ours || was.max_bytes == wanted.max_bytes {
+            return Ok(());
+        }
+        let fitted = stream::Config { max_bytes: wanted.max_bytes, ..was.clone() };
+        self.context.update_stream(fitted).await.map(drop).map_err(|why| self.failed(why))
+    }
+
+    fn config(&self) -> stream::Config {
+        stream::Config {
+            name: self.to.to_owned(),
+            subjects: vec![self.to.to_owned()],
+            max_age: KEPT,
+            max_bytes: self.bytes_max.cast_signed(),
+            discard: stream::DiscardPolicy::New,
+            ..stream::Config::default()
         }
     }
 

@@ -299,6 +299,9 @@ impl Pulled {
         let settled = self.marks.read(info).await.map_err(not_yet)?;
         let noted = self.ledger.noted(info).await.map_err(not_yet)?;
         self.clock.look().await.map_err(Unbound::NotYet)?;
+        if let Err(why) = self.letters().fit().await {
+            tracing::warn!(stream = self.wanted.dead_letter, "its dead letters keep their bound: {why}");
+        }
         let made = made(info);
         let found = Arc::new(Bound { consumer, connects, made, settled, noted });
         *self.bound.lock().expect("nothing panics while it holds the consumer") = Some(found.clone());
@@ -649,6 +652,7 @@ impl Pulled {
             consumer: &self.wanted.consumer,
             component: &self.component,
             to: &self.wanted.dead_letter,
+            bytes_max: self.wanted.policy.dead_bytes_max,
         }
     }
 

@@ -24,8 +24,6 @@ const ARGUMENTS_MAX: usize = 30;
 const DEAD_KEPT_MS: i64 = 14 * 24 * 60 * 60 * 1_000;
 /// Times that a message may be put back after it was looked at: RabbitMQ 4 throws away what is put back 20 times, unless told.
 pub(crate) const LOOKS_MAX: i64 = 1_000_000_000;
-/// Bytes that they may hold: 1 GiB.
-const DEAD_BYTES_MAX: i64 = 1 << 30;
 
 /// What a link's configuration asks for.
 #[derive(Debug, Clone)]
@@ -93,7 +91,7 @@ impl Wanted {
         if !is_there(line, dead).await.map_err(|why| failed(dead, why))? {
             let kept = [
                 ("x-message-ttl", long(DEAD_KEPT_MS)),
-                ("x-max-length-bytes", long(DEAD_BYTES_MAX)),
+                ("x-max-length-bytes", long(self.policy.dead_bytes_max.cast_signed())),
                 ("x-delivery-limit", long(LOOKS_MAX)),
                 ("x-overflow", word("reject-publish")),
             ];

@@ -22,8 +22,6 @@ use crate::fields::{DEAD, Fields};
 
 /// How long dead letters are kept: 14 days.
 const DEAD_KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// Bytes that the dead letters of one stream may hold: 1 GiB.
-const DEAD_BYTES_MAX: u64 = 1 << 30;
 /// Faults of one message whose text is kept, the newest, and how long each may be, in bytes.
 const FAULTS_KEPT_MAX: usize = 5;
 const FAULT_BYTES_MAX: usize = 4 * 1_024;
@@ -40,6 +38,8 @@ pub(crate) struct Ledger {
     pub(crate) group: String,
     /// The stream of dead letters.
     pub(crate) letters: String,
+    /// Bytes that those may hold.
+    dead_bytes_max: u64,
     /// What was handled is deleted from the stream.
     delete: bool,
     scripts: Scripts,
@@ -125,9 +125,15 @@ impl Scripts {
 }
 
 impl Ledger {
-    pub(crate) fn new(connection: Arc<Connection>, stream: &str, group: &str, letters: &str, delete: bool) -> Self {
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        stream: &str,
+        group: &str,
+        (letters, dead_bytes_max): (&str, u64),
+        delete: bool,
+    ) -> Self {
         let (stream, group, letters) = (stream.into(), group.into(), letters.into());
-        Self { connection, stream, group, letters, delete, scripts: Scripts::new() }
+        Self { connection, stream, group, letters, dead_bytes_max, delete, scripts: Scripts::new() }
     }
 
     fn key(&self, of: &str) -> String {
@@ -189,15 +195,15 @@ impl Ledger {
     ) -> Result<(), Trouble> {
         let mut bury = self.on(&self.scripts.bury);
         bury.key(&self.letters).arg(&self.group).arg(&claim.id).arg(claim.number).arg(self.delete());
-        with_fault(&mut bury, fault).arg(ms(DEAD_KEPT)).arg(DEAD_BYTES_MAX);
+        with_fault(&mut bury, fault).arg(ms(DEAD_KEPT)).arg(self.dead_bytes_max);
         for (name, value) in beside {
             bury.arg(format!("{DEAD}{name}")).arg(value);
         }
         match self.connection.run(&bury).await? {
             -1 => Err(format!(
-                "the dead letters in stream `{}` hold {DEAD_BYTES_MAX} bytes, which is all they may: look at them with \
-                 `trellis dead-letters list`, then replay or drop them",
-                self.letters
+                "the dead letters in stream `{}` have {} bytes, their part of what those of its app may hold, and no more \
+                 fit: look at them with `trellis dead-letters list`, then replay or drop them",
+                self.letters, self.dead_bytes_max
             )),
             _ => Ok(()),
         }

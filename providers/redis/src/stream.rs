@@ -114,7 +114,7 @@ impl Source {
         let connection = connections.get(&settings, || Connection::open(&settings))?;
         let group = named.clone().unwrap_or_else(|| group_of(&link.component));
         Ok(Self {
-            ledger: Ledger::new(connection.clone(), &stream, &group, &letters, delete),
+            ledger: Ledger::new(connection.clone(), &stream, &group, (&letters, link.delivery.dead_bytes_max), delete),
             waiting: Connection::open(&settings)?,
             connection,
             component: link.component.to_string(),

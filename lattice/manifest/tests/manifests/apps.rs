@@ -106,6 +106,7 @@ fn limits_and_delivery_are_read_in_full() {
         on_dead_letter: OnDeadLetter::Continue,
         dead_letter: Some("orders.dead".into()),
         dedupe: Some(Dedupe { key: DedupeKey::Id, window: Duration::from_secs(600) }),
+        dead_bytes_max: Delivery::default().dead_bytes_max,
     };
     assert_eq!(app.links[0].delivery, delivery);
 }

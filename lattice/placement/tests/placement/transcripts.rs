@@ -15,7 +15,7 @@ use trellis_placement::{
     Applied, Assigned, Beside, Change, Command, Direction, End, Ended, HeldLink, Home, NodeFacts, Release, State, Step,
     diff, plan,
 };
-use trellis_wire::{AppName, ComponentKey, Config, NodeId, frame};
+use trellis_wire::{AppName, ComponentKey, Config, DEAD_BYTES_MAX, NodeId, frame};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, pairs, provider, release, scaler};
 
@@ -157,7 +157,12 @@ fn step(step: &Step) -> String {
                 }
                 Direction::Between { target } => format!("{} calls {target}", link.component),
             };
-            format!("add link {direction}{}", values(&link.config))
+            let dead_bytes_max = link.delivery.dead_bytes_max;
+            let part = match dead_bytes_max < DEAD_BYTES_MAX {
+                true => format!(", dead letters up to {} MiB", dead_bytes_max >> 20),
+                false => String::new(),
+            };
+            format!("add link {direction}{}{part}", values(&link.config))
         }
     }
 }

@@ -258,6 +258,20 @@ fn attempts_faults_waits_and_dead_letters_survive_a_restart() {
     });
 }
 
+#[tokio::test]
+async fn dead_letters_hold_no_more_than_the_links_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let (provider, worker) = (open(dir.path()), Worker::new(1));
+    let link = Link { delivery: Delivery { dead_bytes_max: 4_000, ..soon() }, ..queue("orders") };
+    worker.wake(&provider, link.clone()).await;
+    for i in 0..3 {
+        provider.publish(message("orders", &format!("dead {i} {}", "x".repeat(1_500)))).await.unwrap();
+    }
+    until("that there is no room is said", || provider.health(&link.id).is_err_and(|why| why.contains("4000 bytes")))
+        .await;
+    assert_eq!(letters(&provider).len(), 2);
+}
+
 #[test]
 fn what_kills_its_node_is_given_up() {
     let dir = tempfile::tempdir().unwrap();

@@ -222,6 +222,36 @@ async fn what_is_too_large_for_a_dead_letter_is_named_and_stays() {
 }
 
 #[tokio::test]
+async fn dead_letters_hold_no_more_than_the_links_part_which_may_change() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let node = Node::new(1);
+    let mut link = streamed(&[("stream", "ORDERS")]);
+    // Each of them from another node: one that cannot settle takes its time to end.
+    let [first, second, third] = [(); 3].map(|()| provider(&server.url));
+    let full = "maximum bytes exceeded";
+    link.delivery.dead_bytes_max = 5_000;
+    first.wake(link.clone(), node.permits(&link)).await.unwrap();
+    for i in 0..3 {
+        publish(&context, "orders", &format!("dead {i} {}", "x".repeat(1_500))).await;
+    }
+    let is_said =
+        |nats: &Nats| nats.health(&link.id).is_err_and(|why| why.contains("ORDERS_DEAD") && why.contains(full));
+    until("that there is no room is said", || is_said(&first)).await;
+    assert_eq!(until_letters(&context, "ORDERS_DEAD", 2).await.len(), 2);
+    link.delivery.dead_bytes_max = 60_000;
+    second.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until_letters(&context, "ORDERS_DEAD", 3).await;
+    until("there is room", || !is_said(&first)).await;
+    link.delivery.dead_bytes_max = 1_000;
+    third.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders", "dead 3").await;
+    until("there is less room", || [&first, &second, &third].into_iter().any(is_said)).await;
+    assert_eq!(until_letters(&context, "ORDERS_DEAD", 3).await.len(), 3, "what was there stays");
+}
+
+#[tokio::test]
 async fn what_is_missing_is_made_where_the_link_says_so() {
     let server = NatsServer::start(true);
     let context = jetstream(&server).await;

@@ -83,6 +83,22 @@ async fn it_is_a_queue() {
 }
 
 #[tokio::test]
+async fn dead_letters_hold_no_more_than_the_links_part() {
+    let lab = Lab::start().await;
+    let (node, mut link) = (Node::new(1), lab.link(&[("stream", "orders"), ("create", "true")]));
+    link.delivery.dead_bytes_max = 40_000;
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    for i in 0..6 {
+        lab.publish("orders", &format!("dead {i} {}", "x".repeat(15_000))).await;
+    }
+    let is_said = || lab.redis.health(&link.id).is_err_and(|why| why.contains("40000 bytes"));
+    until("that there is no room is said", is_said).await;
+    // Redis counts its own structures too.
+    let letters = lab.until_letters(&link, 1).await;
+    assert!(letters.len() < 4, "{}", letters.len());
+}
+
+#[tokio::test]
 async fn each_word_of_a_handler_has_its_consequence() {
     let lab = Lab::start().await;
     let node = Node::new(8);
