@@ -1,6 +1,6 @@
 //! Density: thousands of apps on one node, each of its own component, each used once and then idle.
 //!
-//! `BENCH_APPS` says how many (10,000 take about an hour to compile and deploy), `BENCH_IDLE_S` how long they idle, and
+//! `BENCH_APPS` says how many (10,000 take about ten minutes to compile and deploy), `BENCH_IDLE_S` how long they idle, and
 //! `BENCH_DATA` names a folder that keeps the node's data from one run to the next, so that only the first one deploys.
 
 use std::collections::BTreeMap;
