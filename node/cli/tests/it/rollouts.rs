@@ -169,13 +169,15 @@ fn a_version_that_never_gets_ready_is_rolled_back_by_itself() {
 #[test]
 fn a_node_at_the_edge_may_be_behind() {
     let nats = NatsServer::start(false);
-    let mut nodes = lattice_with(&nats, 2, &QUICK);
-    let edge = crate::lattice::node(&nats, &crate::node::DataDir::new(), 3, &["--edge"]);
+    // However long the deploy takes, the node that stops answering is not lost meanwhile.
+    let patient = ["--lost-after", "600s"];
+    let mut nodes = lattice_with(&nats, 2, &[&QUICK[..], &patient[..]].concat());
+    let edge = crate::lattice::node(&nats, &crate::node::DataDir::new(), 3, &["--edge", patient[0], patient[1]]);
     let everywhere =
         "[{name: core, weight: 50, requirements: {}}, {name: edge, weight: 50, requirements: {edge: '*'}}]";
     nodes[0].deploy(&app("1", "", everywhere, ""));
     let laptop = id(&edge);
-    // It stops answering, and is not lost yet: the deploy does not wait for it.
+    // It stops answering: the deploy does not wait for it.
     edge.signal("STOP");
     nodes[0].deploy(&app("2", "limits: {memory: 65MiB}", everywhere, ""));
     let holders = nodes[0].status("shop")["components"][0]["holders"].as_array().unwrap().clone();
