@@ -452,7 +452,8 @@ impl State {
             Err(why) => (delivery, Some(why)),
         };
         let delivery = match &direction {
-            Direction::Wakes { .. } => {
+            // Other links go on as they are when the app has a queue more.
+            Direction::Wakes { tech, .. } if has_queue(*tech, &config) => {
                 let dead_bytes_max = DEAD_BYTES_MAX / self.queues(form.release).max(1);
                 Delivery { dead_bytes_max, ..delivery }
             }
