@@ -453,7 +453,7 @@ pub(crate) struct Source {
     pub(crate) because_of: Trace,
     /// Whether replies may go on for as long as they like.
     pub(crate) streams: bool,
-    /// Whether no other node pulls for the link.
+    /// Whether it pulls, and no other node does for the link.
     pub(crate) pulls_alone: bool,
 }
 
@@ -481,7 +481,8 @@ pub(crate) struct OfLink {
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
         let origin = Origin::Link(self.link.clone(), self.name.clone());
-        let pulls_alone = self.lease.is_some() || self.dispatch.elsewhere.runs_once(&self.provider);
+        let alone = || self.lease.is_some() || self.dispatch.elsewhere.runs_once(&self.provider);
+        let pulls_alone = want == Want::Pull && alone();
         let source = Source { system: self.system, streams: self.streams, pulls_alone, ..Source::from(origin) };
         if want == Want::Pull {
             self.dispatch.elsewhere.unpaused(component).await;

@@ -48,7 +48,9 @@ impl Shares {
             *share = Arc::new(state.assigned_since(before, node, share));
             *before = state.clone();
             // A node that is a member no more is asked about no more.
-            known.retain(|id, _| *id == node || state.node(*id).is_some());
+            if known.len() > state.nodes().len() {
+                known.retain(|id, _| *id == node || state.node(*id).is_some());
+            }
         }
         known[&node].1.clone()
     }
