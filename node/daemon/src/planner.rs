@@ -19,12 +19,18 @@ pub(crate) async fn run(raft: Raft, shutdown: CancellationToken) {
         let mut wait = None;
         let leads = leaders.borrow_and_update().me;
         let state = states.borrow_and_update().clone();
-        if leads
-            && let Some(next) = next(&state)
-            && let Err(why) = raft.propose(proposal::entry(next)).await
-        {
-            tracing::warn!("the plan was not committed: {why}; trying again");
-            wait = Some(RETRY);
+        if leads && let Some(next) = next(&state) {
+            match &next {
+                Command::Home(home) => {
+                    tracing::info!(%home, "this node keeps what trellis://embedded keeps, from now on")
+                }
+                Command::Plan(delta) => tracing::info!(generation = %delta.generation(), "a new plan"),
+                _ => {}
+            }
+            if let Err(why) = raft.propose(proposal::entry(next)).await {
+                tracing::warn!("the plan was not committed: {why}; trying again");
+                wait = Some(RETRY);
+            }
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -38,12 +44,6 @@ pub(crate) async fn run(raft: Raft, shutdown: CancellationToken) {
 }
 
 /// What is to be committed next. The home comes first, so that nothing begins elsewhere what it is to keep.
-fn next(state: &State) -> Option<Command> {
-    if let Some(home) = state.home_to_be() {
-        tracing::info!(%home, "this node keeps what trellis://embedded keeps, from now on");
-        return Some(Command::Home(home));
-    }
-    let delta = plan(state)?;
-    tracing::info!(generation = %delta.generation(), "a new plan");
-    Some(Command::Plan(delta))
+pub(crate) fn next(state: &State) -> Option<Command> {
+    state.home_to_be().map(Command::Home).or_else(|| plan(state).map(Command::Plan))
 }

@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use trellis_manifest::Tech;
 use trellis_placement::{
-    Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, Section, State, Step, diff, plan,
+    Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, Section, State, Step, diff,
 };
 use trellis_provider::{Lease, LinkError, Permits, Provider};
 use trellis_raft::Raft;
@@ -25,6 +25,7 @@ use crate::fetch::Fetch;
 use crate::grants::{Answers, Grant};
 use crate::leases::Leases;
 use crate::liveness::Liveness;
+use crate::planner;
 use crate::proposal;
 use crate::providers::Providers;
 use crate::secrets::{self, Secrets};
@@ -134,7 +135,7 @@ impl Reconcile {
             let ends = diff(running, &assigned)
                 .iter()
                 .any(|step| matches!(step, Step::RemoveLink(_) | Step::RemoveComponent(_) | Step::RemoveBeside(_)));
-            if !ends || plan(&state).is_none() && state.home_to_be().is_none() {
+            if !ends || planner::next(&state).is_none() {
                 return (state, assigned);
             }
             match tokio::time::timeout_at(deadline, states.changed()).await {
