@@ -130,6 +130,11 @@ impl Admin {
         self.get("/v1/nodes").await
     }
 
+    /// Whether the node of this name or id is the home.
+    pub(crate) async fn is_home(&self, node: &str) -> Result<bool, AdminError> {
+        Ok(self.nodes().await?.iter().any(|known| known.home && (known.id == node || known.name == node)))
+    }
+
     /// The lattice, and the node that answers.
     pub(crate) async fn lattice(&self) -> Result<LatticeStatus, AdminError> {
         self.get("/v1/lattice").await

@@ -444,9 +444,7 @@ impl Pulled {
                 sequence = again.claim.sequence,
                 "an acknowledgement was lost; if this is said again and again, see that the account may publish to $JS.ACK.>"
             );
-            if let Err(why) = again.claim.message.ack().await {
-                tracing::debug!(%why, "a message that is taken off unseen comes again");
-            }
+            take_off_unseen(&again.claim.message).await;
         }
         claimed
     }
@@ -491,12 +489,11 @@ impl Pulled {
         let another = wanted.is_some_and(|wanted| wanted.as_str() != self.wanted.consumer);
         let forgotten = |info: jetstream::message::Info<'_>| bound.settled.contains(&info.stream_sequence);
         let settled = !bound.settled.is_empty() && message.info().is_ok_and(forgotten);
-        if (another || settled)
-            && let Err(why) = message.ack().await
-        {
-            tracing::debug!(%why, "a message that is taken off unseen comes again");
+        let is_done = another || settled;
+        if is_done {
+            take_off_unseen(message).await;
         }
-        another || settled
+        is_done
     }
 
     /// Takes what the server gives out now.
@@ -663,6 +660,12 @@ impl Pulled {
         let next = stream.get_first_raw_message_by_subject(subject, after + 1).await.ok()?;
         let at_ms = u64::try_from(next.time.unix_timestamp_nanos() / 1_000_000).ok()?;
         Some(Duration::from_millis(self.clock.known_ms()?.saturating_sub(at_ms)))
+    }
+}
+
+async fn take_off_unseen(message: &jetstream::Message) {
+    if let Err(why) = message.ack().await {
+        tracing::debug!(%why, "a message that is taken off unseen comes again");
     }
 }
 

@@ -21,7 +21,7 @@ impl Drain {
         let admin = connection.open();
         admin.drain(&self.node, true).await?;
         print(&format!("{} is drained: it holds nothing until `trellis undrain {}`", self.node, self.node))?;
-        if admin.nodes().await?.iter().any(|node| node.home && (node.id == self.node || node.name == self.node)) {
+        if admin.is_home(&self.node).await? {
             print("it stays the home: what trellis://embedded keeps is unavailable while the node is not running")?;
         }
         Ok(())

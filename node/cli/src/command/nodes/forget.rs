@@ -19,8 +19,7 @@ pub(crate) struct Forget {
 impl Forget {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let admin = connection.open();
-        let is_home =
-            admin.nodes().await?.iter().any(|node| node.home && (node.id == self.node || node.name == self.node));
+        let is_home = admin.is_home(&self.node).await?;
         admin.forget(&self.node).await?;
         print(&format!("{} is forgotten", self.node))?;
         if is_home {
