@@ -143,12 +143,6 @@ spec:
             ("rabbitmq", "queue: orders, url: 'http://mq'", "url: 'http:/", "write amqp://HOST:PORT/VHOST"),
             ("rabbitmq", "create: 'true'", "worker, sour", "config `queue`"),
             ("rabbitmq", "queue: q, delivery.order_by: subject", "delivery.ord", "stands last, so no order is kept"),
-            (
-                "rabbitmq",
-                "queue: q, delivery.dedupe.key: id, delivery.dedupe.window: 1h",
-                "worker, sour",
-                "no place to keep marks",
-            ),
             ("mqtt", "topic: 'a/#/b'", "topic: 'a/#/", "is no topic"),
             ("mqtt", "topic: orders, qos: '2'", "qos: '2'", "`0` (at most once) or `1`"),
             (

@@ -20,6 +20,7 @@ use trellis_manifest::Parsed;
 use trellis_mqtt::Mqtt;
 use trellis_nats::Nats;
 use trellis_placement::{Care, Life, NodeFacts, Patience};
+use trellis_provider::Ledgers;
 use trellis_rabbitmq::Rabbitmq;
 use trellis_raft::{Raft, RaftError};
 use trellis_redis::Redis;
@@ -329,7 +330,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let providers = Providers {
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
         redis: Arc::new(Redis::new()),
-        rabbitmq: Arc::new(Rabbitmq::new()),
+        rabbitmq: Arc::new(Rabbitmq::new(ledgers(options, &nats, &embedded))),
         mqtt: Arc::new(Mqtt::new(mqtt)),
         timer: Arc::new(Timer::new(timers(options, &nats, &embedded))),
         nats,
@@ -410,32 +411,45 @@ fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
     }
 }
 
-/// Where the marks of timers are: in the lattice's NATS where there is one, else in this node's own file.
-fn timers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Ledger {
-    let owner: ComponentKey = "trellis/timers".parse().expect("it is a valid key");
+/// A bucket of the lattice's own in its NATS, as a link that only the node itself may have.
+fn own_bucket(options: &Options, name: &str) -> Link {
+    let owner: ComponentKey = format!("trellis/{name}").parse().expect("it is a valid key");
     let interfaces = vec!["store".to_owned()];
-    let id = LinkId::new(&owner, &owner, &LinkName::default(), "wasi", "keyvalue", &interfaces);
-    if options.nats.is_none() {
-        embedded.grant_own(id.clone(), "timers");
-        return Ledger::new(embedded.clone(), id, || ready(Ok(())).boxed());
-    }
-    let link = Link {
-        id: id.clone(),
+    Link {
+        id: LinkId::new(&owner, &owner, &LinkName::default(), "wasi", "keyvalue", &interfaces),
         component: owner,
         name: LinkName::default(),
         namespace: "wasi".into(),
         package: "keyvalue".into(),
         interfaces,
-        config: Config::from_iter([("bucket", format!("TRELLIS_{}_timers", options.lattice))]),
+        config: Config::from_iter([("bucket", format!("TRELLIS_{}_{name}", options.lattice))]),
         delivery: Default::default(),
         secrets: Default::default(),
-    };
+    }
+}
+
+/// Where the marks of timers are: in the lattice's NATS where there is one, else in this node's own file.
+fn timers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Ledger {
+    let link = own_bucket(options, "timers");
+    let id = link.id.clone();
+    if options.nats.is_none() {
+        embedded.grant_own(id.clone(), "timers");
+        return Ledger::new(embedded.clone(), id, || ready(Ok(())).boxed());
+    }
     let grants = nats.clone();
     let grant = move || {
         let (nats, link) = (grants.clone(), link.clone());
         async move { nats.grant_own(link).await }.boxed()
     };
     Ledger::new(nats.clone(), id, grant)
+}
+
+/// Where the ledgers of RabbitMQ's links are: there as well.
+fn ledgers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Arc<dyn Ledgers> {
+    match options.nats {
+        Some(_) => Arc::new(trellis_nats::Ledgers::new(nats.clone(), own_bucket(options, "rabbitmq"))),
+        None => embedded.clone(),
+    }
 }
 
 /// Waits until Raft cannot go on.

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use redb::ReadTransaction;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,6 +21,7 @@ use trellis_provider::delivery::{
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{CallError, ComponentKey, Config, DEAD_BYTES_MAX, Link, LinkId, Message};
 
+use crate::entries::Entries;
 use crate::messaging::now_ms;
 use crate::queue::{self, Change, Changed, Given, Token};
 use crate::store::Store;
@@ -115,8 +115,8 @@ impl Durable {
     }
 
     fn pulled(&self, queue: &Arc<Named>, component: &ComponentKey, dead_bytes_max: u64) -> Pulled {
-        let (store, queue) = (self.store.clone(), queue.clone());
-        Pulled { store, queue, component: component.to_string(), dead_bytes_max }
+        let (store, queue, entries) = (self.store.clone(), queue.clone(), Entries::new(&self.store, &queue.name));
+        Pulled { store, queue, component: component.to_string(), dead_bytes_max, entries }
     }
 
     /// A queue that was made, as the engine of a link to this component sees it.
@@ -288,6 +288,7 @@ pub struct Pulled {
     queue: Arc<Named>,
     component: String,
     dead_bytes_max: u64,
+    entries: Entries,
 }
 
 #[async_trait]
@@ -369,7 +370,8 @@ impl Queue for Pulled {
     }
 
     async fn note(&self, claim: &Token, fault: Option<&str>) -> Result<(), Trouble> {
-        self.change(Change::Note { token: claim.clone(), fault: fault.map(str::to_owned) }).await.map(drop)
+        let noted = self.store.change(Change::Note { token: claim.clone(), fault: fault.map(str::to_owned) }).await;
+        noted.map(drop).map_err(|why| why.to_string())
     }
 
     async fn standing(&self) -> Result<Standing, Trouble> {
@@ -409,7 +411,7 @@ impl Queue for Pulled {
     }
 
     fn ledger(&self) -> Option<&dyn Ledger> {
-        Some(self)
+        Some(&self.entries)
     }
 
     fn is_of_one_node(&self) -> bool {
@@ -421,37 +423,7 @@ impl Queue for Pulled {
     }
 }
 
-#[async_trait]
-impl Ledger for Pulled {
-    async fn read(&self, key: &str) -> Result<Option<Bytes>, Trouble> {
-        self.look(|snapshot| queue::entry(snapshot, &self.queue.name, key, self.store.now_ms()))
-    }
-
-    async fn swap(&self, key: &str, old: Option<&[u8]>, new: Option<&[u8]>, keep: Duration) -> Result<bool, Trouble> {
-        let change = Change::Swap {
-            queue: self.queue.name.clone(),
-            key: key.into(),
-            old: old.map(<[u8]>::to_vec),
-            new: new.map(<[u8]>::to_vec),
-            keep_ms: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
-            now_ms: self.store.now_ms(),
-        };
-        match self.change(change).await? {
-            Changed::Swapped(swapped) => Ok(swapped),
-            other => Err(format!("a swap came to {other:?}")),
-        }
-    }
-
-    async fn keys(&self, prefix: &str) -> Result<Vec<String>, Trouble> {
-        self.look(|snapshot| queue::keys(snapshot, &self.queue.name, prefix, self.store.now_ms()))
-    }
-}
-
 impl Pulled {
-    async fn change(&self, change: Change) -> Result<Changed, Trouble> {
-        self.store.change(change).await.map_err(|why| why.to_string())
-    }
-
     fn look<T>(&self, look: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, Trouble> {
         self.store.look(look).map_err(|why| why.to_string())
     }
@@ -465,6 +437,7 @@ fn claimed(given: Given, store: u64) -> Claimed<Token> {
     message.attempt = token.attempt;
     let place = Place {
         key: token.sequence.to_string(),
+        has_twins: false,
         position: Some(u128::from(token.sequence)),
         again,
         name: Some(message.id.clone()).filter(|id| !id.is_empty()),

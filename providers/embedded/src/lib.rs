@@ -17,12 +17,14 @@
 //! - `queue`: what each change of a durable queue means, on open tables;
 //! - `durable`: durable queues, and the links that are woken by them;
 //! - `depot`: queues for what sources of other technologies took over;
+//! - `entries`: ledgers, beside queues and for brokers that have none;
 //! - `messaging`: who is woken by a message, and the buffer in front of each;
 //! - `subject`: subjects and their wildcards.
 
 mod clock;
 mod depot;
 mod durable;
+mod entries;
 mod gathered;
 mod keyvalue;
 mod messaging;

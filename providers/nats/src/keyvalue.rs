@@ -20,6 +20,7 @@ use trellis_wire::{CallError, Config, KeyValue, KeyValueAnswer, Link, pattern};
 
 use crate::config::flag;
 use crate::connection::{Connection, Connections};
+use crate::entries;
 
 /// How long one call may take, with all its requests.
 const CALL_MAX: Duration = Duration::from_secs(30);
@@ -279,15 +280,9 @@ impl Bucket {
 
     async fn make(&self, context: &jetstream::Context) -> Result<Store, CallError> {
         let name = &self.name;
-        let mut refused = String::new();
-        for &num_replicas in &self.create {
-            let config = kv::Config { bucket: name.clone(), num_replicas, history: 1, ..kv::Config::default() };
-            match context.create_key_value(config).await {
-                Ok(store) => return Ok(store),
-                Err(why) => refused = why.to_string(),
-            }
-        }
-        Err(CallError::Unavailable(format!("bucket `{name}` could not be made: {refused}")))
+        let config = kv::Config { bucket: name.clone(), history: 1, ..kv::Config::default() };
+        let made = entries::make(context, config, &self.create).await;
+        made.map_err(|why| CallError::Unavailable(format!("bucket `{name}` could not be made: {why}")))
     }
 
     fn stripe(&self, key: &str) -> &Mutex<()> {

@@ -13,7 +13,8 @@ use futures::StreamExt as _;
 use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
 use trellis_wire::Message;
 
-use crate::ledger::{Entry, FAULT_BYTES_MAX, KEPT};
+use crate::entries::KEPT;
+use crate::ledger::{Entry, FAULT_BYTES_MAX};
 use crate::publish::ID_HEADER;
 use crate::stream::Claim;
 use crate::tail::{READER_KEPT, existing};

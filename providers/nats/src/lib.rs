@@ -5,6 +5,7 @@
 //! | messages of a subject wake a component, at most once | `subscribe.rs` |
 //! | messages of a JetStream stream wake a component, at least once | `stream.rs` |
 //! | what must outlive a node, beside a stream | `ledger.rs` |
+//! | the same of other brokers, for the lattice | `ledgers.rs` |
 //! | dead letters of a stream | `letters.rs` |
 //! | a component publishes and requests | `publish.rs` |
 //! | a component uses a JetStream key-value bucket | `keyvalue.rs` |
@@ -15,8 +16,10 @@
 mod clock;
 mod config;
 mod connection;
+mod entries;
 mod keyvalue;
 mod ledger;
+mod ledgers;
 mod letters;
 mod marks;
 mod publish;
@@ -32,6 +35,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use config::{Auth, Tls};
+pub use ledgers::Ledgers;
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

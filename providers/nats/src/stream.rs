@@ -279,7 +279,7 @@ impl Pulled {
     fn new(connection: Arc<Connection>, wanted: Wanted, component: String) -> Self {
         let context = connection.jetstream(wanted.domain.as_deref());
         let clock = Arc::new(ServerClock::new(context.clone(), wanted.stream.clone()));
-        let ledger = KvLedger::new(context.clone(), wanted.stream.clone(), wanted.consumer.clone(), clock.clone());
+        let ledger = KvLedger::new(context.clone(), &wanted.stream, wanted.consumer.clone(), clock.clone());
         let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer);
         let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
         let (looked_at, set_aside) = (AtomicU64::new(0), Mutex::default());
@@ -411,7 +411,8 @@ impl Pulled {
         let claim = Claim { message, sequence, delivered, made: bound.made, state };
         let replay_of = claim.message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_OF));
         let replay_of = replay_of.map(ToString::to_string);
-        let place = Place { key: sequence.to_string(), position: Some(u128::from(sequence)), again, name, replay_of };
+        let (key, position) = (sequence.to_string(), Some(u128::from(sequence)));
+        let place = Place { key, has_twins: false, position, again, name, replay_of };
         Ok(Claimed { claim, message: received, record, place })
     }
 
@@ -632,7 +633,7 @@ impl Queue for Pulled {
     }
 
     fn ledger(&self) -> Option<&dyn trellis_provider::delivery::Ledger> {
-        Some(&self.ledger)
+        Some(&self.ledger.entries)
     }
 
     fn keeps_order(&self) -> bool {

@@ -19,6 +19,7 @@ mod claims;
 mod config;
 mod connection;
 mod delays;
+mod kept;
 mod known;
 mod letters;
 mod publish;
@@ -36,7 +37,7 @@ use async_trait::async_trait;
 pub use publish::MESSAGE_BYTES_MAX;
 pub use source::{Claim, Source};
 use trellis_provider::delivery::{Engine, Running, Trigger};
-use trellis_provider::{LinkError, Links, Permits, Provider, Shared, no_such_call, no_such_package};
+use trellis_provider::{Ledgers, LinkError, Links, Permits, Provider, Shared, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::config::Settings;
@@ -46,8 +47,8 @@ use crate::source::Common;
 use crate::wanted::Wanted;
 
 /// The provider. One value serves every RabbitMQ link of a node.
-#[derive(Debug, Default)]
 pub struct Rabbitmq {
+    ledgers: Arc<dyn Ledgers>,
     connections: Connections,
     queues: Queues,
     links: Links<Bound>,
@@ -109,9 +110,9 @@ impl trellis_provider::Bound for Bound {
 }
 
 impl Rabbitmq {
-    /// A provider without links. It connects when the first link needs it.
-    pub fn new() -> Self {
-        Self::default()
+    /// A provider without links, whose links have their ledgers there. It connects when the first link needs it.
+    pub fn new(ledgers: Arc<dyn Ledgers>) -> Self {
+        Self { ledgers, connections: Connections::default(), queues: Queues::default(), links: Links::default() }
     }
 
     /// The queue of a link, as its engine sees it.
@@ -119,7 +120,7 @@ impl Rabbitmq {
     /// # Errors
     /// The configuration is wrong.
     pub fn source(&self, link: &Link) -> Result<Source, LinkError> {
-        Source::open(&self.connections, &self.queues, link)
+        Source::open(&self.connections, &self.queues, &self.ledgers, link)
     }
 }
 

@@ -14,7 +14,7 @@
 //!   both, and the message is handled once more;
 //! - given up: the same with the queue of dead letters (`<queue>.dead`, or what `delivery.dead_letter` names).
 //!
-//! Order is not kept: what comes back stands last. There is no ledger for `delivery.dedupe`.
+//! Order is not kept: what comes back stands last. The ledger is the lattice's (`kept.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,10 +25,10 @@ use futures::future::join_all;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::{BasicProperties, Channel};
-use trellis_provider::LinkError;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger, PULL_MAX, Place, Queue, Record, Settlement, Standing, Trouble,
 };
+use trellis_provider::{Ledgers, LinkError};
 use trellis_wire::Link;
 use uuid::Uuid;
 
@@ -36,6 +36,7 @@ use crate::Queues;
 use crate::claims::{Claims, Held, give_back};
 use crate::config::Settings;
 use crate::connection::{self, Connection, Connections, Line, Unanswered, within};
+use crate::kept::Kept;
 use crate::known::{Known, returns};
 use crate::letters::{self, Letters};
 use crate::wanted::Wanted;
@@ -55,6 +56,7 @@ pub struct Source {
     wanted: Wanted,
     component: String,
     letters: Letters,
+    kept: Kept,
     queue: Arc<Common>,
     bound: tokio::sync::Mutex<Option<Bound>>,
     /// Set once the queue was there: before, what is published to it would be lost.
@@ -87,11 +89,17 @@ pub struct Claim(u64);
 
 impl Source {
     /// Reads a link. Nothing is asked of the server yet.
-    pub(crate) fn open(connections: &Connections, queues: &Queues, link: &Link) -> Result<Self, LinkError> {
+    pub(crate) fn open(
+        connections: &Connections,
+        queues: &Queues,
+        ledgers: &Arc<dyn Ledgers>,
+        link: &Link,
+    ) -> Result<Self, LinkError> {
         let (wanted, settings) = (Wanted::read(link)?, Settings::read(link)?);
         let component = link.component.to_string();
         Ok(Self {
             connection: connections.get(&settings, || connection::open(&settings))?,
+            kept: Kept::new(ledgers, &settings, &wanted.queue, link),
             queue: queues.get(&(settings, wanted.queue.clone()), || Ok::<_, LinkError>(Arc::new(Common::new())))?,
             letters: Letters::new(&wanted.dead, &component),
             component,
@@ -120,6 +128,7 @@ impl Source {
             return Ok((line, bound.clone()));
         }
         *bound = None;
+        self.kept.find().await?;
         let found = async {
             self.wanted.find(&line, &self.queue.young).await?;
             let mut getters = Vec::with_capacity(GETTERS);
@@ -189,7 +198,8 @@ impl Source {
         let attempt = known.attempts.saturating_add(1);
         let age = Duration::from_millis(now_ms.saturating_sub(known.since_ms));
         let place = Place {
-            key: key(&known.id),
+            key: key(known, &held.delivery.data),
+            has_twins: known.is_named,
             position: None,
             again: attempt > 1 || held.delivery.redelivered || !is_first(&held.delivery),
             name: known.is_named.then(|| known.id.clone()),
@@ -351,7 +361,7 @@ impl Queue for Source {
     }
 
     fn ledger(&self) -> Option<&dyn Ledger> {
-        None
+        self.kept.ledger()
     }
 
     fn keeps_order(&self) -> bool {
@@ -388,13 +398,13 @@ fn is_first(delivery: &Delivery) -> bool {
     crate::known::header(delivery.properties.headers().as_ref(), "attempts").is_none()
 }
 
-/// An id as a ledger's key may hold it.
-fn key(id: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    if id.len() <= 100 && id.bytes().all(is_plain) {
-        return id.into();
-    }
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, id.as_bytes()).to_string()
+/// What names a message at every delivery. One that its publisher gave no id has a new one until there is a copy of it, so
+/// that it never is another's. Messages with one id are told apart by their bodies.
+fn key(known: &Known, body: &[u8]) -> String {
+    let told_by: &[u8] = if known.is_named { body } else { &[] };
+    let replay_of = known.replay_of.as_deref().unwrap_or_default();
+    let of = [known.id.as_bytes(), replay_of.as_bytes(), told_by].join(&0);
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &of).to_string()
 }
 
 pub(crate) fn now_ms() -> u64 {
@@ -407,9 +417,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_hold_what_a_ledger_takes() {
-        assert_eq!(key("a-1.b"), "a-1.b");
-        assert_ne!(key("a b"), key("a c"));
-        assert!(key(&"x".repeat(500)).len() < 100);
+    fn no_two_messages_share_a_key_but_those_with_one_id_and_body() {
+        let named = |id: &str| Known { id: id.into(), is_named: true, ..Known::default() };
+        assert_eq!(key(&named("a"), b"1"), key(&named("a"), b"1"));
+        assert_ne!(key(&named("a"), b"1"), key(&named("a"), b"2"));
+        let replay = Known { replay_of: Some("letter".into()), ..named("a") };
+        assert_ne!(key(&named("a"), b"1"), key(&replay, b"1"));
+        let unnamed = || Known { id: Uuid::now_v7().to_string(), ..Known::default() };
+        assert_ne!(key(&unnamed(), b"1"), key(&unnamed(), b"1"));
     }
 }

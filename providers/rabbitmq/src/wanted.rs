@@ -41,16 +41,9 @@ impl Wanted {
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
         let policy = &link.delivery;
-        let unkept = [
-            (
-                "delivery.order_by",
-                policy.order_by.is_some(),
-                "what RabbitMQ gives out again stands last, so no order is kept",
-            ),
-            ("delivery.dedupe", policy.dedupe.is_some(), "RabbitMQ has no place to keep marks of what was handled"),
-        ];
-        if let Some((key, _, why)) = unkept.iter().find(|(_, asked, _)| *asked) {
-            return Err(LinkError::config(key, format!("{why}; take it out of the link")));
+        if policy.order_by.is_some() {
+            let problem = "what RabbitMQ gives out again stands last, so no order is kept; take it out of the link";
+            return Err(LinkError::config("delivery.order_by", problem));
         }
         let queue = check_name("queue", config.get("queue").unwrap_or_default(), NAME_BYTES_MAX)?;
         let exchange = config.get("exchange").map(|name| check_name("exchange", name, 255)).transpose()?;

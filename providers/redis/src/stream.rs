@@ -229,6 +229,7 @@ impl Source {
             record: Record { attempt, faults, kills, age },
             place: Place {
                 key: id.clone(),
+                has_twins: false,
                 position: Some(position),
                 again: number > 1,
                 name,

@@ -53,7 +53,7 @@ pub async fn contract<B: Broker>(broker: &B) {
         a_claim_that_ends_is_a_kill_however_often(broker),
         what_is_noted_outlives_the_claim(broker),
         a_claim_that_ended_settles_nothing(broker),
-        a_ledger_swaps_one_at_a_time(broker),
+        a_queue_has_a_ledger(broker),
     );
 }
 
@@ -355,9 +355,17 @@ async fn a_claim_that_ended_settles_nothing<B: Broker>(broker: &B) {
     until(&queue, "nothing is left", |standing| (standing.waiting, standing.claimed) == (0, 0)).await;
 }
 
-async fn a_ledger_swaps_one_at_a_time<B: Broker>(broker: &B) {
+async fn a_queue_has_a_ledger<B: Broker>(broker: &B) {
     let (queue, other) = (broker.queue("ledger").await, broker.queue("ledger").await);
-    let (Some(ledger), Some(far)) = (queue.ledger(), other.ledger()) else { return };
+    let none = "a broker that has no place for a ledger uses the lattice's";
+    ledger_contract(queue.ledger().expect(none), other.ledger().expect(none)).await;
+}
+
+/// Everything that a ledger promises, as two nodes see it, of which nobody has written to it.
+///
+/// # Panics
+/// Where a promise is not kept; the message says which.
+pub async fn ledger_contract(ledger: &dyn Ledger, far: &dyn Ledger) {
     let long = Duration::from_secs(600);
     let swap = async |ledger: &dyn Ledger, old: Option<&str>, new: Option<&str>| {
         let (old, new) = (old.map(str::as_bytes), new.map(str::as_bytes));

@@ -1,5 +1,8 @@
 //! Queues on real brokers, end to end: one manifest that moves between them.
 
+use std::time::Duration;
+
+use futures::StreamExt as _;
 use redis::Commands as _;
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
@@ -7,8 +10,9 @@ use trellis_mqtt::testing::Mosquitto;
 use trellis_rabbitmq::testing::RabbitServer;
 use trellis_redis::testing::RedisServer;
 
-use crate::apps::{app, component, eventually, http, link, link_from, provider, waking_at};
+use crate::apps::{app, component, eventually, http, link, link_from, provider, provider_at, waking_at};
 use crate::client::get;
+use crate::lattice::lattice;
 use crate::node::{DataDir, Node};
 use crate::queues::{faked_by, letters};
 
@@ -108,6 +112,12 @@ fn by_redis(server: &RedisServer) -> impl Fn(&str) {
 }
 
 fn by_rabbitmq(server: &RabbitServer) -> impl Fn(&str) {
+    let publish = with_id_by_rabbitmq(server);
+    move |body| publish(body, "")
+}
+
+/// Publishes a body with this id, or none.
+fn with_id_by_rabbitmq(server: &RabbitServer) -> impl Fn(&str, &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let channel = runtime.block_on(async {
         let connection = lapin::Connection::connect(&server.url, Default::default()).await.unwrap();
@@ -115,15 +125,95 @@ fn by_rabbitmq(server: &RabbitServer) -> impl Fn(&str) {
         channel.confirm_select(Default::default()).await.unwrap();
         channel
     });
-    move |body| {
+    move |body, id| {
+        let properties = lapin::BasicProperties::default();
+        let properties = if id.is_empty() { properties } else { properties.with_message_id(id.into()) };
         // The link makes the queue soon after it is there; the server gives back what it has no queue for.
         eventually("there is a queue", || {
             let options = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
-            let sent = channel.basic_publish("".into(), "ORDERS".into(), options, body.as_bytes(), Default::default());
+            let sent = channel.basic_publish("".into(), "ORDERS".into(), options, body.as_bytes(), properties.clone());
             let confirmed = runtime.block_on(async { sent.await.unwrap().await.unwrap() });
             confirmed.take_message().is_none().then_some(())
         });
     }
+}
+
+/// How often the handler began with this, as any node of the app says.
+fn seen(node: &Node, what: &str) -> Option<String> {
+    get(node.at("shop"), &format!("/seen/{what}")).ok().filter(|seen| seen.status == 200).map(|seen| seen.text())
+}
+
+const ONCE: &str = "queue: ORDERS, delivery.dedupe.key: id, delivery.dedupe.window: 1h";
+
+#[test]
+fn what_one_node_handled_from_rabbitmq_is_handled_once_though_the_node_is_killed() {
+    let (rabbit, data_dir) = (RabbitServer::start(), DataDir::new());
+    let (node, publish) = (Node::start_in(&data_dir, &[]), with_id_by_rabbitmq(&rabbit));
+    node.deploy(&shop("rabbitmq", &format!("url: '{}'", rabbit.url), ONCE));
+    for (body, id) in [("first", "1"), ("first", "1"), ("twin", "1"), ("second", "2")] {
+        publish(body, id);
+    }
+    handles(&node, "rabbitmq", &[("first", 1), ("second", 1)]);
+    drop(node.kill());
+    let node = Node::start_in(&data_dir, &[]);
+    publish("first", "1");
+    publish("third", "3");
+    handles(&node, "rabbitmq", &[("third", 1)]);
+    assert_eq!(
+        (seen(&node, "first").as_deref(), seen(&node, "twin")),
+        (Some("1"), None),
+        "its mark stays for its hour"
+    );
+    assert!(letters(&node, "shop", 0).is_empty());
+}
+
+#[test]
+fn what_three_nodes_handle_from_rabbitmq_is_handled_once_and_twins_wait() {
+    let (rabbit, nats) = (RabbitServer::start(), NatsServer::start(true));
+    let (nodes, publish) = (lattice(&nats, 3), with_id_by_rabbitmq(&rabbit));
+    let everywhere = "limits: {timeout: 3s, memory: 32MiB}";
+    let manifest =
+        shop("rabbitmq", &format!("url: '{}'", rabbit.url), ONCE).replace(everywhere, "limits: {timeout: 9s}");
+    nodes[0].deploy(&manifest);
+    for body in ["sleep 4000", "sleep 4000", "sleep 4000", "sleep 4001", "fine"] {
+        publish(body, body);
+    }
+    handles(&nodes[0], "rabbitmq", &[("sleep-4000", 1), ("sleep-4001", 1), ("fine", 1)]);
+    let left = |trigger: &Value| ["waiting", "claimed", "held"].iter().any(|what| trigger[what] != 0);
+    eventually("twins are taken off", || {
+        let told: Value = serde_json::from_str(&nodes[0].trellis(&["triggers", "-o", "json"]).ok()).ok()?;
+        (!told["triggers"].as_array()?.iter().any(left)).then_some(())
+    });
+    assert_eq!(seen(&nodes[0], "sleep-4000").as_deref(), Some("1"));
+}
+
+#[test]
+fn what_a_handler_of_rabbitmq_published_goes_out_though_its_node_is_killed_before_it_can() {
+    let (rabbit, data_dir) = (RabbitServer::start(), DataDir::new());
+    let mut nats = NatsServer::start(false);
+    let (inside, outside) = (link("bus", "trellis:messaging/producer"), link("out", "trellis:messaging/producer"));
+    let manifest = shop("rabbitmq", &format!("url: '{}'", rabbit.url), "queue: ORDERS").replace(&inside, &outside);
+    let manifest = manifest + &provider_at("out", "nats", &format!("url: '{}'", nats.url));
+    let node = Node::start_in(&data_dir, &[]);
+    node.deploy(&manifest);
+    nats.kill();
+    with_id_by_rabbitmq(&rabbit)("publish hello", "1");
+    eventually("it is stored and cannot be sent", || {
+        node.trellis(&["triggers", "-o", "json"]).ok().contains("could not be sent").then_some(())
+    });
+    drop(node.kill());
+    nats.restart();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut heard = runtime.block_on(async {
+        let client = async_nats::connect(&nats.url).await.unwrap();
+        let heard = client.subscribe("hello").await.unwrap();
+        client.flush().await.unwrap();
+        heard
+    });
+    let node = Node::start_in(&data_dir, &[]);
+    let sent = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), heard.next()).await });
+    assert_eq!(sent.expect("it is sent").unwrap().payload, "from ORDERS");
+    assert_eq!(seen(&node, "publish-hello").as_deref(), Some("1"), "its handler is not run again");
 }
 
 /// While a message waits for its next try, and while one is worked on, the clock of its node, and that alone, is set by

@@ -4,6 +4,7 @@
 
 mod forgetful;
 mod keyvalue;
+mod ledgers;
 mod publish;
 mod stream;
 mod subscribe;

@@ -4,33 +4,41 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use trellis_provider::Provider as _;
-use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Queue as _, Ran, Reason, Settlement};
+use trellis_embedded::Embedded;
+use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Ledger, Queue as _, Ran, Reason, Settlement, Trouble};
 use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
+use trellis_provider::{Ledgers, Provider as _};
 use trellis_rabbitmq::testing::RabbitServer;
 use trellis_rabbitmq::{Claim, MESSAGE_BYTES_MAX, Rabbitmq, Source};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, Dedupe, DedupeKey, Link, LinkId, Message};
 
 struct Lab {
     server: RabbitServer,
     rabbit: Rabbitmq,
     publishes: LinkId,
+    /// One for all nodes, as a lattice has them.
+    ledgers: Arc<dyn Ledgers>,
+    _disk: tempfile::TempDir,
 }
 
 impl Lab {
     async fn start() -> Self {
         let server = tokio::task::spawn_blocking(RabbitServer::start).await.unwrap();
-        let rabbit = Rabbitmq::new();
+        let disk = tempfile::tempdir().unwrap();
+        let options = trellis_embedded::Options { data_dir: disk.path().into() };
+        let ledgers: Arc<dyn Ledgers> = Arc::new(Embedded::open(options).unwrap());
+        let rabbit = Rabbitmq::new(ledgers.clone());
         let link = link("messaging", &[("url", &server.url), ("for", "the test")]);
         let publishes = link.id.clone();
         rabbit.grant(link).await.unwrap();
-        Self { server, rabbit, publishes }
+        Self { server, rabbit, publishes, ledgers, _disk: disk }
     }
 
     fn link(&self, config: &[(&str, &str)]) -> Link {
@@ -101,6 +109,8 @@ async fn words_have_their_consequences_and_what_is_wrong_is_named() {
     a_classic_queue_counts_kills_and_headers_may_be_no_text(&lab).await;
     what_is_left_of_a_wait_is_waited_and_a_delay_queue_that_was_deleted_is_made_again(&lab).await;
     what_cannot_be_published_is_refused(&lab).await;
+    twins_are_handled_once_and_never_beside_each_other(&lab).await;
+    what_needs_a_ledger_is_refused_by_name_where_there_is_none(&lab).await;
     who_may_not_in_and_who_does_not_answer_is_said(&lab).await;
 }
 
@@ -258,6 +268,69 @@ async fn what_cannot_be_published_is_refused(lab: &Lab) {
     assert!(matches!(lab.send(named).await, Err(CallError::Invalid(_))));
 }
 
+async fn twins_are_handled_once_and_never_beside_each_other(lab: &Lab) {
+    let (node, other) = (Node::shut(8), Rabbitmq::new(lab.ledgers.clone()));
+    let window = Duration::from_secs(600);
+    let mut link = lab.link(&[("queue", "twins"), ("create", "true")]);
+    link.delivery.dedupe = Some(Dedupe { key: DedupeKey::Id, window });
+    for rabbit in [&lab.rabbit, &other] {
+        rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+        until("the queue is there", || rabbit.health(&link.id).is_ok()).await;
+    }
+    let send = async |id: &str| {
+        let (subject, body, id) = ("twins".into(), "same".into(), id.into());
+        lab.send(Message { subject, body, id, ..Message::default() }).await.unwrap();
+    };
+    for id in ["a", "a", "a", "b", "", ""] {
+        send(id).await;
+    }
+    // What has no id is nobody's twin. Twins come again each second, as copies, and wait.
+    until("one of each is begun", || node.woken().len() == 4).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(node.woken().len(), 4, "a twin waits: {:?}", node.woken());
+    node.open();
+    lab.until_settled(&link).await;
+    send("a").await;
+    send("c").await;
+    until("the next is handled", || node.done() == 5).await;
+    lab.until_settled(&link).await;
+    let ids = || node.woken().iter().map(|message| message.id.clone()).collect::<Vec<_>>();
+    assert_eq!((ids().iter().filter(|id| *id == "a").count(), ids().len()), (1, 5), "{:?}", ids());
+    for rabbit in [&lab.rabbit, &other] {
+        rabbit.remove(&link.id).await;
+    }
+}
+
+/// A lattice that has no place for ledgers.
+struct Nowhere(Arc<dyn Ledgers>);
+
+#[async_trait]
+impl Ledgers for Nowhere {
+    fn ledger(&self, name: &str) -> Arc<dyn Ledger> {
+        self.0.ledger(name)
+    }
+
+    async fn missing(&self) -> Result<Option<String>, Trouble> {
+        Ok(Some("there is none".into()))
+    }
+}
+
+async fn what_needs_a_ledger_is_refused_by_name_where_there_is_none(lab: &Lab) {
+    let (node, rabbit) = (Node::new(1), Rabbitmq::new(Arc::new(Nowhere(lab.ledgers.clone()))));
+    let without = lab.link(&[("queue", "plain"), ("create", "true")]);
+    rabbit.wake(without.clone(), node.permits(&without)).await.unwrap();
+    until("the queue is there", || rabbit.health(&without.id).is_ok()).await;
+    lab.publish("plain", "ok").await;
+    until("it is handled", || node.bodies() == ["ok"]).await;
+    assert!(rabbit.source(&without).unwrap().ledger().is_some(), "it is not known yet");
+    let mut with = lab.link(&[("queue", "plain"), ("for", "dedupe")]);
+    with.delivery.dedupe = Some(Dedupe { key: DedupeKey::Id, window: Duration::from_secs(60) });
+    rabbit.wake(with.clone(), node.permits(&with)).await.unwrap();
+    let says = |what: &str| rabbit.health(&with.id).is_err_and(|why| why.contains(what));
+    until("it is named", || says("`delivery.dedupe` needs a ledger, and there is none")).await;
+    rabbit.drain().await;
+}
+
 /// Several pages of dead letters.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_look_at_dead_letters_at_once_see_each_once() {
@@ -276,7 +349,7 @@ async fn nodes_that_look_at_dead_letters_at_once_see_each_once() {
             given_up += 1;
         }
     }
-    let others: Vec<_> = (0..2).map(|_| Rabbitmq::new()).collect();
+    let others: Vec<_> = (0..2).map(|_| Rabbitmq::new(lab.ledgers.clone())).collect();
     let link = lab.link(&[("queue", "orders")]);
     let nodes: Vec<_> = others.iter().map(|node| node.source(&link).unwrap()).chain([source]).collect();
     let looks = futures::future::join_all(nodes.iter().map(every_letter)).await;

@@ -309,7 +309,7 @@ impl<Q: Queue> Engine<Q> {
             return Ok(Mark::Ours(key));
         }
         match ledger.read(&key).await? {
-            Some(held) if *held == *ours => {
+            Some(held) if *held == *ours && !taken.place.has_twins => {
                 ledger.swap(&key, Some(&ours), Some(&ours), keep).await?;
                 Ok(Mark::Ours(key))
             }

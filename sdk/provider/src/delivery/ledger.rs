@@ -72,7 +72,7 @@ pub(super) fn mark_key(dedupe: &Dedupe, message: &Message, place: &Place) -> Opt
 }
 
 /// What a mark holds while this message is handled. It is the same at every delivery: after a node died, a message does
-/// not wait for itself.
+/// not wait for itself, unless that may be its twin.
 pub(super) fn running(place: &Place) -> Vec<u8> {
     format!("run:{}", place.key).into_bytes()
 }

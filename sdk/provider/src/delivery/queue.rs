@@ -89,8 +89,9 @@ pub trait Queue: Send + Sync + 'static {
     /// It is not done, or not wholly: the same again makes it whole and brings no message twice.
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble>;
 
-    /// The ledger beside the queue. `None`: the broker has no place for one, and `delivery.dedupe` is refused; what a
-    /// handler publishes then goes out before its message is settled, and is made anew where a node dies in between.
+    /// The ledger beside the queue, or the lattice's where the broker has no place for one. `None`: there is none, and
+    /// `delivery.dedupe` is refused; what a handler publishes then goes out before its message is settled, and is made anew
+    /// where a node dies in between.
     fn ledger(&self) -> Option<&dyn Ledger>;
 
     /// Whether no other node can pull from it: then it needs no lease to keep its order.
@@ -143,6 +144,9 @@ pub struct Claimed<C> {
 pub struct Place {
     /// Names it in its queue: the same at every delivery, and no other's. Made of what a ledger's key may hold.
     pub key: String,
+    /// Whether it is another's as well where publishers named two messages alike: the broker has no name of its own for one.
+    /// Then one that is being handled cannot be told from its twin.
+    pub has_twins: bool,
     /// Where it stands in its queue: what was published later stands higher. `None` where the broker cannot say.
     pub position: Option<u128>,
     /// Whether it was given out before, to whomever and whatever came of it: then the ledger may know something of it.

@@ -150,6 +150,7 @@ impl Queue for Sight {
             let message = Message { attempt: stored.attempts, id: sequence.to_string(), ..stored.message.clone() };
             let place = Place {
                 key: sequence.to_string(),
+                has_twins: false,
                 position: Some(sequence.into()),
                 again,
                 name: None,
