@@ -6,14 +6,14 @@
 use std::future::{pending, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, stream};
+use futures::{StreamExt, stream};
 use http::{Response, header};
-use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, BodyStream, StreamBody};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyStream, StreamBody};
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,7 +24,8 @@ use crate::host::http::CHUNKS_AHEAD_MAX;
 use crate::outside::{Limits, Outside};
 use crate::run::late;
 
-/// How many turns a guest that answered gets to end before a task is made for it.
+/// How many turns a guest that answered gets to end before a task is made for it. A guest of WASI 0.3 takes one to write its
+/// body and one to see that it was read.
 const TURNS_MAX: u32 = 4;
 
 /// How long all but the last of those turns may take.
@@ -67,14 +68,16 @@ pub(super) async fn reply(
         answered = &mut answer => answered,
         () = &mut deadline => return Err(late(limits.timeout)),
     };
-    if let Some(ended) = a_few_turns(&mut guest).await {
-        return reply_of_the_ended(ended, answered.ok(), broken_off, &*outside);
+    let mut answered = answered.map(|answer| answer.map(|head| streaming(head, broken_off.clone())));
+    let body = answered.as_mut().ok().and_then(|answer| answer.as_mut().ok()).map(|(head, _)| head.body_mut());
+    if let Some(ended) = a_few_turns(&mut guest, body).await {
+        let answered = answered.ok().map(|answer| answer.map(|(head, _)| head));
+        return reply_of_the_answered(ended, answered, &*outside);
     }
     match answered {
-        Ok(Ok(head)) => {
-            let (head, reader) = streaming(head, broken_off.clone());
+        Ok(Ok((head, reader))) => {
             tokio::spawn(go_on(guest, reader, broken_off, limits, outside));
-            Ok(Reply::Http(head.map(Body::new)))
+            Ok(Reply::Http(head.map(Ahead::into_body)))
         }
         Ok(Err(code)) => Err(Fault::Refused(code).into()),
         // It let go of the answer without giving one. It may still trap, which says more.
@@ -87,18 +90,25 @@ pub(super) async fn reply(
 }
 
 /// Lets a guest that answered end, if it is all but done: that costs less than a task for it. The answer waits meanwhile,
-/// so a guest that goes on computing gets no more than one turn.
-async fn a_few_turns(guest: &mut Guest) -> Option<Result<(), Failure>> {
+/// so a guest that goes on computing gets no more than one turn. What it writes is read between the turns.
+async fn a_few_turns(guest: &mut Guest, mut body: Option<&mut Ahead>) -> Option<Result<(), Failure>> {
     let begun = Instant::now();
     for _ in 0..TURNS_MAX {
         if begun.elapsed() > TURNS_TIME_MAX {
             break;
         }
-        let turn = poll_fn(|cx| Poll::Ready(guest.as_mut().poll(cx))).await;
-        if let Poll::Ready(ended) = turn {
-            return Some(ended);
+        // Asked for before, so that the guest finds who takes what it writes, and after.
+        let turn = poll_fn(|cx| {
+            let mut read = |cx: &mut Context<'_>| body.as_mut().is_some_and(|body| body.read(cx));
+            let before = read(cx);
+            let turn = guest.as_mut().poll(cx);
+            Poll::Ready((turn, read(cx) || before))
+        });
+        match turn.await {
+            (Poll::Ready(ended), _) => return Some(ended),
+            (Poll::Pending, true) => {}
+            (Poll::Pending, false) => yield_now().await,
         }
-        yield_now().await;
     }
     None
 }
@@ -110,36 +120,27 @@ fn reply_of_the_ended(
     broken_off: BrokenOff,
     outside: &dyn Outside,
 ) -> Outcome {
-    let head = match (ended, answered) {
-        (Err(failure), None) => return Err(failure),
-        (Ok(()), None) => return Err(Fault::NoReply.into()),
-        (_, Some(Err(code))) => return Err(Fault::Refused(code).into()),
-        (Err(failure), Some(Ok(head))) => {
-            report(outside, &failure.to_string());
-            head
-        }
-        (Ok(()), Some(Ok(head))) => head,
-    };
-    let (head, _) = streaming(head, broken_off);
-    Ok(Reply::Http(head.map(whole)))
+    let answered = answered.map(|answer| answer.map(|head| streaming(head, broken_off).0));
+    reply_of_the_answered(ended, answered, outside)
 }
 
-/// A body that is all here becomes one piece, whose length is known. One that is not is left as it is.
-fn whole(body: GuestBody) -> Body {
-    let mut body = Body::new(body);
-    let mut ahead = Vec::new();
-    while ahead.len() < CHUNKS_AHEAD_MAX {
-        match body.frame().now_or_never() {
-            Some(Some(Ok(frame))) => ahead.push(Ok(frame)),
-            Some(Some(Err(why))) => {
-                ahead.push(Err(why));
-                break;
+/// The same, where its answer was heard before.
+fn reply_of_the_answered(
+    ended: Result<(), Failure>,
+    answered: Option<Result<Response<Ahead>, String>>,
+    outside: &dyn Outside,
+) -> Outcome {
+    match (ended, answered) {
+        (Err(failure), None) => Err(failure),
+        (Ok(()), None) => Err(Fault::NoReply.into()),
+        (_, Some(Err(code))) => Err(Fault::Refused(code).into()),
+        (ended, Some(Ok(head))) => {
+            if let Err(failure) = ended {
+                report(outside, &failure.to_string());
             }
-            Some(None) if ahead.iter().flatten().all(Frame::is_data) => return joined(ahead),
-            Some(None) | None => break,
+            Ok(Reply::Http(head.map(Ahead::into_body)))
         }
     }
-    Body::new(StreamBody::new(stream::iter(ahead).chain(BodyStream::new(body))))
 }
 
 /// Joins data frames. One alone is not copied.
@@ -193,7 +194,7 @@ fn report(outside: &dyn Outside, why: &str) {
     outside.failed_late(&format!("failed after its response had begun: {why}"));
 }
 
-fn streaming(head: Response<WasiBody>, broken_off: BrokenOff) -> (Response<GuestBody>, oneshot::Receiver<()>) {
+fn streaming(head: Response<WasiBody>, broken_off: BrokenOff) -> (Response<Ahead>, oneshot::Receiver<()>) {
     let (read_whole, reader) = oneshot::channel();
     let length = head.headers().get(header::CONTENT_LENGTH);
     let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -202,7 +203,43 @@ fn streaming(head: Response<WasiBody>, broken_off: BrokenOff) -> (Response<Guest
         // Nobody reads a body that is announced as empty.
         head.body_mut().end();
     }
-    (head, reader)
+    (head.map(|body| Ahead { body, frames: Vec::new(), is_over: false }), reader)
+}
+
+/// A body that a guest writes, with what was read of it before anybody asked.
+struct Ahead {
+    body: GuestBody,
+    frames: Vec<Result<Frame<Bytes>, BodyError>>,
+    /// Nothing follows them.
+    is_over: bool,
+}
+
+impl Ahead {
+    /// Reads what is here, as far as there is room. Whether something was.
+    fn read(&mut self, cx: &mut Context<'_>) -> bool {
+        let before = self.frames.len();
+        while !self.is_over && self.frames.len() < CHUNKS_AHEAD_MAX {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(frame)) => {
+                    self.is_over = frame.is_err();
+                    self.frames.push(frame);
+                }
+                Poll::Ready(None) => self.is_over = true,
+                Poll::Pending => break,
+            }
+        }
+        self.frames.len() > before
+    }
+
+    /// A body that is all here becomes one piece, whose length is known. One that is not is left as it is.
+    fn into_body(mut self) -> Body {
+        self.read(&mut Context::from_waker(Waker::noop()));
+        match self.is_over && self.frames.iter().all(|frame| frame.as_ref().is_ok_and(Frame::is_data)) {
+            true => joined(self.frames),
+            false if self.frames.is_empty() => Body::new(self.body),
+            false => Body::new(StreamBody::new(stream::iter(self.frames).chain(BodyStream::new(self.body)))),
+        }
+    }
 }
 
 /// A body that a guest writes. Dropping it before its end aborts the guest.
