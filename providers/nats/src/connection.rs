@@ -247,7 +247,11 @@ fn key_pair(seed: &Secret) -> Result<KeyPair, LinkError> {
         .map_err(|why| LinkError::config("client_seed", format!("is no nkey seed (SU...): {why}")))
 }
 
-fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, LinkError> {
+/// How the URL of a server may begin.
+const SCHEMES: [&str; 4] = ["nats", "tls", "ws", "wss"];
+
+/// The servers that a link names.
+pub(crate) fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, LinkError> {
     let key = settings.urls_key;
     let mut servers = Vec::new();
     for url in &settings.urls {
@@ -258,7 +262,11 @@ fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, LinkError> {
                            with or without `client_jwt`";
             return Err(LinkError::config(key, problem));
         }
-        let server = url.parse().map_err(|why| LinkError::config(key, format!("`{url}`: {why}")))?;
+        let server: ServerAddr = url.parse().map_err(|why| LinkError::config(key, format!("`{url}`: {why}")))?;
+        if !SCHEMES.contains(&server.scheme()) {
+            let problem = format!("`{url}` is no URL of NATS: write {}://HOST:PORT", SCHEMES.join("://, "));
+            return Err(LinkError::config(key, problem));
+        }
         servers.push(server);
     }
     if servers.is_empty() {

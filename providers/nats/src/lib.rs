@@ -95,7 +95,7 @@ pub fn check_wake(link: &Link) -> Result<(), LinkError> {
     if link.package != "messaging" {
         return Err(unsupported(link, "wake a component by `messaging`"));
     }
-    Settings::read(link, &Options::default())?;
+    connection::servers(&Settings::read(link, &Options::default())?)?;
     match link.config.get("stream") {
         Some(_) => stream::check(link),
         None => subscribe::check(link),
@@ -107,7 +107,7 @@ pub fn check_wake(link: &Link) -> Result<(), LinkError> {
 /// # Errors
 /// What is wrong, and what to write.
 pub fn check_grant(link: &Link) -> Result<(), LinkError> {
-    Settings::read(link, &Options::default())?;
+    connection::servers(&Settings::read(link, &Options::default())?)?;
     match link.package.as_str() {
         "messaging" => Allowed::read(&link.config).map(drop),
         "keyvalue" => keyvalue::check(&link.config),

@@ -66,10 +66,15 @@ impl Marks {
 
     /// What was marked lately of what the consumer may still give out.
     pub(crate) async fn read(&self, consumer: &Info) -> Result<BTreeSet<u64>, Trouble> {
-        let (stream, subject) = (format!("KV_{}", self.bucket), subject(&self.of, made(consumer)));
+        self.above(made(consumer), consumer.ack_floor.stream_sequence).await
+    }
+
+    /// What was marked lately, above this sequence, of the consumer that was made then.
+    pub(crate) async fn above(&self, made: i128, floor: u64) -> Result<BTreeSet<u64>, Trouble> {
+        let (stream, subject) = (format!("KV_{}", self.bucket), subject(&self.of, made));
         let written = tail(&self.context, &stream, subject, KEPT_MAX).await?;
         let sequences = written.iter().flat_map(|marks| sequences(&marks.payload));
-        Ok(sequences.filter(|sequence| *sequence > consumer.ack_floor.stream_sequence).collect())
+        Ok(sequences.filter(|sequence| *sequence > floor).collect())
     }
 }
 

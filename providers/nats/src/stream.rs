@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::StatusCode;
-use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, DeliverPolicy, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
 use async_trait::async_trait;
@@ -47,8 +47,10 @@ use crate::unreadable::unreadable;
 
 /// How long a new link waits to learn whether its consumer can be used.
 const BIND_WAIT: Duration = Duration::from_secs(3);
-/// How long the server keeps the question of an idle link whether there is something.
-const LOOK_MAX: Duration = Duration::from_secs(30);
+/// How long the server keeps the question of an idle link whether there is something: twice as long each time that there was
+/// nothing, so that thousands of idle links hardly ask.
+const LOOK_MIN: Duration = Duration::from_secs(30);
+const LOOK_MAX: Duration = Duration::from_secs(120);
 /// Messages given out or waiting for their next try, in the whole consumer.
 const ACK_PENDING_MAX: i64 = 100_000;
 
@@ -66,8 +68,8 @@ impl Streamed {
         let connection = connections.get(&link).await?;
         let pulled = Pulled::new(connection.clone(), wanted, link.component.to_string());
         let engine = Engine::new(link.id, pulled, permits, link.delivery)?;
-        if let Ok(Err(Unbound::Differs(why))) = timeout(BIND_WAIT, engine.queue().consumer()).await {
-            return Err(LinkError::config("consumer", why));
+        if let Ok(Err(Unbound::Differs(key, why))) = timeout(BIND_WAIT, engine.queue().consumer()).await {
+            return Err(LinkError::config(key, why));
         }
         Ok(Self { connection, running: Running::begin(engine) })
     }
@@ -124,6 +126,9 @@ impl Wanted {
             Some(stream) => name("delivery.dead_letter", stream)?,
             None => format!("{stream}_DEAD"),
         };
+        if dead_letter == stream {
+            return Err(LinkError::config("delivery.dead_letter", "is the stream itself: name another"));
+        }
         Ok(Self {
             subject: subject.map(Into::into),
             is_named: named.is_some(),
@@ -151,15 +156,17 @@ impl Wanted {
     /// Why a consumer that is there cannot be used, with what it has and what is needed.
     fn differs(&self, found: &consumer::Config) -> Option<String> {
         let name = &self.consumer;
-        let needed = i64::from(self.policy.max_attempts).saturating_add(i64::from(self.policy.max_faults));
         let filter = self.subject.as_deref().unwrap_or_default();
         let differs = if found.ack_policy != AckPolicy::Explicit {
             format!("has the ack policy {:?}; Explicit is needed", found.ack_policy)
-        } else if found.max_deliver > 0 && found.max_deliver < needed {
+        } else if found.max_deliver > 0 {
             format!(
-                "has max_deliver {}; the policy of the link needs -1, or {needed} (max_attempts + max_faults)",
+                "has max_deliver {}, after which the server gives a message to nobody; -1 is needed, as the link's own \
+                 policy counts attempts",
                 found.max_deliver
             )
+        } else if found.headers_only {
+            "gives out headers without bodies (headers_only); whole messages are needed".into()
         } else if found.ack_wait < CLAIM {
             format!("has ack_wait {:?}; at least {CLAIM:?} is needed", found.ack_wait)
         } else if found.backoff.iter().any(|wait| *wait < CLAIM) {
@@ -175,6 +182,30 @@ impl Wanted {
             return None;
         };
         Some(format!("the consumer `{name}` of stream `{}` {differs}: change it, or name another", self.stream))
+    }
+}
+
+impl Wanted {
+    /// Why messages of a stream that is there would go before they are handled, with what it has and what is needed.
+    fn loses(&self, found: &stream::Config) -> Option<String> {
+        let (name, lasts) = (&self.stream, self.policy.gives_up_after());
+        if !found.max_age.is_zero() && found.max_age < lasts {
+            let keeps = found.max_age;
+            return Some(format!(
+                "the stream `{name}` keeps messages for {keeps:?} (max_age), and the policy of the link tries for {lasts:?}: \
+                 let it keep them for longer, or write a `delivery.max_age` or fewer `max_attempts`"
+            ));
+        }
+        // Where what is handled stays, too, the oldest to go is handled.
+        let holds_unhandled_only = found.retention != stream::RetentionPolicy::Limits;
+        let is_bounded =
+            [found.max_messages, found.max_bytes, found.max_messages_per_subject].iter().any(|max| *max > 0);
+        (holds_unhandled_only && is_bounded && found.discard == stream::DiscardPolicy::Old).then(|| {
+            format!(
+                "the stream `{name}` drops its oldest messages when it is full, which nobody has handled (discard old): set \
+                 it to discard new, or take its limits away"
+            )
+        })
     }
 }
 
@@ -211,14 +242,14 @@ fn consumer_of(component: &ComponentKey) -> String {
 enum Unbound {
     /// It, or its stream, is not there or cannot be reached; that may mend itself.
     NotYet(String),
-    /// It is there and must not be used.
-    Differs(String),
+    /// What this key of the config names is there and must not be used.
+    Differs(&'static str, String),
 }
 
 impl From<Unbound> for Trouble {
     fn from(unbound: Unbound) -> Self {
         match unbound {
-            Unbound::NotYet(why) | Unbound::Differs(why) => why,
+            Unbound::NotYet(why) | Unbound::Differs(_, why) => why,
         }
     }
 }
@@ -236,6 +267,17 @@ struct Bound {
     noted: BTreeSet<u64>,
 }
 
+/// What is remembered of a consumer, for when someone deletes it.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// When its stream was made: the sequences of another one begin anew.
+    stream: i128,
+    /// When it was made.
+    made: i128,
+    /// Up to where all was taken off.
+    floor: u64,
+}
+
 /// A stream as the engine of one link sees it.
 struct Pulled {
     context: Context,
@@ -249,6 +291,8 @@ struct Pulled {
     /// How often the client had connected when it was last looked for what it cannot read, and what was found.
     looked_at: AtomicU64,
     set_aside: Mutex<BTreeSet<u64>>,
+    /// The consumer as it was last seen.
+    seen: Mutex<Option<Seen>>,
     ledger: KvLedger,
     marks: Marks,
     clock: Arc<ServerClock>,
@@ -282,8 +326,21 @@ impl Pulled {
         let ledger = KvLedger::new(context.clone(), &wanted.stream, wanted.consumer.clone(), clock.clone());
         let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer);
         let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
-        let (looked_at, set_aside) = (AtomicU64::new(0), Mutex::default());
-        Self { context, connection, wanted, component, bound, pending, looked_at, set_aside, ledger, marks, clock }
+        let (looked_at, set_aside, seen) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
+        Self {
+            context,
+            connection,
+            wanted,
+            component,
+            bound,
+            pending,
+            looked_at,
+            set_aside,
+            seen,
+            ledger,
+            marks,
+            clock,
+        }
     }
 
     /// The consumer, found or made.
@@ -293,10 +350,16 @@ impl Pulled {
         if let Some(bound) = bound.filter(|bound| bound.connects == connects) {
             return Ok(bound);
         }
-        let consumer = self.find().await?;
+        let (stream, consumer) = self.find().await?;
         let info = consumer.cached_info();
         let not_yet = |why| Unbound::NotYet(format!("what was taken off lately cannot be read: {why}"));
-        let settled = self.marks.read(info).await.map_err(not_yet)?;
+        let mut settled = self.marks.read(info).await.map_err(not_yet)?;
+        let now = Seen { stream, made: made(info), floor: info.ack_floor.stream_sequence };
+        let before = *self.seen();
+        if let Some(before) = before.filter(|seen| seen.stream == stream && seen.made != now.made) {
+            settled.extend(self.marks.above(before.made, before.floor).await.map_err(not_yet)?);
+        }
+        *self.seen() = Some(now);
         let noted = self.ledger.noted(info).await.map_err(not_yet)?;
         self.clock.look().await.map_err(Unbound::NotYet)?;
         if let Err(why) = self.letters().fit().await {
@@ -313,8 +376,14 @@ impl Pulled {
         self.connection.client.statistics().connects.load(Ordering::Relaxed)
     }
 
-    async fn find(&self) -> Result<Consumer<pull::Config>, Unbound> {
+    /// The consumer, and when its stream was made.
+    async fn find(&self) -> Result<(i128, Consumer<pull::Config>), Unbound> {
         let (wanted, stream) = (&self.wanted, self.stream().await?);
+        let stream_made = stream.cached_info().created.unix_timestamp_nanos();
+        let seen = self.seen().filter(|seen| seen.stream == stream_made);
+        if let Some(why) = wanted.loses(&stream.cached_info().config) {
+            return Err(Unbound::Differs("stream", why));
+        }
         let name = &wanted.consumer;
         let not_yet = |why: String| Unbound::NotYet(format!("consumer `{name}` of stream `{}`: {why}", wanted.stream));
         match stream.consumer_info(name).await {
@@ -325,8 +394,14 @@ impl Pulled {
                         "does not exist; make it, or write `create: \"true\"` in the link's config".into(),
                     ));
                 }
-                let made = stream.create_consumer(wanted.consumer_config()).await;
-                return made.map_err(|why| not_yet(format!("cannot be made: {why}")));
+                let mut config = wanted.consumer_config();
+                if let Some(seen) = seen {
+                    let start_sequence = seen.floor + 1;
+                    tracing::warn!(consumer = name, stream = wanted.stream, "somebody deleted it; it is made anew");
+                    config.deliver_policy = DeliverPolicy::ByStartSequence { start_sequence };
+                }
+                let made = stream.create_consumer(config).await;
+                return Ok((stream_made, made.map_err(|why| not_yet(format!("cannot be made: {why}")))?));
             }
             Err(why) => return Err(not_yet(why.to_string())),
         }
@@ -334,8 +409,8 @@ impl Pulled {
         let config = &found.cached_info().config;
         // Trust what the server says of it, not what was asked for.
         match wanted.differs(config) {
-            None => Ok(found),
-            Some(why) => Err(Unbound::Differs(why)),
+            None => Ok((stream_made, found)),
+            Some(why) => Err(Unbound::Differs("consumer", why)),
         }
     }
 
@@ -360,15 +435,17 @@ impl Pulled {
         format!("{doing} stream `{}`: {why}", self.wanted.stream)
     }
 
-    /// Waits until there is a message for the consumer, new or due again, for at most [`LOOK_MAX`]. It is not given out: a
-    /// pull of one byte is too small for any message, and the server says so as soon as there is one.
-    async fn look(&self, consumer: &Consumer<pull::Config>) -> Result<bool, CallError> {
+    /// Waits until there is a message for the consumer, new or due again, for so long at most. It is not given out: a pull of
+    /// one byte is too small for any message, and the server says so as soon as there is one.
+    async fn look(&self, consumer: &Consumer<pull::Config>, at_most: Duration) -> Result<bool, CallError> {
+        let allowed = consumer.cached_info().config.max_expires;
+        let at_most = if allowed.is_zero() { at_most } else { at_most.min(allowed) };
         let unavailable = |why: &dyn std::fmt::Display| CallError::Unavailable(why.to_string());
         let (client, inbox) = (&self.connection.client, self.connection.client.new_inbox());
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|why| unavailable(&why))?;
-        let one_byte = pull::BatchConfig { batch: 1, max_bytes: 1, expires: Some(LOOK_MAX), ..Default::default() };
+        let one_byte = pull::BatchConfig { batch: 1, max_bytes: 1, expires: Some(at_most), ..Default::default() };
         consumer.request_batch(one_byte, inbox.into()).await.map_err(|why| unavailable(&why))?;
-        let answer = timeout(LOOK_MAX + REQUEST_MAX, answers.next()).await;
+        let answer = timeout(at_most + REQUEST_MAX, answers.next()).await;
         let Ok(Some(answer)) = answer else { return Err(unavailable(&"the server does not answer")) };
         match (answer.status, answer.description.as_deref().unwrap_or_default()) {
             (Some(StatusCode::REQUEST_TERMINATED), "Message Size Exceeds MaxBytes") => Ok(true),
@@ -479,6 +556,10 @@ impl Pulled {
         Ok(())
     }
 
+    fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
+        self.seen.lock().expect("nothing panics while it holds it")
+    }
+
     fn set_aside(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.set_aside.lock().expect("nothing panics while it holds them")
     }
@@ -552,11 +633,14 @@ impl Queue for Pulled {
         if pending > 0 {
             return Ok(pending);
         }
+        let mut at_most = LOOK_MIN;
         loop {
             let bound = self.consumer().await?;
-            if self.connection.during(self.look(&bound.consumer)).await.map_err(|why| self.failed("looking at", why))? {
+            let look = self.connection.during(self.look(&bound.consumer, at_most));
+            if look.await.map_err(|why| self.failed("looking at", why))? {
                 return Ok(1);
             }
+            at_most = (at_most * 2).min(LOOK_MAX);
         }
     }
 
@@ -617,6 +701,9 @@ impl Queue for Pulled {
     async fn standing(&self) -> Result<Standing, Trouble> {
         let bound = self.consumer().await?;
         let info = bound.consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
+        if let Some(seen) = self.seen().as_mut().filter(|seen| seen.made == bound.made) {
+            seen.floor = info.ack_floor.stream_sequence;
+        }
         let claimed = info.num_ack_pending as u64;
         let after = if claimed > 0 { info.ack_floor.stream_sequence } else { info.delivered.stream_sequence };
         let oldest_age = if claimed + info.num_pending > 0 { self.age_of_next(after).await } else { None };

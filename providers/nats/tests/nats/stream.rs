@@ -140,6 +140,7 @@ async fn a_stream_that_is_missing_is_named_and_found_when_it_appears() {
     context.get_stream("ORDERS").await.unwrap().delete_consumer("shop_worker").await.unwrap();
     publish(&context, "orders", "2").await;
     until("it is handled as well", || node.bodies().contains(&"2".to_owned())).await;
+    assert_eq!(node.attempts("1"), [1], "what was handled before is not handled again");
     // Someone deletes the stream.
     context.delete_stream("ORDERS").await.unwrap();
     until("it is named again", || says("stream `ORDERS` does not exist")).await;
@@ -276,15 +277,39 @@ async fn a_consumer_with_lower_limits_is_not_adopted() {
     let server = NatsServer::start(true);
     let context = jetstream(&server).await;
     made(&context, "ORDERS", "orders").await;
-    let config = pull::Config { durable_name: Some("mine".into()), max_deliver: 2, ..pull::Config::default() };
-    context.get_stream("ORDERS").await.unwrap().create_consumer(config).await.unwrap();
-    let nats = provider(&server.url);
-    let node = Node::new(1);
-    let link = streamed(&[("stream", "ORDERS"), ("consumer", "mine")]);
-    let refused = nats.wake(link.clone(), node.permits(&link)).await.unwrap_err();
-    let LinkError::Config { key, problem } = &refused else { panic!("{refused:?}") };
-    assert_eq!(key, "consumer");
-    assert!(problem.contains("max_deliver 2") && problem.contains("7 (max_attempts + max_faults)"), "{problem}");
+    let stream = context.get_stream("ORDERS").await.unwrap();
+    let lower = pull::Config { max_deliver: 20, ..pull::Config::default() };
+    let headers = pull::Config { headers_only: true, ..pull::Config::default() };
+    for (name, config, says) in [("lower", lower, "max_deliver 20"), ("headers", headers, "headers_only")] {
+        stream.create_consumer(pull::Config { durable_name: Some(name.into()), ..config }).await.unwrap();
+        let (nats, node) = (provider(&server.url), Node::new(1));
+        let link = streamed(&[("stream", "ORDERS"), ("consumer", name)]);
+        let refused = nats.wake(link.clone(), node.permits(&link)).await.unwrap_err();
+        let LinkError::Config { key, problem } = &refused else { panic!("{refused:?}") };
+        assert!(key == "consumer" && problem.contains(says), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_drops_what_nobody_handled_is_not_adopted() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    let named = |name: &str| stream::Config { name: name.into(), ..stream::Config::default() };
+    let second = stream::Config { max_age: Duration::from_millis(100), ..named("YOUNG") };
+    let retention = stream::RetentionPolicy::WorkQueue;
+    let few = stream::Config { retention, max_messages: 5, ..named("FEW") };
+    // Here the oldest to go are mostly handled.
+    let log = stream::Config { max_messages: 5, ..named("LOG") };
+    for config in [second, few, log] {
+        context.create_stream(config).await.unwrap();
+    }
+    let (nats, node) = (provider(&server.url), Node::new(1));
+    for (name, says) in [("YOUNG", Some("100ms (max_age)")), ("FEW", Some("discard old")), ("LOG", None)] {
+        let link = streamed(&[("stream", name)]);
+        let refused = nats.wake(link.clone(), node.permits(&link)).await.err().map(|why| why.to_string());
+        assert_eq!(refused.is_some(), says.is_some(), "{refused:?}");
+        assert!(says.is_none_or(|says| refused.unwrap().contains(says)));
+    }
 }
 
 #[tokio::test]
