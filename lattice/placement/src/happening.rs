@@ -24,6 +24,8 @@ pub enum Happening {
     NodeDrained(NodeId),
     /// A drained node may hold things again.
     NodeUndrained(NodeId),
+    /// What is embedded is on this node from now on.
+    HomeSet(NodeId),
     /// A version begins to take another's place, step by step.
     AppRolling {
         /// The app.
@@ -84,6 +86,8 @@ pub fn happenings(before: &State, after: &State) -> Vec<Happening> {
     if !Arc::ptr_eq(&before.nodes, &after.nodes) {
         nodes(before, after, &mut all);
     }
+    let home = after.home_node().filter(|home| before.home_node() != Some(*home));
+    all.extend(home.map(Happening::HomeSet));
     for (name, old, new) in pairs(&before.apps, &after.apps).filter(|(_, old, new)| !is_same(*old, *new)) {
         app(name, old.map(|old| &**old), new.map(|new| &**new), after, &mut all);
     }

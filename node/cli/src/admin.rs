@@ -289,16 +289,16 @@ impl Admin {
         self.ask(Method::POST, &path, None, AGREE_WITHIN).await.map(drop)
     }
 
-    /// Puts a dead letter back into its queue.
-    pub(crate) async fn replay_dead_letter(&self, app: &AppName, id: &str) -> Result<(), AdminError> {
+    /// Puts a dead letter back into its queue. Whether there was one.
+    pub(crate) async fn replay_dead_letter(&self, app: &AppName, id: &str) -> Result<bool, AdminError> {
         let path = format!("/v1/apps/{}/dead-letters/{}/replay", encoded(app.as_str()), encoded(id));
-        self.ask(Method::POST, &path, None, ANSWER_WITHIN).await.map(drop)
+        is_there(self.ask(Method::POST, &path, None, ANSWER_WITHIN).await)
     }
 
-    /// Forgets a dead letter.
-    pub(crate) async fn drop_dead_letter(&self, app: &AppName, id: &str) -> Result<(), AdminError> {
+    /// Forgets a dead letter. Whether there was one.
+    pub(crate) async fn drop_dead_letter(&self, app: &AppName, id: &str) -> Result<bool, AdminError> {
         let path = format!("/v1/apps/{}/dead-letters/{}", encoded(app.as_str()), encoded(id));
-        self.ask(Method::DELETE, &path, None, ANSWER_WITHIN).await.map(drop)
+        is_there(self.ask(Method::DELETE, &path, None, ANSWER_WITHIN).await)
     }
 
     /// What guests said: the last `lines`, and with `follow` whatever comes.
@@ -401,6 +401,15 @@ impl Admin {
 
     fn foreign(&self, status: StatusCode, reason: &str) -> AdminError {
         AdminError::Foreign { endpoint: self.endpoint.clone(), status, reason: reason.into() }
+    }
+}
+
+/// Whether there was what was asked for.
+fn is_there(answer: Result<Response<Incoming>, AdminError>) -> Result<bool, AdminError> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(AdminError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(false),
+        Err(why) => Err(why),
     }
 }
 

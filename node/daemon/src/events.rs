@@ -146,6 +146,7 @@ fn told(happening: &Happening, before: &State, after: &State) -> (&'static str, 
         Happening::NodeForgotten(node) => of_node("node.forgotten", *node),
         Happening::NodeDrained(node) => of_node("node.drained", *node),
         Happening::NodeUndrained(node) => of_node("node.undrained", *node),
+        Happening::HomeSet(node) => of_node("home.set", *node),
         Happening::AppDeployed { app, version, before } => {
             ("app.deployed", app.to_string(), json!({ "app": app, "version": version, "before": before }))
         }

@@ -24,7 +24,9 @@ fn check(tech: Tech, way: Way, link: &Link) -> Result<(), Unfit> {
         (Tech::Rabbitmq, Way::Grants) => trellis_rabbitmq::check_grant(link),
         (Tech::Mqtt, Way::Wakes) => trellis_mqtt::check_wake(link),
         (Tech::Mqtt, Way::Grants) => trellis_mqtt::check_grant(link),
-        (Tech::Http | Tech::Embedded, _) | (Tech::Timer, Way::Grants) => Ok(()),
+        (Tech::Embedded, Way::Wakes) => trellis_embedded::check_wake(link),
+        (Tech::Embedded, Way::Grants) => trellis_embedded::check_grant(link),
+        (Tech::Http, _) | (Tech::Timer, Way::Grants) => Ok(()),
     };
     looked.map_err(|why| Unfit {
         problem: why.to_string(),

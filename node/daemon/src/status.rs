@@ -23,9 +23,6 @@ use crate::node::Node;
 use crate::rollouts;
 use crate::triggers::{Stands, Times, View};
 
-/// What the embedded provider is called; where it has a scaler, each of its nodes has queues of its own.
-const EMBEDDED: &str = "embedded";
-
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
     let state = node.shares.state();
@@ -453,11 +450,17 @@ pub(crate) async fn triggers(node: &Node) -> TriggersStatus {
     TriggersStatus { triggers: by_link.into_values().map(|views| trigger(&state, &views)).collect(), problems }
 }
 
+/// Whether each node that pulls has a queue of its own: of MQTT topics its part of the messages, and of embedded queues where
+/// the provider has a scaler.
+fn is_each_nodes_own(system: &str) -> bool {
+    [Tech::Embedded, Tech::Mqtt].iter().any(|tech| tech.as_str() == system)
+}
+
 /// One trigger, from at least one view. A queue of each node's own counts with all of them, one that all see once.
 fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
     let first = &views[0].1;
     let stands: Vec<Stands> = views.iter().filter_map(|(_, view)| view.standing.clone().ok()).collect();
-    let stands = if first.system == EMBEDDED { &stands[..] } else { &stands[..stands.len().min(1)] };
+    let stands = if is_each_nodes_own(&first.system) { &stands[..] } else { &stands[..stands.len().min(1)] };
     let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
     let whole = |of: fn(&Stands) -> u64| (!stands.is_empty()).then(|| stands.iter().map(of).sum());
     let outcome = |i: usize| views.iter().map(|(_, view)| view.outcomes[i]).sum::<u64>();

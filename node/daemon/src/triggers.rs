@@ -14,15 +14,15 @@ use trellis_provider::Histogram;
 use trellis_provider::delivery::{DeadLetter, Fate, OUTCOMES, Standing, Trigger};
 use trellis_wire::{AppName, CallError, ComponentKey, ComponentName, LinkId, Message, NodeId};
 
+use crate::api::types::DEAD_LETTERS_MAX;
 use crate::dispatch::Dispatch;
 use crate::far::WHOLE_BYTES_MAX;
 use crate::liveness::Liveness;
 use crate::providers::Providers;
 use crate::shares::Shares;
 
-/// Dead letters in one answer of a node, and in one list.
+/// Dead letters in one answer of a node.
 const PAGE: usize = 100;
-pub(crate) const LETTERS_MAX: usize = 1_000;
 /// How long a broker may take to say how its queue stands.
 const STANDING_WAIT: Duration = Duration::from_secs(2);
 
@@ -279,7 +279,7 @@ impl Triggers {
         asked.collect()
     }
 
-    /// Up to [`LETTERS_MAX`] dead letters of an app or one component that `wanted` takes, oldest first in each queue.
+    /// Up to [`DEAD_LETTERS_MAX`] dead letters of an app or one component that `wanted` takes, oldest first in each queue.
     pub(crate) async fn find(
         &self,
         (app, of): (&AppName, Option<&ComponentName>),
@@ -315,7 +315,7 @@ impl Triggers {
                 if wanted(&found) && !all.iter().any(|known| known.id == found.id) {
                     all.push(found);
                 }
-                if all.len() >= LETTERS_MAX {
+                if all.len() >= DEAD_LETTERS_MAX {
                     return Ok(());
                 }
             }
@@ -324,10 +324,8 @@ impl Triggers {
 
     /// Decides on a dead letter of an app. Whether there is such a one: a second time there is not.
     pub(crate) async fn decide(&self, app: &AppName, id: &str, fate: Fate) -> Result<bool, String> {
-        let (own, on) = match id.rsplit_once('@') {
-            Some((own, node)) => (own, node.parse::<NodeId>().ok()),
-            None => (id, None),
-        };
+        let on_node = |(own, node): (_, &str)| Some((own, node.parse::<NodeId>().ok()?));
+        let (own, on) = id.rsplit_once('@').and_then(on_node).map_or((id, None), |(own, node)| (own, Some(node)));
         let mut problem = None;
         for (link, nodes) in self.places(app, None) {
             for node in nodes.into_iter().filter(|node| on.is_none_or(|on| on == *node)) {

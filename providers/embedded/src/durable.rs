@@ -97,11 +97,7 @@ impl Durable {
         link: Link,
         permits: Permits,
     ) -> Result<(), LinkError> {
-        if link.delivery.dead_letter.is_some() {
-            let problem = "`delivery.dead_letter`: dead letters stay beside their queue on this node's disk, for \
-                           `trellis dead-letters`; take it out of the link";
-            return Err(LinkError::Unsupported(problem.into()));
-        }
+        check_letters(&link)?;
         self.remove(&link.id).await;
         let queue = self.create(&link.id, name, filters).await?;
         let pulled = self.pulled(&queue, &link.component, link.delivery.dead_bytes_max);
@@ -222,6 +218,21 @@ impl Drop for Durable {
 /// Whether the queue that a link means takes a subject.
 pub(crate) fn takes(config: &Config, subject: &str) -> bool {
     named(config).is_ok_and(|(name, filters)| Named::new(name.into(), filters).takes(subject))
+}
+
+/// Whether a link says rightly which queue it means, and how its messages are to be delivered.
+pub(crate) fn check(link: &Link) -> Result<(), LinkError> {
+    check_letters(link)?;
+    named(&link.config).map(drop)
+}
+
+fn check_letters(link: &Link) -> Result<(), LinkError> {
+    if link.delivery.dead_letter.is_none() {
+        return Ok(());
+    }
+    let problem =
+        "dead letters stay beside their queue on a node's disk, for `trellis dead-letters`; take it out of the link";
+    Err(LinkError::config("delivery.dead_letter", problem))
 }
 
 /// Reads which queue a link means, and what else that queue takes.

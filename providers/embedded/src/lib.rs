@@ -80,6 +80,42 @@ enum Grant {
     Messaging(Arc<[Filter]>),
 }
 
+/// Whether a link says rightly which queue or subject wakes its component.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_wake(link: &Link) -> Result<(), LinkError> {
+    if link.package != "messaging" {
+        return Err(LinkError::Unsupported(format!(
+            "trellis://embedded wakes components by messages (`wasmcloud:messaging`, `trellis:messaging`), not by \
+             `{}:{}`",
+            link.namespace, link.package
+        )));
+    }
+    if Durable::is_meant(&link.config) { durable::check(link) } else { messaging::check_wake(link) }
+}
+
+/// Whether a link says rightly what it grants.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn check_grant(link: &Link) -> Result<(), LinkError> {
+    Grant::read(link).map(drop)
+}
+
+impl Grant {
+    fn read(link: &Link) -> Result<Self, LinkError> {
+        match link.package.as_str() {
+            "keyvalue" => Ok(Self::Store(store_name(link)?.into())),
+            "messaging" => Ok(Self::Messaging(subject::filters(&link.config, "allowed_subjects")?.into())),
+            _ => Err(LinkError::Unsupported(format!(
+                "trellis://embedded offers `wasi:keyvalue`, `wasmcloud:messaging` and `trellis:messaging`, not `{}:{}`",
+                link.namespace, link.package
+            ))),
+        }
+    }
+}
+
 impl Embedded {
     /// Opens the file under `options.data_dir`, or makes it, readable by its owner only. Blocks; after a crash of the
     /// machine it also repairs the file, which takes as long as reading it once.
@@ -150,13 +186,7 @@ impl Embedded {
 #[async_trait]
 impl Provider for Embedded {
     async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
-        if link.package != "messaging" {
-            return Err(LinkError::Unsupported(format!(
-                "trellis://embedded wakes components by messages (`wasmcloud:messaging`, `trellis:messaging`), not by \
-                 `{}:{}`",
-                link.namespace, link.package
-            )));
-        }
+        check_wake(&link)?;
         if Durable::is_meant(&link.config) {
             return self.durable.wake(link, permits).await;
         }
@@ -164,17 +194,7 @@ impl Provider for Embedded {
     }
 
     async fn grant(&self, link: Link) -> Result<(), LinkError> {
-        let grant = match link.package.as_str() {
-            "keyvalue" => Grant::Store(store_name(&link)?.into()),
-            "messaging" => Grant::Messaging(subject::filters(&link.config, "allowed_subjects")?.into()),
-            _ => {
-                return Err(LinkError::Unsupported(format!(
-                    "trellis://embedded offers `wasi:keyvalue`, `wasmcloud:messaging` and `trellis:messaging`, not \
-                     `{}:{}`",
-                    link.namespace, link.package
-                )));
-            }
-        };
+        let grant = Grant::read(&link)?;
         self.grants().insert(link.id, grant);
         Ok(())
     }

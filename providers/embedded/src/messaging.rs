@@ -53,13 +53,7 @@ struct State {
 impl Messaging {
     /// Begins to wake the link's component.
     pub(crate) fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
-        if link.delivery != Delivery::default() {
-            return Err(LinkError::Unsupported(
-                "`delivery`: a subject of trellis://embedded lives in memory and delivers once; write `queue: NAME` in \
-                 the source config, which keeps messages and takes the same subjects, or take `delivery` out"
-                    .into(),
-            ));
-        }
+        check_wake(&link)?;
         let trigger = Arc::new(Trigger::new(link.id.clone(), subscriptions(&link.config)?));
         trigger.tasks.spawn(trigger.clone().pull(permits));
         let replaced = self.state().triggers.insert(link.id, trigger);
@@ -220,6 +214,18 @@ struct Subscription {
 pub(crate) fn takes(config: &Config, subject: &str) -> bool {
     let subscribed = subscriptions(config);
     subscribed.is_ok_and(|all| all.iter().any(|subscription| subscription.filter.matches(subject)))
+}
+
+/// Whether a link says rightly which subjects wake its component.
+pub(crate) fn check_wake(link: &Link) -> Result<(), LinkError> {
+    if link.delivery != Delivery::default() {
+        return Err(LinkError::Unsupported(
+            "`delivery`: a subject of trellis://embedded lives in memory and delivers once; write `queue: NAME` in the \
+             source config, which keeps messages and takes the same subjects, or take `delivery` out"
+                .into(),
+        ));
+    }
+    subscriptions(&link.config).map(drop)
 }
 
 /// Reads what a wakes-link subscribes to: `subject`, or the list `subscriptions`.

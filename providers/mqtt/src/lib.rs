@@ -88,6 +88,11 @@ fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
     let (settings, qos) = (Settings::read(link)?, Qos::read(&link.config)?);
     let topic = topic::shared(link.config.get("topic").unwrap_or_default(), &link.component)?;
     match qos {
+        Qos::AtLeastOnce if link.delivery.dead_letter.is_some() => {
+            let problem = "dead letters stay on the disk of the node that took the message, for `trellis dead-letters`; \
+                           take it out of the link";
+            Err(LinkError::config("delivery.dead_letter", problem))
+        }
         Qos::AtLeastOnce if link.delivery.order_by.is_some() => {
             let problem = "the nodes of a lattice share a topic, so that messages of one key may come to several; take it \
                            out of the link, or use a queue of a broker that keeps an order";

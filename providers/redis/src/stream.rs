@@ -233,10 +233,20 @@ impl Source {
                 position: Some(position),
                 again: number > 1,
                 name,
-                replay_of: replay_of(&id),
+                replay_of: replay_of(&id).map(|letter| self.letter_id(letter)),
             },
             claim: Pulled(Claim { id, number }),
         }
+    }
+
+    /// A dead letter's id among those of all streams.
+    fn letter_id(&self, entry: &str) -> String {
+        format!("{}-{entry}", self.ledger.letters)
+    }
+
+    /// The entry of a dead letter, if it is one of this stream's.
+    fn entry_of<'a>(&self, letter: &'a str) -> Option<&'a str> {
+        letter.strip_prefix(&self.ledger.letters)?.strip_prefix('-').filter(|entry| is_id(entry))
     }
 
     fn letter(&self, id: String, fields: &fields::Fields) -> DeadLetter {
@@ -250,7 +260,7 @@ impl Source {
         }
         DeadLetter {
             at_ms: u64::try_from(position(&id) >> 64).unwrap_or(u64::MAX),
-            id,
+            id: self.letter_id(&id),
             queue: one("Stream"),
             component: one("Component"),
             message,
@@ -349,7 +359,7 @@ impl Queue for Source {
     }
 
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
-        let (mut letters, mut after) = (Vec::new(), after.filter(|after| is_id(after)).map(str::to_owned));
+        let (mut letters, mut after) = (Vec::new(), after.and_then(|after| self.entry_of(after)).map(str::to_owned));
         loop {
             let found = self.ledger.letters(after.as_deref(), max).await?;
             let more = found.len() == max;
@@ -364,12 +374,10 @@ impl Queue for Source {
     }
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
-        if !is_id(id) {
-            return Ok(None);
-        }
-        let decided = self.ledger.decide(id, &self.component, fate).await?;
+        let Some(entry) = self.entry_of(id) else { return Ok(None) };
+        let decided = self.ledger.decide(entry, &self.component, fate).await?;
         self.changed.notify_one();
-        Ok(decided.map(|fields| self.letter(id.into(), &fields)))
+        Ok(decided.map(|fields| self.letter(entry.into(), &fields)))
     }
 
     fn ledger(&self) -> Option<&dyn trellis_provider::delivery::Ledger> {
@@ -407,9 +415,9 @@ fn position(id: &str) -> u128 {
     (u128::from(parts.next().unwrap_or_default()) << 64) | u128::from(parts.next_back().unwrap_or_default())
 }
 
-/// The dead letter that a message was, if it is replayed.
-fn replay_of(id: &str) -> Option<String> {
-    id.strip_prefix('r')?.split_once('-').map(|(_, letter)| letter.to_owned())
+/// The entry of the dead letter that a message was, if it is replayed.
+fn replay_of(id: &str) -> Option<&str> {
+    id.strip_prefix('r')?.split_once('-').map(|(_, letter)| letter)
 }
 
 fn is_id(text: &str) -> bool {
@@ -425,7 +433,7 @@ mod tests {
     fn what_was_published_later_stands_higher() {
         let order = ["5-0", "5-1", "6-0", "r7-1-3", "10-0"].map(position);
         assert!(order.is_sorted(), "{order:?}");
-        assert_eq!((replay_of("r7-1-3"), replay_of("5-0")), (Some("1-3".into()), None));
+        assert_eq!((replay_of("r7-1-3"), replay_of("5-0")), (Some("1-3"), None));
         assert!(is_id("5-0") && !is_id("5") && !is_id("r5-0-0") && !is_id("-") && !is_id("+"));
     }
 }

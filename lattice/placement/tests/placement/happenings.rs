@@ -43,6 +43,7 @@ fn what_happens_is_told_from_the_states_alone() {
     assert_eq!(lattice.tells(Command::Back(node)), [format!("NodeBack({node})")]);
     assert_eq!(lattice.tells(Command::Drain { node, on: true }), [format!("NodeDrained({node})")]);
     assert_eq!(lattice.tells(Command::Drain { node, on: false }), [format!("NodeUndrained({node})")]);
+    assert_eq!(lattice.tells(Command::Home(node)), [format!("HomeSet({node})")]);
 
     let link = "orders/http -> orders/api wasi:http/incoming-handler default";
     let deployed = |version: &str, before: &str| {

@@ -101,7 +101,9 @@ async fn alone(callee: &Callee, calls: usize) -> Times {
 async fn asked(nats: &NatsServer, callee: Option<&std::sync::Arc<Callee>>, calls: usize) -> Times {
     let responder = async_nats::connect(&nats.url).await.unwrap();
     let client = async_nats::connect(&nats.url).await.unwrap();
-    let mut questions = responder.subscribe("bench").await.unwrap();
+    // Of this round alone: what answered the one before may still be on its way out.
+    let subject = responder.new_inbox();
+    let mut questions = responder.subscribe(subject.clone()).await.unwrap();
     responder.flush().await.unwrap();
     let callee = callee.cloned();
     let serving = tokio::spawn(async move {
@@ -115,11 +117,11 @@ async fn asked(nats: &NatsServer, callee: Option<&std::sync::Arc<Callee>>, calls
         }
     });
     // A flush says that the server was told of the subscription, not that it knows it.
-    while client.request("bench", vec![0; 4].into()).await.is_err() {}
+    while client.request(subject.clone(), vec![0; 4].into()).await.is_err() {}
     let mut times = Times::default();
     for number in 0..calls as u32 {
         let began = Instant::now();
-        client.request("bench", number.to_le_bytes().to_vec().into()).await.unwrap();
+        client.request(subject.clone(), number.to_le_bytes().to_vec().into()).await.unwrap();
         times.push(began.elapsed());
     }
     serving.abort();

@@ -1,4 +1,5 @@
-//! Density: thousands of apps on one node, each of its own component, each used once and then idle.
+//! Density: thousands of apps on one node, each of its own component, each used once and then idle. Half are behind HTTP, a
+//! quarter behind queues of their own that are embedded, a quarter behind JetStream; the server counts what goes through it.
 //!
 //! `BENCH_APPS` says how many (10,000 take about ten minutes to compile and deploy), `BENCH_IDLE_S` how long they idle, and
 //! `BENCH_DATA` names a folder that keeps the node's data from one run to the next, so that only the first one deploys.
@@ -8,8 +9,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream;
 use base64::Engine as _;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use trellis_bus::testing::NatsServer;
 
 use crate::Scale;
 use crate::apps::{app, examples, free_address, link_from, waking};
@@ -18,15 +22,36 @@ use crate::cold::{at_path, distinct};
 use crate::node::{DataDir, Node};
 use crate::table::{Table, Times, mib, ms};
 
-/// The manifest of the nth app: behind HTTP or behind a queue, in turn.
+/// Apps that share a stream: a server takes 1,000 consumers of one.
+const APPS_OF_A_STREAM: usize = 2_000;
+
+/// The manifest of the nth app: behind HTTP or behind an embedded queue, in turn.
 pub(crate) fn manifest(nth: usize, address: SocketAddr) -> String {
     if nth.is_multiple_of(2) {
         return at_path(&format!("a{nth}"), address);
     }
-    let source = link_from("taker", "trellis:messaging/handler", "queue", &format!("{{queue: q{nth}}}"));
+    taking(nth, "embedded", &format!("{{queue: {}}}", subject(nth)))
+}
+
+/// The same, with every second queue on JetStream.
+fn with_jetstream(nth: usize, address: SocketAddr) -> String {
+    if nth % 4 != 3 {
+        return manifest(nth, address);
+    }
+    let stream = format!("{{stream: S{}, subject: {}}}", nth / APPS_OF_A_STREAM, subject(nth));
+    taking(nth, "nats", &stream)
+}
+
+fn taking(nth: usize, tech: &str, from: &str) -> String {
+    let source = link_from("taker", "trellis:messaging/handler", "queue", from);
     let component = "\n    - name: taker\n      type: component\n      properties: {image: guest.wasm}\n".to_owned();
-    app(&format!("a{nth}"), &[component, waking("queue", "embedded", &[source])])
+    app(&format!("a{nth}"), &[component, waking("queue", tech, &[source])])
         .replace("{name: a", "{annotations: {version: v1}, name: a")
+}
+
+/// What wakes the nth app.
+fn subject(nth: usize) -> String {
+    format!("s{}.q{nth}", nth / APPS_OF_A_STREAM)
 }
 
 pub(crate) fn bench(scale: Scale) -> String {
@@ -34,10 +59,11 @@ pub(crate) fn bench(scale: Scale) -> String {
     let apps = number("BENCH_APPS").unwrap_or(scale.or(10_000, 6)) as usize;
     let idle = Duration::from_secs(number("BENCH_IDLE_S").unwrap_or(scale.or(300, 1)).into());
     let kept = std::env::var_os("BENCH_DATA").map(PathBuf::from);
-    let (data, address, prepared) = prepare(apps, kept);
+    let broker = Broker::start(apps);
+    let (data, address, prepared) = prepare(apps, kept, &broker);
 
     let began = Instant::now();
-    let node = Node::start_in(&data, &[]);
+    let node = Node::start_in(&data, &broker.args());
     while get(node.api(), "/readyz").is_ok_and(|ready| ready.status != 200) {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -45,9 +71,12 @@ pub(crate) fn bench(scale: Scale) -> String {
     let fresh = node.memory_bytes();
     let cold = use_each(&node, apps, address);
     let used = node.memory_bytes();
-    let cpu = node.cpu();
+    let (cpu, traffic) = (node.cpu(), broker.traffic());
     std::thread::sleep(idle);
-    let cpu = (node.cpu() - cpu).as_secs_f64() / idle.as_secs_f64();
+    let a_second = |what: f64| what / idle.as_secs_f64();
+    let cpu = a_second((node.cpu() - cpu).as_secs_f64());
+    let after = broker.traffic();
+    let [messages, bytes] = [0, 1].map(|n| a_second(after[n] - traffic[n]));
     let idled = node.memory_bytes();
     let again = use_each(&node, apps.min(400), address);
 
@@ -60,12 +89,55 @@ pub(crate) fn bench(scale: Scale) -> String {
     row("memory when each was used once", mib(used), "");
     row(&format!("memory after {} s idle", idle.as_secs()), mib(idled), "1,024 MiB");
     row("processor while idle", format!("{:.2} %", cpu * 100.0), "1 %");
+    row("broker traffic while idle, to and from it", format!("{messages:.1} messages/s, {:.1} kB/s", bytes / 1e3), "");
     row("reply after that, p99", ms(again.quantile_ms(0.99)), "5 ms");
-    format!("{apps} apps, half behind HTTP paths and half behind queues of their own. {prepared}\n\n{}", table.finish())
+    format!(
+        "{apps} apps, half behind HTTP paths, a quarter behind embedded queues and a quarter behind JetStream. \
+         {prepared}\n\n{}",
+        table.finish()
+    )
+}
+
+/// A server with the streams of all apps.
+struct Broker {
+    server: NatsServer,
+    monitor: SocketAddr,
+}
+
+impl Broker {
+    fn start(apps: usize) -> Self {
+        let monitor = free_address();
+        let server = NatsServer::start_with(true, &["--http_port", &monitor.port().to_string()]);
+        let made = async {
+            let context = jetstream::new(async_nats::connect(&server.url).await.unwrap());
+            for nth in 0..apps.div_ceil(APPS_OF_A_STREAM) {
+                let subjects = (0..apps).filter(|app| app % 4 == 3 && app / APPS_OF_A_STREAM == nth).map(subject);
+                let (name, subjects) = (format!("S{nth}"), subjects.collect());
+                context
+                    .create_stream(jetstream::stream::Config { name, subjects, ..Default::default() })
+                    .await
+                    .unwrap();
+            }
+        };
+        Runtime::new().unwrap().block_on(made);
+        Self { server, monitor }
+    }
+
+    /// What a node is started with.
+    fn args(&self) -> [&str; 3] {
+        ["--nats", &self.server.url, "--bootstrap"]
+    }
+
+    /// Messages and bytes that went to and from it so far.
+    fn traffic(&self) -> [f64; 2] {
+        let said: Value = serde_json::from_str(&get(self.monitor, "/varz").unwrap().ok()).unwrap();
+        ["msgs", "bytes"]
+            .map(|what| ["in", "out"].iter().map(|way| said[format!("{way}_{what}")].as_f64().unwrap()).sum())
+    }
 }
 
 /// A data directory with all apps in it, and where they listen.
-fn prepare(apps: usize, kept: Option<PathBuf>) -> (DataDir, SocketAddr, String) {
+fn prepare(apps: usize, kept: Option<PathBuf>, broker: &Broker) -> (DataDir, SocketAddr, String) {
     let said = kept.as_ref().map(|folder| folder.join("prepared.txt"));
     if let (Some(folder), Some(text)) = (&kept, said.as_ref().and_then(|said| std::fs::read_to_string(said).ok())) {
         let (address, prepared) = text.split_once('\n').unwrap();
@@ -75,12 +147,12 @@ fn prepare(apps: usize, kept: Option<PathBuf>) -> (DataDir, SocketAddr, String) 
     let address = free_address();
     let read = |guest: &str| std::fs::read(examples().join(format!("build/{guest}.wasm"))).unwrap();
     let (http, queued) = (read("test_least"), read("test_ack"));
-    let node = Node::start_in(&data, &[]);
+    let node = Node::start_in(&data, &broker.args());
     let began = Instant::now();
     for nth in 0..apps {
         let (wasm, name) = if nth.is_multiple_of(2) { (&http, "hello") } else { (&queued, "taker") };
         let digest = node.put(&distinct(wasm, nth));
-        node.post(&manifest(nth, address), &BTreeMap::from([(name, digest)]));
+        node.post(&with_jetstream(nth, address), &BTreeMap::from([(name, digest)]));
         if nth % 1_000 == 999 {
             eprintln!("{} of {apps} apps after {:?}", nth + 1, began.elapsed());
         }
@@ -122,7 +194,7 @@ fn use_each(node: &Node, apps: usize, address: SocketAddr) -> Times {
             continue;
         }
         let body = base64::engine::general_purpose::STANDARD.encode("once");
-        let request = json!({ "subject": format!("q{nth}"), "body_base64": body }).to_string();
+        let request = json!({ "subject": subject(nth), "body_base64": body }).to_string();
         let headers = [("content-type", "application/json")];
         let reply = send(node.api(), "POST", "/v1/publish", &headers, request.as_bytes()).unwrap();
         assert_eq!(reply.status, 200, "{}", reply.text());

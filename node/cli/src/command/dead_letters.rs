@@ -1,9 +1,9 @@
 //! `trellis dead-letters`: messages that were given up, to look at, to handle after all, or to forget.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use trellis_daemon::api::types::DeadLetterStatus;
+use trellis_daemon::api::types::{DEAD_LETTERS_MAX, DeadLetterStatus};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
@@ -18,7 +18,8 @@ use crate::scope::Scope;
 #[command(after_help = "Examples:
   trellis dead-letters list orders
   trellis dead-letters show orders orders-in-17
-  trellis dead-letters replay orders/invoice --reason max-faults --rate 10")]
+  trellis dead-letters replay orders/invoice --reason max-faults --rate 10
+  trellis dead-letters drop orders/invoice --older-than 24h")]
 pub(crate) struct DeadLetters {
     #[command(subcommand)]
     action: Action,
@@ -61,6 +62,7 @@ enum Action {
         #[arg(value_name = "APP[/COMPONENT]")]
         of: Scope,
         /// Ids, as listed
+        #[arg(conflicts_with_all = ["reason", "older_than"])]
         ids: Vec<String>,
         #[command(flatten)]
         chosen: Chosen,
@@ -68,40 +70,58 @@ enum Action {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         rate: Option<u32>,
     },
-    /// Forget those named
-    #[command(after_help = "Example:
-  trellis dead-letters drop orders orders-in-17")]
+    /// Forget those named, those that are chosen, or all
+    #[command(after_help = "Examples:
+  trellis dead-letters drop orders orders-in-17
+  trellis dead-letters drop orders/invoice --reason refused --older-than 24h
+  trellis dead-letters drop orders/invoice --all")]
     Drop {
         /// The app, or one component of it
         #[arg(value_name = "APP[/COMPONENT]")]
         of: Scope,
         /// Ids, as listed
-        #[arg(required = true)]
+        #[arg(
+            required_unless_present_any = ["all", "reason", "older_than"],
+            conflicts_with_all = ["all", "reason", "older_than"]
+        )]
         ids: Vec<String>,
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Whatever there is
+        #[arg(long, conflicts_with_all = ["reason", "older_than"])]
+        all: bool,
     },
 }
 
 /// Which of them, where not all.
 #[derive(Debug, Default, clap::Args)]
 struct Chosen {
-    /// Given up for this: refused, max-attempts, max-faults, max-age, killed-its-node
-    #[arg(long, value_name = "WORD")]
+    /// Given up for this
+    #[arg(long, value_name = "WORD", value_parser = REASONS)]
     reason: Option<String>,
     /// Given up at least so long ago, such as 1h
     #[arg(long, value_name = "TIME")]
     older_than: Option<Time>,
 }
 
-impl Chosen {
-    fn pairs(&self) -> Vec<(&'static str, String)> {
-        let reason = self.reason.clone().map(|reason| ("reason", reason));
-        let age = self.older_than.map(|Time(age)| ("older_than_ms", age.as_millis().to_string()));
-        reason.into_iter().chain(age).collect()
-    }
+/// Why a message is given up.
+const REASONS: [&str; 5] = ["refused", "max-attempts", "max-faults", "max-age", "killed-its-node"];
+
+/// What becomes of dead letters.
+#[derive(Clone, Copy)]
+enum Fate {
+    Replay,
+    Drop,
 }
 
-async fn letters(of: &Scope, chosen: &Chosen, connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
-    Ok(connection.open().dead_letters(of, &chosen.pairs()).await?)
+impl Chosen {
+    /// Those that were given up before the last `since`, where that is said.
+    fn pairs(&self, since: Option<Duration>) -> Vec<(&'static str, String)> {
+        let reason = self.reason.clone().map(|reason| ("reason", reason));
+        let age = self.older_than.map(|Time(age)| age).into_iter().chain(since).reduce(|one, other| one + other);
+        let age = age.map(|age| ("older_than_ms", age.as_millis().to_string()));
+        reason.into_iter().chain(age).collect()
+    }
 }
 
 /// The letters of these ids; a wrong id is said before anything is done.
@@ -114,11 +134,44 @@ async fn named(of: &Scope, ids: &[String], connection: &Connection) -> Result<Ve
     Ok(letters)
 }
 
+/// Decides on those of these ids, or on all that are chosen, as many as there are. On how many it did: somebody else may
+/// have decided on one meanwhile.
+async fn decide(
+    (of, ids, chosen): (&Scope, &[String], &Chosen),
+    (fate, rate): (Fate, Option<u32>),
+    connection: &Connection,
+) -> Result<usize, Failure> {
+    let (begun, mut since, mut decided) = (Instant::now(), None, 0);
+    loop {
+        let letters = match ids.is_empty() {
+            true => connection.open().dead_letters(of, &chosen.pairs(since)).await?,
+            false => named(of, ids, connection).await?,
+        };
+        let (some, before) = (letters.len(), decided);
+        for letter in letters {
+            let pause = rate.map(|rate| tokio::time::sleep(Duration::from_secs(1) / rate));
+            let done = match fate {
+                Fate::Replay => connection.open().replay_dead_letter(&of.app, &letter.id).await?,
+                Fate::Drop => connection.open().drop_dead_letter(&of.app, &letter.id).await?,
+            };
+            decided += usize::from(done);
+            if let Some(pause) = pause {
+                pause.await;
+            }
+        }
+        if !ids.is_empty() || some < DEAD_LETTERS_MAX || decided == before {
+            return Ok(decided);
+        }
+        // What was replayed may be given up anew meanwhile.
+        since = Some(begun.elapsed());
+    }
+}
+
 impl DeadLetters {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         match self.action {
             Action::List { of, chosen, output } => {
-                let letters = letters(&of, &chosen, connection).await?;
+                let letters = connection.open().dead_letters(&of, &chosen.pairs(None)).await?;
                 Ok(output.print(&letters, |letters| render(letters))?)
             }
             Action::Show { of, id, output } => {
@@ -126,25 +179,12 @@ impl DeadLetters {
                 Ok(output.print(&letter, render_whole)?)
             }
             Action::Replay { of, ids, chosen, rate } => {
-                let letters = match ids.is_empty() {
-                    true => letters(&of, &chosen, connection).await?,
-                    false => named(&of, &ids, connection).await?,
-                };
-                for letter in &letters {
-                    let pause = rate.map(|rate| tokio::time::sleep(Duration::from_secs(1) / rate));
-                    connection.open().replay_dead_letter(&of.app, &letter.id).await?;
-                    if let Some(pause) = pause {
-                        pause.await;
-                    }
-                }
-                Ok(print(&format!("{} replayed", letters.len()))?)
+                let replayed = decide((&of, &ids, &chosen), (Fate::Replay, rate), connection).await?;
+                Ok(print(&format!("{replayed} replayed"))?)
             }
-            Action::Drop { of, ids } => {
-                let letters = named(&of, &ids, connection).await?;
-                for letter in &letters {
-                    connection.open().drop_dead_letter(&of.app, &letter.id).await?;
-                }
-                Ok(print(&format!("{} dropped", letters.len()))?)
+            Action::Drop { of, ids, chosen, all: _ } => {
+                let dropped = decide((&of, &ids, &chosen), (Fate::Drop, None), connection).await?;
+                Ok(print(&format!("{dropped} dropped"))?)
             }
         }
     }
@@ -164,7 +204,11 @@ fn render(letters: &[DeadLetterStatus]) -> String {
             time(letter.at_ms),
         ]
     });
-    table(["ID", "COMPONENT", "SUBJECT", "ATTEMPTS", "REASON", "GIVEN UP"], rows)
+    let mut text = table(["ID", "COMPONENT", "SUBJECT", "ATTEMPTS", "REASON", "GIVEN UP"], rows);
+    if letters.len() == DEAD_LETTERS_MAX {
+        text.push_str(&format!("\nThese are the first {DEAD_LETTERS_MAX} that were found; replay and drop reach all."));
+    }
+    text
 }
 
 fn render_whole(letter: &DeadLetterStatus) -> String {

@@ -76,7 +76,16 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
     let ids: Vec<_> = again.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
     assert!(!ids.contains(&id), "{ids:?}");
     node.trellis(&["dead-letters", "replay", "post", id]).failed(2);
-    assert_eq!(node.trellis(&[&["dead-letters", "drop", "post"], ids.as_slice()].concat()).ok(), "2 dropped\n");
+    assert_eq!(node.trellis(&["dead-letters", "drop", "post", ids[0]]).ok(), "1 dropped\n");
+    for wrong in [&["list", "post", "--reason", "refusd"][..], &["drop", "post"], &["drop", "post", "--all", ids[1]]] {
+        node.trellis(&[&["dead-letters"], wrong].concat()).failed(2);
+    }
+    for nobodys in ["post/wrker", "pots"] {
+        node.trellis(&["dead-letters", "list", nobodys]).failed(1);
+    }
+    let of = again[1]["reason"].as_str().unwrap();
+    assert_eq!(node.trellis(&["dead-letters", "drop", "post", "--older-than", "1h"]).ok(), "0 dropped\n");
+    assert_eq!(node.trellis(&["dead-letters", "drop", "post/worker", "--reason", of]).ok(), "1 dropped\n");
     assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
 }
 

@@ -484,6 +484,7 @@ async fn dead_letters(
     let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
     let component = query.component.as_ref().map(|name| name.parse::<ComponentName>().map_err(bad_name)).transpose()?;
     let (app, now_ms) = (app_name(&app)?, clock::now_ms());
+    known(&node, &app, component.as_ref())?;
     let found = node.triggers.find((&app, component.as_ref()), |found| query.takes(found, now_ms)).await;
     let shown = found.map_err(Refusal::unavailable)?.into_iter().map(|Found { letter, id }| DeadLetterStatus {
         id,
@@ -505,6 +506,17 @@ async fn dead_letters(
         at_ms: letter.at_ms,
     });
     Ok(Json(shown.collect()))
+}
+
+/// Whether there is such an app, and such a component in one of its versions.
+fn known(node: &Node, app: &AppName, component: Option<&ComponentName>) -> Answer<()> {
+    let state = node.shares.state();
+    let versions = state.app(app).ok_or_else(|| no_app(app))?;
+    let has = |name: &ComponentName| versions.kept().iter().any(|kept| kept.release.app.components.contains_key(name));
+    match component.filter(|name| !has(name)) {
+        Some(name) => Err(Refusal::not_found(format!("app `{app}` has no component `{name}` in any version"))),
+        None => Ok(()),
+    }
 }
 
 async fn replay_dead_letter(

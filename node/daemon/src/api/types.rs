@@ -389,6 +389,9 @@ pub struct PublishReply {
     pub receivers: Option<usize>,
 }
 
+/// Dead letters in one answer at most. More are there where it has as many.
+pub const DEAD_LETTERS_MAX: usize = 1_000;
+
 /// One of `GET /v1/apps/{app}/dead-letters` (`?component=`): a message that was given up.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetterStatus {

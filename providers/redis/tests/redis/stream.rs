@@ -113,6 +113,7 @@ async fn each_word_of_a_handler_has_its_consequence() {
     assert_eq!(node.attempts("drop"), [1]);
     assert_eq!(node.attempts("retry"), [1, 2, 3, 4], "max_attempts");
     assert_eq!(node.attempts("trap"), [1, 2, 3], "max_faults");
+    assert!(letters.iter().all(|letter| letter.id.starts_with("orders:dead-")), "no other stream has one of these ids");
     let reason = |body: &str| letters.iter().find(|letter| text(&letter.message) == body).unwrap().reason.clone();
     assert_eq!([reason("retry"), reason("dead"), reason("trap")], ["max-attempts", "refused", "max-faults"]);
     lab.until_settled(&link).await;
