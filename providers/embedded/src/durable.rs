@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, Place, Queue, Record, Settlement, Standing, Trigger, Trouble,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, Out, Place, Queue, Record, Settlement, Standing, Trigger, Trouble,
 };
 use trellis_provider::{LinkError, Permits};
 use trellis_wire::{CallError, ComponentKey, Config, DEAD_BYTES_MAX, Link, LinkId, Message};
@@ -389,6 +389,13 @@ impl Queue for Pulled {
         let (standing, oldest_ms) = self.look(|snapshot| queue::standing(snapshot, &self.queue.name))?;
         let oldest_age = oldest_ms.map(|at| Duration::from_millis(now_ms().saturating_sub(at)));
         Ok(Standing { oldest_age, ..standing })
+    }
+
+    async fn out(&self) -> Result<Out, Trouble> {
+        let (now, now_ms) = (Instant::now(), self.store.now_ms());
+        let claimed = self.queue.claims().values().filter(|(_, ends)| *ends > now).count() as u64;
+        let (all, waits) = self.look(|snapshot| queue::out(snapshot, &self.queue.name, now_ms))?;
+        Ok(Out { all, later: claimed + waits })
     }
 
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {

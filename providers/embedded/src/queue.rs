@@ -35,7 +35,8 @@ const QUEUES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("queu
 const MESSAGES: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_messages");
 /// (queue, sequence) -> [`Kept`]: of what was not simply published and, at most, given out once.
 const RECORDS: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_records");
-/// (queue, milliseconds since 1970, sequence): what waits, and until when.
+/// (queue, milliseconds since 1970, sequence): what waits, and until when. What is new waits until [`NEW_MS`]: it goes behind
+/// all that was given out before and is due.
 const DUE: TableDefinition<'static, (&str, u64, u64), ()> = TableDefinition::new("queue_due");
 /// (queue, sequence) -> attempt: what was given out.
 const CLAIMED: TableDefinition<'static, (&str, u64), u32> = TableDefinition::new("queue_claimed");
@@ -56,6 +57,9 @@ const LEDGER_SWEEP: usize = 4;
 pub const PUBLISHED_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Keys of a ledger in one list.
 const LEDGER_KEYS_MAX: usize = 10_000;
+
+/// When what was never given out is due in the order of a queue. It may be given out at any time.
+const NEW_MS: u64 = 1 << 63;
 
 /// What is known of a queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -281,7 +285,7 @@ impl<'t> Tables<'t> {
             if let Some(letter) = replay_of {
                 self.put_kept(queue, meta.last, &Kept { replay_of: Some(letter.to_owned()), ..Kept::default() })?;
             }
-            self.due.insert((&**queue, now_ms, meta.last), ())?;
+            self.due.insert((&**queue, NEW_MS, meta.last), ())?;
             self.put_meta(queue, meta);
             if is_named {
                 self.note_id(queue, &message.id, now_ms)?;
@@ -306,7 +310,9 @@ impl<'t> Tables<'t> {
     fn claim(&mut self, queue: &Arc<str>, max: usize, now_ms: u64) -> Result<Vec<Given>, StorageError> {
         let name = &**queue;
         let mut next = Vec::with_capacity(max);
-        for entry in self.due.range::<(&str, u64, u64)>((name, 0, 0)..=(name, now_ms, u64::MAX))?.take(max) {
+        let back = self.due.range::<(&str, u64, u64)>((name, 0, 0)..=(name, now_ms, u64::MAX))?;
+        let new = self.due.range::<(&str, u64, u64)>((name, NEW_MS, 0)..=(name, NEW_MS, u64::MAX))?;
+        for entry in back.chain(new).take(max) {
             let (_, at, sequence) = entry?.0.value();
             next.push((at, sequence));
         }
@@ -613,8 +619,9 @@ pub(crate) fn due(
     max: usize,
 ) -> Result<(usize, Option<u64>), redb::Error> {
     let Some(table) = existing(snapshot.open_table(DUE))? else { return Ok((0, None)) };
-    let mut ready = 0;
-    for entry in table.range::<(&str, u64, u64)>((name, 0, 0)..=(name, u64::MAX, u64::MAX))?.take(max) {
+    let new = table.range::<(&str, u64, u64)>((name, NEW_MS, 0)..=(name, NEW_MS, u64::MAX))?.take(max).count();
+    let mut ready = new;
+    for entry in table.range::<(&str, u64, u64)>((name, 0, 0)..(name, NEW_MS, 0))?.take(max - new) {
         let (_, at_ms, _) = entry?.0.value();
         if at_ms > now_ms {
             return Ok((ready, Some(at_ms)));
@@ -641,6 +648,26 @@ pub(crate) fn standing(snapshot: &ReadTransaction, name: &str) -> Result<(Standi
     let waiting = meta.messages.saturating_sub(claimed);
     let standing = Standing { waiting, claimed, oldest_age: None, dead: Some(meta.dead) };
     Ok((standing, oldest.and_then(|message| message.published_ms)))
+}
+
+/// How many messages of a queue were given out and are not settled, and how many wait for a time to come.
+pub(crate) fn out(snapshot: &ReadTransaction, name: &str, now_ms: u64) -> Result<(u64, u64), redb::Error> {
+    let (Some(records), Some(claimed), Some(due)) = (
+        existing(snapshot.open_table(RECORDS))?,
+        existing(snapshot.open_table(CLAIMED))?,
+        existing(snapshot.open_table(DUE))?,
+    ) else {
+        return Ok((0, 0));
+    };
+    let all = (name, 0)..=(name, u64::MAX);
+    let mut out = claimed.range::<(&str, u64)>(all.clone())?.count() as u64;
+    for entry in records.range::<(&str, u64)>(all)? {
+        let (at, kept) = entry?;
+        let kept: Kept = read(kept.value())?;
+        out += u64::from(kept.given && claimed.get(at.value())?.is_none());
+    }
+    let later = due.range::<(&str, u64, u64)>((name, now_ms + 1, 0)..(name, NEW_MS, 0))?.count() as u64;
+    Ok((out, later))
 }
 
 /// An entry of the ledger.

@@ -55,6 +55,7 @@ struct Scripts {
     bury: Script,
     decide: Script,
     standing: Script,
+    out: Script,
     adopt: Script,
     swap: Script,
     entry: Script,
@@ -116,6 +117,7 @@ impl Scripts {
             bury: script(include_str!("ledger/bury.lua")),
             decide: script(include_str!("ledger/decide.lua")),
             standing: script(include_str!("ledger/standing.lua")),
+            out: script(include_str!("ledger/out.lua")),
             adopt: script(include_str!("ledger/adopt.lua")),
             swap: Script::new(include_str!("ledger/swap.lua")),
             entry: Script::new(include_str!("ledger/entry.lua")),
@@ -229,6 +231,11 @@ impl Ledger {
     pub(crate) async fn standing(&self) -> Result<Stood, Unanswered> {
         let mut standing = self.on(&self.scripts.standing);
         self.connection.run(standing.key(&self.letters).arg(&self.group)).await
+    }
+
+    /// How many were given out and are not settled, and how many of them cannot be given out yet.
+    pub(crate) async fn out(&self) -> Result<(u64, u64), Unanswered> {
+        self.connection.run(&self.on(&self.scripts.out)).await
     }
 
     /// Takes over what nobody settles. Returns where to go on, and how many it was.

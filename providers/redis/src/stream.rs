@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use trellis_provider::delivery::{
-    CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Queue, Ran, Record, Running, Settlement, Standing,
+    CLAIM, Claimed, DeadLetter, Engine, Fate, Out, PULL_MAX, Place, Queue, Ran, Record, Running, Settlement, Standing,
     Trouble,
 };
 use trellis_provider::{LinkError, Permits, flag};
@@ -356,6 +356,12 @@ impl Queue for Source {
             oldest_age: oldest_ms.map(|ms| Duration::from_millis(now_ms.saturating_sub(ms))),
             dead: Some(dead),
         })
+    }
+
+    async fn out(&self) -> Result<Out, Trouble> {
+        self.find().await?;
+        let (all, later) = self.ledger.out().await?;
+        Ok(Out { all, later })
     }
 
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {

@@ -48,6 +48,7 @@ pub async fn contract<B: Broker>(broker: &B) {
         what_is_published_is_given_out_once(broker),
         every_settlement_has_its_consequence(broker),
         what_is_given_back_was_no_attempt_and_comes_first(broker),
+        what_was_given_back_for_later_is_out(broker),
         a_dead_letter_keeps_everything_and_is_decided_on_once(broker),
         a_claim_ends_unless_it_is_extended(broker),
         a_claim_that_ends_is_a_kill_however_often(broker),
@@ -219,6 +220,40 @@ async fn what_is_given_back_was_no_attempt_and_comes_first<B: Broker>(broker: &B
         settle(&queue, claimed, Settlement::Ack).await;
     }
     none(&queue).await;
+}
+
+/// By this a new holder of an ordered link knows that something old is still to come before what is new.
+async fn what_was_given_back_for_later_is_out<B: Broker>(broker: &B) {
+    let queue = broker.queue("later").await;
+    if !queue.keeps_order() {
+        return;
+    }
+    let out = async || queue.out().await.expect("the queue is there");
+    for body in ["1", "2"] {
+        broker.publish("later", message(body)).await;
+    }
+    assert_eq!(out().await.all, 0, "what is new was never given out");
+    for claimed in some(&queue, 2).await {
+        settle(&queue, &claimed, give_back(2 * WAIT)).await;
+    }
+    assert_eq!((out().await.all, out().await.later), (2, 2));
+    let next = broker.queue("later").await;
+    broker.publish("later", message("3")).await;
+    sleep(2 * WAIT + QUIET).await;
+    assert_eq!(out().await.all, 2, "they are due, and still go before what is new");
+    let mut pulled = some(&next, 2).await;
+    pulled.sort_by_key(|claimed| claimed.place.position);
+    assert_eq!(pulled.iter().map(|claimed| text(&claimed.message)).collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!((out().await.all, out().await.later), (2, 2), "they are claimed");
+    for claimed in pulled.iter().chain(&some(&next, 1).await) {
+        settle(&next, claimed, Settlement::Ack).await;
+    }
+    let waiting = async {
+        while out().await.all > 0 {
+            sleep(QUIET / 8).await;
+        }
+    };
+    assert!(timeout(PATIENCE, waiting).await.is_ok(), "what is settled is not out: {:?}", out().await);
 }
 
 async fn a_dead_letter_keeps_everything_and_is_decided_on_once<B: Broker>(broker: &B) {

@@ -123,11 +123,31 @@ impl<Q: Queue> Engine<Q> {
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return false;
         }
-        // A queue that has nothing to pull shows in no other way that it is there again.
-        if self.queue.standing().await.is_ok() {
+        self.look_again().await;
+        true
+    }
+
+    /// A queue that has nothing to pull shows in no other way that it is there again. What the link pauses for is not that.
+    pub(super) async fn look_again(&self) {
+        let pauses = self.progress.paused_until().is_some_and(|until| until > Instant::now());
+        if self.progress.is_troubled() && !pauses && self.queue.standing().await.is_ok() {
             self.progress.set(None);
         }
-        true
+    }
+
+    /// Waits until there is something to pull, and meanwhile looks whether what was not well is well again.
+    async fn ready(&self) -> Result<usize, Trouble> {
+        let looking = async {
+            while self.progress.is_troubled() {
+                tokio::time::sleep(PAUSE_MAX).await;
+                self.look_again().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ready = self.queue.ready() => ready,
+            () = looking => unreachable!("it has no end"),
+        }
     }
 
     /// Waits until there is something to do and leave to do it, and begins it.
@@ -163,7 +183,7 @@ impl<Q: Queue> Engine<Q> {
     /// Permits for the messages that wait: one at least, and as many more as are free at once.
     async fn gather(&self) -> Result<VecDeque<Turn>, Error> {
         let most = self.leave(PULL_MAX).await;
-        let waiting = self.queue.ready().await.map_err(Error::Internal)?;
+        let waiting = self.ready().await.map_err(Error::Internal)?;
         let most = waiting.clamp(1, most);
         let mut turns = VecDeque::from([self.turn().await?]);
         while turns.len() < most {

@@ -3,7 +3,7 @@
 //! A message that was given out before may have an outbox in the ledger: its handler said ok, and a node died before all
 //! was sent. Then the rest is sent, and the handler is not run again. Else, where the link has `dedupe`, a mark says whether
 //! the same was handled before, or is being handled now; then it is run, what it published is stored, sent, and the mark is
-//! set. Only after all of that is the message settled.
+//! set. Only after all of that is the message settled. While what it published cannot be sent, its twins wait.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -61,6 +61,7 @@ impl<Q: Queue> Engine<Q> {
         self.note_outcome(taken, &outcome);
         let record = self.refunded(taken).await;
         let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
+        let is_ok = settlement == Settlement::Ack;
         self.count(taken, &settlement);
         self.note_tried(taken, &settlement, &ran.digest).await;
         let settlement = match settlement {
@@ -68,7 +69,9 @@ impl<Q: Queue> Engine<Q> {
             Settlement::DeadLetter { reason, fault, .. } => Settlement::DeadLetter { reason, fault, ran },
             settlement => settlement,
         };
-        self.marked(mark, &settlement).await;
+        if let Mark::Ours(key) = mark {
+            self.marked(taken, &key, &settlement, is_ok).await;
+        }
         self.unless_paused(settlement)
     }
 
@@ -81,7 +84,11 @@ impl<Q: Queue> Engine<Q> {
         if taken.place.again
             && let Some(sends) = self.stored_outbox(taken).await?
         {
-            return Ok(Known::Settled(self.send_all(sends).await));
+            let settlement = self.send_all(sends).await;
+            if let Some(key) = self.mark_key(taken) {
+                self.marked(taken, &key, &settlement, true).await;
+            }
+            return Ok(Known::Settled(settlement));
         }
         Ok(match self.mark(taken).await? {
             Mark::Done => Known::Settled(Settlement::Ack),
@@ -300,11 +307,8 @@ async fn store_outbox<C>(ledger: &dyn Ledger, taken: &Taken<C>, sends: &[Outgoin
 impl<Q: Queue> Engine<Q> {
     /// Marks a message as being handled, unless it was or is.
     async fn mark(&self, taken: &Taken<Q::Claim>) -> Result<Mark, Trouble> {
-        let (Some(dedupe), Some(ledger)) = (&self.policy.dedupe, self.queue.ledger()) else { return Ok(Mark::None) };
-        let Some(key) = ledger::mark_key(dedupe, &taken.message, &taken.place) else { return Ok(Mark::None) };
-        let ours = ledger::running(&taken.place);
-        // As long as a run may take: where a node dies, a twin waits for so long.
-        let keep = self.policy.timeout + RUN_GRACE + super::queue::CLAIM;
+        let (Some(key), Some(ledger)) = (self.mark_key(taken), self.queue.ledger()) else { return Ok(Mark::None) };
+        let (ours, keep) = (ledger::running(&taken.place), self.runs_at_most());
         if ledger.swap(&key, None, Some(&ours), keep).await? {
             return Ok(Mark::Ours(key));
         }
@@ -319,23 +323,45 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// The run is over: the mark stays for the window, or goes.
-    async fn marked(&self, mark: Mark, settlement: &Settlement) {
-        let (Mark::Ours(key), Some(dedupe), Some(ledger)) = (mark, &self.policy.dedupe, self.queue.ledger()) else {
-            return;
+    fn mark_key(&self, taken: &Taken<Q::Claim>) -> Option<String> {
+        ledger::mark_key(self.policy.dedupe.as_ref()?, &taken.message, &taken.place)
+    }
+
+    /// As long as a run may take: where a node dies, a twin waits for so long.
+    fn runs_at_most(&self) -> Duration {
+        self.policy.timeout + RUN_GRACE + super::queue::CLAIM
+    }
+
+    /// The run is over. The mark stays for the window, or for as long as a run takes where the component said ok and what it
+    /// published is still to be sent, or goes.
+    async fn marked(&self, taken: &Taken<Q::Claim>, key: &str, settlement: &Settlement, is_ok: bool) {
+        let (Some(dedupe), Some(ledger)) = (&self.policy.dedupe, self.queue.ledger()) else { return };
+        let ours = ledger::running(&taken.place);
+        let (new, keep) = match settlement {
+            Settlement::Ack => (Some(DONE), dedupe.window),
+            Settlement::GiveBack { .. } if is_ok => (Some(&*ours), self.runs_at_most()),
+            _ => (None, Duration::ZERO),
         };
-        let new = (*settlement == Settlement::Ack).then_some(DONE);
         let what = "that a message was handled cannot be marked";
-        let written = self.persist(what, || write_mark(ledger, &key, new, dedupe.window).boxed());
+        let written = self.persist(what, || write_mark(ledger, key, &ours, new, keep).boxed());
         if written.await.is_none() {
             tracing::warn!(link = %self.link, "a twin of a message that was handled may be handled as well");
         }
     }
 }
 
-async fn write_mark(ledger: &dyn Ledger, key: &str, new: Option<&[u8]>, keep: Duration) -> Result<(), Trouble> {
+/// Only what was handled takes the place of a twin's mark.
+async fn write_mark(
+    ledger: &dyn Ledger,
+    key: &str,
+    ours: &[u8],
+    new: Option<&[u8]>,
+    keep: Duration,
+) -> Result<(), Trouble> {
     let held = ledger.read(key).await?;
-    match held.as_deref() == new || ledger.swap(key, held.as_deref(), new, keep).await? {
+    let is_theirs = held.as_deref().is_some_and(|held| held != ours);
+    let stays = if is_theirs { new != Some(DONE) } else { held.is_none() && new.is_none() };
+    match stays || ledger.swap(key, held.as_deref(), new, keep).await? {
         true => Ok(()),
         false => Err("someone else is at the mark".into()),
     }

@@ -4,15 +4,29 @@
 //! A lane holds the messages of one key, by their position. Its first may run when nothing of the key is under way, and
 //! nothing that stands before it was given back: what a lane has no room for goes back to the broker and is remembered
 //! until it comes again. A parked lane lets only a replay pass, and what is replayed well opens it again.
+//!
+//! A backlog of few keys must not go back and forth between the broker and full lanes. So a message is given back for about
+//! as long as its lane takes to come to it; and once [`LOOK_AHEAD`] are out so, nothing new is pulled but what lanes wait
+//! for, unless looking further found messages that could be held.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
 
 /// Messages that an ordered link may hold.
 pub const LOOK_AHEAD: usize = 256;
 /// Messages of one key among them.
 pub const LANE_MAX: usize = 32;
-/// Messages that were given back and are awaited. At the bound nothing more is pulled.
+/// Messages that were given back and are awaited. At the bound nothing new is pulled.
 pub const BACK_MAX: usize = 4_096;
+/// How long what has no room is given back for: no longer than a claim, since a new holder waits for it.
+pub(super) const BACK: Duration = Duration::from_secs(8);
+const BACK_MIN: Duration = Duration::from_millis(100);
+/// How long a lane takes for a message, until it is known.
+const PACE: Duration = Duration::from_millis(10);
+/// It is worth looking further while one of so many new messages can be held.
+const WORTH: usize = 32;
+/// How long nothing is pulled for a lane that waits, after what was due did not come.
+const LATE_MS: u64 = 500;
 /// How long after it was due a message that was given back is awaited, while the broker has nothing more to give out.
 const BACK_GRACE_MS: u64 = 30_000;
 
@@ -24,6 +38,13 @@ pub(super) struct Lanes<T> {
     turns: VecDeque<String>,
     held: usize,
     back: usize,
+    /// Messages that may be out for lanes that are not parked before nothing new is pulled.
+    reach: usize,
+    /// New messages since that was set, and how many of them could be held.
+    looked: usize,
+    kept: usize,
+    /// Until when nothing is pulled for a lane that waits.
+    late_ms: u64,
 }
 
 #[derive(Debug)]
@@ -31,17 +52,26 @@ struct Lane<T> {
     waiting: BTreeMap<u128, T>,
     /// Replays that wait for a parked lane.
     replays: VecDeque<(u128, T)>,
-    /// What is under way: where it stands, and whether it is a replay.
-    busy: Option<(u128, bool)>,
+    busy: Option<Busy>,
     parked: bool,
     /// What was given back, and when it is due.
     back: BTreeMap<u128, u64>,
+    /// How long it takes for a message.
+    pace: Duration,
+}
+
+/// What is under way: where it stands, whether it is a replay, and since when.
+#[derive(Debug)]
+struct Busy {
+    position: u128,
+    replay: bool,
+    since_ms: u64,
 }
 
 impl<T> Default for Lane<T> {
     fn default() -> Self {
         let (waiting, replays, back) = (BTreeMap::new(), VecDeque::new(), BTreeMap::new());
-        Self { waiting, replays, busy: None, parked: false, back }
+        Self { waiting, replays, busy: None, parked: false, back, pace: PACE }
     }
 }
 
@@ -63,17 +93,36 @@ pub(super) enum End {
 
 impl<T> Default for Lanes<T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), turns: VecDeque::new(), held: 0, back: 0 }
+        let (lanes, turns) = (HashMap::new(), VecDeque::new());
+        Self { lanes, turns, held: 0, back: 0, reach: LOOK_AHEAD, looked: 0, kept: 0, late_ms: 0 }
     }
 }
 
 impl<T> Lanes<T> {
-    /// How many more may be pulled. Where all room is taken and a lane waits for what was given back, one may.
-    pub(super) fn room(&self) -> usize {
-        match LOOK_AHEAD.saturating_sub(self.held) {
-            room if room > 0 && self.back < BACK_MAX => room,
-            _ => usize::from(self.lanes.values().any(Lane::is_blocked)),
+    /// How many more may be pulled. Where nothing new may be, as many as are due of what lanes wait for.
+    pub(super) fn room(&self, now_ms: u64) -> usize {
+        let held = LOOK_AHEAD.saturating_sub(self.held);
+        let new = BACK_MAX.saturating_sub(self.back).min(self.reach.saturating_sub(self.moving()));
+        if held.min(new) > 0 {
+            return held.min(new);
         }
+        if now_ms < self.late_ms {
+            return 0;
+        }
+        if held == 0 {
+            return usize::from(self.lanes.values().any(|lane| lane.is_blocked() && lane.due(now_ms) > 0));
+        }
+        self.lanes.values().map(|lane| lane.wants(now_ms)).sum::<usize>().min(held)
+    }
+
+    /// Whether nothing new is pulled before someone decides on what is parked.
+    pub(super) fn is_full(&self) -> bool {
+        self.back >= BACK_MAX && self.moving() == 0
+    }
+
+    /// Messages that are out for lanes that are not parked.
+    fn moving(&self) -> usize {
+        self.lanes.values().filter(|lane| !lane.parked).map(|lane| lane.back.len()).sum()
     }
 
     /// Messages that are held: those that wait and those under way.
@@ -87,21 +136,29 @@ impl<T> Lanes<T> {
         parked.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Holds a message that was pulled. Returns one that there is no room for: it is to be given back until `due_ms`, and
+    /// Holds a message that was pulled. Returns one that there is no room for, and how long it is to be given back for; it
     /// is remembered. Of one key those that stand first are held.
-    pub(super) fn offer(&mut self, key: &str, position: u128, replay: bool, message: T, due_ms: u64) -> Option<T> {
+    pub(super) fn offer(
+        &mut self,
+        key: &str,
+        position: u128,
+        replay: bool,
+        message: T,
+        now_ms: u64,
+    ) -> Option<(T, Duration)> {
         let lane = self.lanes.entry(key.to_owned()).or_default();
-        self.back -= usize::from(lane.back.remove(&position).is_some());
+        let is_new = lane.back.remove(&position).is_none();
+        self.back -= usize::from(!is_new);
         self.turns.push_back(key.to_owned());
         let is_full = lane.waiting.len() + lane.replays.len() >= LANE_MAX || self.held >= LOOK_AHEAD;
-        if lane.parked && replay && !is_full {
-            lane.replays.push_back((position, message));
+        let is_held = !is_full && (!lane.parked || replay);
+        if is_held {
+            match lane.parked {
+                true => lane.replays.push_back((position, message)),
+                false => drop(lane.waiting.insert(position, message)),
+            }
             self.held += 1;
-            return None;
-        }
-        if !lane.parked && !is_full {
-            lane.waiting.insert(position, message);
-            self.held += 1;
+            self.saw(is_new, is_held, now_ms);
             return None;
         }
         let (last, message) = match lane.waiting.last_entry() {
@@ -112,13 +169,33 @@ impl<T> Lanes<T> {
             }
             _ => (position, message),
         };
-        lane.back.insert(last, due_ms);
+        let wait = lane.wait(last, now_ms);
+        lane.back.insert(last, due(now_ms, wait));
         self.back += 1;
-        Some(message)
+        self.saw(is_new, is_held, now_ms);
+        Some((message, wait))
+    }
+
+    /// Whether a message is new that was pulled, and could be held: by that it is known whether to look further.
+    fn saw(&mut self, is_new: bool, is_held: bool, now_ms: u64) {
+        if self.back == 0 {
+            (self.reach, self.looked, self.kept) = (LOOK_AHEAD, 0, 0);
+        }
+        self.looked += usize::from(is_new);
+        self.kept += usize::from(is_new && is_held);
+        if is_held || !is_new || self.moving() < self.reach {
+            return;
+        }
+        if self.kept * WORTH >= self.looked {
+            (self.reach, self.looked, self.kept) = ((self.reach * 2).min(BACK_MAX), 0, 0);
+        } else if self.moving() > self.reach {
+            // It came in the place of what was due.
+            self.late_ms = now_ms + LATE_MS;
+        }
     }
 
     /// The next message that may run, with its key. Until [`Lanes::ended`] nothing else of that key is given.
-    pub(super) fn next(&mut self) -> Option<(String, T)> {
+    pub(super) fn next(&mut self, now_ms: u64) -> Option<(String, T)> {
         for _ in 0..self.turns.len() {
             let key = self.turns.pop_front()?;
             let lane = self.lanes.get_mut(&key)?;
@@ -127,7 +204,7 @@ impl<T> Lanes<T> {
                 continue;
             }
             if let Some((position, message, replay)) = lane.take() {
-                lane.busy = Some((position, replay));
+                lane.busy = Some(Busy { position, replay, since_ms: now_ms });
                 return Some((key, message));
             }
         }
@@ -135,9 +212,10 @@ impl<T> Lanes<T> {
     }
 
     /// What was given for a key has ended. Whether the key was parked by it or is no longer; `None`: neither.
-    pub(super) fn ended(&mut self, key: &str, end: End) -> Option<bool> {
+    pub(super) fn ended(&mut self, key: &str, end: End, now_ms: u64) -> Option<bool> {
         let lane = self.lanes.get_mut(key)?;
-        let (position, replay) = lane.busy.take()?;
+        let Busy { position, replay, since_ms } = lane.busy.take()?;
+        lane.pace = (lane.pace * 3 + Duration::from_millis(now_ms.saturating_sub(since_ms))) / 4;
         self.held -= 1;
         let before = lane.parked;
         match end {
@@ -159,11 +237,11 @@ impl<T> Lanes<T> {
         self.turn(key);
     }
 
-    /// Takes what waits in a parked lane, to be given back until `due_ms`: it would keep others from being held.
-    pub(super) fn hand_back(&mut self, key: &str, due_ms: u64) -> Vec<T> {
+    /// Takes what waits in a parked lane, to be given back for [`BACK`]: it would keep others from being held.
+    pub(super) fn hand_back(&mut self, key: &str, now_ms: u64) -> Vec<T> {
         let Some(lane) = self.lanes.get_mut(key) else { return Vec::new() };
         let waiting = std::mem::take(&mut lane.waiting);
-        lane.back.extend(waiting.keys().map(|position| (*position, due_ms)));
+        lane.back.extend(waiting.keys().map(|position| (*position, due(now_ms, BACK))));
         self.back += waiting.len();
         self.held -= waiting.len();
         waiting.into_values().collect()
@@ -230,6 +308,31 @@ impl<T> Lane<T> {
         !self.parked && self.busy.is_none() && waiting.zip(back).is_some_and(|(waiting, back)| back < waiting)
     }
 
+    /// How many are due of those that were given back.
+    fn due(&self, now_ms: u64) -> usize {
+        self.back.values().filter(|due_ms| **due_ms <= now_ms).count()
+    }
+
+    /// How many of those it has room for, once half of it is free.
+    fn wants(&self, now_ms: u64) -> usize {
+        match LANE_MAX.saturating_sub(self.waiting.len() + self.replays.len()) {
+            room if room >= LANE_MAX / 2 && !self.parked => room.min(self.due(now_ms)),
+            // What stands before all that waits takes the place of the last.
+            _ => usize::from(self.is_blocked() && self.due(now_ms) > 0),
+        }
+    }
+
+    /// For how long a message is given back: until about half of what is held then is off, at the pace of the lane.
+    fn wait(&self, position: u128, now_ms: u64) -> Duration {
+        if self.parked {
+            return BACK;
+        }
+        let under_way = self.busy.as_ref().map(|busy| Duration::from_millis(now_ms.saturating_sub(busy.since_ms)));
+        let before = self.waiting.len() + self.back.range(..position).count();
+        let before = u32::try_from(before.saturating_sub(LANE_MAX / 2)).unwrap_or(u32::MAX);
+        self.pace.max(under_way.unwrap_or_default()).saturating_mul(before).clamp(BACK_MIN, BACK)
+    }
+
     fn is_idle(&self) -> bool {
         !self.parked
             && self.busy.is_none()
@@ -237,6 +340,11 @@ impl<T> Lane<T> {
             && self.replays.is_empty()
             && self.back.is_empty()
     }
+}
+
+/// When what is given back for so long comes again.
+fn due(now_ms: u64, wait: Duration) -> u64 {
+    now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -257,7 +365,7 @@ mod tests {
 
     fn act(lanes: &mut Lanes<String>, line: &str) -> String {
         let words: Vec<_> = line.split(' ').collect();
-        let end = |lanes: &mut Lanes<String>, end| match lanes.ended(words[1], end) {
+        let end = |lanes: &mut Lanes<String>, end| match lanes.ended(words[1], end, 0) {
             None => "ended".to_owned(),
             Some(true) => "parked".to_owned(),
             Some(false) => "open".to_owned(),
@@ -265,17 +373,17 @@ mod tests {
         match words[0] {
             "pull" => {
                 let position = words[2].parse().unwrap();
-                match lanes.offer(words[1], position, words.len() > 3, format!("{}{}", words[1], words[2]), 1_000) {
+                match lanes.offer(words[1], position, words.len() > 3, format!("{}{}", words[1], words[2]), 0) {
                     None => "held".into(),
-                    Some(message) => format!("{message} goes back"),
+                    Some((message, _)) => format!("{message} goes back"),
                 }
             }
-            "next" => lanes.next().map_or("nothing".into(), |(_, message)| message),
+            "next" => lanes.next(0).map_or("nothing".into(), |(_, message)| message),
             "off" => end(lanes, End::Off),
             "continue" => end(lanes, End::Continue),
             "park" => {
                 let parked = end(lanes, End::Park);
-                format!("{parked}; {:?} go back", lanes.hand_back(words[1], 1_000))
+                format!("{parked}; {:?} go back", lanes.hand_back(words[1], 0))
             }
             "back" => end(lanes, End::Back { due_ms: 1_000 }),
             "open" => {
@@ -364,13 +472,101 @@ mod tests {
     fn one_key_takes_no_more_than_its_share_of_the_look_ahead() {
         let mut lanes = Lanes::default();
         let offered = (0..100).filter(|position| lanes.offer("hot", *position, false, (), 0).is_none()).count();
-        assert_eq!((offered, lanes.room()), (LANE_MAX, LOOK_AHEAD - LANE_MAX));
+        assert_eq!((offered, lanes.room(0)), (LANE_MAX, LOOK_AHEAD - (100 - LANE_MAX)));
         for position in 100..1_000 {
             let _ = lanes.offer(&format!("key {position}"), position, false, (), 0);
         }
-        assert_eq!((lanes.held(), lanes.room()), (LOOK_AHEAD, 0));
-        let back = (1_000..10_000).filter(|position| lanes.offer("hot", *position, false, (), 0).is_some()).count();
-        assert_eq!((back, lanes.room()), (9_000, 0));
+        assert_eq!((lanes.held(), lanes.room(0)), (LOOK_AHEAD, 0));
+        let back = (1_000..6_000).filter(|position| lanes.offer("hot", *position, false, (), 0).is_some()).count();
+        assert_eq!((back, lanes.room(0)), (5_000, 0));
+    }
+
+    /// As a new holder takes it over: more than may be out, and all of a few keys.
+    #[test]
+    fn a_lane_that_has_nothing_but_what_is_out_gets_that() {
+        let mut lanes = Lanes::default();
+        for position in 0..6_000 {
+            let _ = lanes.offer(&format!("key {}", position % 4), position, false, position, 0);
+        }
+        assert_eq!((lanes.held(), lanes.back), (4 * LANE_MAX, 6_000 - 4 * LANE_MAX));
+        while let Some((key, _)) = lanes.next(0) {
+            lanes.ended(&key, End::Off, 0);
+        }
+        assert_eq!((lanes.held(), lanes.room(0)), (0, 0), "nothing is due yet");
+        let later_ms = due(0, BACK);
+        assert_eq!(lanes.room(later_ms), 4 * LANE_MAX, "what the lanes have room for");
+        assert_eq!(lanes.offer("key 1", 4 * 32 + 1, false, 129, later_ms), None);
+        assert_eq!(lanes.next(later_ms), Some(("key 1".into(), 129)));
+    }
+
+    #[test]
+    fn a_key_that_stands_still_keeps_no_others_from_being_found_and_is_not_pulled_again_and_again() {
+        // Of sixteen messages one is of another key, until the queue has only the one that stands still.
+        let (mut lanes, mut now_ms, mut position, mut waits) = (Lanes::default(), 0, 0u128, Vec::new());
+        let (mut others, mut given_back) = (0, 0);
+        while now_ms < 60_000 {
+            let came = |(due_ms, _): &mut (u64, u128)| *due_ms <= now_ms;
+            let room = lanes.room(now_ms);
+            let mut pulled: Vec<_> = waits.extract_if(.., came).take(room).map(|(_, position)| position).collect();
+            while pulled.len() < room {
+                pulled.push(position);
+                position += 1;
+            }
+            for position in pulled {
+                let key = if position % 16 == 3 && position < 20_000 { format!("{position}") } else { "still".into() };
+                if let Some((position, wait)) = lanes.offer(&key, position, false, position, now_ms) {
+                    given_back += 1;
+                    waits.push((due(now_ms, wait), position));
+                }
+            }
+            while let Some((key, _)) = lanes.next(now_ms) {
+                if key != "still" {
+                    lanes.ended(&key, End::Off, now_ms);
+                    others += 1;
+                }
+            }
+            now_ms += 20;
+        }
+        assert!(others > 250, "{others}: found among {BACK_MAX} that wait");
+        assert!(given_back < BACK_MAX * 3, "{given_back}");
+    }
+
+    /// A broker that gives out first what is due, then what is new, and a handler that takes 10 ms.
+    #[test]
+    fn a_backlog_of_few_keys_is_given_back_about_once_and_its_lanes_do_not_wait_for_it() {
+        for keys in [1, 2] {
+            let (mut lanes, mut now_ms, mut next, mut done, mut given_back) = (Lanes::default(), 0, 0u128, 0, 0);
+            let (mut waits, mut running) = (Vec::<(u64, u128)>::new(), Vec::<(u64, String)>::new());
+            while done < 2_000 {
+                for (_, key) in running.extract_if(.., |(ends_ms, _)| *ends_ms <= now_ms) {
+                    lanes.ended(&key, End::Off, now_ms);
+                    done += 1;
+                }
+                let room = lanes.room(now_ms);
+                waits.sort_unstable();
+                let due_now = waits.partition_point(|(due_ms, _)| *due_ms <= now_ms).min(room);
+                let mut pulled: Vec<_> = waits.drain(..due_now).map(|(_, position)| position).collect();
+                while pulled.len() < room && next < 2_000 {
+                    pulled.push(next);
+                    next += 1;
+                }
+                pulled.sort_unstable();
+                for position in pulled {
+                    let key = format!("{}", position % keys);
+                    if let Some((position, wait)) = lanes.offer(&key, position, false, position, now_ms) {
+                        given_back += 1;
+                        waits.push((due(now_ms, wait), position));
+                    }
+                }
+                while let Some((key, _)) = lanes.next(now_ms) {
+                    running.push((now_ms + 10, key));
+                }
+                now_ms += 1;
+            }
+            let least_ms = 2_000 / u64::try_from(keys).unwrap() * 10;
+            assert!(now_ms < least_ms * 11 / 10, "{keys} keys: {now_ms} ms");
+            assert!(given_back < 2_000 * 2, "{keys} keys: {given_back}");
+        }
     }
 
     /// A broker that gives messages out in whatever order it likes, and runs that end as they like.
@@ -387,34 +583,36 @@ mod tests {
             let (mut next_new, mut steps) = (0, 0);
             while handled.values().map(Vec::len).sum::<usize>() < 200 {
                 steps += 1;
+                let now_ms = steps;
                 assert!(steps < 100_000, "seed {seed}: {lanes:?}, {broker:?}");
                 let old: Vec<_> = broker.iter().copied().filter(|position| *position < next_new).collect();
                 let pulled = match old.len() {
-                    0 if lanes.room() > 0 && next_new < 200 => Some(next_new),
+                    0 if lanes.room(now_ms) > 0 && next_new < 200 => Some(next_new),
                     0 => None,
                     count => Some(old[draw(count)]),
                 };
-                if let Some(position) = pulled.filter(|_| lanes.room() > 0 && draw(3) > 0) {
+                if let Some(position) = pulled.filter(|_| lanes.room(now_ms) > 0 && draw(3) > 0) {
                     next_new = next_new.max(position + 1);
                     broker.retain(|known| *known != position);
-                    broker.extend(lanes.offer(&key(position), position, false, position, 0));
+                    let back = lanes.offer(&key(position), position, false, position, now_ms);
+                    broker.extend(back.map(|(position, _)| position));
                 }
-                running.extend(lanes.next());
+                running.extend(lanes.next(now_ms));
                 if !running.is_empty() && draw(2) == 0 {
                     let (key, position) = running.swap_remove(draw(running.len()));
                     if draw(4) == 0 {
                         broker.push(position);
-                        lanes.ended(&key, End::Back { due_ms: 0 });
+                        lanes.ended(&key, End::Back { due_ms: 0 }, now_ms);
                     } else {
                         handled.entry(key.clone()).or_default().push(position);
-                        lanes.ended(&key, End::Off);
+                        lanes.ended(&key, End::Off, now_ms);
                     }
                 }
             }
             for (key, positions) in handled {
                 assert!(positions.is_sorted(), "seed {seed}, key {key}: {positions:?}");
             }
-            assert_eq!((lanes.held(), lanes.room()), (0, LOOK_AHEAD));
+            assert_eq!((lanes.held(), lanes.room(steps)), (0, LOOK_AHEAD));
         }
     }
 }

@@ -35,7 +35,7 @@ pub use letter::{DeadLetter, Fate, Ran};
 pub use policy::{KILLS_MAX, RETRY_AFTER_MAX, Reason, Record, Settlement, begin, settle};
 pub use progress::{Counts, OUTCOMES, PAUSED, Progress};
 pub use queue::{
-    CLAIM, Claimed, EXTEND_EVERY, LEDGER_KEY_BYTES_MAX, LEDGER_VALUE_BYTES_MAX, Ledger, PULL_MAX, Place, Queue,
+    CLAIM, Claimed, EXTEND_EVERY, LEDGER_KEY_BYTES_MAX, LEDGER_VALUE_BYTES_MAX, Ledger, Out, PULL_MAX, Place, Queue,
     Standing, Trouble,
 };
 pub use running::Running;

@@ -17,21 +17,21 @@ use trellis_wire::{Error, OnDeadLetter};
 
 use super::engine::{Engine, PAUSE_MAX, PAUSE_MIN, Turn};
 use super::held::Taken;
-use super::lanes::{BACK_MAX, End, LOOK_AHEAD, Lanes};
+use super::lanes::{BACK, End, LOOK_AHEAD, Lanes};
 use super::ledger::{self, KEPT, PARKED};
 use super::policy::Settlement;
 use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
 
 /// How long after another's claims ended the first message is pulled: brokers are not punctual.
 const CLAIMS_OVER: Duration = Duration::from_secs(2);
-/// How long what has no room is given back for. No longer than a claim: a new holder waits for that.
-const BACK: Duration = Duration::from_secs(8);
-/// Messages that a new holder takes over before it begins, and how long it waits for them.
-const OUT_MAX: usize = LOOK_AHEAD + BACK_MAX;
+/// Messages that a new holder takes over before it begins, which is more than one holder has out, and how long it waits for
+/// them.
+const OUT_MAX: usize = 8_192;
 const OUT_WAIT_MAX: Duration = Duration::from_secs(60);
-/// Messages that are given back at one time when a link ends.
+/// Messages that are given back at one time.
 const GIVING_BACK_MAX: usize = 32;
-/// How often it is looked whether someone decided on a parked key.
+/// How often it is looked whether there is room, where there was none, and whether someone decided on a parked key.
+const ROOM_EVERY: Duration = Duration::from_millis(100);
 const DECIDED_EVERY: Duration = Duration::from_secs(2);
 
 /// A key, and what came of its message.
@@ -159,6 +159,15 @@ impl<Q: Queue> Engine<Q> {
         self.progress.now_ms().saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// Gives messages back, each for so long.
+    async fn give_back(&self, back: Vec<(Taken<Q::Claim>, Duration)>) {
+        let given_back =
+            futures::stream::iter(back).for_each_concurrent(GIVING_BACK_MAX, |(taken, after)| async move {
+                self.settle(&taken, &Settlement::GiveBack { after }).await;
+            });
+        given_back.await;
+    }
+
     /// A turn, once the link does not pause.
     async fn turn_in_order(&self) -> Result<Turn, Error> {
         self.leave(1).await;
@@ -219,43 +228,59 @@ impl<Q: Queue> Term<Q> {
     /// Takes what was out when this term began, and puts it in order. Nothing of it is run before.
     async fn take_over(&mut self) -> Result<(), Trouble> {
         let (engine, began) = (self.engine.clone(), Instant::now());
+        self.until_due(began).await?;
         let mut claimed = Vec::new();
-        let mut out = engine.queue.standing().await?.claimed;
-        if out > 0 {
-            engine.progress.set(Some(format!("{out} messages are out with others: their claims are waited for")));
-            tokio::select! { () = sleep(CLAIM + CLAIMS_OVER) => {}, () = self.over.cancelled() => return Ok(()) }
-        }
-        // A broker that is started anew meanwhile lets claims begin anew.
-        while out > 0 && claimed.len() < OUT_MAX && !self.over.is_cancelled() {
-            if began.elapsed() > OUT_WAIT_MAX {
-                tracing::warn!(link = %engine.link, out, "messages stay out with others, and may come late");
+        loop {
+            let missing = engine.queue.out().await?.all.saturating_sub(claimed.len() as u64);
+            if missing == 0 || self.over.is_cancelled() {
                 break;
             }
-            let pulled = engine.queue.pull(PULL_MAX).await?;
+            if claimed.len() >= OUT_MAX || began.elapsed() > OUT_WAIT_MAX {
+                tracing::warn!(link = %engine.link, missing, "messages stay out with others, and may come late");
+                break;
+            }
+            let most = usize::try_from(missing).unwrap_or(PULL_MAX).min(PULL_MAX);
+            let pulled = engine.queue.pull(most).await?;
             if pulled.is_empty() {
                 sleep(PAUSE_MIN).await;
             }
             claimed.extend(pulled.into_iter().filter_map(|claimed| engine.held.take(claimed)));
-            out = engine.queue.standing().await?.claimed.saturating_sub(claimed.len() as u64);
         }
         // The one before may have parked some until its end.
         for key in engine.parked_keys().await? {
             self.lanes.park(&key, true);
         }
         engine.progress.set(None);
-        claimed.sort_by_key(|taken| taken.place.position);
-        for taken in claimed {
-            self.offer(taken).await;
+        self.offer(claimed).await;
+        Ok(())
+    }
+
+    /// Waits until all that is out may be pulled, so that nothing new is pulled in its place. A broker that is started anew
+    /// meanwhile lets claims begin anew.
+    async fn until_due(&self, began: Instant) -> Result<(), Trouble> {
+        let (engine, mut told) = (&self.engine, false);
+        while began.elapsed() < CLAIM + CLAIMS_OVER && !self.over.is_cancelled() {
+            let later = engine.queue.out().await?.later;
+            if later == 0 {
+                break;
+            }
+            if !std::mem::replace(&mut told, true) {
+                let why = format!("{later} messages are out with others: their claims are waited for");
+                engine.progress.set(Some(why));
+            }
+            sleep(PAUSE_MIN).await;
         }
         Ok(())
     }
 
     /// Waits for something to pull while there is room and leave for it.
     async fn ready(&self) -> Result<usize, Trouble> {
-        let room = self.lanes.room();
-        if room == 0 {
-            return std::future::pending().await;
-        }
+        let room = loop {
+            match self.lanes.room(self.engine.progress.now_ms()) {
+                0 => sleep(ROOM_EVERY).await,
+                room => break room,
+            }
+        };
         let most = match self.engine.progress.paused_since_ms() {
             None => room.min(PULL_MAX),
             // One to try: nothing is pulled in advance of that.
@@ -275,30 +300,29 @@ impl<Q: Queue> Term<Q> {
                         tracing::warn!(link = %self.engine.link, gone, "messages that were given back are gone from the queue");
                     }
                 }
-                let mut taken: Vec<_> =
-                    pulled.into_iter().filter_map(|claimed| self.engine.held.take(claimed)).collect();
-                taken.sort_by_key(|taken| taken.place.position);
-                for taken in taken {
-                    self.offer(taken).await;
-                }
+                let taken = pulled.into_iter().filter_map(|claimed| self.engine.held.take(claimed));
+                self.offer(taken.collect()).await;
             }
             Err(why) => self.trouble(why).await,
         }
     }
 
-    /// Holds a message, or gives it back where there is no room for it.
-    async fn offer(&mut self, taken: Taken<Q::Claim>) {
+    /// Holds messages, begins what may run, and gives back what there is no room for.
+    async fn offer(&mut self, mut taken: Vec<Taken<Q::Claim>>) {
         let Some(order) = &self.engine.policy.order_by else { return };
-        let (key, replay) = (ledger::order_key(order, &taken.message), taken.place.replay_of.is_some());
-        let position = taken.place.position.unwrap_or_default();
-        let due_ms = self.engine.due_ms(BACK);
-        if let Some(taken) = self.lanes.offer(&key, position, replay, taken, due_ms) {
-            self.engine.settle(&taken, &Settlement::GiveBack { after: BACK }).await;
+        taken.sort_by_key(|taken| taken.place.position);
+        let (mut back, now_ms) = (Vec::new(), self.engine.progress.now_ms());
+        for taken in taken {
+            let (key, replay) = (ledger::order_key(order, &taken.message), taken.place.replay_of.is_some());
+            let position = taken.place.position.unwrap_or_default();
+            back.extend(self.lanes.offer(&key, position, replay, taken, now_ms));
         }
+        self.begin_what_may();
+        self.engine.give_back(back).await;
     }
 
     fn begin_what_may(&mut self) {
-        while let Some((key, taken)) = self.lanes.next() {
+        while let Some((key, taken)) = self.lanes.next(self.engine.progress.now_ms()) {
             let (engine, ended, over) = (self.engine.clone(), self.ended.clone(), self.over.clone());
             self.runs.spawn(async move {
                 let end = engine.see_through(taken, key.clone(), over).await;
@@ -309,11 +333,11 @@ impl<Q: Queue> Term<Q> {
     }
 
     async fn ended(&mut self, key: &str, end: End) {
-        match self.lanes.ended(key, end) {
+        let now_ms = self.engine.progress.now_ms();
+        match self.lanes.ended(key, end, now_ms) {
             Some(true) => {
-                for taken in self.lanes.hand_back(key, self.engine.due_ms(BACK)) {
-                    self.engine.settle(&taken, &Settlement::GiveBack { after: BACK }).await;
-                }
+                let waiting = self.lanes.hand_back(key, now_ms);
+                self.engine.give_back(waiting.into_iter().map(|taken| (taken, BACK)).collect()).await;
             }
             Some(false) => self.open(key).await,
             None => {}
@@ -334,10 +358,12 @@ impl<Q: Queue> Term<Q> {
     /// Whether someone decided on a parked key.
     async fn look(&mut self) {
         if self.lanes.parked().is_empty() {
+            self.engine.look_again().await;
             return;
         }
         match self.engine.parked_keys().await {
             Ok(still) => {
+                self.tell();
                 for key in self.lanes.parked().into_iter().filter(|key| !still.contains(key)) {
                     self.lanes.park(&key, false);
                 }
@@ -349,7 +375,7 @@ impl<Q: Queue> Term<Q> {
     /// Says what is parked, or that all is well.
     fn tell(&self) {
         let parked = self.lanes.parked().len();
-        let full = if self.lanes.room() == 0 { "; nothing more can be held until someone decides" } else { "" };
+        let full = if self.lanes.is_full() { "; nothing more can be held until someone decides" } else { "" };
         let told = (parked > 0).then(|| {
             format!(
                 "{parked} keys are parked behind a dead letter: `trellis dead-letters list`, then replay or drop{full}"
@@ -378,11 +404,8 @@ impl<Q: Queue> Term<Q> {
             self.runs.shutdown().await;
             return;
         }
-        let (waiting, engine) = (self.lanes.take_all(), &self.engine);
-        let given_back = futures::stream::iter(waiting).for_each_concurrent(GIVING_BACK_MAX, |taken| async move {
-            engine.settle(&taken, &Settlement::GiveBack { after: Duration::ZERO }).await;
-        });
-        given_back.await;
+        let waiting = self.lanes.take_all().into_iter().map(|taken| (taken, Duration::ZERO));
+        self.engine.give_back(waiting.collect()).await;
         drop(self.ended);
         while self.runs.join_next().await.is_some() {}
     }

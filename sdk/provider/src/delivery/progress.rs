@@ -111,6 +111,10 @@ impl Progress {
         *lock(&self.trouble) = trouble;
     }
 
+    pub(super) fn is_troubled(&self) -> bool {
+        lock(&self.trouble).is_some()
+    }
+
     pub(super) fn pause(&self, why: Trouble, for_: Duration) {
         self.set(Some(why));
         *lock(&self.paused_until) = Some(Instant::now() + for_);

@@ -74,6 +74,16 @@ pub trait Queue: Send + Sync + 'static {
     /// The broker is not there.
     async fn standing(&self) -> Result<Standing, Trouble>;
 
+    /// What was given out before and is not settled for good: an ordered link begins with that. Where the broker cannot tell
+    /// more, all that [`Standing::claimed`] counts.
+    ///
+    /// # Errors
+    /// The broker is not there.
+    async fn out(&self) -> Result<Out, Trouble> {
+        let all = self.standing().await?.claimed;
+        Ok(Out { all, later: all })
+    }
+
     /// Up to `max` dead letters of this queue and component after the one of this id, or from the oldest on, in the order
     /// in which they were given up.
     ///
@@ -155,6 +165,15 @@ pub struct Place {
     pub name: Option<String>,
     /// The id of the dead letter that it was, if it is replayed.
     pub replay_of: Option<String>,
+}
+
+/// Messages that were given out before, on whatever node, and are not settled, or were given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Out {
+    /// All of them: those that are claimed, and those that wait, be it for a time to come.
+    pub all: u64,
+    /// Those of them that no pull brings yet.
+    pub later: u64,
 }
 
 /// How a queue stands at one moment.

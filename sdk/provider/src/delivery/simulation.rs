@@ -19,7 +19,7 @@ use trellis_wire::{
 };
 
 use super::policy::{Record, Settlement};
-use super::queue::{CLAIM, Claimed, Ledger, Place, Queue, Standing, Trouble};
+use super::queue::{CLAIM, Claimed, Ledger, Out, Place, Queue, Standing, Trouble};
 use super::{DeadLetter, Engine, Fate, Ran, Trigger as _};
 use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Trial, Want};
 
@@ -30,6 +30,9 @@ struct Broker {
     letters: BTreeMap<u64, DeadLetter>,
     ledger: BTreeMap<String, (Instant, Bytes)>,
     next: u64,
+    /// It does not answer; and how often it does not say how it stands when it does again.
+    away: bool,
+    silent: u32,
 }
 
 struct Stored {
@@ -74,8 +77,8 @@ impl Broker {
             stored.claim.is_none() && stored.due.is_none_or(|due| due <= Instant::now())
         };
         let waiting: Vec<_> = self.messages.iter().filter(waits).collect();
-        let first = waiting.iter().find(|(_, stored)| stored.due.is_some()).or_else(|| waiting.first());
-        first.map(|(sequence, _)| **sequence)
+        let back = waiting.iter().filter(|(_, stored)| stored.due.is_some()).min_by_key(|(_, stored)| stored.due);
+        back.or_else(|| waiting.first()).map(|(sequence, _)| **sequence)
     }
 }
 
@@ -99,7 +102,8 @@ impl Sight {
                 return Err("the broker stumbles".into());
             }
         }
-        Ok(self.broker.lock().unwrap())
+        let broker = self.broker.lock().unwrap();
+        if broker.away { Err("the broker is away".into()) } else { Ok(broker) }
     }
 
     async fn alive(&self) {
@@ -213,10 +217,21 @@ impl Queue for Sight {
     }
 
     async fn standing(&self) -> Result<Standing, Trouble> {
-        let broker = self.broker().await?;
-        let claimed = broker.messages.values().filter(|stored| stored.claim.is_some() || stored.due.is_some()).count();
+        let mut broker = self.broker().await?;
+        if broker.silent > 0 {
+            broker.silent -= 1;
+            return Err("the broker does not say how it stands".into());
+        }
+        let claimed = broker.messages.values().filter(|stored| stored.claim.is_some()).count();
         let waiting = broker.messages.len() - claimed;
         Ok(Standing { waiting: waiting as u64, claimed: claimed as u64, oldest_age: None, dead: None })
+    }
+
+    async fn out(&self) -> Result<Out, Trouble> {
+        let (broker, now) = (self.broker().await?, Instant::now());
+        let out = || broker.messages.values().filter(|stored| stored.claim.is_some() || stored.due.is_some());
+        let later = |stored: &&Stored| stored.claim.is_some_and(|(_, ends)| ends > now) || stored.due > Some(now);
+        Ok(Out { all: out().count() as u64, later: out().filter(later).count() as u64 })
     }
 
     async fn letters(&self, _: Option<&str>, _: usize) -> Result<Vec<DeadLetter>, Trouble> {
@@ -276,6 +291,8 @@ struct World {
     sent: Vec<String>,
     running: BTreeSet<String>,
     overlapped: bool,
+    /// Nobody takes what handlers publish.
+    full: bool,
     /// What the lattice thinks of the code that runs first.
     first_code: Option<Trial>,
 }
@@ -350,7 +367,11 @@ impl PermitSource for Node {
         }
         sleep(Duration::from_millis(1)).await;
         self.sight.alive().await;
-        self.world.lock().unwrap().sent.push(outgoing.message.id);
+        let mut world = self.world.lock().unwrap();
+        if world.full {
+            return Err(CallError::Unavailable("the stream is full".into()));
+        }
+        world.sent.push(outgoing.message.id);
         Ok(())
     }
 }
@@ -522,14 +543,21 @@ async fn with_crashes_and_a_broker_that_stumbles_every_message_is_accounted_for(
 
 #[tokio::test(start_paused = true)]
 async fn in_order_per_key_across_crashes_retries_and_changes_of_the_holder() {
-    for seed in 0..20 {
+    // All that waits can be held at once, or lanes are full and more waits than may be out.
+    for (seed, (keys, count)) in (0..20).zip([(6, 120), (2, 400)].into_iter().cycle()) {
         let mut random = StdRng::seed_from_u64(seed);
         let policy = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
         let mut lattice = Lattice { stumbles: 40, ..Lattice::new(policy, seed * 1_000) };
-        for i in 0..120 {
-            // Fewer than half fail on their first attempt: else the trigger would pause by itself.
-            let word = ["ok", "ok", "busy", "ok", "ok", "retry-once", "trap-once", "dead"][random.random_range(0..8)];
-            lattice.publish(&format!("key{}", random.random_range(0..6)), &format!("{word} {i}"), &[]);
+        for i in 0..count {
+            // Far fewer than half fail on their first attempt: else the trigger would pause by itself.
+            let word = match random.random_range(0..12) {
+                0 => "retry-once",
+                1 => "trap-once",
+                2 => "dead",
+                3 => "busy",
+                _ => "ok",
+            };
+            lattice.publish(&format!("key{}", random.random_range(0..keys)), &format!("{word} {i}"), &[]);
         }
         let mut nodes: Vec<_> = (0..3).map(|_| lattice.node()).collect();
         for token in 1..5 {
@@ -709,6 +737,47 @@ async fn twins_are_handled_once_and_a_concurrent_one_waits() {
     lattice.publish("q", "ok 6", &[("order", "7")]);
     lattice.until_empty().await;
     assert!(lattice.handled().contains(&"ok 6".into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn twins_wait_until_what_the_first_published_is_sent() {
+    let window = Duration::from_secs(600);
+    let policy = Delivery { dedupe: Some(Dedupe { key: DedupeKey::Header("Order".into()), window }), ..soon() };
+    let mut lattice = Lattice::new(policy, 1);
+    lattice.world.lock().unwrap().full = true;
+    lattice.publish("q", "publish 1 first", &[("order", "7")]);
+    let _nodes = [lattice.node(), lattice.node()];
+    sleep(Duration::from_secs(2)).await;
+    lattice.publish("q", "publish 1 second", &[("order", "7")]);
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!((lattice.begun("publish 1 first"), lattice.begun("publish 1 second")), (1, 0));
+    lattice.world.lock().unwrap().full = false;
+    lattice.until_empty().await;
+    lattice.publish("q", "publish 1 third", &[("order", "7")]);
+    lattice.until_empty().await;
+    assert_eq!(lattice.world.lock().unwrap().sent, ["1-0"]);
+    assert_eq!((lattice.begun("publish 1 second"), lattice.begun("publish 1 third")), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_link_is_well_again_when_its_broker_is() {
+    for order_by in [None, Some(OrderBy::Subject)] {
+        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+        let node = lattice.node();
+        node.lease.set(Some(Token(1)));
+        sleep(Duration::from_secs(1)).await;
+        lattice.broker.lock().unwrap().away = true;
+        sleep(Duration::from_secs(30)).await;
+        assert!(node.engine.progress().health().is_err());
+        {
+            let mut broker = lattice.broker.lock().unwrap();
+            // What was asked while it was away fails when it is back.
+            (broker.away, broker.silent) = (false, 2);
+        }
+        sleep(Duration::from_secs(30)).await;
+        assert_eq!(node.engine.progress().health(), Ok(()));
+        node.ends().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
