@@ -85,6 +85,18 @@ pub(crate) enum Ca {
 }
 
 impl Settings {
+    /// The lattice's own server, and the node itself.
+    pub(crate) fn own(options: &Options) -> Self {
+        Self {
+            urls: list(options.default_url.as_deref().unwrap_or(URL_DEFAULT)).map(Into::into).collect(),
+            urls_key: "url",
+            auth: options.auth.clone(),
+            ca: options.tls.ca.clone().map(Ca::File),
+            identity: options.tls.identity.clone(),
+            inbox: Inbox::Below(options.inbox_prefix.clone().unwrap_or_else(|| INBOX_DEFAULT.into())),
+        }
+    }
+
     /// What the node has for the lattice's server goes nowhere else, and gives way to what the link brings.
     pub(crate) fn read(link: &Link, options: &Options) -> Result<Self, LinkError> {
         let config = &link.config;

@@ -59,7 +59,15 @@ impl Connections {
 
     /// The connection that a link's configuration asks for.
     pub(crate) async fn get(&self, link: &Link) -> Result<Arc<Connection>, LinkError> {
-        let settings = Settings::read(link, &self.options)?;
+        self.to(Settings::read(link, &self.options)?).await
+    }
+
+    /// The connection to the lattice's own server, as the node itself.
+    pub(crate) async fn own(&self) -> Result<Arc<Connection>, LinkError> {
+        self.to(Settings::own(&self.options)).await
+    }
+
+    async fn to(&self, settings: Settings) -> Result<Arc<Connection>, LinkError> {
         let mut open = self.open.lock().await;
         if let Some(connection) = open.get(&settings).and_then(Weak::upgrade) {
             return Ok(connection);
@@ -83,6 +91,13 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Waits until it stands, or has failed for so long.
+    pub(crate) async fn stands(&self, at_most: Duration) {
+        let mut state = self.state.clone();
+        // What is wrong then, who uses it is told.
+        let _ = tokio::time::timeout(at_most, state.wait_for(Result::is_ok)).await;
+    }
+
     /// JetStream on this connection, in a domain if one is named.
     pub(crate) fn jetstream(&self, domain: Option<&str>) -> Context {
         let client = self.client.clone();

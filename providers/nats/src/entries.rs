@@ -18,6 +18,8 @@ use crate::clock::ServerClock;
 pub(crate) const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 /// Keys in one list.
 const KEYS_MAX: usize = 10_000;
+/// On how many servers is kept what must not be lost: the first of these that the system has.
+pub(crate) const REPLICAS: &[usize] = &[3, 1];
 /// The end of an entry before its value: milliseconds since 1970 by the server's clock, big-endian.
 const END_BYTES: usize = 8;
 
@@ -25,16 +27,14 @@ const END_BYTES: usize = 8;
 pub(crate) struct Bucket {
     pub(crate) context: Context,
     pub(crate) name: String,
-    /// On how many servers it is made: the first of these that the system has.
-    replicas: &'static [usize],
     clock: Arc<ServerClock>,
     store: OnceCell<Store>,
 }
 
 impl Bucket {
     /// One whose entries end by this clock.
-    pub(crate) fn new(context: Context, name: String, replicas: &'static [usize], clock: Arc<ServerClock>) -> Self {
-        Self { context, name, replicas, clock, store: OnceCell::new() }
+    pub(crate) fn new(context: Context, name: String, clock: Arc<ServerClock>) -> Self {
+        Self { context, name, clock, store: OnceCell::new() }
     }
 
     pub(crate) async fn store(&self) -> Result<&Store, Trouble> {
@@ -46,7 +46,7 @@ impl Bucket {
             return Ok(store);
         }
         let config = kv::Config { bucket: self.name.clone(), history: 1, max_age: KEPT, ..kv::Config::default() };
-        make(&self.context, config, self.replicas).await.map_err(|why| self.failed(why))
+        make(&self.context, config, REPLICAS).await.map_err(|why| self.failed(why))
     }
 
     pub(crate) fn failed(&self, why: impl std::fmt::Display) -> Trouble {

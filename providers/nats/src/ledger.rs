@@ -20,8 +20,6 @@ pub(crate) const FAULT_BYTES_MAX: usize = 4 * 1_024;
 /// Writings that are looked at for messages that a killed server may give out as if they were new: many times what it
 /// forgets.
 const NOTED_MAX: u64 = 10_000;
-/// On how many servers the bucket is made.
-const REPLICAS: &[usize] = &[1];
 
 /// The ledger of one consumer.
 pub(crate) struct KvLedger {
@@ -59,7 +57,7 @@ impl Entry {
 
 impl KvLedger {
     pub(crate) fn new(context: Context, stream: &str, consumer: String, clock: Arc<ServerClock>) -> Self {
-        let bucket = Arc::new(Bucket::new(context, format!("TRELLIS_LEDGER_{stream}"), REPLICAS, clock));
+        let bucket = Arc::new(Bucket::new(context, format!("TRELLIS_LEDGER_{stream}"), clock));
         let entries = Entries::new(&bucket, format!("{consumer}.x"));
         Self { bucket, consumer, entries }
     }

@@ -17,9 +17,6 @@ use crate::clock::ServerClock;
 use crate::connection::Connection;
 use crate::entries::{Bucket, Entries};
 
-/// On how many servers the bucket is made: the first of these that the system has.
-const REPLICAS: &[usize] = &[3, 1];
-
 /// The ledgers of the lattice.
 pub struct Ledgers(Arc<Place>);
 
@@ -53,7 +50,7 @@ impl Place {
             let connection = self.nats.connections.get(&self.link).await.map_err(|why| why.to_string())?;
             let (name, context) = (self.link.config.get("bucket").unwrap_or_default(), connection.jetstream(None));
             let clock = Arc::new(ServerClock::new(context.clone(), format!("KV_{name}")));
-            let bucket = Arc::new(Bucket::new(context, name.into(), REPLICAS, clock.clone()));
+            let bucket = Arc::new(Bucket::new(context, name.into(), clock.clone()));
             Ok::<_, Trouble>(Opened { connection, bucket, clock, connects: AtomicU64::new(0) })
         };
         let opened = self.opened.get_or_try_init(open).await?;

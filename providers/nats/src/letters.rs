@@ -17,7 +17,7 @@ use crate::entries::KEPT;
 use crate::ledger::{Entry, FAULT_BYTES_MAX};
 use crate::publish::ID_HEADER;
 use crate::stream::Claim;
-use crate::tail::{READER_KEPT, existing};
+use crate::tail::{READER_KEPT, existing, made};
 
 /// The consumer that a replayed message is for.
 pub(crate) const REPLAY_FOR: &str = "Trellis-Replay-For";
@@ -63,7 +63,9 @@ impl Letters<'_> {
             return Ok(());
         }
         // Most likely it is not there yet.
-        self.context.get_or_create_stream(self.config()).await.map_err(|why| self.failed(why))?;
+        if self.stream().await?.is_none() {
+            made(self.context, self.config()).await.map_err(|why| self.failed(why))?;
+        }
         let sent = self.context.publish_with_headers(message.0, message.1, message.2).await;
         sent.map_err(|why| self.failed(why))?.await.map(drop).map_err(|why| self.failed(why))
     }

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 pub use config::{Auth, Tls};
 pub use ledgers::Ledgers;
+use tokio::sync::OnceCell;
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
@@ -65,6 +66,7 @@ pub struct Options {
 pub struct Nats {
     connections: Connections,
     links: Links<Bound>,
+    own: OnceCell<Publisher>,
 }
 
 /// What a link has become.
@@ -118,7 +120,18 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
 impl Nats {
     /// A provider without links. It connects when the first link needs it.
     pub fn new(options: Options) -> Self {
-        Self { connections: Connections::new(options), links: Links::default() }
+        Self { connections: Connections::new(options), links: Links::default(), own: OnceCell::new() }
+    }
+
+    /// Publishes to the lattice's own server on behalf of a person: `trellis publish SUBJECT BODY`. What a stream takes is
+    /// stored when this returns.
+    ///
+    /// # Errors
+    /// As for a component's publish.
+    pub async fn publish(&self, message: Message) -> Result<(), CallError> {
+        let open = async || Publisher::own(&self.connections).await;
+        let own = self.own.get_or_try_init(open).await.map_err(|why| CallError::Other(why.to_string()))?;
+        own.publish(message).await.map(drop)
     }
 
     /// Lets the node itself use a bucket of the lattice's, such as `TRELLIS_home_timers`: no link may name such a one. It is

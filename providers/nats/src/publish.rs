@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, PublishErrorKind, Request, RequestErrorKind};
 use trellis_provider::LinkError;
-use trellis_wire::{Answer, CallError, Link, Message, pattern};
+use trellis_wire::{Answer, CallError, Config, Link, Message, pattern};
 
 use crate::config::Allowed;
 use crate::connection::{Connection, Connections};
@@ -17,6 +17,9 @@ use crate::stored::{Stored, ToStore};
 
 /// The header by which JetStream tells a message that it has already stored.
 pub(crate) const ID_HEADER: &str = "Nats-Msg-Id";
+
+/// How long a connection that was just begun may take until it stands.
+const CONNECT_WAIT: Duration = Duration::from_secs(3);
 
 /// A link that lets a component publish.
 #[derive(Debug)]
@@ -31,6 +34,14 @@ impl Publisher {
         let (allowed, domain) = (Allowed::read(&link.config)?, crate::keyvalue::domain(&link.config)?);
         let connection = connections.get(link).await?;
         let stored = Stored::new(&connection, domain.as_deref());
+        Ok(Self { connection, allowed, stored })
+    }
+
+    /// For the node itself, which publishes for people.
+    pub(crate) async fn own(connections: &Connections) -> Result<Self, LinkError> {
+        let (connection, allowed) = (connections.own().await?, Allowed::read(&Config::default())?);
+        connection.stands(CONNECT_WAIT).await;
+        let stored = Stored::new(&connection, None);
         Ok(Self { connection, allowed, stored })
     }
 

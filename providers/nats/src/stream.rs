@@ -42,7 +42,7 @@ use crate::connection::{Connection, Connections, REQUEST_MAX};
 use crate::ledger::{Entry, KvLedger};
 use crate::letters::{self, Letters};
 use crate::marks::{Marks, made};
-use crate::tail::existing;
+use crate::tail::{self, existing};
 use crate::unreadable::unreadable;
 
 /// How long a new link waits to learn whether its consumer can be used.
@@ -425,8 +425,7 @@ impl Pulled {
         }
         let subjects = vec![self.wanted.subject.clone().unwrap_or_else(|| name.clone())];
         let config = stream::Config { name: name.clone(), subjects, ..stream::Config::default() };
-        self.context.create_stream(config).await.map_err(|why| Unbound::NotYet(format!("stream `{name}`: {why}")))?;
-        self.context.get_stream(name).await.map_err(|why| Unbound::NotYet(format!("stream `{name}`: {why}")))
+        tail::made(&self.context, config).await.map_err(|why| Unbound::NotYet(format!("stream `{name}`: {why}")))
     }
 
     /// Something failed: whether the consumer is still there is looked up before it is used again.

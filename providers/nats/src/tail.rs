@@ -1,13 +1,14 @@
 //! What was stored last in a stream of ours.
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::{Context, ErrorCode, Message, stream};
 use futures::StreamExt as _;
 use tokio::time::timeout;
 use trellis_provider::delivery::Trouble;
 
 use crate::connection::REQUEST_MAX;
+use crate::entries::REPLICAS;
 
 /// Messages that are asked for at a time.
 const AT_ONCE: usize = 1_000;
@@ -26,6 +27,26 @@ pub(crate) async fn existing(context: &Context, name: &str) -> Result<Option<str
         }
         Err(why) => Err(format!("stream `{name}`: {why}")),
     }
+}
+
+/// Makes a stream on as many servers as keep what must not be lost.
+pub(crate) async fn made(context: &Context, config: stream::Config) -> Result<stream::Stream, Trouble> {
+    let too_few =
+        [ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED, ErrorCode::CLUSTER_NO_PEERS, ErrorCode::INSUFFICIENT_RESOURCES];
+    let mut refused = String::new();
+    for &num_replicas in REPLICAS {
+        match context.create_stream(stream::Config { num_replicas, ..config.clone() }).await {
+            Ok(stream) => return Ok(stream),
+            Err(why) => {
+                refused = why.to_string();
+                match why.kind() {
+                    CreateStreamErrorKind::JetStream(why) if too_few.contains(&why.error_code()) => {}
+                    _ => break,
+                }
+            }
+        }
+    }
+    Err(refused)
 }
 
 /// Those of the last `max` messages of a stream that are of this subject, from the oldest on. None where there is no such

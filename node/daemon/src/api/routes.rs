@@ -443,11 +443,10 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
         why => Refusal::unavailable(why.to_string()),
     })?;
     if has_nats {
-        let headers: Vec<_> = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let published = node.data.bus().publish(&message.subject, &headers, message.body).await;
-        published.map_err(|why| match embedded {
-            Some(took) => Refusal::unavailable(format!("{why}; {took} embedded queues and links have it already")),
-            None => Refusal::unavailable(why.to_string()),
+        node.providers.nats.publish(message).await.map_err(|why| match (embedded, &why) {
+            (Some(took), _) => Refusal::unavailable(format!("{why}; {took} embedded queues and links have it already")),
+            (None, CallError::Invalid(_) | CallError::Denied(_)) => Refusal::bad_request(why.to_string()),
+            (None, _) => Refusal::unavailable(why.to_string()),
         })?;
     }
     let via = match (has_nats, embedded) {
