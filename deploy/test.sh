@@ -5,6 +5,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOME/.cache/trellis/target}"
 export CARGO_TERM_PROGRESS_WHEN=never
+# Kept incremental state would outgrow everything else in the cache, and a run begins with other sources than the last one.
+export CARGO_INCREMENTAL=0
+# The binary of the last run that passed here: the older half of a lattice that is rolled over to this build's.
+tested="${XDG_CACHE_HOME:-$HOME/.cache}/trellis/tested/trellis"
 
 setup() { deploy/setup/setup.sh; }
 
@@ -18,6 +22,11 @@ lints() { cargo clippy --locked --workspace --all-targets -- -D warnings; }
 guests() { examples/build.sh; }
 
 tests() {
+    if [ -x "$tested" ]; then
+        export TRELLIS_TEST_PREVIOUS="${TRELLIS_TEST_PREVIOUS:-$tested}"
+    else
+        echo "no earlier run passed on this machine: a lattice of two builds is not tested (deploy/torture.sh mixed does it)"
+    fi
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run --locked --workspace
     else
@@ -41,6 +50,8 @@ examples() {
     fi
 }
 
+keep() { install -D "$CARGO_TARGET_DIR/debug/trellis" "$tested"; }
+
 dependencies() {
     if cargo deny --version >/dev/null 2>&1; then
         cargo deny check bans licenses sources
@@ -50,7 +61,7 @@ dependencies() {
 }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(setup format lints guests tests doctests compare examples dependencies)
+[ ${#steps[@]} -gt 0 ] || steps=(setup format lints guests tests doctests compare examples dependencies keep)
 
 started=$SECONDS
 current=nothing

@@ -283,9 +283,9 @@ impl Admin {
     }
 
     /// Pauses a component's queues, or resumes them.
-    pub(crate) async fn pause(&self, of: &Scope, on: bool) -> Result<(), AdminError> {
-        let (component, word) = (of.component().unwrap_or_default(), if on { "pause" } else { "resume" });
-        let path = format!("/v1/apps/{}/components/{}/{word}", encoded(of.app.as_str()), encoded(component));
+    pub(crate) async fn pause(&self, of: &ComponentKey, on: bool) -> Result<(), AdminError> {
+        let (app, component, word) = (&of.app, &of.name, if on { "pause" } else { "resume" });
+        let path = format!("/v1/apps/{}/components/{}/{word}", encoded(app.as_str()), encoded(component.as_str()));
         self.ask(Method::POST, &path, None, AGREE_WITHIN).await.map(drop)
     }
 

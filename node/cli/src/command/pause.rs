@@ -1,9 +1,10 @@
 //! `trellis pause`: queues and timers wake a component no more, until `trellis resume`.
 
+use trellis_wire::ComponentKey;
+
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::print;
-use crate::scope::Scope;
 
 /// Let queues and timers wake a component no more
 ///
@@ -15,7 +16,7 @@ use crate::scope::Scope;
 pub(crate) struct Pause {
     /// The component
     #[arg(value_name = "APP/COMPONENT")]
-    of: Scope,
+    of: ComponentKey,
 }
 
 impl Pause {

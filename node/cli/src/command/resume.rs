@@ -1,9 +1,10 @@
 //! `trellis resume`: queues and timers wake a component again, whoever paused it.
 
+use trellis_wire::ComponentKey;
+
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::print;
-use crate::scope::Scope;
 
 /// Let queues and timers wake a component again
 ///
@@ -14,7 +15,7 @@ use crate::scope::Scope;
 pub(crate) struct Resume {
     /// The component
     #[arg(value_name = "APP/COMPONENT")]
-    of: Scope,
+    of: ComponentKey,
 }
 
 impl Resume {
