@@ -144,7 +144,6 @@ spec:
             ("rabbitmq", "queue: orders, create: maybe", "create: mayb", "`maybe` is neither `true` nor `false`"),
             ("rabbitmq", "queue: orders, url: 'http://mq'", "url: 'http:/", "write amqp://HOST:PORT/VHOST"),
             ("rabbitmq", "create: 'true'", "worker, sour", "config `queue`"),
-            ("rabbitmq", "queue: q, delivery.order_by: subject", "delivery.ord", "stands last, so no order is kept"),
             ("mqtt", "topic: 'a/#/b'", "topic: 'a/#/", "is no topic"),
             ("mqtt", "topic: orders, qos: '2'", "qos: '2'", "`0` (at most once) or `1`"),
             (

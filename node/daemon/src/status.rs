@@ -456,11 +456,14 @@ fn is_each_nodes_own(system: &str) -> bool {
     [Tech::Embedded, Tech::Mqtt].iter().any(|tech| tech.as_str() == system)
 }
 
-/// One trigger, from at least one view. A queue of each node's own counts with all of them, one that all see once.
+/// One trigger, from at least one view. A queue of each node's own counts with all of them, one that all see once: as who sees
+/// the most of it, since RabbitMQ shows what one node holds to that node only.
 fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
     let first = &views[0].1;
     let stands: Vec<Stands> = views.iter().filter_map(|(_, view)| view.standing.clone().ok()).collect();
-    let stands = if is_each_nodes_own(&first.system) { &stands[..] } else { &stands[..stands.len().min(1)] };
+    let most = stands.iter().max_by_key(|stands| stands.waiting.saturating_add(stands.claimed));
+    let most = most.map_or(&[][..], std::slice::from_ref);
+    let stands = if is_each_nodes_own(&first.system) { &stands[..] } else { most };
     let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
     let whole = |of: fn(&Stands) -> u64| (!stands.is_empty()).then(|| stands.iter().map(of).sum());
     let outcome = |i: usize| views.iter().map(|(_, view)| view.outcomes[i]).sum::<u64>();

@@ -34,8 +34,29 @@ pub(crate) struct Claims {
 struct Inner {
     next: u64,
     held: HashMap<u64, (Instant, Held)>,
-    settled: HashSet<u64>,
-    order: VecDeque<u64>,
+}
+
+/// The messages that were settled last, by their marks.
+#[derive(Debug, Default)]
+pub(crate) struct Settled(Mutex<(HashSet<u64>, VecDeque<u64>)>);
+
+impl Settled {
+    pub(crate) fn remember(&self, mark: u64) {
+        let (marks, order) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if marks.insert(mark) {
+            order.push_back(mark);
+        }
+        if order.len() > REMEMBERED_MAX
+            && let Some(oldest) = order.pop_front()
+        {
+            marks.remove(&oldest);
+        }
+    }
+
+    /// Whether this very giving out was settled before.
+    pub(crate) fn has(&self, mark: u64) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&mark)
+    }
 }
 
 /// A message that was given out.
@@ -44,7 +65,7 @@ pub(crate) struct Held {
     pub(crate) delivery: Delivery,
     pub(crate) known: Known,
     /// Tells this giving out from others, also after it is given out again.
-    mark: u64,
+    pub(crate) mark: u64,
 }
 
 impl Held {
@@ -91,23 +112,6 @@ impl Claims {
 
     pub(crate) fn count(&self) -> u64 {
         self.inner().held.len() as u64
-    }
-
-    pub(crate) fn remember(&self, held: &Held) {
-        let mut inner = self.inner();
-        if inner.settled.insert(held.mark) {
-            inner.order.push_back(held.mark);
-        }
-        if inner.order.len() > REMEMBERED_MAX
-            && let Some(oldest) = inner.order.pop_front()
-        {
-            inner.settled.remove(&oldest);
-        }
-    }
-
-    /// Whether this very giving out was settled before.
-    pub(crate) fn is_settled(&self, held: &Held) -> bool {
-        self.inner().settled.contains(&held.mark)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -11,6 +11,7 @@ use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{BasicProperties, Channel, Confirmation, ConnectionProperties, Error, ErrorKind};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use trellis_provider::{Dial, Dialed, LinkError, Shared};
 
 use crate::config::Settings;
@@ -91,7 +92,8 @@ impl Dial for Server {
             }
             _ => why.to_string(),
         })?;
-        Ok(Arc::new(Line { connection, publishing: Mutex::default(), walking: Arc::default() }))
+        let opened = Instant::now();
+        Ok(Arc::new(Line { connection, opened, publishing: Mutex::default(), walking: Arc::default() }))
     }
 
     async fn look(&self, line: &Arc<Line>) -> Result<(), String> {
@@ -103,6 +105,7 @@ impl Dial for Server {
 #[derive(Debug)]
 pub(crate) struct Line {
     connection: lapin::Connection,
+    opened: Instant,
     /// For publishing, with confirms.
     publishing: Mutex<Option<Channel>>,
     /// Held by whoever walks over a queue of dead letters.
@@ -113,7 +116,8 @@ pub(crate) struct Line {
 pub(crate) const NOT_FOUND: u16 = 404;
 /// It is there, and is not as it was asked for.
 pub(crate) const PRECONDITION_FAILED: u16 = 406;
-const ACCESS_REFUSED: u16 = 403;
+/// The login is wrong, or a queue is in exclusive use.
+pub(crate) const ACCESS_REFUSED: u16 = 403;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -160,11 +164,21 @@ impl Line {
         within(self.connection.create_channel()).await
     }
 
+    /// How long it stands.
+    pub(crate) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
     /// How many messages wait in a queue that is there.
     pub(crate) async fn waiting(&self, channel: &Channel, queue: &str) -> Result<u64, Unanswered> {
+        self.stands(channel, queue).await.map(|(waiting, _)| waiting)
+    }
+
+    /// How many messages wait in a queue that is there, and how many consumers it has.
+    pub(crate) async fn stands(&self, channel: &Channel, queue: &str) -> Result<(u64, u32), Unanswered> {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = within(channel.queue_declare(queue.into(), passive, FieldTable::default())).await?;
-        Ok(u64::from(declared.message_count()))
+        Ok((u64::from(declared.message_count()), declared.consumer_count()))
     }
 
     /// Makes a durable queue, or finds it as it was made before.

@@ -13,6 +13,7 @@
 use std::time::Duration;
 
 use lapin::options::{BasicGetOptions, BasicNackOptions};
+use lapin::types::AMQPValue;
 use trellis_provider::delivery::RETRY_AFTER_MAX;
 use trellis_wire::Delivery;
 
@@ -67,34 +68,45 @@ impl Delays {
 
     /// Makes those that are missing, and sees that each answers.
     pub(crate) async fn find(&self, line: &Line, young: &Young) -> Result<(), String> {
-        let arguments = quorum(&[
-            ("x-dead-letter-exchange", word("")),
-            ("x-dead-letter-routing-key", word(&self.queue)),
-            ("x-dead-letter-strategy", word("at-least-once")),
-            ("x-overflow", word("reject-publish")),
-            ("x-delivery-limit", long(LOOKS_MAX)),
-        ]);
         for name in self.names() {
-            let made = async {
-                if is_there(line, &name).await? {
-                    return line.declare(&name, arguments.clone()).await;
-                }
-                make(line, &name, arguments.clone(), young).await
-            };
-            made.await.map_err(|why| match why {
-                Unanswered::Refused(PRECONDITION_FAILED, why) => {
-                    format!("queue `{name}` is not as it was made; delete it once it is empty: {why}")
-                }
-                Unanswered::Refused(_, why) => {
-                    let problem = "cannot be made; RabbitMQ 3.10 or later is needed for waits that lose nothing";
-                    format!("queue `{name}` {problem}: {why}")
-                }
-                Unanswered::Away(why) => format!("queue `{name}`: {why}"),
-            })?;
-            answers(line, &name).await.map_err(|why| format!("queue `{name}`: {why}"))?;
+            passes_on(line, young, (&name, &self.queue), &[]).await?;
         }
         Ok(())
     }
+}
+
+/// Makes a queue whose messages come to another one when their time is over, if it is missing, and sees that it answers.
+pub(crate) async fn passes_on(
+    line: &Line,
+    young: &Young,
+    (name, to): (&str, &str),
+    more: &[(&str, AMQPValue)],
+) -> Result<(), String> {
+    let own = [
+        ("x-dead-letter-exchange", word("")),
+        ("x-dead-letter-routing-key", word(to)),
+        ("x-dead-letter-strategy", word("at-least-once")),
+        ("x-overflow", word("reject-publish")),
+        ("x-delivery-limit", long(LOOKS_MAX)),
+    ];
+    let arguments = quorum(&[&own, more].concat());
+    let made = async {
+        if is_there(line, name).await? {
+            return line.declare(name, arguments).await;
+        }
+        make(line, name, arguments, young).await
+    };
+    made.await.map_err(|why| match why {
+        Unanswered::Refused(PRECONDITION_FAILED, why) => {
+            format!("queue `{name}` is not as it was made; delete it once it is empty: {why}")
+        }
+        Unanswered::Refused(_, why) => {
+            let problem = "cannot be made; RabbitMQ 3.10 or later is needed for waits that lose nothing";
+            format!("queue `{name}` {problem}: {why}")
+        }
+        Unanswered::Away(why) => format!("queue `{name}`: {why}"),
+    })?;
+    answers(line, name).await.map_err(|why| format!("queue `{name}`: {why}"))
 }
 
 /// Sees that a queue has a leader: one without says how many messages it has, and gives out none.

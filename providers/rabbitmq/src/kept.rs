@@ -54,6 +54,15 @@ impl Kept {
         (!is_missing).then_some(self)
     }
 
+    /// Has an entry be this, or none.
+    pub(crate) async fn put(&self, key: &str, new: Option<&[u8]>, keep: Duration) -> Result<(), Trouble> {
+        let held = self.read(key).await?;
+        if held.as_deref() == new || self.swap(key, held.as_deref(), new, keep).await? {
+            return Ok(());
+        }
+        Err(format!("`{key}` of the ledger is being written by another"))
+    }
+
     async fn missing(&self) -> Result<&Option<String>, Trouble> {
         self.missing.get_or_try_init(|| self.ledgers.missing()).await
     }
@@ -90,5 +99,6 @@ impl fmt::Debug for Kept {
 
 /// What a policy asks for that needs a ledger.
 fn needed_for(policy: &Delivery) -> Option<&'static str> {
-    policy.dedupe.is_some().then_some("delivery.dedupe")
+    let ordered = policy.order_by.is_some().then_some("delivery.order_by");
+    ordered.or_else(|| policy.dedupe.is_some().then_some("delivery.dedupe"))
 }

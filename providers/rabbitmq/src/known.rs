@@ -3,9 +3,12 @@
 //! A message that was never given back has none of these headers. What is no UTF-8 in a header's value is replaced by
 //! `U+FFFD` for the component; what is given back, and a dead letter, keep the bytes.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use trellis_wire::Message;
 
 /// How headers of our own begin.
@@ -72,8 +75,15 @@ impl Known {
         self.kills = self.kills.saturating_add(times);
     }
 
+    /// The same with one attempt more, that ended in this fault or none.
+    pub(crate) fn tried(&self, fault: Option<&str>) -> Self {
+        let mut tried = Self { attempts: self.attempts.saturating_add(1), ..self.clone() };
+        tried.note(fault);
+        tried
+    }
+
     /// One fault more; the newest texts are kept, each cut at its bound.
-    pub(crate) fn note(&mut self, fault: Option<&str>) {
+    fn note(&mut self, fault: Option<&str>) {
         let Some(fault) = fault else { return };
         self.faults = self.faults.saturating_add(1);
         if self.texts.len() == FAULTS_KEPT_MAX {
@@ -126,8 +136,8 @@ impl Known {
         without_expiry(original).with_headers(headers)
     }
 
-    /// The message for the component.
-    pub(crate) fn message(&self, delivery: &Delivery, attempt: u32) -> Message {
+    /// The message for the component, of a delivery and its body.
+    pub(crate) fn message(&self, delivery: &Delivery, body: Bytes, attempt: u32) -> Message {
         let mut headers = Vec::new();
         for (name, value) in delivery.properties.headers().iter().flat_map(|headers| headers.inner()) {
             match value {
@@ -140,7 +150,7 @@ impl Known {
         }
         Message {
             subject: self.subject.clone(),
-            body: delivery.data.clone().into(),
+            body,
             reply_to: delivery.properties.reply_to().as_ref().map(ToString::to_string),
             headers,
             id: self.id.clone(),
@@ -170,6 +180,21 @@ pub(crate) fn published(message: &Message, now_ms: u64) -> BasicProperties {
         Some(reply_to) => properties.with_reply_to(reply_to.as_str().into()),
         None => properties,
     }
+}
+
+/// Tells a message from others that are not equal in all that its publisher and we made of it, also when it is given out again.
+pub(crate) fn mark(delivery: &Delivery) -> u64 {
+    let (mut hasher, properties) = (DefaultHasher::new(), &delivery.properties);
+    let short = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string);
+    (short(properties.message_id()), short(properties.correlation_id()), short(properties.reply_to()))
+        .hash(&mut hasher);
+    (properties.timestamp(), delivery.routing_key.as_str(), &delivery.data).hash(&mut hasher);
+    for (name, value) in properties.headers().iter().flat_map(|headers| headers.inner()) {
+        if !is_servers(name.as_str()) {
+            (name.as_str(), format!("{value:?}")).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }
 
 /// How often the server counted the message as given back, where it counts that.
@@ -212,7 +237,11 @@ fn long(text: &str) -> AMQPValue {
 
 /// Whether a header is ours or the server's, and not the publisher's.
 fn is_internal(name: &str) -> bool {
-    name.starts_with(OURS) || SERVERS.iter().any(|start| name.starts_with(start))
+    name.starts_with(OURS) || is_servers(name)
+}
+
+fn is_servers(name: &str) -> bool {
+    SERVERS.iter().any(|start| name.starts_with(start))
 }
 
 /// About how many bytes headers have in their frame.

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
 use uuid::Uuid;
 
+use crate::base::{now_ms, publish};
 use crate::connection::{Line, NOT_FOUND, Unanswered};
 use crate::known::{Known, header, text};
-use crate::source::{now_ms, publish};
 use crate::walk::Walk;
 
 /// How long what a walk found is read on from.
@@ -198,7 +198,7 @@ fn letter(delivery: &Delivery) -> DeadLetter {
     let headers = delivery.properties.headers().as_ref();
     let one = |name: &str| header(headers, &format!("dead-{name}")).map(text).unwrap_or_default();
     let known = Known::read(delivery, now_ms(), String::new);
-    let mut message = known.message(delivery, 0);
+    let mut message = known.message(delivery, delivery.data.clone().into(), 0);
     message.attempt = known.attempts;
     DeadLetter {
         id: one("id"),

@@ -2,7 +2,7 @@
 //!
 //! | link | file |
 //! | --- | --- |
-//! | messages of a queue wake a component, at least once | `source.rs` |
+//! | messages of a queue wake a component, at least once | `source.rs`, and `ordered.rs` in their order |
 //! | a component publishes | `publish.rs` |
 //!
 //! What every link may say of its server:
@@ -15,6 +15,7 @@
 //!
 //! This crate is the only one that knows AMQP.
 
+mod base;
 mod claims;
 mod config;
 mod connection;
@@ -22,6 +23,8 @@ mod delays;
 mod kept;
 mod known;
 mod letters;
+mod ordered;
+mod outstanding;
 mod publish;
 mod source;
 #[cfg(feature = "testing")]
@@ -30,20 +33,22 @@ mod walk;
 mod wanted;
 mod young;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+pub use ordered::{HELD_MAX, Ordered};
 pub use publish::MESSAGE_BYTES_MAX;
 pub use source::{Claim, Source};
-use trellis_provider::delivery::{Engine, Running, Trigger};
+use tokio_util::task::AbortOnDropHandle;
+use trellis_provider::delivery::{Engine, Queue, Running, Trigger};
 use trellis_provider::{Ledgers, LinkError, Links, Permits, Provider, Shared, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
+use crate::base::{Base, Common};
 use crate::config::Settings;
 use crate::connection::{Connection, Connections};
 use crate::publish::Publisher;
-use crate::source::Common;
 use crate::wanted::Wanted;
 
 /// The provider. One value serves every RabbitMQ link of a node.
@@ -88,12 +93,16 @@ enum Bound {
 struct Pulling {
     connection: Arc<Connection>,
     found: Arc<AtomicBool>,
+    /// What is not well with an ordered link besides what its engine says.
+    trouble: Arc<Mutex<Option<String>>>,
     running: Running,
+    _preparing: Option<AbortOnDropHandle<()>>,
 }
 
 impl Pulling {
     fn health(&self) -> Result<(), String> {
         self.connection.health()?;
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)?;
         self.running.progress().health()?;
         if self.found.load(Ordering::Relaxed) { Ok(()) } else { Err("its queue is being looked for".into()) }
     }
@@ -120,7 +129,19 @@ impl Rabbitmq {
     /// # Errors
     /// The configuration is wrong.
     pub fn source(&self, link: &Link) -> Result<Source, LinkError> {
-        Source::open(&self.connections, &self.queues, &self.ledgers, link)
+        Ok(Source::new(self.base(link)?))
+    }
+
+    /// The queue of an ordered link, as its engine sees it.
+    ///
+    /// # Errors
+    /// As for [`Rabbitmq::source`].
+    pub fn ordered(&self, link: &Link) -> Result<Ordered, LinkError> {
+        Ok(Ordered::new(self.base(link)?))
+    }
+
+    fn base(&self, link: &Link) -> Result<Base, LinkError> {
+        Base::open((&self.connections, &self.queues), &self.ledgers, link)
     }
 }
 
@@ -130,10 +151,16 @@ impl Provider for Rabbitmq {
         check_package(&link)?;
         let id = link.id.clone();
         self.remove(&id).await;
-        let source = self.source(&link)?;
-        let (connection, found) = (source.connection(), source.found());
-        let engine = Engine::new(link.id, source, permits, link.delivery)?;
-        let pulling = Pulling { connection, found, running: Running::begin(engine) };
+        let base = self.base(&link)?;
+        let (connection, found) = (base.connection.clone(), base.found.clone());
+        let (running, trouble, preparing) = if link.delivery.order_by.is_some() {
+            let source = Ordered::new(base);
+            let (trouble, preparing) = (source.trouble(), source.prepare());
+            (begin(link, source, permits)?, trouble, Some(preparing))
+        } else {
+            (begin(link, Source::new(base), permits)?, Arc::default(), None)
+        };
+        let pulling = Pulling { connection, found, trouble, running, _preparing: preparing };
         self.links.bind(id, Bound::Running(Arc::new(pulling))).await;
         Ok(())
     }
@@ -183,6 +210,10 @@ impl Provider for Rabbitmq {
     async fn drain(&self) {
         self.links.drain().await;
     }
+}
+
+fn begin(link: Link, queue: impl Queue, permits: Permits) -> Result<Running, LinkError> {
+    Ok(Running::begin(Engine::new(link.id, queue, permits, link.delivery)?))
 }
 
 fn check_package(link: &Link) -> Result<(), LinkError> {

@@ -14,10 +14,10 @@ use std::sync::Arc;
 use trellis_provider::{Allowed, LinkError};
 use trellis_wire::{Answer, CallError, Link, Message};
 
+use crate::base::now_ms;
 use crate::config::Settings;
 use crate::connection::{self, Connection, Connections, NOT_FOUND, Unanswered, check_name};
 use crate::known::{HEADERS_BYTES_MAX, published};
-use crate::source::now_ms;
 
 /// Largest message, in bytes; as in `trellis://embedded`, so that an app can move.
 pub const MESSAGE_BYTES_MAX: usize = 1024 * 1024;

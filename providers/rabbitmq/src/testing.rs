@@ -12,6 +12,9 @@ const START_MAX: Duration = Duration::from_secs(120);
 /// How often a start is tried: another process may take a port between the look and the start.
 const TRIES_MAX: usize = 3;
 
+/// One scheduler that does not spin, and no door to the outside.
+const ERLANG: &str = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}";
+
 /// A running rabbitmq-server. Dropping it kills the server and removes its data.
 #[derive(Debug)]
 pub struct RabbitServer {
@@ -19,6 +22,7 @@ pub struct RabbitServer {
     pub url: String,
     ports: [u16; 3],
     home: tempfile::TempDir,
+    arguments: String,
     children: Vec<Child>,
 }
 
@@ -28,11 +32,19 @@ impl RabbitServer {
     /// # Panics
     /// When there is no rabbitmq-server: the message says how to get one. A test without it would prove nothing.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with further arguments, such as `-rabbit consumer_timeout 3000`.
+    ///
+    /// # Panics
+    /// As for [`RabbitServer::start`].
+    pub fn start_with(arguments: &str) -> Self {
         for _ in 0..TRIES_MAX {
             let home = tempfile::tempdir().expect("a temporary directory can be made");
             let ports = free_ports();
             let url = format!("amqp://127.0.0.1:{}", ports[0]);
-            let mut server = Self { url, ports, home, children: Vec::new() };
+            let mut server = Self { url, ports, home, arguments: arguments.into(), children: Vec::new() };
             if server.spawn() {
                 return server;
             }
@@ -87,7 +99,7 @@ impl RabbitServer {
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
             .env("ERL_EPMD_PORT", &mapper_port)
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("{ERLANG} {}", self.arguments))
             // The script then becomes the server instead of waiting for it, so that it can be killed by its id.
             .env("RUNNING_UNDER_SYSTEMD", "true");
         self.children.push(quiet(&mut command));

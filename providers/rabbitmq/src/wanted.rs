@@ -12,7 +12,7 @@ use trellis_provider::{LinkError, flag};
 use trellis_wire::{Delivery, Link};
 
 use crate::connection::{Line, NOT_FOUND, PRECONDITION_FAILED, Unanswered, check_name, close, within};
-use crate::delays::Delays;
+use crate::delays::{Delays, passes_on};
 use crate::known::text;
 use crate::young::Young;
 
@@ -22,8 +22,15 @@ const NAME_BYTES_MAX: usize = 200;
 const ARGUMENTS_MAX: usize = 30;
 /// How long dead letters are kept in a queue made by us: 14 days, in milliseconds.
 const DEAD_KEPT_MS: i64 = 14 * 24 * 60 * 60 * 1_000;
-/// Times that a message may be put back after it was looked at: RabbitMQ 4 throws away what is put back 20 times, unless told.
+/// Times that a message may be put back, in a queue made by us: RabbitMQ 4 throws away what is put back 20 times, unless told.
 pub(crate) const LOOKS_MAX: i64 = 1_000_000_000;
+
+/// When what is replayed goes to the end of the queue after all, since no link keeps the order any more: 10 minutes, in
+/// milliseconds.
+const REPLAY_WAITS_MS: i64 = 10 * 60 * 1_000;
+/// Returns of a message that the queue of an ordered link must stand, at least: all that it holds goes back whenever it changes
+/// hands.
+const ORDERED_RETURNS_MIN: u64 = 1_000_000;
 
 /// What a link's configuration asks for.
 #[derive(Debug, Clone)]
@@ -31,6 +38,9 @@ pub(crate) struct Wanted {
     pub(crate) queue: String,
     pub(crate) dead: String,
     pub(crate) delays: Delays,
+    /// Where an ordered link finds what is replayed: at the end of its queue, behind what waits for that very replay, it would
+    /// never be found.
+    pub(crate) replays: Option<String>,
     exchange: Option<String>,
     routing_key: Option<String>,
     create: bool,
@@ -40,11 +50,6 @@ pub(crate) struct Wanted {
 impl Wanted {
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
-        let policy = &link.delivery;
-        if policy.order_by.is_some() {
-            let problem = "what RabbitMQ gives out again stands last, so no order is kept; take it out of the link";
-            return Err(LinkError::config("delivery.order_by", problem));
-        }
         let queue = check_name("queue", config.get("queue").unwrap_or_default(), NAME_BYTES_MAX)?;
         let exchange = config.get("exchange").map(|name| check_name("exchange", name, 255)).transpose()?;
         let routing_key = config.get("routing_key").map(|key| check_name("routing_key", key, 255)).transpose()?;
@@ -60,7 +65,8 @@ impl Wanted {
         }
         let (create, policy) = (flag(config, "create")?, link.delivery.clone());
         let delays = Delays::new(&queue, &policy);
-        Ok(Self { queue, dead, delays, exchange, routing_key, create, policy })
+        let replays = policy.order_by.is_some().then(|| format!("{queue}.trellis.replay"));
+        Ok(Self { queue, dead, delays, replays, exchange, routing_key, create, policy })
     }
 
     /// Makes sure that the queue is there and can be used, and that delays and dead letters have their places.
@@ -73,7 +79,7 @@ impl Wanted {
                 return Err(format!("queue `{name}` {differs}; make another, or change it"));
             }
         } else if self.create {
-            let made = make(line, name, quorum(&[]), young).await;
+            let made = make(line, name, quorum(&[("x-delivery-limit", long(LOOKS_MAX))]), young).await;
             made.map_err(|why| format!("queue `{name}` cannot be made: {why}"))?;
         } else {
             let problem = "does not exist; make it, or write `create: \"true\"` in the link's config";
@@ -91,7 +97,14 @@ impl Wanted {
             let made = make(line, dead, quorum(&kept), young).await;
             made.map_err(|why| format!("queue `{dead}` for dead letters cannot be made: {why}"))?;
         }
-        self.delays.find(line, young).await
+        match &self.replays {
+            None => self.delays.find(line, young).await,
+            // What keeps its order waits on its channel.
+            Some(replays) => {
+                let waits = [("x-message-ttl", long(REPLAY_WAITS_MS))];
+                passes_on(line, young, (replays, name), &waits).await
+            }
+        }
     }
 
     /// Binds the queue to the exchange that the link names, which is made if the link may.
@@ -204,8 +217,12 @@ fn differs(arguments: &FieldTable, policy: &Delivery) -> Option<String> {
             "{dies} messages after {ttl_ms} ms (x-message-ttl); the policy of the link tries for {lasts_ms} ms"
         ));
     }
-    if let Some(limit) = number("x-delivery-limit").filter(|limit| *limit < u64::from(KILLS_MAX)) {
-        return Some(format!("gives up after {limit} returns (x-delivery-limit); at least {KILLS_MAX} are needed"));
+    let returns = if policy.order_by.is_some() { ORDERED_RETURNS_MIN } else { u64::from(KILLS_MAX) };
+    if let Some(limit) = number("x-delivery-limit").filter(|limit| *limit < returns) {
+        return Some(format!("gives up after {limit} returns (x-delivery-limit); at least {returns} are needed"));
+    }
+    if let Some(most) = value("x-max-priority").filter(|_| policy.order_by.is_some()) {
+        return Some(format!("has priorities up to {most} (x-max-priority); to keep an order it must have none"));
     }
     if let Some(expires_ms) = number("x-expires") {
         return Some(format!("deletes itself after {expires_ms} ms without a consumer (x-expires); none is needed"));
@@ -241,6 +258,8 @@ pub(crate) const fn long(number: i64) -> AMQPValue {
 
 #[cfg(test)]
 mod tests {
+    use trellis_wire::OrderBy;
+
     use super::*;
 
     #[test]
@@ -262,7 +281,13 @@ mod tests {
         let says = |arguments: &[(&str, AMQPValue)]| differs(&quorum(arguments), &Delivery::default());
         assert_eq!(says(&[]), None);
         assert_eq!(says(&[("x-max-length", long(5)), ("x-overflow", word("reject-publish"))]), None);
-        assert_eq!(says(&[("x-delivery-limit", long(3)), ("x-dead-letter-exchange", word("dlx"))]), None);
+        let three = [("x-delivery-limit", long(3)), ("x-dead-letter-exchange", word("dlx"))];
+        assert_eq!(says(&three), None);
+        let ordered = Delivery { order_by: Some(OrderBy::Subject), ..Delivery::default() };
+        let says_ordered = |arguments: &[(&str, AMQPValue)]| differs(&quorum(arguments), &ordered);
+        assert_eq!(says_ordered(&[("x-delivery-limit", long(LOOKS_MAX))]), None);
+        assert!(says_ordered(&three).is_some_and(|why| why.contains("after 3 returns")));
+        assert!(says_ordered(&[("x-max-priority", long(5))]).is_some_and(|why| why.contains("priorities up to 5")));
         for (arguments, both) in [
             (vec![("x-message-ttl", long(1_000))], ["drops messages after 1000 ms", "tries for 3511000 ms"]),
             (vec![("x-delivery-limit", long(1))], ["after 1 returns", "at least 3"]),

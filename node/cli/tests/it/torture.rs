@@ -20,7 +20,7 @@ use trellis_redis::testing::RedisServer;
 
 use crate::apps::{app, component, http, link, link_from, provider_at, waking_at};
 use crate::client::send;
-use crate::lattice::{lattice, node};
+use crate::lattice::{id, lattice, node};
 use crate::node::{DataDir, Node};
 
 /// What handlers are asked for by turns. Few fail on their first attempt: else a trigger would pause by itself, also when
@@ -71,6 +71,14 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Keys that are read at a time, and dead letters that one list has at most.
 const READ_AT_ONCE: usize = 250;
 const LISTED_MAX: usize = 1_000;
+
+/// The queues that messages go to. In the second the order of each lane is kept.
+const QUEUES: [&str; 2] = ["worker", "keeper"];
+
+/// The queue of a message: a run of all words goes to the same.
+fn queue(n: usize) -> &'static str {
+    QUEUES[n / WORDS.len() % QUEUES.len()]
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -130,17 +138,6 @@ impl Broker {
         }
     }
 
-    /// The queues that messages go to. In the second the order of each lane is kept: RabbitMQ keeps none.
-    fn queues(&self) -> &'static [&'static str] {
-        if matches!(self, Self::Rabbit(_)) { &["worker"] } else { &["worker", "keeper"] }
-    }
-
-    /// The queue of a message: a run of all words goes to the same.
-    fn queue(&self, n: usize) -> &'static str {
-        let queues = self.queues();
-        queues[n / WORDS.len() % queues.len()]
-    }
-
     fn manifest(&self) -> String {
         let uses = || link("store", "wasi:keyvalue/store, atomics, batch");
         let worker = |name: &&str| {
@@ -162,12 +159,12 @@ impl Broker {
             // Two links of one provider for the same interface differ by their names.
             link.replacen("properties: {", &format!("properties: {{name: {name}, "), 1)
         };
-        let links: Vec<_> = self.queues().iter().map(wakes).collect();
+        let links: Vec<_> = QUEUES.iter().map(wakes).collect();
         let (store, config) = self.store();
         let here = "{type: spreadscaler, properties: {instances: 5, spread: [{name: here, requirements: {n: '1'}}]}}";
         let window = component("window", "test_kv", "", &[uses(), here.into()]);
         let fixed = [window, http("window", ""), provider_at("store", store, &config)];
-        let workers = self.queues().iter().map(worker);
+        let workers = QUEUES.iter().map(worker);
         app("torture", &workers.chain(fixed).chain([waking_at("queue", tech, &server, &links)]).collect::<Vec<_>>())
     }
 }
@@ -222,7 +219,7 @@ fn by_redis(url: &str) -> Publish {
 fn by_rabbitmq(url: &str) -> Publish {
     let (runtime, url) = (Runtime::new().unwrap(), url.to_owned());
     let mut open: Option<lapin::Channel> = None;
-    Box::new(move |queue, _, body| {
+    Box::new(move |queue, lane, body| {
         let published = async {
             let channel = match open.take() {
                 Some(channel) => channel,
@@ -234,7 +231,11 @@ fn by_rabbitmq(url: &str) -> Publish {
                 }
             };
             let options = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
-            let on_disk = lapin::BasicProperties::default().with_delivery_mode(2);
+            let mut headers = lapin::types::FieldTable::default();
+            headers.insert("lane".into(), lapin::types::AMQPValue::LongString(lane.into()));
+            // Named: what is not cannot be told from its equals once its node or the server has died.
+            let named = lapin::BasicProperties::default().with_message_id(body.into()).with_headers(headers);
+            let on_disk = named.with_delivery_mode(2);
             let sent = channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), on_disk).await;
             let confirmed = sent.map_err(said)?.await.map_err(said)?;
             if !matches!(confirmed, lapin::Confirmation::Ack(None)) {
@@ -287,7 +288,7 @@ impl Torture {
     /// had not answered.
     fn round(&mut self, number: usize, messages: Range<usize>) -> BTreeMap<usize, usize> {
         let publishers: Vec<_> = (0..PUBLISHERS).map(|_| self.publisher()).collect();
-        let places: BTreeMap<_, _> = messages.map(|n| (n, self.broker.queue(n))).collect();
+        let places: BTreeMap<_, _> = messages.map(|n| (n, queue(n))).collect();
         thread::scope(|scope| {
             let publishing: Vec<_> = publishers
                 .into_iter()
@@ -311,7 +312,8 @@ impl Torture {
             _ => {}
         }
         thread::sleep(20 * PACE);
-        let victim = number % self.nodes.len();
+        // Who pulls what is ordered, and then whoever.
+        let victim = self.puller().filter(|_| number.is_multiple_of(2)).unwrap_or(number % self.nodes.len());
         let data_dir = self.nodes.remove(victim).kill();
         let back = match &self.nats {
             Some(nats) => node(nats, &data_dir, victim + 1, &[]),
@@ -322,6 +324,14 @@ impl Torture {
         self.deaths += 1 + usize::from(!matches!(self.broker, Broker::Embedded));
     }
 
+    /// Which node has the lease of the ordered queue; none where it needs none.
+    fn puller(&self) -> Option<usize> {
+        let status = self.nodes[0].trellis(&["status", "torture", "-o", "json"]);
+        let status: Value = serde_json::from_str(&status.stdout).ok()?;
+        let lease = status["links"].as_array()?.iter().find_map(|link| link["lease"]["node"].as_str())?;
+        self.nodes.iter().position(|node| id(node) == lease)
+    }
+
     fn until_settled(&self, patience: Duration) {
         let (began, mut unsettled) = (Instant::now(), Instant::now());
         while unsettled.elapsed() < SETTLED {
@@ -329,7 +339,7 @@ impl Torture {
             let status: Value = serde_json::from_str(&asked.stdout).unwrap_or_default();
             let triggers = status["triggers"].as_array().cloned().unwrap_or_default();
             let none = |trigger: &Value| ["waiting", "claimed", "held"].iter().all(|what| trigger[what] == 0);
-            if triggers.len() != self.broker.queues().len() || !triggers.iter().all(none) {
+            if triggers.len() != QUEUES.len() || !triggers.iter().all(none) {
                 unsettled = Instant::now();
             }
             assert!(began.elapsed() < patience, "still not settled: {status:#} {}", asked.stderr);
@@ -348,7 +358,7 @@ impl Torture {
     /// How many dead letters there are of each message.
     fn letters(&self) -> BTreeMap<usize, usize> {
         let mut letters = BTreeMap::new();
-        for component in self.broker.queues() {
+        for component in QUEUES {
             for reason in ["refused", "max-attempts", "max-faults", "max-age", "killed-its-node"] {
                 let of = format!("torture/{component}");
                 let listed = self.nodes[0].trellis(&["dead-letters", "list", &of, "--reason", reason, "-o", "json"]);
@@ -464,7 +474,7 @@ fn torture(broker: Broker, nodes: usize) {
     println!("{}: {count} messages, {} deaths: {account}", torture.broker.source().0, torture.deaths);
     assert!(account.wrong.is_empty(), "not as they must: {:#?}", account.wrong);
     assert_eq!(account.late, 0, "the order of each lane is kept");
-    let in_flight = torture.deaths * PERMITS * torture.broker.queues().len();
+    let in_flight = torture.deaths * PERMITS * QUEUES.len();
     assert!(
         account.twice.max(account.more) <= in_flight,
         "only what was in flight at a death is tried again: {account}"
@@ -494,5 +504,5 @@ fn torture_redis() {
 
 #[test]
 fn torture_rabbitmq() {
-    torture(Broker::Rabbit(RabbitServer::start()), 2);
+    torture(Broker::Rabbit(RabbitServer::start()), 3);
 }

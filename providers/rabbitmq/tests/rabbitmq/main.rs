@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
+mod ordered;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +16,10 @@ use trellis_embedded::Embedded;
 use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Ledger, Queue as _, Ran, Reason, Settlement, Trouble};
 use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
-use trellis_provider::{Ledgers, Provider as _};
+use trellis_provider::{LeaseHolder, Ledgers, Provider as _};
 use trellis_rabbitmq::testing::RabbitServer;
 use trellis_rabbitmq::{Claim, MESSAGE_BYTES_MAX, Rabbitmq, Source};
-use trellis_wire::{Answer, Call, CallError, Dedupe, DedupeKey, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, Dedupe, DedupeKey, Link, LinkId, Message, OrderBy};
 
 struct Lab {
     server: RabbitServer,
@@ -30,7 +32,12 @@ struct Lab {
 
 impl Lab {
     async fn start() -> Self {
-        let server = tokio::task::spawn_blocking(RabbitServer::start).await.unwrap();
+        Self::start_with("").await
+    }
+
+    /// With further arguments for the server.
+    async fn start_with(arguments: &'static str) -> Self {
+        let server = tokio::task::spawn_blocking(move || RabbitServer::start_with(arguments)).await.unwrap();
         let disk = tempfile::tempdir().unwrap();
         let options = trellis_embedded::Options { data_dir: disk.path().into() };
         let ledgers: Arc<dyn Ledgers> = Arc::new(Embedded::open(options).unwrap());
@@ -52,7 +59,12 @@ impl Lab {
     }
 
     async fn publish(&self, queue: &str, body: &str) {
-        let message = Message { subject: queue.into(), body: body.to_owned().into(), ..Message::default() };
+        self.publish_to(queue, Message { body: body.to_owned().into(), ..Message::default() }).await;
+    }
+
+    /// Publishes as long as the server is away.
+    async fn publish_to(&self, queue: &str, message: Message) {
+        let message = Message { subject: queue.into(), ..message };
         let mut sent = self.send(message.clone()).await;
         for _ in 0..PATIENCE.as_millis() / 50 {
             if sent.is_ok() {
@@ -109,8 +121,6 @@ async fn words_have_their_consequences_and_what_is_wrong_is_named() {
     a_classic_queue_counts_kills_and_headers_may_be_no_text(&lab).await;
     what_is_left_of_a_wait_is_waited_and_a_delay_queue_that_was_deleted_is_made_again(&lab).await;
     what_cannot_be_published_is_refused(&lab).await;
-    twins_are_handled_once_and_never_beside_each_other(&lab).await;
-    what_needs_a_ledger_is_refused_by_name_where_there_is_none(&lab).await;
     who_may_not_in_and_who_does_not_answer_is_said(&lab).await;
 }
 
@@ -268,6 +278,13 @@ async fn what_cannot_be_published_is_refused(lab: &Lab) {
     assert!(matches!(lab.send(named).await, Err(CallError::Invalid(_))));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lattice_keeps_its_ledger() {
+    let lab = Lab::start().await;
+    twins_are_handled_once_and_never_beside_each_other(&lab).await;
+    what_needs_a_ledger_is_refused_by_name_where_there_is_none(&lab).await;
+}
+
 async fn twins_are_handled_once_and_never_beside_each_other(lab: &Lab) {
     let (node, other) = (Node::shut(8), Rabbitmq::new(lab.ledgers.clone()));
     let window = Duration::from_secs(600);
@@ -323,11 +340,16 @@ async fn what_needs_a_ledger_is_refused_by_name_where_there_is_none(lab: &Lab) {
     lab.publish("plain", "ok").await;
     until("it is handled", || node.bodies() == ["ok"]).await;
     assert!(rabbit.source(&without).unwrap().ledger().is_some(), "it is not known yet");
-    let mut with = lab.link(&[("queue", "plain"), ("for", "dedupe")]);
-    with.delivery.dedupe = Some(Dedupe { key: DedupeKey::Id, window: Duration::from_secs(60) });
-    rabbit.wake(with.clone(), node.permits(&with)).await.unwrap();
-    let says = |what: &str| rabbit.health(&with.id).is_err_and(|why| why.contains(what));
-    until("it is named", || says("`delivery.dedupe` needs a ledger, and there is none")).await;
+    let mut once = lab.link(&[("queue", "plain"), ("for", "dedupe")]);
+    once.delivery.dedupe = Some(Dedupe { key: DedupeKey::Id, window: Duration::from_secs(60) });
+    let mut ordered = lab.link(&[("queue", "plain"), ("for", "order")]);
+    ordered.delivery.order_by = Some(OrderBy::Subject);
+    let (_holder, lease) = LeaseHolder::new();
+    for (link, key) in [(once, "dedupe"), (ordered, "order_by")] {
+        rabbit.wake(link.clone(), node.permits(&link).leased(lease.clone())).await.unwrap();
+        let named = format!("`delivery.{key}` needs a ledger, and there is none");
+        until(&named, || rabbit.health(&link.id).is_err_and(|why| why.contains(&named))).await;
+    }
     rabbit.drain().await;
 }
 

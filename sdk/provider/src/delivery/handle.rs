@@ -16,7 +16,7 @@ use super::breaker::Change;
 use super::engine::{Engine, PAUSE_MIN, Turn};
 use super::held::Taken;
 use super::ledger::{self, DONE, KEPT};
-use super::policy::{self, KILLS_MAX, Reason, Record, Settlement};
+use super::policy::{self, Reason, Record, Settlement};
 use super::progress::lock;
 use super::queue::{Ledger, Queue, Trouble};
 use crate::{Delivered, Outgoing, Permit, Trial};
@@ -58,6 +58,7 @@ impl<Q: Queue> Engine<Q> {
         };
         let Delivered { outcome, sends, ran } = self.run_once(permit, taken).await;
         drop(begun);
+        self.survived(taken).await;
         self.note_outcome(taken, &outcome);
         let record = self.refunded(taken).await;
         let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
@@ -90,30 +91,47 @@ impl<Q: Queue> Engine<Q> {
             }
             return Ok(Known::Settled(settlement));
         }
-        Ok(match self.mark(taken).await? {
-            Mark::Done => Known::Settled(Settlement::Ack),
-            Mark::Theirs => Known::Settled(Settlement::GiveBack { after: SOON }),
-            mark => Known::Mark(mark),
-        })
+        match self.mark(taken).await? {
+            Mark::Done => Ok(Known::Settled(Settlement::Ack)),
+            Mark::Theirs => Ok(Known::Settled(Settlement::GiveBack { after: SOON })),
+            mark => {
+                self.note_begun(taken, |begun| begun.saturating_add(1)).await?;
+                Ok(Known::Mark(mark))
+            }
+        }
     }
 
     /// How often a node died while it worked on a message. One that an ordered link only held in advance was not worked on
-    /// then: from its first kill on the ledger counts how often it was begun, and no more kills count than that allows.
+    /// then: from its first kill on the ledger counts how often it was begun and did not end, and no more kills count than
+    /// that allows.
     async fn kills(&self, taken: &Taken<Q::Claim>) -> Result<u32, Trouble> {
         let kills = taken.record.kills;
-        let (Some(ledger), Some(_)) = (self.queue.ledger(), &self.policy.order_by) else { return Ok(kills) };
-        if kills == 0 {
-            return Ok(0);
-        }
+        let Some(ledger) = self.counts_begun(taken) else { return Ok(kills) };
+        let held = ledger.read(&ledger::begun_key(&taken.place)).await?;
+        // At its first kill nobody counted yet.
+        Ok(kills.min(held.as_deref().map_or(0, ledger::count).saturating_add(1)))
+    }
+
+    /// Where it is counted how often a message was begun, if it is.
+    fn counts_begun(&self, taken: &Taken<Q::Claim>) -> Option<&dyn Ledger> {
+        let counts = taken.record.kills > 0 && self.policy.order_by.is_some();
+        self.queue.ledger().filter(|_| counts)
+    }
+
+    async fn note_begun(&self, taken: &Taken<Q::Claim>, change: fn(u32) -> u32) -> Result<(), Trouble> {
+        let Some(ledger) = self.counts_begun(taken) else { return Ok(()) };
         let key = ledger::begun_key(&taken.place);
         let held = ledger.read(&key).await?;
-        let begun = held.as_deref().map_or(0, ledger::count);
-        // At its first kill nobody counted yet.
-        let kills = kills.min(begun.saturating_add(1));
-        if kills < KILLS_MAX {
-            ledger.swap(&key, held.as_deref(), Some(&begun.saturating_add(1).to_be_bytes()), KEPT).await?;
+        let begun = change(held.as_deref().map_or(0, ledger::count));
+        let new = (begun > 0).then(|| begun.to_be_bytes());
+        ledger.swap(&key, held.as_deref(), new.as_ref().map(<[u8; 4]>::as_slice), KEPT).await.map(drop)
+    }
+
+    /// A run has ended, and no node died of it.
+    async fn survived(&self, taken: &Taken<Q::Claim>) {
+        if let Err(why) = self.note_begun(taken, |begun| begun.saturating_sub(1)).await {
+            tracing::debug!(link = %self.link, why, "a run that ended will count as one that a node died of");
         }
-        Ok(kills)
     }
 
     /// What is known of a message without the attempts of code that was taken back. Where that cannot be read, they count.

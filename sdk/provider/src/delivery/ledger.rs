@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `outbox/<message>/<n>` | a part of what its handler published, until that is sent | 14 days |
 //! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
-//! | `begun/<message>` | how often a message was begun that an ordered link held when a node died | 14 days |
+//! | `begun/<message>` | runs that did not end, of a message that an ordered link held when a node died | 14 days |
 //! | `tried/<message>` | its attempts by code that may be taken back | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
 //!
@@ -77,7 +77,7 @@ pub(super) fn running(place: &Place) -> Vec<u8> {
     format!("run:{}", place.key).into_bytes()
 }
 
-/// Where it is counted how often a message was begun.
+/// Where it is counted how often a message was begun and did not end.
 pub(super) fn begun_key(place: &Place) -> String {
     format!("begun/{}", place.key)
 }

@@ -402,11 +402,13 @@ impl<Q: Queue> Term<Q> {
         if !self.stop.is_cancelled() {
             tracing::warn!(link = %self.engine.link, "the lease of an ordered link is lost; what ran is broken off");
             self.runs.shutdown().await;
+            self.engine.queue.leave().await;
             return;
         }
         let waiting = self.lanes.take_all().into_iter().map(|taken| (taken, Duration::ZERO));
         self.engine.give_back(waiting.collect()).await;
         drop(self.ended);
         while self.runs.join_next().await.is_some() {}
+        self.engine.queue.leave().await;
     }
 }

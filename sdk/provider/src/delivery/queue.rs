@@ -68,6 +68,10 @@ pub trait Queue: Send + Sync + 'static {
     /// It is not counted.
     async fn note(&self, claim: &Self::Claim, fault: Option<&str>) -> Result<(), Trouble>;
 
+    /// An ordered link pulls from it no more for now: its term is over, and nothing that was pulled will be settled. By default
+    /// claims are left to end. A broker whose claims last as long as a consumer ends that.
+    async fn leave(&self) {}
+
     /// How the queue stands.
     ///
     /// # Errors

@@ -655,6 +655,29 @@ async fn what_was_only_held_when_its_node_died_is_not_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_only_held_when_its_node_died_is_tried_as_often_as_any_other() {
+    let policy = Delivery { order_by: Some(OrderBy::Subject), max_attempts: 8, ..soon() };
+    let mut lattice = Lattice::new(policy, 1);
+    (0..20).for_each(|i| lattice.publish(&format!("key{i}"), &format!("retry {i}"), &[]));
+    for token in 1..=4 {
+        let node = lattice.node();
+        node.lease.set(Some(Token(token)));
+        while token < 4 && lattice.world.lock().unwrap().running.is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        if token == 4 {
+            lattice.until_empty().await;
+        }
+        node.dies();
+        lattice.world.lock().unwrap().running.clear();
+    }
+    let broker = lattice.broker.lock().unwrap();
+    let killed = broker.letters.values().filter(|letter| letter.reason == "killed-its-node").count();
+    // Four permits: only those may have been at work whenever a node died.
+    assert!(killed <= 4 && broker.letters.len() == 20, "{killed} of {}", broker.letters.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     let policy = Delivery { order_by: Some(OrderBy::Header("Order".into())), ..soon() };
     let mut lattice = Lattice::new(policy, 1);
