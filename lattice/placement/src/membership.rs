@@ -127,6 +127,11 @@ impl Membership {
         self.left.insert(node);
     }
 
+    /// Whether a node said that it ends, and gave no sign of life since.
+    pub fn has_left(&self, node: NodeId) -> bool {
+        self.left.contains(&node)
+    }
+
     /// Whether this node does not hear itself, so that nothing can be said of the others.
     pub fn is_deaf(&self, now: Duration) -> bool {
         self.silence(self.me, now).is_none_or(|silence| silence >= self.patience.suspect)

@@ -15,6 +15,9 @@ pub(crate) mod serve;
 
 use std::time::Duration;
 
+use trellis_bus::{BusError, SealedError};
+use trellis_wire::NodeId;
+
 /// How much of a body goes with the head, in bytes.
 const FIRST_BYTES_MAX: usize = 64 * 1024;
 /// The longest chunk after that, in bytes.
@@ -25,15 +28,27 @@ const CREDITS: usize = 8;
 const HEAD_BYTES_MAX: usize = 256 * 1024;
 /// The largest body of what is not streamed to a guest: a message, the parameters of a call, a value.
 pub(crate) const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// How long a body may stand still.
-const IDLE_MAX: Duration = Duration::from_secs(30);
 /// How long a node may take to say whether it takes an offer.
 const TAKE_WAIT: Duration = Duration::from_millis(500);
 /// How many nodes are asked in one round.
 const TRIES_MAX: usize = 3;
 /// How many events and calls of one node may be elsewhere at one time, and how many of others here.
 const EXCHANGES_MAX: usize = 1_024;
-/// How long after the last sign the other node is asked whether it still works on it, and how long it may take to say.
+/// How long after the last sign the other node is asked whether it still works on it.
 const STILL_EVERY: Duration = Duration::from_secs(1);
-/// How often that may go unanswered in a row.
-const STILL_MISSED_MAX: u32 = 3;
+/// The pause before it is asked again when it did not say within [`TAKE_WAIT`].
+const STILL_AGAIN: Duration = Duration::from_millis(100);
+/// After so long without an answer a node is given up that is not heard either. With the time after which a silent node is
+/// suspect (3 s unless told otherwise) and one more question, what is under way on a node that froze fails within 4 s.
+const UNANSWERED_MIN: Duration = Duration::from_millis(2_500);
+/// After so long so is one that is heard: it is busy, since its guests share the threads that answer here.
+const UNANSWERED_MAX: Duration = Duration::from_secs(30);
+
+/// Why a node was not reached, for those who do not know the lattice's subjects.
+fn unreached(node: NodeId, why: &SealedError) -> String {
+    match why {
+        SealedError::Bus(BusError::NoResponders { .. }) => format!("node {node} is not there"),
+        SealedError::Bus(BusError::TimedOut { .. }) => format!("node {node} did not answer"),
+        why => format!("node {node}: {why}"),
+    }
+}

@@ -96,6 +96,12 @@ impl Liveness {
         self.silence(node).is_some_and(|silence| silence >= self.patience.lost)
     }
 
+    /// Whether a node said not longer than so ago that it ends, and was not heard since.
+    pub(crate) fn left_within(&self, node: NodeId, ago: Duration) -> bool {
+        let sheet = self.lock();
+        sheet.membership.has_left(node) && sheet.membership.silence(node, self.now()) < Some(ago)
+    }
+
     /// After so long without a sign of life a node is suspect.
     pub(crate) const fn suspect_after(&self) -> Duration {
         self.patience.suspect

@@ -59,7 +59,7 @@ use crate::triggers::Triggers;
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// How long others may take to be ready for what a node that leaves holds, and how often that is looked at. A holder that
 /// is placed nowhere else is waited for in vain for as long.
-const HANDOVER_MAX: Duration = Duration::from_secs(10);
+pub(crate) const HANDOVER_MAX: Duration = Duration::from_secs(10);
 const HANDOVER_LOOK: Duration = Duration::from_millis(100);
 /// How long the node's own work may take to end after that.
 const REST_MAX: Duration = Duration::from_secs(5);
@@ -319,7 +319,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let raft = membership::enter(options, facts, &control, threads.handle()).await?;
     let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, options.patience)));
     let leases = Arc::new(Leases::new(id, options.patience.lease, raft.clone()));
-    let lines = Lines::new(data.clone());
+    let lines = Lines::new(data.clone(), liveness.clone());
     let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
     let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
     let embedded = embedded.map_err(|why| part("embedded store")(&why))?.map_err(|why| part("embedded store")(&why))?;

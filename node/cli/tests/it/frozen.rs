@@ -13,6 +13,8 @@ use crate::node::Node;
 
 /// Long enough that the others go on without it.
 const FROZEN: Duration = Duration::from_secs(10);
+/// When the last request fails that it had, with another holder there: 4 s are promised, and a busy machine may add one.
+pub(crate) const LAST_FAILURE_MAX: Duration = Duration::from_secs(5);
 /// How long clients go on after it woke up.
 const AFTER: Duration = Duration::from_secs(5);
 
@@ -48,7 +50,7 @@ fn whoever_freezes_the_others_go_on_and_it_finds_its_way_back() {
         });
         println!("froze the {name}: {} ok, {} failed, the last after {:?}", seen.ok, seen.failed.len(), seen.latest());
         assert!(seen.ok > 100, "{seen:?}");
-        assert!(seen.latest() < FROZEN, "it woke up, and that harms nobody: {:?}", seen.failed);
+        assert!(seen.latest() < LAST_FAILURE_MAX, "nor does it harm anybody when it wakes up: {:?}", seen.failed);
         assert!(seen.failed.len() < 60, "what was under way there is lost, and no more: {:?}", seen.failed);
         for node in &nodes {
             eventually("everyone is there for everyone", || {

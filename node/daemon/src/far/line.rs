@@ -10,14 +10,19 @@ use futures::FutureExt as _;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{BusError, Sealed, SealedError};
+use trellis_placement::Life;
 use trellis_wire::{Body, BodyError, NodeId, frame, subject};
 use uuid::Uuid;
 
 use super::cargo::{Rest, headers_in, headers_out};
 use super::message::{Ask, Piece, Taken, Word};
-use super::{CHUNK_BYTES_MAX, CREDITS, IDLE_MAX, STILL_EVERY};
+use super::{
+    CHUNK_BYTES_MAX, CREDITS, STILL_AGAIN, STILL_EVERY, TAKE_WAIT, UNANSWERED_MAX, UNANSWERED_MIN, unreached,
+};
+use crate::liveness::Liveness;
 
 /// How many words of one exchange may wait: every chunk there is credit for, the reply and the end.
 const WORDS_MAX: usize = CREDITS + 2;
@@ -28,6 +33,7 @@ const UNWANTED_MAX: usize = 1_024;
 #[derive(Clone)]
 pub(crate) struct Lines {
     sealed: Sealed,
+    liveness: Arc<Liveness>,
     table: Arc<Mutex<Table>>,
 }
 
@@ -70,8 +76,8 @@ struct Leftover {
 
 impl Lines {
     /// Nothing is under way.
-    pub(crate) fn new(sealed: Sealed) -> Self {
-        Self { sealed, table: Arc::default() }
+    pub(crate) fn new(sealed: Sealed, liveness: Arc<Liveness>) -> Self {
+        Self { sealed, liveness, table: Arc::default() }
     }
 
     /// Opens this node's end of an exchange with `peer`. `None`: the asker has broken it off already.
@@ -102,7 +108,7 @@ impl Lines {
     /// Asks the other node whether an exchange is still under way there. `None`: it did not say in time.
     pub(crate) async fn is_still(&self, peer: NodeId, exchange: Uuid) -> Option<bool> {
         let (subject, question) = (subject::event(self.sealed.lattice(), peer), frame::encode(&Ask::Still(exchange)));
-        match self.sealed.ask(peer, &subject, &question, STILL_EVERY).await {
+        match self.sealed.ask(peer, &subject, &question, TAKE_WAIT).await {
             Ok(answer) => match frame::decode(&answer) {
                 Ok(Taken::Still(still)) => Some(still),
                 _ => None,
@@ -111,6 +117,30 @@ impl Lines {
             Err(SealedError::Bus(BusError::NoResponders { .. })) => Some(false),
             Err(_) => None,
         }
+    }
+
+    /// Waits until an exchange is under way no more at the other node, and says why.
+    pub(crate) async fn gone(&self, peer: NodeId, exchange: Uuid) -> String {
+        let (mut pause, mut heard, mut ended) = (STILL_EVERY, Instant::now(), false);
+        loop {
+            sleep(pause).await;
+            let still = self.is_still(peer, exchange).await;
+            let unanswered = heard.elapsed();
+            match still {
+                // It may have ended just now, and what it said last may be here in a moment.
+                Some(false) if ended => return format!("node {peer} was lost while it worked on it"),
+                Some(still) => (pause, heard, ended) = (STILL_EVERY, Instant::now(), !still),
+                None if unanswered >= UNANSWERED_MAX || (unanswered >= UNANSWERED_MIN && !self.is_heard(peer)) => {
+                    return format!("node {peer} does not answer any more");
+                }
+                None => pause = STILL_AGAIN,
+            }
+        }
+    }
+
+    /// Heartbeats come from threads that guests do not share.
+    fn is_heard(&self, peer: NodeId) -> bool {
+        self.liveness.life(peer) == Life::Alive
     }
 
     /// Takes one piece from another node.
@@ -175,7 +205,7 @@ impl Line {
         self.exchange
     }
 
-    /// Resolves when the other side has broken it off. Never otherwise.
+    /// Resolves when the other side has broken it off, or the line is gone. Never otherwise.
     pub(crate) fn over(&self) -> CancellationToken {
         self.end.over.clone()
     }
@@ -254,14 +284,19 @@ impl Drop for Line {
         if self.closes {
             self.lines.lock().open.remove(&(self.exchange, self.asked));
         }
-        if self.done || self.end.over.is_cancelled() {
+        let was_over = self.end.over.is_cancelled();
+        if self.closes {
+            // What is still sent of a body has no reader any more.
+            self.end.over.cancel();
+        }
+        if self.done || was_over {
             return;
         }
         let (lines, peer) = (self.lines.clone(), self.peer);
         let word = Word::Abort("nobody waits for it any more".into());
         let piece = Piece { exchange: self.exchange, to_asker: !self.asked, word };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            // A peer that is not told finds out by its deadline or the idle limit.
+            // A peer that is not told finds out when it asks.
             runtime.spawn(async move { drop(lines.send(peer, &piece).await) });
         }
     }
@@ -294,22 +329,17 @@ impl Leftover {
     /// The next frame and whether it is the last; `None` at the end.
     async fn frame(&mut self) -> Result<Option<(Frame<Bytes>, bool)>, BodyError> {
         let broken = |why: String| BodyError::BrokenOff(why.into());
-        let word = loop {
-            tokio::select! {
-                biased;
-                word = self.words.recv() => break word,
-                () = self.line.end.over.cancelled() => break None,
-                () = tokio::time::sleep(IDLE_MAX) => {
-                    if self.line.lines.is_still(self.line.peer, self.line.exchange).await != Some(true) {
-                        return Err(BodyError::TooSlow("nothing came from the other node, and it is gone"));
-                    }
-                }
-            }
+        let (peer, exchange) = (self.line.peer, self.line.exchange);
+        let word = tokio::select! {
+            biased;
+            word = self.words.recv() => word,
+            () = self.line.end.over.cancelled() => None,
+            why = self.line.lines.gone(peer, exchange) => return Err(broken(why)),
         };
         match word {
             Some(Word::Chunk(number, bytes)) if number == self.next => {
                 self.next += 1;
-                self.line.say(Word::Credit(1)).await.map_err(|why| broken(why.to_string()))?;
+                self.line.say(Word::Credit(1)).await.map_err(|why| broken(unreached(peer, &why)))?;
                 Ok(Some((Frame::data(bytes), false)))
             }
             Some(Word::End(count, trailers)) if count == self.next => {
@@ -345,7 +375,7 @@ impl Outflow {
         };
         if let Err(why) = &sent {
             tracing::debug!(exchange = %self.exchange, why, "a body broke off");
-            // The other side is told if it can be; else it finds out by the idle limit.
+            // The other side is told if it can be; else it finds out when it asks.
             drop(self.say(Word::Abort(why.clone())).await);
         }
         sent.is_ok()
@@ -383,20 +413,17 @@ impl Outflow {
             let bytes = left.split_to(CHUNK_BYTES_MAX.min(left.len())).freeze();
             self.chunk(&mut number, bytes).await?;
         }
-        self.say(Word::End(number, trailers)).await.map_err(|why| why.to_string())
+        self.say(Word::End(number, trailers)).await.map_err(|why| unreached(self.peer, &why))
     }
 
     async fn chunk(&self, number: &mut u32, bytes: Bytes) -> Result<(), String> {
-        loop {
-            match tokio::time::timeout(IDLE_MAX, self.end.credits.acquire()).await {
-                Ok(Ok(credit)) => break credit.forget(),
-                Ok(Err(_)) => return Err("the exchange has ended".into()),
-                // A slow reader is not ours to judge, one that is gone is.
-                Err(_) if self.lines.is_still(self.peer, self.exchange).await == Some(true) => {}
-                Err(_) => return Err(format!("the other node took nothing for {IDLE_MAX:?}")),
-            }
+        tokio::select! {
+            biased;
+            credit = self.end.credits.acquire() => credit.expect("credits are never closed").forget(),
+            // A slow reader is not ours to judge, one that is gone is.
+            why = self.lines.gone(self.peer, self.exchange) => return Err(why),
         }
-        self.say(Word::Chunk(*number, bytes)).await.map_err(|why| why.to_string())?;
+        self.say(Word::Chunk(*number, bytes)).await.map_err(|why| unreached(self.peer, &why))?;
         *number += 1;
         Ok(())
     }
@@ -419,6 +446,7 @@ mod tests {
     use http_body_util::Full;
     use trellis_bus::members::members;
     use trellis_bus::{Bus, Memory};
+    use trellis_placement::Patience;
     use trellis_wire::LatticeId;
 
     use super::*;
@@ -432,7 +460,8 @@ mod tests {
     async fn ends() -> (Line, Line) {
         let mut lines = Vec::new();
         for sealed in members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node(0), node(1)]) {
-            let all = Lines::new(sealed.clone());
+            let liveness = Arc::new(Liveness::new(sealed.node(), Patience::default()));
+            let all = Lines::new(sealed.clone(), liveness);
             let mut pieces = sealed.listen(&subject::stream(sealed.lattice(), sealed.node())).await.unwrap();
             let taker = all.clone();
             tokio::spawn(sealed.be_greeted().await.unwrap());
@@ -475,7 +504,7 @@ mod tests {
     #[tokio::test]
     async fn an_offer_that_was_broken_off_before_it_came_is_not_opened() {
         let [sealed] = members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node(0)]);
-        let lines = Lines::new(sealed);
+        let lines = Lines::new(sealed, Arc::new(Liveness::new(node(0), Patience::default())));
         let exchange = Uuid::now_v7();
         let abort = Piece { exchange, to_asker: false, word: Word::Abort(String::new()) };
         lines.take(node(1), &frame::encode(&abort));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use trellis_bus::{BusError, Sealed, SealedError};
-use trellis_placement::{Direction, Life, Versions};
+use trellis_placement::{Direction, Life, Node, State, Versions};
 use trellis_provider::{Delivered, Outgoing, Permit, Run, Trial, Want};
 use trellis_wire::{
     Answer, Body, Call, CallError, ComponentKey, Digest, Error, Event, Generation, LinkId, Message, NodeId, Outcome,
@@ -20,11 +20,12 @@ use uuid::Uuid;
 use super::cargo::{self, Load};
 use super::line::{Line, Lines};
 use super::message::{Ask, Back, Head, Offer, Origin, Taken, What, Word};
-use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, STILL_MISSED_MAX, TAKE_WAIT, TRIES_MAX};
+use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, TAKE_WAIT, TRIES_MAX, unreached};
 use crate::clock;
 use crate::dispatch::{Dispatch, Source, TIMEOUT_DEFAULT};
 use crate::home;
 use crate::liveness::Liveness;
+use crate::node::HANDOVER_MAX;
 use crate::shares::Shares;
 use crate::triggers::Question;
 
@@ -292,7 +293,7 @@ impl Elsewhere {
         };
         let state = self.shares.state();
         let mut nodes: Vec<NodeId> = state.provider_nodes(provider).into_iter().filter(answers).collect();
-        nodes.extend(state.plan().unacked(provider).map(|(node, _)| node).filter(|node| !answers(node)));
+        nodes.extend(self.giving_up(&state, provider).filter(|node| !answers(node)));
         nodes.retain(|node| *node != self.sealed.node());
         nodes
     }
@@ -305,7 +306,7 @@ impl Elsewhere {
         for (&node, permits) in state.holding(component).into_iter().flatten() {
             holders.push((node, permits.unwrap_or(u32::MAX)));
         }
-        for (node, _) in state.plan().unacked(component) {
+        for node in self.giving_up(&state, component) {
             if !holders.iter().any(|(holder, _)| *holder == node) {
                 holders.push((node, 0));
             }
@@ -313,6 +314,14 @@ impl Elsewhere {
         holders.retain(|(node, _)| *node != self.sealed.node());
         holders.sort_by_key(|(_, permits)| std::cmp::Reverse(*permits));
         holders.into_iter().map(|(node, _)| node).collect()
+    }
+
+    /// The nodes that were told to give a component or provider up and have not said yet that they did. Who is lost never
+    /// says so, and has it no more, but while it goes by itself and hands over.
+    fn giving_up<'a>(&'a self, state: &'a State, key: &'a ComponentKey) -> impl Iterator<Item = NodeId> + 'a {
+        let is_lost = |node: &NodeId| state.node(*node).is_none_or(Node::is_lost);
+        let nodes = state.plan().unacked(key).map(|(node, _)| node);
+        nodes.filter(move |node| !is_lost(node) || self.liveness.left_within(*node, HANDOVER_MAX))
     }
 
     /// Whether this node is reached by another one for events of a component in this version. Where there is no other
@@ -405,12 +414,13 @@ impl Elsewhere {
                     }
                     Ok(Taken::Still(_)) | Err(_) => busy = Some(format!("node {to} does not understand this one")),
                 },
-                // It may have been taken: the line is dropped, which tells that node to let it be.
-                Err(SealedError::Bus(BusError::TimedOut { .. })) => {
-                    busy = Some(format!("node {to} did not answer"));
-                    continue;
+                Err(why) => {
+                    busy = Some(unreached(to, &why));
+                    // It may have been taken: the line is dropped, which tells that node to let it be.
+                    if matches!(why, SealedError::Bus(BusError::TimedOut { .. })) {
+                        continue;
+                    }
                 }
-                Err(why) => busy = Some(why.to_string()),
             }
             line.done();
         }
@@ -420,35 +430,21 @@ impl Elsewhere {
     /// Sends the rest of the body and waits for the reply. After a node took it, its loss is told and not mended.
     async fn reply(&self, mut line: Line, load: Load, within: Duration) -> Result<(Back, Body), String> {
         if let Some(rest) = load.rest {
-            // It ends with the exchange: the other side or the line's end breaks it off.
+            // It ends with the line, whatever is left of it.
             tokio::spawn(line.outflow().send(rest));
         }
         let (peer, exchange) = (line.peer(), line.exchange());
         // A little longer than the other node, which knows better why it took so long.
         let deadline = Instant::now() + within.min(Duration::from_secs(24 * 60 * 60)) + 2 * STILL_EVERY;
-        let mut missed = 0;
-        loop {
-            tokio::select! {
-                biased;
-                word = line.next() => return match word {
-                    Some(Word::Reply(back, first, whole)) => Ok((*back, line.into_body(first, whole))),
-                    Some(_) => Err(format!("node {peer} sent something else than a reply")),
-                    None => Err(format!("node {peer} broke off: {}", line.why())),
-                },
-                () = tokio::time::sleep_until(deadline) => return Err(format!("no reply from node {peer} in time")),
-                () = sleep(STILL_EVERY) => match self.lines.is_still(peer, exchange).await {
-                    Some(true) => missed = 0,
-                    // It may have ended just now, and the reply may be here.
-                    Some(false) if missed > 0 => return Err(format!("node {peer} was lost while it worked on it")),
-                    Some(false) => missed += 1,
-                    None => {
-                        missed += 1;
-                        if missed >= STILL_MISSED_MAX {
-                            return Err(format!("node {peer} does not answer any more"));
-                        }
-                    }
-                },
-            }
+        tokio::select! {
+            biased;
+            word = line.next() => match word {
+                Some(Word::Reply(back, first, whole)) => Ok((*back, line.into_body(first, whole))),
+                Some(_) => Err(format!("node {peer} sent something else than a reply")),
+                None => Err(format!("node {peer} broke off: {}", line.why())),
+            },
+            () = tokio::time::sleep_until(deadline) => Err(format!("no reply from node {peer} in time")),
+            why = self.lines.gone(peer, exchange) => Err(why),
         }
     }
 }
