@@ -23,15 +23,19 @@ pub fn change_and_decode<T, E>(whole: &[u8], decode: impl Fn(&[u8]) -> Result<T,
     assert!(more < MORE_KIB_MAX, "{more} KiB more for changes of {} bytes", whole.len());
 }
 
-/// The bytes, cut, lengthened, or with some of them others.
+/// The bytes, cut, lengthened, or with some of them others, up to all but the version that stands first.
 fn changed(whole: &[u8], dice: &mut StdRng) -> Vec<u8> {
     let mut bytes = whole.to_vec();
     let at = dice.random_range(0..bytes.len());
-    match dice.random_range(0..5) {
+    match dice.random_range(0..6) {
         0 => bytes.truncate(at),
         // A length of gigabytes where a small one stood.
         1 => drop(bytes.splice(at..=at, [0xff, 0xff, 0xff, 0xff, dice.random_range(0..0x10)])),
         2 => bytes.extend((0..dice.random_range(1..20)).map(|_| dice.random::<u8>())),
+        3 => {
+            let length = dice.random_range(0..300);
+            bytes.splice(1.., (0..length).map(|_| dice.random::<u8>()));
+        }
         _ => {
             for _ in 0..dice.random_range(1..6) {
                 let at = dice.random_range(0..bytes.len());

@@ -20,7 +20,7 @@ use crate::machine::Machine;
 use crate::network::{Network, StateBook};
 use crate::serve::Server;
 use crate::store::{Closed, Store};
-use crate::types::{Member, Types, node, number};
+use crate::types::{LogId, Member, Types, node, number};
 use crate::{BATCH_BYTES_MAX, CHUNK_BYTES_MAX, PROPOSALS_WAITING_MAX, ProposeError, RaftError};
 
 /// What a bus must carry at least: the longest request, and twice that to be sure of its head.
@@ -362,7 +362,12 @@ impl Raft {
 
     /// The index of the last entry that this node applied.
     pub fn applied(&self) -> u64 {
-        self.0.raft.metrics().borrow().last_applied.map_or(0, |last| last.index)
+        self.last_applied().map_or(0, |last| last.index)
+    }
+
+    /// The last entry that this node applied, with the leader that it is of.
+    pub(crate) fn last_applied(&self) -> Option<LogId> {
+        self.0.raft.metrics().borrow().last_applied
     }
 
     /// Adds a node that only listens. Returns before it has caught up; [`Raft::lag`] tells.

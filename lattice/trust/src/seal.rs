@@ -51,6 +51,8 @@ struct Table {
     announced: u64,
     /// Who sealed a word and is in no book.
     unknown: Option<NodeId>,
+    /// Who said that this node is no member, and is one itself.
+    disowned_by: Option<NodeId>,
 }
 
 /// What is remembered of another node.
@@ -146,6 +148,11 @@ impl Seal {
         self.lock().unknown.take()
     }
 
+    /// Which member answered this node that it knows no such member; asking tells it once.
+    pub fn take_disowned(&self) -> Option<NodeId> {
+        self.lock().disowned_by.take()
+    }
+
     /// Seals a word for one node.
     ///
     /// # Errors
@@ -218,8 +225,10 @@ impl Seal {
                 if !is_so || !signed_by(asked.key.bytes(), &bound, rest) {
                     return Err(Distrust::Forged(asked.to));
                 }
-                if why == Refused::OtherStart {
-                    self.lock().peer(&self.secret, asked.to, asked.key)?.renew(start);
+                match why {
+                    Refused::OtherStart => self.lock().peer(&self.secret, asked.to, asked.key)?.renew(start),
+                    Refused::Unknown => self.lock().disowned_by = Some(asked.to),
+                    Refused::OtherLattice(_) => {}
                 }
                 Err(Distrust::Refused { by: asked.to, why })
             }

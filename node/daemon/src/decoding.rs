@@ -116,8 +116,11 @@ fn offers_and_pieces_are_decoded_or_refused() {
     };
     let mut asks: Vec<Ask> = all.into_iter().map(offer).collect();
     asks.extend([Ask::Still(Uuid::from_u128(2)), Ask::Holds(component(), "v1".into())]);
+    asks.push(Ask::Echo(component(), "v1".into()));
     check(&asks);
     check(&[Taken::Accepted, Taken::Busy("no permit".into()), Taken::Refused("no link".into()), Taken::Still(true)]);
+    let done = |back| Taken::Done(Box::new(back), Bytes::from_static(b"all of it"));
+    check(&backs().into_iter().map(done).collect::<Vec<_>>());
 
     let reply = |back| Word::Reply(Box::new(back), Bytes::from_static(b"the beginning"), true);
     let mut words: Vec<Word> = backs().into_iter().map(reply).collect();

@@ -19,6 +19,7 @@ mod events;
 mod explain;
 mod far;
 mod fetch;
+mod forgotten;
 mod grants;
 mod home;
 mod identity;

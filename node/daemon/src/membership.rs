@@ -13,6 +13,7 @@ use trellis_raft::{ProposeError, Raft, RaftError, Timing};
 use trellis_trust::{Presented, Token, presented};
 use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, Secret, frame, subject};
 
+use crate::forgotten;
 use crate::join::{Answer, Challenges, Here, Nonce, Question, Said};
 use crate::node::{Node, Options};
 use crate::proposal;
@@ -474,30 +475,49 @@ pub(crate) async fn serve(node: Arc<Node>, facts: NodeFacts) {
 }
 
 async fn record(node: &Node, facts: &NodeFacts) {
-    let mut states = node.raft.state();
+    let (mut states, mut disowned) = (node.raft.state(), false);
     loop {
         let state = states.borrow_and_update().clone();
-        if state.node(node.id).is_some_and(|known| known.facts == *facts) {
-            // A node that was forgotten while it was away, or is now, asks again.
+        let known = state.node(node.id);
+        if known.is_some_and(|known| known.facts == *facts) {
             match timeout(INTRODUCE_EVERY, states.changed()).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) => continue,
                 Ok(Err(_)) => return,
-                Err(_) => be_introduced(node, facts, &state).await,
+                Err(_) => {}
             }
-            continue;
+        } else {
+            let why = match node.raft.propose(proposal::entry(Command::Join(facts.clone()))).await {
+                Ok(Applied::Refused(why)) => why.to_string(),
+                Ok(_) => continue,
+                Err(why) => why.to_string(),
+            };
+            tracing::warn!("this node is not recorded in the lattice yet: {why}");
         }
-        let why = match node.raft.propose(proposal::entry(Command::Join(facts.clone()))).await {
-            Ok(Applied::Refused(why)) => why.to_string(),
-            Ok(_) => continue,
-            Err(why) => why.to_string(),
-        };
-        tracing::warn!("this node is not recorded in the lattice yet: {why}");
-        // Its own log may not reach the leader any more, if the lattice has forgotten it. Then the leader lets it in.
-        if let Some(lattice) = state.lattice_id() {
+        be_introduced(node, facts, &state).await;
+        let before = disowned;
+        disowned = is_disowned(node, facts, &state, before).await;
+        if before && disowned {
+            node.forgotten.cancel();
+            return std::future::pending().await;
+        }
+        // Forgotten while its own log still reached it, it is let in like any other.
+        if let (None, Some(lattice)) = (known, state.lattice_id()) {
             ask_again(node, facts, lattice).await;
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Whether members say that the lattice has forgotten this node. They are asked if one said so, or all did the last time.
+async fn is_disowned(node: &Node, facts: &NodeFacts, state: &State, again: bool) -> bool {
+    if node.control.seal().take_disowned().is_none() && !again {
+        return false;
+    }
+    let answered = match Asking::new(facts, &node.control).await {
+        Ok(mut asking) => asking.who(|_| false).await,
+        Err(why) => Err(why),
+    };
+    answered.is_ok_and(|answered| forgotten::is_forgotten(node.id, state, &node.raft.members(), &answered))
 }
 
 async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId) {

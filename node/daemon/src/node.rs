@@ -163,6 +163,12 @@ pub enum RunError {
     /// The log of the lattice cannot be written any more.
     #[error("the node stops: {0}")]
     Storage(String),
+    /// The lattice gave the node up.
+    #[error(
+        "the node stops: its lattice has forgotten it, and what it kept there is given up; start it with an empty \
+         --data-dir to join as a new node"
+    )]
+    Forgotten,
     /// A part that runs for as long as the node does has ended: a defect of ours.
     #[error("the node stops, because a part of it ended by itself: {0}")]
     Ended(String),
@@ -198,6 +204,8 @@ pub(crate) struct Node {
     pub(crate) started: Instant,
     /// Cancelled when the node says goodbye: what it holds goes to others while it still serves.
     pub(crate) leaving: CancellationToken,
+    /// Cancelled when members say that the lattice has forgotten this node.
+    pub(crate) forgotten: CancellationToken,
     pub(crate) shutdown: CancellationToken,
     /// Cancelled once events under way are done, here and for others.
     pub(crate) ended: CancellationToken,
@@ -387,6 +395,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         logs,
         started: Instant::now(),
         leaving: CancellationToken::new(),
+        forgotten: CancellationToken::new(),
         shutdown: CancellationToken::new(),
         ended: CancellationToken::new(),
         places: Service::places(),
@@ -590,6 +599,7 @@ impl Running {
         let mut ended = tokio::select! {
             () = shutdown => Ok(()),
             why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
+            () = self.node.forgotten.cancelled() => Err(RunError::Forgotten),
             why = self.tasks.join_next() => Err(RunError::Ended(format!("{why:?}"))),
         };
         // A part may end because of the log before that has said why it failed.
@@ -598,7 +608,10 @@ impl Running {
         {
             ended = Err(RunError::Storage(why));
         }
-        self.hand_over().await;
+        // Nobody takes anything from a node that is no member.
+        if !matches!(ended, Err(RunError::Forgotten)) {
+            self.hand_over().await;
+        }
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
         // First the node's own work, so that nothing is held or linked anew; then the providers.
         self.node.shutdown.cancel();

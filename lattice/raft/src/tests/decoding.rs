@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use openraft::raft::{AppendEntriesResponse, VoteResponse};
-use openraft::{CommittedLeaderId, EntryPayload, Vote};
+use openraft::raft::{AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse};
+use openraft::{CommittedLeaderId, EntryPayload, SnapshotMeta, Vote};
 use trellis_bus::hostile::change_and_decode;
 use trellis_placement::{Applied, Capacity, Command, Entry, NodeFacts, State};
 use trellis_wire::frame::{self, FrameError};
@@ -32,7 +32,23 @@ fn changed_messages_are_decoded_or_refused_in_little_memory() {
         entries,
         leader_commit: Some(log_id),
     };
-    for ask in [Ask::Append(append), Ask::Propose(mark(5)), Ask::Barrier] {
+    let chunk = InstallSnapshotRequest {
+        vote: Vote::new(1, 0x42),
+        meta: SnapshotMeta { last_log_id: Some(log_id), snapshot_id: "1-3".into(), ..SnapshotMeta::default() },
+        offset: 300_000,
+        data: vec![7; 500],
+        done: false,
+    };
+    let asks = [
+        Ask::Append(append.clone()),
+        Ask::Vote(VoteRequest::new(Vote::new(1, 0x42), Some(log_id))),
+        Ask::Snapshot(chunk),
+        Ask::Propose(mark(5)),
+        Ask::Barrier,
+        Ask::Rest(Some(log_id)),
+        Ask::Piece("1-3".into(), 300_000),
+    ];
+    for ask in asks {
         change_and_decode(&frame::encode(&ask), frame::decode::<Ask>);
     }
     let vote = VoteResponse::new(Vote::new(1, 0x42), Some(log_id), true);
@@ -42,6 +58,8 @@ fn changed_messages_are_decoded_or_refused_in_little_memory() {
         Answer::Proposed(Applied::Waiting(vec!["config `redis`".into(); 20])),
         Answer::NotLeader(Some(node(3))),
         Answer::Refused(Refusal::Malformed("no such thing".into())),
+        Answer::Barrier(Some(3)),
+        Answer::Rest(append),
     ] {
         change_and_decode(&frame::encode(&answer), frame::decode::<Answer>);
     }

@@ -75,11 +75,11 @@ async fn storm(seed: u64) {
     let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
     let lost: Vec<_> = acknowledged.difference(&applied).collect();
     assert!(lost.is_empty(), "of {} acknowledged commands these are lost: {lost:?}", acknowledged.len());
-    println!("seed {seed}: {voters} voters, {} commands acknowledged, {} leaders", acknowledged.len(), seen.leaders);
+    println!("seed {seed}: {voters} voters, {} commands acknowledged, of {} leaders", acknowledged.len(), seen.leaders);
     lattice.shutdown().await;
 }
 
 #[test]
-fn in_a_storm_one_leads_all_agree_and_nothing_is_lost() {
+fn in_a_storm_each_entry_is_one_leaders_all_agree_and_nothing_is_lost() {
     simulate(SEEDS, storm);
 }

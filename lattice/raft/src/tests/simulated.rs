@@ -5,7 +5,7 @@
 //! and the order of ready tasks from generators that cannot be seeded on a stable compiler, so a seed that failed may
 //! need some repetitions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -201,16 +201,16 @@ impl Simulated {
     /// Checks all that this node ever says of the lattice.
     fn watch(&self, raft: &Raft) {
         let (watch, me) = (self.watch.clone(), raft.node());
-        let (mut leadership, mut state) = (raft.leadership(), raft.state());
+        let (mut leadership, mut state, raft) = (raft.leadership(), raft.state(), raft.clone());
         tokio::spawn(async move {
             loop {
                 {
-                    let (leadership, state) = (leadership.borrow_and_update(), state.borrow_and_update());
                     let mut watch = watch.lock().unwrap();
-                    if leadership.me {
-                        watch.led.insert((leadership.term, me));
+                    leadership.mark_unchanged();
+                    watch.agrees(me, &state.borrow_and_update());
+                    if let Some(last) = raft.last_applied() {
+                        watch.committed(me, last.index, (last.leader_id.term, node(last.leader_id.node_id)));
                     }
-                    watch.agrees(me, &state);
                 }
                 let ended = tokio::select! {
                     ended = leadership.changed() => ended,
@@ -227,13 +227,14 @@ impl Simulated {
     pub(super) fn seen(&self) -> Seen {
         let watch = self.watch.lock().unwrap();
         assert_eq!(watch.wrong, None);
-        Seen { leaders: watch.led.len(), applied: watch.applied.clone() }
+        let leaders: BTreeSet<_> = watch.committed.values().collect();
+        Seen { leaders: leaders.len(), applied: watch.applied.clone() }
     }
 }
 
 /// What a simulation went through.
 pub(super) struct Seen {
-    /// How many leaders there were.
+    /// How many leaders committed something.
     pub(super) leaders: usize,
     /// Every command that took effect, in order.
     pub(super) applied: Vec<CommandId>,
@@ -242,15 +243,27 @@ pub(super) struct Seen {
 /// What all nodes said so far. What is wrong is kept for the end: a task that panics would go unnoticed.
 #[derive(Default)]
 struct Watch {
-    /// Who led, and in which term. For openraft these two together are what a vote is for: voters that gave a candidate of a
-    /// term their vote may give it to another of that term, with a higher id, as they would in the next one. So a term
-    /// may see two leaders; that they agree is what counts.
-    led: BTreeSet<(u64, NodeId)>,
+    /// Whose entry was committed at an index: a leader's, named by its term and id. For openraft these two together are what
+    /// a vote is for: voters that gave a candidate of a term their vote may give it to another of that term, with a higher
+    /// id, as they would in the next one. So a term may see two leaders, but each entry is one leader's, and none of a
+    /// leader follows one of a later leader.
+    committed: BTreeMap<u64, (u64, NodeId)>,
     applied: Vec<CommandId>,
     wrong: Option<String>,
 }
 
 impl Watch {
+    /// An entry was committed by one leader, after those of all leaders before it.
+    fn committed(&mut self, me: NodeId, index: u64, leader: (u64, NodeId)) {
+        let before = self.committed.range(..index).next_back().is_none_or(|(_, before)| *before <= leader);
+        let after = self.committed.range(index + 1..).next().is_none_or(|(_, after)| leader <= *after);
+        let is_one = *self.committed.entry(index).or_insert(leader) == leader;
+        if !(before && is_one && after) {
+            let told = &self.committed;
+            self.wrong.get_or_insert_with(|| format!("{me} has entry {index} of {leader:?}, others have {told:?}"));
+        }
+    }
+
     /// Of two states, one is what the other was or will be.
     fn agrees(&mut self, me: NodeId, state: &State) {
         let mut theirs = state.applied();

@@ -264,6 +264,26 @@ fn who_leaves_can_come_back_and_a_wiped_directory_is_a_new_node() {
 }
 
 #[test]
+fn a_forgotten_node_that_comes_back_with_its_data_stops_and_says_why() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 4);
+    nodes.push(node(&nats, &DataDir::new(), 5, &["--edge"]));
+    // One that votes or listens to the log, and one that follows from outside.
+    for (at, n, more) in [(3, 4, &[][..]), (3, 5, &["--edge"])] {
+        let gone = nodes.remove(at);
+        let (name, data_dir) = (id(&gone), gone.kill());
+        eventually("it is lost", || (of(&nodes[0], &name, "state") == "lost").then_some(()));
+        nodes[0].trellis(&["nodes", "forget", &name]).ok();
+        let back = node(&nats, &data_dir, n, more);
+        assert_eq!(id(&back), name);
+        let log = back.data_dir().log();
+        assert_eq!(back.ended().code(), Some(1));
+        let said = std::fs::read_to_string(log).unwrap();
+        assert!(said.contains("its lattice has forgotten it") && said.contains("empty --data-dir"), "{said}");
+    }
+}
+
+#[test]
 fn a_node_waits_for_its_lattice() {
     let nats = NatsServer::start(false);
     let early = DataDir::new();

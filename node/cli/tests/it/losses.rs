@@ -62,9 +62,8 @@ fn the_only_holder_that_dies_is_replaced_within_nine_seconds() {
 fn failures(asked: &Node, what: &dyn Fn()) -> Vec<Duration> {
     let at = asked.at("far");
     thread::scope(|scope| {
-        let asks: Vec<_> = (0..12)
-            .map(|_| scope.spawn(move || (get(at, "/slow?ms=3000").unwrap().status, Instant::now())))
-            .collect();
+        let asks: Vec<_> =
+            (0..12).map(|_| scope.spawn(move || (get(at, "/slow?ms=3000").unwrap().status, Instant::now()))).collect();
         thread::sleep(Duration::from_millis(1_100));
         what();
         let began = Instant::now();
@@ -129,7 +128,8 @@ fn a_reply_before_the_end_of_an_upload_ends_the_connection() {
         assert_eq!(read(&mut reply).unwrap().ok(), "ok");
         let began = Instant::now();
         let rest = reply.read(&mut [0]);
-        let is_over = matches!(&rest, Ok(0)) || rest.as_ref().is_err_and(|why| why.kind() == ErrorKind::ConnectionReset);
+        let is_over =
+            matches!(&rest, Ok(0)) || rest.as_ref().is_err_and(|why| why.kind() == ErrorKind::ConnectionReset);
         assert!(is_over && began.elapsed() < AT_ONCE, "{rest:?} after {:?}", began.elapsed());
     }
 }

@@ -42,7 +42,8 @@ impl DataDir {
         self.0.path().join("data")
     }
 
-    fn log(&self) -> PathBuf {
+    /// What the nodes that had it wrote to standard error.
+    pub(crate) fn log(&self) -> PathBuf {
         self.0.path().join("node.log")
     }
 }

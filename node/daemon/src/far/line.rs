@@ -19,9 +19,7 @@ use uuid::Uuid;
 
 use super::cargo::{Rest, headers_in, headers_out};
 use super::message::{Ask, Piece, Taken, Word};
-use super::{
-    CHUNK_BYTES_MAX, CREDITS, STILL_AGAIN, STILL_EVERY, TAKE_WAIT, UNANSWERED_MAX, UNANSWERED_MIN, unreached,
-};
+use super::{CHUNK_BYTES_MAX, CREDITS, STILL_AGAIN, STILL_EVERY, TAKE_WAIT, UNANSWERED_MAX, UNANSWERED_MIN, unreached};
 use crate::liveness::Liveness;
 
 /// How many words of one exchange may wait: every chunk there is credit for, the reply and the end.
@@ -485,7 +483,7 @@ mod tests {
         let body = answerer.request_body(load.first, false);
         let outflow = asker.outflow();
         let sending = tokio::spawn(outflow.send(load.rest.unwrap()));
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        sleep(std::time::Duration::from_millis(50)).await;
         assert!(!sending.is_finished(), "eight chunks are under way, and nobody has taken any");
         let received = body.collect().await.unwrap().to_bytes();
         assert!(received == sent, "{} of {} bytes", received.len(), sent.len());
