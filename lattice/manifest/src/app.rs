@@ -343,6 +343,14 @@ pub enum Scaler {
     },
 }
 
+impl Scaler {
+    /// Whether it asks for nothing at all: `instances: 0`.
+    pub const fn is_zero(&self) -> bool {
+        let (Self::Spread { instances, .. } | Self::Daemon { instances, .. }) = self;
+        matches!(instances, Some(0))
+    }
+}
+
 /// A share of the nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spread {

@@ -37,6 +37,7 @@ pub use app::{
 };
 pub use delivery::{DeliveryError, overlaid};
 pub use finding::{Finding, Severity};
+pub use reading::{LABEL_KEY_HELP, is_label_key};
 pub use schema::json_schema;
 pub use spread::spread;
 use trellis_wire::Link;

@@ -131,17 +131,19 @@ fn annotations(app: &mut App, node: &Node, report: &mut Report<'_>) {
     }
 }
 
+/// What to write as the key of a label.
+pub const LABEL_KEY_HELP: &str = "write up to 63 of a-z, A-Z, 0-9, `-`, `_` and `.` with a letter or digit at both ends, \
+                                  after a DNS name and `/` if you like: `example.com/team`";
+
 /// Checks the keys of labels or annotations.
 fn keys(node: &Node, what: &str, report: &mut Report<'_>) {
     for pair in node.pairs().iter().filter(|pair| !is_label_key(&pair.key)) {
-        let help = "write up to 63 of a-z, A-Z, 0-9, `-`, `_` and `.` with a letter or digit at both ends, after a DNS name \
-                    and `/` if you like: `example.com/team`";
-        report.error(pair.key_at, format!("`{}` is no {what} key", pair.key), help);
+        report.error(pair.key_at, format!("`{}` is no {what} key", pair.key), LABEL_KEY_HELP);
     }
 }
 
 /// The OAM rule for keys of labels and annotations, as wadm applies it (wadm-types 0.8, `valid_oam_label`).
-fn is_label_key(key: &str) -> bool {
+pub fn is_label_key(key: &str) -> bool {
     let ends = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric())
     };

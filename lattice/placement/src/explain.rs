@@ -26,6 +26,8 @@ pub enum Verdict {
     Staged,
     /// It could, and nothing more is needed there now.
     Fits,
+    /// Nothing is asked for, on any node: `instances: 0`.
+    Unasked,
     /// It cannot: for each spread by name, why.
     Unfit(Vec<(String, Unfit)>),
     /// A provider without a scaler runs where the components are that it is linked with, and none is there.
@@ -137,6 +139,9 @@ impl State {
         if self.plan().staged(key).is_some_and(|nodes| nodes.contains(&id)) {
             return Verdict::Staged;
         }
+        if demand.portions().iter().all(|portion| portion.wanted == 0) {
+            return Verdict::Unasked;
+        }
         let node = &self.nodes()[&id];
         let unfit =
             |portion: &Portion<'_>| Some((portion.name.to_owned(), node.fits(portion.requirements, sandboxes).err()?));
@@ -156,7 +161,7 @@ impl State {
             return self.why_nowhere(portion, sandboxes);
         }
         let waits = self.plan().unacked(key).filter(|(id, _)| self.node(*id).is_some_and(|node| !node.is_lost()));
-        let waits: Vec<String> = waits.map(|(id, _)| self.nodes()[&id].facts.name.clone()).collect();
+        let waits: Vec<String> = waits.map(|(id, _)| self.shown(id)).collect();
         if !waits.is_empty() {
             return format!("waits until {} gave permits up", waits.join(", "));
         }
@@ -173,7 +178,7 @@ impl State {
         let unfit =
             self.nodes().values().filter_map(|node| Some((node, node.fits(portion.requirements, sandboxes).err()?)));
         let named: Vec<String> =
-            unfit.take(NODES_NAMED_MAX).map(|(node, unfit)| format!("{} {unfit}", node.facts.name)).collect();
+            unfit.take(NODES_NAMED_MAX).map(|(node, unfit)| format!("{} {unfit}", self.shown(node.facts.id))).collect();
         let more = self.nodes().len() - named.len();
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
         format!("no node fits: {}{more}", named.join("; "))
@@ -185,6 +190,7 @@ impl Verdict {
     pub fn remedy(&self, node: &str) -> Option<String> {
         match self {
             Self::Holds(_) | Self::Staged | Self::Home | Self::NotHome(_) => None,
+            Self::Unasked => Some("`instances` above 0".into()),
             Self::Fits => Some("more `instances`, or another node that has no room".into()),
             Self::Unfit(reasons) => reasons.first().map(|(_, unfit)| unfit.remedy(node)),
             Self::NotLinked => Some("a component that it is linked with is placed there".into()),
@@ -206,6 +212,7 @@ impl fmt::Display for Verdict {
             Self::Holds(None) => f.write_str("holds it"),
             Self::Staged => f.write_str("makes the newer version ready, and has no permits of it yet"),
             Self::Fits => f.write_str("could hold it; not needed"),
+            Self::Unasked => f.write_str("not needed: 0 instances are asked for"),
             Self::NotLinked => f.write_str("holds no component that it is linked with"),
             Self::Home => f.write_str("runs it: it is the home of what trellis://embedded keeps"),
             Self::NotHome(Some(home)) => write!(f, "reached over the bus: node {home} is its home"),

@@ -58,6 +58,7 @@ pub use plan::{Change, DELTA_BYTES_MAX, Delta, Holding, Plan};
 pub use planner::plan;
 pub use refusal::{Applied, Refusal};
 pub use release::Release;
+pub use spares::Spare;
 pub use state::{APPLIED_IDS_MAX, State};
 pub use trust::{ALLOWED_MAX, NotAdmitted, Trust, TrustChange};
 pub use versions::{End, Ended, HISTORY_MAX, LAST_STEP, Rollout, SHARES, Version, Versions};

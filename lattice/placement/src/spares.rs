@@ -5,38 +5,69 @@
 
 use std::collections::BTreeSet;
 
-use trellis_wire::{ComponentKey, Digest, NodeId};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Digest, NodeId};
 
-use crate::State;
+use crate::{Release, State, Versions};
 
 /// How many nodes keep a manifest, which nobody holds.
 const MANIFEST_COPIES: usize = 2;
 
+/// A copy of an artifact that a node keeps for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Spare {
+    /// Of what.
+    pub digest: Digest,
+    /// Who keeps it.
+    pub node: NodeId,
+}
+
 impl State {
     /// What `node` keeps for others, of everything that runs or is rolled out.
     pub fn spares(&self, node: NodeId) -> BTreeSet<Digest> {
-        let is_fit = |id: &NodeId| self.node(*id).is_some_and(|node| node.is_open() && !node.facts.edge);
-        let mut ring: Vec<(u64, NodeId)> =
-            self.nodes().keys().copied().filter(is_fit).map(|id| (scattered(id.uuid().as_bytes()), id)).collect();
-        ring.sort_unstable();
-        let after = |digest: Digest, but: BTreeSet<NodeId>| {
-            let first = ring.partition_point(|(at, _)| *at < scattered(digest.bytes()));
-            let around = ring[first..].iter().chain(&ring[..first]).map(|(_, id)| *id);
-            around.filter(move |id| !but.contains(id))
-        };
-        let mut spares = BTreeSet::new();
+        let (ring, mut spares) = (Ring::of(self), BTreeSet::new());
         for release in self.running() {
-            for (entry, digest) in &release.artifacts {
-                let key = ComponentKey { app: release.app.name.clone(), name: entry.clone() };
-                if after(*digest, self.holders(&key)).next() == Some(node) {
-                    spares.insert(*digest);
-                }
-            }
-            if after(release.manifest, BTreeSet::new()).take(MANIFEST_COPIES).any(|id| id == node) {
+            let kept = release.artifacts.keys().filter_map(|entry| ring.spare(self, release, entry));
+            spares.extend(kept.filter(|spare| spare.node == node).map(|spare| spare.digest));
+            if ring.after(release.manifest, BTreeSet::new()).take(MANIFEST_COPIES).any(|id| id == node) {
                 spares.insert(release.manifest);
             }
         }
         spares
+    }
+
+    /// The spare of each component of an app that runs or is rolled out, where there is a node for one.
+    pub fn spares_of(&self, app: &AppName) -> Vec<(ComponentName, Spare)> {
+        let ring = Ring::of(self);
+        let releases = self.app(app).into_iter().flat_map(Versions::running);
+        let entries = releases.flat_map(|release| release.artifacts.keys().map(move |entry| (release, entry)));
+        entries.filter_map(|(release, entry)| Some((entry.clone(), ring.spare(self, release, entry)?))).collect()
+    }
+}
+
+/// The nodes that may keep something, by the hash of their ids.
+struct Ring(Vec<(u64, NodeId)>);
+
+impl Ring {
+    fn of(state: &State) -> Self {
+        let is_fit = |id: &NodeId| state.node(*id).is_some_and(|node| node.is_open() && !node.facts.edge);
+        let fit = state.nodes().keys().copied().filter(is_fit);
+        let mut ring: Vec<_> = fit.map(|id| (scattered(id.uuid().as_bytes()), id)).collect();
+        ring.sort_unstable();
+        Self(ring)
+    }
+
+    /// The nodes after a digest, but for some.
+    fn after(&self, digest: Digest, but: BTreeSet<NodeId>) -> impl Iterator<Item = NodeId> {
+        let first = self.0.partition_point(|(at, _)| *at < scattered(digest.bytes()));
+        let around = self.0[first..].iter().chain(&self.0[..first]).map(|(_, id)| *id);
+        around.filter(move |id| !but.contains(id))
+    }
+
+    /// The spare of a component: the first node after its digest that does not hold it.
+    fn spare(&self, state: &State, release: &Release, entry: &ComponentName) -> Option<Spare> {
+        let digest = *release.artifacts.get(entry)?;
+        let key = ComponentKey { app: release.app.name.clone(), name: entry.clone() };
+        self.after(digest, state.holders(&key)).next().map(|node| Spare { digest, node })
     }
 }
 

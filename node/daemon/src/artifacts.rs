@@ -12,6 +12,9 @@ use trellis_wire::Digest;
 /// The largest artifact taken, in bytes.
 pub(crate) const ARTIFACT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// How the name of what is being fetched ends.
+const FETCHING: &str = ".fetch";
+
 /// The artifacts of this node.
 #[derive(Clone)]
 pub(crate) struct Artifacts {
@@ -63,19 +66,23 @@ impl Artifacts {
             return Err(ArtifactError::Mismatch { expected, found });
         }
         let path = self.path(found);
-        if !path.exists() {
+        if !std::fs::read(&path).is_ok_and(|kept| kept == bytes) {
             self.write(&path, bytes).map_err(|source| ArtifactError::Disk { path, source })?;
         }
         Ok(found)
     }
 
-    /// Reads an artifact and checks that it still is what its name says.
+    /// Reads an artifact and checks that it still is what its name says. One that is not is removed: another node may have it.
     pub(crate) fn get(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
         let path = self.path(digest);
         match std::fs::read(&path) {
             Ok(bytes) => match Self::digest(&bytes) {
                 found if found == digest => Ok(bytes),
-                found => Err(ArtifactError::Mismatch { expected: digest, found }),
+                found => {
+                    tracing::error!(%digest, "an artifact was damaged on the disk; it is removed, to be fetched anew");
+                    std::fs::remove_file(&path).map_err(|source| ArtifactError::Disk { path, source })?;
+                    Err(ArtifactError::Mismatch { expected: digest, found })
+                }
             },
             Err(gone) if gone.kind() == ErrorKind::NotFound => Err(ArtifactError::Missing(digest)),
             Err(source) => Err(ArtifactError::Disk { path, source }),
@@ -92,17 +99,24 @@ impl Artifacts {
         compiled.await.map_err(|why| format!("compiling broke off: {why}"))?
     }
 
-    /// Removes what `wanted` does not take and nobody touched for `age`: an upload comes before its deploy.
+    /// Removes what `wanted` does not take and nobody touched for `age`, for an upload comes before its deploy; and what was
+    /// fetched in part and is not wanted, or here by now.
     pub(crate) fn sweep(&self, age: Duration, wanted: impl Fn(Digest) -> bool) -> Result<Vec<Digest>, ArtifactError> {
         let failed = |source| ArtifactError::Disk { path: self.folder.clone(), source };
         let mut removed = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let Ok(digest) = entry.file_name().to_string_lossy().parse::<Digest>() else { continue };
+            let name = entry.file_name();
+            let (name, in_part) = match name.to_string_lossy() {
+                name if name.ends_with(FETCHING) => (name.trim_end_matches(FETCHING).to_owned(), true),
+                name => (name.into_owned(), false),
+            };
+            let Ok(digest) = name.parse::<Digest>() else { continue };
             let touched = entry.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
-            if !wanted(digest) && touched.elapsed().is_ok_and(|since| since > age) {
+            let is_done_with = !wanted(digest) || (in_part && self.has(digest));
+            if is_done_with && touched.elapsed().is_ok_and(|since| since > age) {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
-                removed.push(digest);
+                removed.extend((!in_part).then_some(digest));
             }
         }
         Ok(removed)
@@ -157,7 +171,7 @@ impl Artifacts {
 
     /// What is being fetched. It outlives the process, so that the rest is enough later.
     fn fetching(&self, digest: Digest) -> PathBuf {
-        self.folder.join(format!("{}.fetch", digest.hex()))
+        self.folder.join(format!("{}{FETCHING}", digest.hex()))
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -217,5 +231,26 @@ mod tests {
         assert_eq!(artifacts.sweep(Duration::ZERO, |wanted| wanted == digest).unwrap(), [unwanted]);
         std::fs::write(artifacts.path(digest), b"scribbled").unwrap();
         assert!(matches!(artifacts.get(digest), Err(ArtifactError::Mismatch { .. })));
+        assert!(!artifacts.has(digest), "what is damaged is as good as not there");
+        std::fs::write(artifacts.path(digest), b"scribbled").unwrap();
+        artifacts.put(b"wasm", None).unwrap();
+        assert_eq!(artifacts.get(digest).unwrap(), b"wasm", "an upload mends it");
+    }
+
+    #[test]
+    fn what_was_fetched_in_part_goes_when_nobody_wants_it_or_it_is_here() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(data_dir.path()).unwrap();
+        let [unwanted, here, coming] = [&b"unwanted"[..], b"here", b"coming"].map(Artifacts::digest);
+        for digest in [unwanted, here, coming] {
+            artifacts.add(digest, 0, b"a part", false).unwrap();
+        }
+        artifacts.put(b"here", None).unwrap();
+        let sweep = |age| artifacts.sweep(age, |digest| digest != unwanted).unwrap();
+        assert_eq!(sweep(Duration::from_secs(3600)), [], "too young");
+        assert_eq!(artifacts.begun(unwanted).unwrap(), 6);
+        assert_eq!(sweep(Duration::ZERO), []);
+        assert_eq!([unwanted, here, coming].map(|digest| artifacts.begun(digest).unwrap()), [0, 0, 6]);
+        assert!(artifacts.has(here));
     }
 }

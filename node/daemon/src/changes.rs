@@ -71,7 +71,7 @@ pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<Stri
     moved
         .map(|place| {
             let (component, node) = place;
-            let name = after.node(*node).map_or_else(|| node.to_string(), |node| node.facts.name.clone());
+            let name = after.shown(*node);
             format!("{component}: node {name} {} -> {} permits", words(old.get(place)), words(new.get(place)))
         })
         .collect()

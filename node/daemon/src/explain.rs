@@ -41,7 +41,7 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppExplanation> {
             .map(|one| RoutedEvent {
                 at_ms: one.at_ms,
                 component: one.component.name.to_string(),
-                to: named(&state, one.to),
+                to: state.shown(one.to),
                 why: one.why.into(),
             })
             .collect(),
@@ -59,7 +59,7 @@ fn judged(node: &Node, state: &State, key: &ComponentKey, id: NodeId, verdict: &
     }
     NodeVerdict {
         node: id.to_string(),
-        name: named(state, id),
+        name: state.shown(id),
         holds: matches!(verdict, Verdict::Holds(_) | Verdict::Home),
         change: verdict.remedy(&id.to_string()),
         why,
@@ -95,8 +95,4 @@ fn of_home(node: &Node, state: &State, versions: &Versions) -> Vec<String> {
         state.named(home)
     );
     [kept].into_iter().chain(home::away(state, &node.liveness)).collect()
-}
-
-fn named(state: &State, id: NodeId) -> String {
-    state.node(id).map_or_else(|| id.to_string(), |node| node.facts.name.clone())
 }

@@ -1,16 +1,18 @@
 //! Artifacts from other nodes: by digest, in chunks, from any node that has them. A fetch that broke off goes on where it
 //! was, from another node if need be; nothing counts before its digest was checked.
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{BusError, Heard, Sealed, SealedError};
-use trellis_placement::Life;
-use trellis_wire::{Digest, NodeId, frame, subject};
+use trellis_placement::{Life, Spare, State};
+use trellis_wire::{AppName, ComponentName, Digest, NodeId, frame, subject};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
 use crate::liveness::Liveness;
@@ -22,8 +24,15 @@ const CHUNK_BYTES_MAX: usize = 128 * 1024;
 const CHUNK_WAIT: Duration = Duration::from_secs(5);
 /// How many chunks are read for others at one time.
 const READS_MAX: usize = 16;
-/// How often a node looks whether it has what it keeps for others.
-const SPARE_EVERY: Duration = Duration::from_secs(10);
+/// How long after a fetch failed a node tries again to get what it keeps for others.
+const SPARE_AGAIN: Duration = Duration::from_secs(2);
+/// A node that looked what it keeps for others looks again after this many times as long, whatever changes: where there is
+/// much of it, a look takes a while.
+const SPARE_REST: u32 = 20;
+/// How long a node may take to say whether it keeps something.
+const KEPT_WAIT: Duration = Duration::from_millis(500);
+/// How many spares are remembered that said so. Beyond that they are asked again.
+const KEPT_MAX: usize = 16_384;
 
 /// A question on a node's artifact subject: a chunk from here on.
 #[derive(Debug, Serialize, Deserialize)]
@@ -61,6 +70,8 @@ pub(crate) struct Fetch {
     pub(crate) liveness: Arc<Liveness>,
     /// One fetch at a time: two of one artifact would do the work twice.
     pub(crate) turn: Mutex<()>,
+    /// Spares that said that they have what they keep.
+    pub(crate) kept: std::sync::Mutex<HashSet<Spare>>,
 }
 
 impl Fetch {
@@ -168,25 +179,63 @@ impl Fetch {
 
     /// Keeps what this node is the spare for: a holder may die with the only other copy.
     pub(crate) async fn keep_spares(self: Arc<Self>, shutdown: CancellationToken) {
-        // The state of which everything was here when it was last looked at.
-        let mut complete = Weak::new();
         loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(SPARE_EVERY) => {}
-            }
+            let began = Instant::now();
             let state = self.shares.state();
-            if std::ptr::eq(complete.as_ptr(), &*state) {
-                continue;
-            }
-            complete = Arc::downgrade(&state);
-            for digest in state.spares(self.sealed.node()).into_iter().filter(|digest| !self.artifacts.has(*digest)) {
-                if let Err(why) = self.ensure(digest).await {
-                    complete = Weak::new();
-                    tracing::debug!("no spare yet: {why}");
-                }
+            let is_complete = self.keep_spares_of(&state).await;
+            let next = async {
+                tokio::time::sleep(began.elapsed() * SPARE_REST).await;
+                let again = if is_complete { Duration::MAX } else { SPARE_AGAIN };
+                drop(timeout(again, self.shares.until(|now| !std::ptr::eq(now, &*state))).await);
+            };
+            if shutdown.run_until_cancelled(next).await.is_none() {
+                return;
             }
         }
+    }
+
+    /// Whether all is here that this node is the spare for.
+    async fn keep_spares_of(&self, state: &State) -> bool {
+        let mut is_complete = true;
+        for digest in state.spares(self.sealed.node()).into_iter().filter(|digest| !self.artifacts.has(*digest)) {
+            if let Err(why) = self.ensure(digest).await {
+                is_complete = false;
+                tracing::debug!("no spare yet: {why}");
+            }
+        }
+        is_complete
+    }
+
+    /// The spares of an app that live and do not have what they keep: each is asked, until it said once that it has.
+    pub(crate) async fn lacking(&self, state: &State, app: &AppName) -> Vec<(ComponentName, Spare)> {
+        let spares = state.spares_of(app).into_iter();
+        let live = spares.filter(|(_, spare)| self.liveness.life(spare.node) == Life::Alive);
+        let asked = live.map(async |(name, spare)| (!self.is_kept(spare).await).then_some((name, spare)));
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    async fn is_kept(&self, spare: Spare) -> bool {
+        let Spare { digest, node } = spare;
+        if node == self.sealed.node() {
+            return self.artifacts.has(digest);
+        }
+        let kept = || self.kept.lock().expect("no code panics while it holds this lock");
+        if kept().contains(&spare) {
+            return true;
+        }
+        // A chunk from beyond its end: there is none of what is not there.
+        let (subject, question) =
+            (subject::artifact(self.sealed.lattice(), node), Ask::Chunk(digest, ARTIFACT_BYTES_MAX));
+        let answer = self.sealed.ask(node, &subject, &frame::encode(&question), KEPT_WAIT).await;
+        let is_there = answer.is_ok_and(|answer| matches!(frame::decode(&answer), Ok(Chunk::Bytes(..))));
+        if is_there {
+            let mut kept = kept();
+            if kept.len() >= KEPT_MAX {
+                kept.clear();
+            }
+            kept.insert(spare);
+        }
+        is_there
     }
 }
 
@@ -198,7 +247,7 @@ mod tests {
     use tokio::sync::watch;
     use tokio::task::JoinHandle;
     use trellis_bus::{Bus, Memory, members};
-    use trellis_placement::{Capacity, Command, Entry, NodeFacts, Patience, State};
+    use trellis_placement::{Capacity, Command, Entry, NodeFacts, Patience};
 
     use super::*;
 
@@ -225,6 +274,7 @@ mod tests {
                 shares: Arc::new(Shares::new(watch::channel(state()).1)),
                 liveness: Arc::new(Liveness::new(id(n), Patience::default())),
                 turn: Mutex::default(),
+                kept: Default::default(),
             });
             Self { fetch, greets }
         }
@@ -292,6 +342,12 @@ mod tests {
         taker.fetch.ensure(digest).await.unwrap();
         assert_eq!(taker.fetch.artifacts.get(digest).unwrap(), whole);
         assert_eq!(given.load(Ordering::Relaxed), whole.len() as u64, "nothing is fetched twice");
+
+        // One that was damaged on the disk is found out when it is read, and fetched anew.
+        std::fs::write(folders[0].path().join("artifacts").join(digest.hex()), b"").unwrap();
+        assert!(taker.fetch.artifacts.get(digest).is_err());
+        taker.fetch.ensure(digest).await.unwrap();
+        assert_eq!(taker.fetch.artifacts.get(digest).unwrap(), whole);
         source.abort();
 
         // A part that is wrong is found out by the digest, and fetched anew.

@@ -368,6 +368,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         shares: shares.clone(),
         liveness: liveness.clone(),
         turn: Default::default(),
+        kept: Default::default(),
     });
     Ok(Node {
         id,
@@ -507,7 +508,8 @@ fn pulse(node: &Node) -> Pulse {
 }
 
 fn rollouts(node: &Node, care: Care) -> Rollouts {
-    Rollouts { raft: node.raft.clone(), shares: node.shares.clone(), liveness: node.liveness.clone(), care }
+    let (raft, shares, liveness) = (node.raft.clone(), node.shares.clone(), node.liveness.clone());
+    Rollouts { raft, shares, liveness, fetch: node.fetch.clone(), care }
 }
 
 fn service(node: &Node) -> Service {

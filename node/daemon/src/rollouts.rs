@@ -1,15 +1,17 @@
 //! The leader's loop over roll-outs: how they go by the heartbeats of all nodes in, the next step out, proposed as a
 //! command. When to take it is decided by `placement::Watch`, which is pure; here is only what nodes say.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use trellis_placement::{Assigned, Care, Direction, Progress, Release, State, Watch};
+use trellis_placement::{Assigned, Care, Direction, Progress, Release, Spare, State, Watch};
 use trellis_raft::Raft;
-use trellis_wire::{AppName, ComponentKey};
+use trellis_wire::{AppName, ComponentKey, ComponentName};
 
 use crate::board::{Health, Mark};
+use crate::fetch::Fetch;
 use crate::liveness::{Counts, Liveness, OfComponent};
 use crate::proposal;
 use crate::shares::Shares;
@@ -24,6 +26,7 @@ pub(crate) struct Rollouts {
     pub(crate) raft: Raft,
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
+    pub(crate) fetch: Arc<Fetch>,
     pub(crate) care: Care,
 }
 
@@ -41,7 +44,16 @@ impl Rollouts {
                 watch.look(&state, origin.elapsed());
                 continue;
             }
-            let progress = |app: &AppName| progress(&state, &self.shares, &self.liveness, app);
+            let mut lacking = BTreeMap::new();
+            for (app, _) in state.rolling() {
+                lacking.insert(app.clone(), self.fetch.lacking(&state, app).await);
+            }
+            let progress = |app: &AppName| {
+                let mut progress = progress(&state, &self.shares, &self.liveness, app);
+                let spares = lacking.get(app).into_iter().flatten();
+                progress.missing.extend(spares.map(|(name, spare)| without_spare(&state, name, *spare)));
+                progress
+            };
             for command in watch.decide(&state, origin.elapsed(), progress) {
                 tracing::info!(?command, "roll-out");
                 if let Err(why) = self.raft.propose(proposal::entry(command)).await {
@@ -89,6 +101,11 @@ pub(crate) fn progress(state: &State, shares: &Shares, liveness: &Liveness, app:
     }
     progress.missing.truncate(MISSING_MAX);
     progress
+}
+
+/// What is said of a component whose spare has no copy of its code yet.
+pub(crate) fn without_spare(state: &State, name: &ComponentName, spare: Spare) -> String {
+    format!("{name}: node {}, which is to keep a copy of its code, has none yet", state.named(spare.node))
 }
 
 /// What the node is to hold of the newer version, if it is to.

@@ -48,6 +48,18 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppStatus> {
     app_of(node, &state, &node.shares.by(&state, node.id), name)
 }
 
+/// The same, and whether each spare has its copy of the code, which takes asking them: a deploy is ready only then.
+pub(crate) async fn whole(node: &Node, name: &AppName) -> Option<AppStatus> {
+    let (mut status, state) = (app(node, name)?, node.shares.state());
+    for (component, spare) in node.fetch.lacking(&state, name).await {
+        status.problems.push(rollouts::without_spare(&state, &component, spare));
+        if status.state == "ready" {
+            status.state = "deploying".into();
+        }
+    }
+    Some(status)
+}
+
 fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Option<AppStatus> {
     let versions = state.app(name)?;
     let missing = state.waiting(name);
@@ -59,7 +71,7 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
     let mut status = empty(state, versions, release, "ready", Vec::new());
     status.components = components(node, state, assigned, release);
     status.links = release.app.links.iter().map(|link| link_status(node, release, link)).collect();
-    status.problems = problems(&status);
+    status.problems = problems(&status, release);
     status.state = overall(&status).into();
     status.rollout = rollout(node, state, versions);
     if let Some(rollout) = status.rollout.as_ref().filter(|rollout| rollout.step < rollout.last) {
@@ -84,7 +96,7 @@ fn frozen(node: &Node, state: &State, status: &AppStatus) -> Option<String> {
         let holders = status.components.iter().flat_map(|component| &component.holders);
         holders.into_iter().any(|holder| holder.node == id.to_string())
     };
-    let names = frozen.iter().filter(|id| holds(id)).map(|id| name_of(state, *id));
+    let names = frozen.iter().filter(|id| holds(id)).map(|id| state.shown(*id));
     let names: Vec<String> = names.collect();
     (!names.is_empty()).then(|| {
         format!(
@@ -93,10 +105,6 @@ fn frozen(node: &Node, state: &State, status: &AppStatus) -> Option<String> {
             names.join(", ")
         )
     })
-}
-
-fn name_of(state: &State, node: NodeId) -> String {
-    state.node(node).map_or_else(|| node.to_string(), |known| known.facts.name.clone())
 }
 
 /// The release that an app's status speaks of: what runs, else what waits, else the newest that is kept.
@@ -204,7 +212,7 @@ fn holder_status(
 ) -> Holder {
     let mut status = Holder {
         node: holder.to_string(),
-        name: name_of(state, holder),
+        name: state.shown(holder),
         permits,
         state: "starting".into(),
         running: 0,
@@ -275,7 +283,8 @@ fn asked(scaler: Option<&Scaler>) -> String {
 
 fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
     let id = release.link_id(link);
-    let (health, at, problem) = of_link(node, &id);
+    let is_needed = !is_unasked(release, link.source.as_str()) && !is_unasked(release, link.target.as_str());
+    let (health, at, problem) = of_link(node, &id, is_needed);
     LinkStatus {
         source: link.source.to_string(),
         target: link.target.to_string(),
@@ -294,7 +303,7 @@ fn lease(node: &Node, id: &LinkId) -> Option<LeaseStatus> {
     let lease = state.leases().get(id)?;
     Some(LeaseStatus {
         node: lease.node.to_string(),
-        name: state.node(lease.node).map(|known| known.facts.name.clone()).unwrap_or_default(),
+        name: state.shown(lease.node),
         token: lease.token,
         held: (lease.node == node.id).then(|| node.leases.has(id)),
     })
@@ -314,10 +323,13 @@ pub(crate) fn leased(node: &Node, holder: NodeId, component: &ComponentKey) -> O
 
 /// How a link is on all nodes that apply it: as well as on the one where it is worst, and where it is reached, here if
 /// it is.
-fn of_link(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
+fn of_link(node: &Node, id: &LinkId, is_needed: bool) -> (Health, Option<String>, Option<String>) {
     let state = node.shares.state();
     let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links_of(id).next().is_some();
     let mut nodes: Vec<_> = state.nodes().values().filter(applies).collect();
+    if nodes.is_empty() && !is_needed {
+        return (Health::Ready, None, None);
+    }
     if nodes.is_empty() {
         return (Health::Starting, None, Some("no node applies it yet".into()));
     }
@@ -403,11 +415,20 @@ fn address(node: &Node, tech: Tech, id: &LinkId) -> Option<String> {
     }
 }
 
-fn problems(status: &AppStatus) -> Vec<String> {
+/// Whether nothing is asked for of a component or provider, so that nothing is missed of it.
+fn is_unasked(release: &Release, name: &str) -> bool {
+    let Ok(name) = name.parse::<ComponentName>() else { return false };
+    let component = release.app.components.get(&name).and_then(|component| component.scaler.as_ref());
+    let provider = release.app.providers.get(&name).and_then(|provider| provider.scaler.as_ref());
+    component.or(provider).is_some_and(Scaler::is_zero)
+}
+
+fn problems(status: &AppStatus, release: &Release) -> Vec<String> {
     let mut problems = Vec::new();
     for component in &status.components {
         problems.extend(component.problem.iter().map(|why| format!("{}: {why}", component.name)));
-        if component.holders.is_empty() && component.problem.is_none() {
+        let is_missed = component.problem.is_none() && !is_unasked(release, &component.name);
+        if component.holders.is_empty() && is_missed {
             problems.push(format!("{}: no node holds it yet", component.name));
         }
         for holder in component.holders.iter().filter(|holder| !is_well(holder)) {
@@ -467,10 +488,8 @@ fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
     let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
     let whole = |of: fn(&Stands) -> u64| (!stands.is_empty()).then(|| stands.iter().map(of).sum());
     let outcome = |i: usize| views.iter().map(|(_, view)| view.outcomes[i]).sum::<u64>();
-    let problem = |(on, view): &(NodeId, View)| {
-        let name = state.node(*on).map_or_else(|| on.to_string(), |known| known.facts.name.clone());
-        view.problem.as_ref().map(|why| format!("on {name}: {why}"))
-    };
+    let problem =
+        |(on, view): &(NodeId, View)| view.problem.as_ref().map(|why| format!("on {}: {why}", state.shown(*on)));
     let problems: Vec<_> = views.iter().filter_map(problem).collect();
     let word = match () {
         () if state.is_paused(&first.component) => "paused",

@@ -181,6 +181,9 @@ fn check_spares(state: &State) {
         let could = state.nodes().keys().filter(|node| fit(node) && !state.holders(&key).contains(node)).count();
         assert!(spares >= could.min(1), "{key}: {spares} of {could}");
         assert!(state.nodes().keys().filter(keeps).all(fit), "{key}: a spare is closed or at the edge");
+        let of_app = state.spares_of(&release.app.name);
+        assert!(of_app.iter().all(|(_, spare)| state.spares(spare.node).contains(&spare.digest)), "{of_app:?}");
+        assert!(could == 0 || of_app.iter().any(|(name, spare)| (name, spare.digest) == (&key.name, digest)));
     }
 }
 

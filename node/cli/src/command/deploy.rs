@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{Instant, sleep};
-use trellis_daemon::api::types::{AppStatus, DeployReply, DeployRequest, Finding};
+use trellis_daemon::api::types::{AppStatus, DeployReply, DeployRequest, Finding, VersionStatus};
 use trellis_manifest::App;
 use trellis_wire::AppName;
 
@@ -200,9 +200,9 @@ pub(super) async fn ready(admin: &Admin, app: &AppName, version: &str, wait: Dur
 
 /// What stands between an app and this version; an error where nothing will come of waiting.
 fn missing(app: &AppName, version: &str, status: &AppStatus) -> Result<Vec<String>, Failure> {
-    let past = status.history.iter().find(|past| past.version == version && past.state == "rolled-back");
-    if let Some(why) = past.and_then(|past| past.why.as_ref()) {
-        return Err(Failure::Failed(format!("{app} {version} was rolled back to {}: {why}", status.version)));
+    let past = status.history.iter().find(|past| past.version == version);
+    if let Some(ended) = past.and_then(|past| ended(past, &status.version)) {
+        return Err(Failure::Failed(format!("{app} {version} {ended}")));
     }
     let missing = status::missing(status);
     if status.version == version && status.state == "failed" {
@@ -212,6 +212,18 @@ fn missing(app: &AppName, version: &str, status: &AppStatus) -> Result<Vec<Strin
         return Ok(missing);
     }
     Ok([vec![format!("version {} is deployed now, not {version}", status.version)], missing].concat())
+}
+
+/// How a version's time ended, if it did: nothing comes of waiting for it.
+fn ended(past: &VersionStatus, now: &str) -> Option<String> {
+    let why = past.why.as_deref().unwrap_or("the node does not say why");
+    match past.state.as_str() {
+        "rolled-back" => Some(format!("was rolled back to {now}: {why}")),
+        "replaced" => Some(format!("was replaced {why} while it was waited for")),
+        "undeployed" => Some("was undeployed while it was waited for".into()),
+        "kept" => Some(format!("was overtaken before it began; version {now} is there now")),
+        _ => None,
+    }
 }
 
 fn not_ready(what: &str, missing: &[String]) -> Failure {

@@ -97,6 +97,46 @@ fn an_interface_of_ones_own_needs_a_link_too() {
 }
 
 #[test]
+fn nothing_is_ready_where_nothing_is_asked_for() {
+    let node = Node::start(&[]);
+    let none = |what: &str| format!("{{type: {what}, properties: {{instances: 0}}}}");
+    node.deploy(&app("none", &[component("api", "hello", "", &[none("spreadscaler")]), http("api", "")]));
+    assert_eq!(node.status("none")["problems"], serde_json::json!([]));
+    let explained = node.trellis(&["explain", "none/api"]).ok();
+    assert!(explained.contains("0 instances are asked for"), "{explained}");
+    node.deploy(&app("none", &[component("api", "hello", "", &[none("daemonscaler")]), http("api", "")]));
+}
+
+#[test]
+fn a_deploy_that_another_one_overtakes_ends_at_once() {
+    let node = Node::start(&[]);
+    let at = free_address();
+    // Something has the address of the second version, which therefore never gets ready.
+    let other = TcpListener::bind(ANY).unwrap();
+    let versions = [("v1", at), ("v2", other.local_addr().unwrap()), ("v3", at)];
+    let [first, second, third] = versions.map(|(version, at)| hello("a", version, at, &image("hello")));
+    let overtaken = |by: &dyn Fn()| {
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| (node.try_deploy(&second).failed(1), std::time::Instant::now()));
+            eventually("the second version is rolled out", || {
+                let history = node.status("a")["history"].as_array().unwrap().clone();
+                history.iter().any(|past| past["version"] == "v2" && past["state"] == "rolling-out").then_some(())
+            });
+            by();
+            let done = std::time::Instant::now();
+            let (stderr, ended) = waits.join().unwrap();
+            assert!(ended.saturating_duration_since(done) < std::time::Duration::from_secs(20), "{stderr}");
+            stderr
+        })
+    };
+    node.deploy(&first);
+    let stderr = overtaken(&|| node.deploy(&third));
+    assert!(stderr.contains("a v2 was replaced by v3"), "{stderr}");
+    let stderr = overtaken(&|| drop(node.trellis(&["undeploy", "a"]).ok()));
+    assert!(stderr.contains("a v2 was"), "{stderr}");
+}
+
+#[test]
 fn an_address_belongs_to_one_app() {
     let node = Node::start(&[]);
     let address = free_address();

@@ -114,6 +114,12 @@ fn three_nodes_are_one_lattice() {
         explained.contains("holds it with 20 permits") && explained.contains("has label n=3, not n=2"),
         "{explained}"
     );
+    let unfit = nodes[0].trellis(&["label", &id(&nodes[2]), "a b=c"]).failed(1);
+    assert!(unfit.contains("`a b` is no label key"), "{unfit}");
+    // All have this machine's name, so more is said of each.
+    let short = format!("(..{})", &id(&nodes[1])[28..]);
+    assert!(explained.contains(&short), "{short}: {explained}");
+    assert!(nodes[0].trellis(&["status", "far"]).ok().contains(&short));
     nodes[0].trellis(&["label", &id(&nodes[2]), "n=2"]).ok();
     nodes[1].trellis(&["drain", &id(&nodes[1])]).ok();
     eventually("what the drained node held is on the other", || {
@@ -122,6 +128,40 @@ fn three_nodes_are_one_lattice() {
         (status["state"] == "ready" && holders.len() == 1 && holders[0]["node"] == id(&nodes[2]).as_str()).then_some(())
     });
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
+}
+
+/// Where a node keeps the code of an app's first component.
+fn code(asked: &Node, app: &str, on: &Node) -> std::path::PathBuf {
+    let digest = asked.status(app)["components"][0]["digest"].as_str().unwrap().to_owned();
+    on.data_dir().path().join("artifacts").join(digest.strip_prefix("sha256:").unwrap())
+}
+
+#[test]
+fn a_deploy_is_ready_once_a_spare_has_the_code() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 3);
+    // Through the holder, so that nobody else has it from the upload.
+    nodes[1].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    let spares = [&nodes[0], &nodes[2]].into_iter().filter(|node| code(&nodes[0], "far", node).exists());
+    assert_eq!(spares.count(), 1);
+}
+
+#[test]
+fn code_that_was_damaged_on_the_disk_comes_from_another_node() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    let file = code(&nodes[0], "far", &nodes[1]);
+    let whole = std::fs::read(&file).unwrap();
+    let data_dir = nodes.remove(1).kill();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::write(&file, damaged).unwrap();
+    std::fs::remove_dir_all(data_dir.path().join("compiled")).unwrap();
+    let back = node(&nats, &data_dir, 2, &[]);
+    back.until_ready("far");
+    assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
+    assert!(std::fs::read(&file).unwrap() == whole);
 }
 
 #[test]

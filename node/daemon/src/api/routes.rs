@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+use trellis_manifest::{LABEL_KEY_HELP, is_label_key};
 use trellis_placement::{Applied, Command, Life, Refusal as Why, TrustChange};
 use trellis_provider::Want;
 use trellis_provider::delivery::Fate;
@@ -249,6 +250,11 @@ async fn label(
     Path(name): Path<String>,
     Take(request): Take<LabelsRequest>,
 ) -> Answer<Json<serde_json::Value>> {
+    // Whatever is there already can be taken away.
+    let set = request.labels.iter().filter(|(_, value)| value.is_some());
+    if let Some((key, _)) = set.into_iter().find(|(key, _)| !is_label_key(key)) {
+        return Err(Refusal::bad_request(format!("`{key}` is no label key: {LABEL_KEY_HELP}")));
+    }
     propose(&node, Command::Label { node: node_id(&node, &name)?, labels: request.labels }).await
 }
 
@@ -275,7 +281,7 @@ async fn put_deploy(State(node): State<Arc<Node>>, Take(request): Take<DeployReq
 
 async fn app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<AppStatus>> {
     let name = app_name(&app)?;
-    status::app(&node, &name).map(Json).ok_or_else(|| no_app(&name))
+    status::whole(&node, &name).await.map(Json).ok_or_else(|| no_app(&name))
 }
 
 async fn manifest(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Response> {

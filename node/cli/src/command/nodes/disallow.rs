@@ -19,7 +19,16 @@ pub(crate) struct Disallow {
 
 impl Disallow {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        connection.open().disallow(self.key).await?;
-        Ok(print(&format!("a node with key {} may no longer join by it", self.key))?)
+        let admin = connection.open();
+        admin.disallow(self.key).await?;
+        let trust = admin.lattice().await?.trust;
+        let told = match trust.starts_with("open") {
+            true => format!(
+                "key {} is on no list, but the lattice is {trust}: `trellis nodes token FILE` or `nodes allow KEY` closes it",
+                self.key
+            ),
+            false => format!("a node with key {} may no longer join by it", self.key),
+        };
+        Ok(print(&told)?)
     }
 }
