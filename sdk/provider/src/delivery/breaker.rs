@@ -60,6 +60,11 @@ impl Breaker {
         Some(Change::Opened(failures))
     }
 
+    /// It is open on another node, or was before this one began. The next probe is due in so long.
+    pub(super) fn reopen(&mut self, now_ms: u64, probe_in_ms: u64) {
+        self.open.get_or_insert(Open { since_ms: now_ms, probe_ms: now_ms.saturating_add(probe_in_ms) });
+    }
+
     /// Whether it is open: since when.
     pub(super) fn open_since_ms(&self) -> Option<u64> {
         self.open.map(|open| open.since_ms)

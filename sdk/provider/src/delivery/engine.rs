@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -40,6 +41,8 @@ pub struct Engine<Q: Queue> {
     pub(super) share: Arc<Share>,
     pub(super) held: Arc<Held<Q::Claim>>,
     pub(super) progress: Arc<Progress>,
+    /// Whether the ledger says, as far as this engine knows, that the link pauses by itself.
+    pub(super) pause_is_kept: AtomicBool,
     pub(super) runs: TaskTracker,
 }
 
@@ -65,6 +68,7 @@ impl<Q: Queue> Engine<Q> {
             share,
             held: Arc::default(),
             progress: Arc::default(),
+            pause_is_kept: AtomicBool::new(false),
             runs: TaskTracker::new(),
         }))
     }
@@ -82,6 +86,7 @@ impl<Q: Queue> Engine<Q> {
     /// Runs until `stop`: then nothing more is pulled, and it returns when all that was is settled or given back.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let pulled = async {
+            stop.run_until_cancelled(self.join_pause()).await;
             match self.policy.order_by {
                 None => self.pull_all(&stop).await,
                 Some(_) => self.pull_in_order(&stop).await,
@@ -205,8 +210,13 @@ impl<Q: Queue> Engine<Q> {
             let now_ms = self.progress.now_ms();
             let wait_ms = lock(&self.progress.breaker).wait_ms(now_ms);
             match wait_ms {
-                None => return most,
-                Some(0) => return 1,
+                None => {
+                    // A person may have ended the pause.
+                    self.forget_pause().await;
+                    return most;
+                }
+                Some(0) if self.may_probe().await => return 1,
+                Some(0) => {}
                 // A person may end the pause meanwhile.
                 Some(left) => tokio::time::sleep(Duration::from_millis(left.min(1_000))).await,
             }

@@ -53,7 +53,7 @@ impl<Q: Queue> Engine<Q> {
             Known::Mark(mark) => mark,
             Known::Settled(settlement) => {
                 begun.unused();
-                return self.unless_paused(settlement);
+                return self.unless_paused(settlement).await;
             }
         };
         let Delivered { outcome, sends, ran } = self.run_once(permit, taken).await;
@@ -63,7 +63,7 @@ impl<Q: Queue> Engine<Q> {
         let record = self.refunded(taken).await;
         let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
         let is_ok = settlement == Settlement::Ack;
-        self.count(taken, &settlement);
+        self.count(taken, &settlement).await;
         self.note_tried(taken, &settlement, &ran.digest).await;
         let settlement = match settlement {
             Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
@@ -73,7 +73,7 @@ impl<Q: Queue> Engine<Q> {
         if let Mark::Ours(key) = mark {
             self.marked(taken, &key, &settlement, is_ok).await;
         }
-        self.unless_paused(settlement)
+        self.unless_paused(settlement).await
     }
 
     /// What the ledger knows of a message before it is run.
@@ -199,7 +199,7 @@ impl<Q: Queue> Engine<Q> {
     }
 
     /// Has the breaker count how a run ended.
-    fn count(&self, taken: &Taken<Q::Claim>, settlement: &Settlement) {
+    async fn count(&self, taken: &Taken<Q::Claim>, settlement: &Settlement) {
         let failed = match settlement {
             Settlement::GiveBack { .. } => return,
             Settlement::Ack | Settlement::Drop { .. } => false,
@@ -208,20 +208,31 @@ impl<Q: Queue> Engine<Q> {
         let now_ms = self.progress.now_ms();
         let changed = lock(&self.progress.breaker).ran(taken.record.attempt, failed, now_ms);
         match changed {
-            Some(Change::Opened(failures)) => tracing::warn!(
-                link = %self.link, failures,
-                "the trigger pauses by itself: most of the last messages failed on their first attempt; none is given up, \
-                 and one is tried each minute"
-            ),
+            Some(Change::Opened(failures)) => {
+                tracing::warn!(
+                    link = %self.link, failures,
+                    "the trigger pauses by itself: most of the last messages failed on their first attempt; none is given \
+                     up, and one is tried each minute"
+                );
+                self.keep_pause().await;
+            }
             Some(Change::Closed) => {
-                tracing::info!(link = %self.link, "the trigger goes on: a message was handled well")
+                tracing::info!(link = %self.link, "the trigger goes on: a message was handled well");
+                self.forget_pause().await;
             }
             None => {}
         }
     }
 
-    /// While the link pauses nothing is given up.
-    fn unless_paused(&self, settlement: Settlement) -> Settlement {
+    /// While the link pauses, here or elsewhere, nothing is given up.
+    async fn unless_paused(&self, settlement: Settlement) -> Settlement {
+        if matches!(settlement, Settlement::DeadLetter { .. }) && self.progress.paused_since_ms().is_none() {
+            match self.pause_is_kept.load(Ordering::Relaxed) {
+                // A person ended it.
+                true => self.forget_pause().await,
+                false => self.join_pause().await,
+            }
+        }
         match settlement {
             Settlement::DeadLetter { .. } if self.progress.paused_since_ms().is_some() => {
                 Settlement::GiveBack { after: PAUSED }

@@ -40,9 +40,9 @@ pub(super) struct Lanes<T> {
     back: usize,
     /// Messages that may be out for lanes that are not parked before nothing new is pulled.
     reach: usize,
-    /// New messages since that was set, and how many of them could be held.
+    /// New messages since that was set, and how many of them were of keys that had none, and could be held.
     looked: usize,
-    kept: usize,
+    found: usize,
     /// Until when nothing is pulled for a lane that waits.
     late_ms: u64,
 }
@@ -94,7 +94,7 @@ pub(super) enum End {
 impl<T> Default for Lanes<T> {
     fn default() -> Self {
         let (lanes, turns) = (HashMap::new(), VecDeque::new());
-        Self { lanes, turns, held: 0, back: 0, reach: LOOK_AHEAD, looked: 0, kept: 0, late_ms: 0 }
+        Self { lanes, turns, held: 0, back: 0, reach: LOOK_AHEAD, looked: 0, found: 0, late_ms: 0 }
     }
 }
 
@@ -152,13 +152,14 @@ impl<T> Lanes<T> {
         self.turns.push_back(key.to_owned());
         let is_full = lane.waiting.len() + lane.replays.len() >= LANE_MAX || self.held >= LOOK_AHEAD;
         let is_held = !is_full && (!lane.parked || replay);
+        let is_found = is_held && lane.is_idle();
         if is_held {
             match lane.parked {
                 true => lane.replays.push_back((position, message)),
                 false => drop(lane.waiting.insert(position, message)),
             }
             self.held += 1;
-            self.saw(is_new, is_held, now_ms);
+            self.saw(is_new, is_found, now_ms);
             return None;
         }
         let (last, message) = match lane.waiting.last_entry() {
@@ -172,23 +173,24 @@ impl<T> Lanes<T> {
         let wait = lane.wait(last, now_ms);
         lane.back.insert(last, due(now_ms, wait));
         self.back += 1;
-        self.saw(is_new, is_held, now_ms);
+        self.saw(is_new, is_found, now_ms);
         Some((message, wait))
     }
 
-    /// Whether a message is new that was pulled, and could be held: by that it is known whether to look further.
-    fn saw(&mut self, is_new: bool, is_held: bool, now_ms: u64) {
+    /// Whether a message is new that was pulled, and was worth finding: by that it is known whether to look further.
+    fn saw(&mut self, is_new: bool, is_found: bool, now_ms: u64) {
         if self.back == 0 {
-            (self.reach, self.looked, self.kept) = (LOOK_AHEAD, 0, 0);
+            (self.reach, self.looked, self.found) = (LOOK_AHEAD, 0, 0);
         }
         self.looked += usize::from(is_new);
-        self.kept += usize::from(is_new && is_held);
-        if is_held || !is_new || self.moving() < self.reach {
+        self.found += usize::from(is_new && is_found);
+        // The last few that are pulled may always be those that come back.
+        if is_found || self.moving() + LANE_MAX < self.reach {
             return;
         }
-        if self.kept * WORTH >= self.looked {
-            (self.reach, self.looked, self.kept) = ((self.reach * 2).min(BACK_MAX), 0, 0);
-        } else if self.moving() > self.reach {
+        if self.looked > 0 && self.found * WORTH >= self.looked {
+            (self.reach, self.looked, self.found) = ((self.reach * 2).min(BACK_MAX), 0, 0);
+        } else if is_new && self.moving() > self.reach {
             // It came in the place of what was due.
             self.late_ms = now_ms + LATE_MS;
         }
@@ -215,7 +217,7 @@ impl<T> Lanes<T> {
     pub(super) fn ended(&mut self, key: &str, end: End, now_ms: u64) -> Option<bool> {
         let lane = self.lanes.get_mut(key)?;
         let Busy { position, replay, since_ms } = lane.busy.take()?;
-        lane.pace = (lane.pace * 3 + Duration::from_millis(now_ms.saturating_sub(since_ms))) / 4;
+        lane.pace = (lane.pace * 15 + Duration::from_millis(now_ms.saturating_sub(since_ms))) / 16;
         self.held -= 1;
         let before = lane.parked;
         match end {
@@ -330,7 +332,8 @@ impl<T> Lane<T> {
         let under_way = self.busy.as_ref().map(|busy| Duration::from_millis(now_ms.saturating_sub(busy.since_ms)));
         let before = self.waiting.len() + self.back.range(..position).count();
         let before = u32::try_from(before.saturating_sub(LANE_MAX / 2)).unwrap_or(u32::MAX);
-        self.pace.max(under_way.unwrap_or_default()).saturating_mul(before).clamp(BACK_MIN, BACK)
+        // What is under way may take as long again.
+        self.pace.saturating_mul(before).saturating_add(under_way.unwrap_or_default()).clamp(BACK_MIN, BACK)
     }
 
     fn is_idle(&self) -> bool {
@@ -531,10 +534,10 @@ mod tests {
         assert!(given_back < BACK_MAX * 3, "{given_back}");
     }
 
-    /// A broker that gives out first what is due, then what is new, and a handler that takes 10 ms.
+    /// A broker that gives out first what is due, then what is new, and a handler that takes 10 ms, but now and then 200 ms.
     #[test]
     fn a_backlog_of_few_keys_is_given_back_about_once_and_its_lanes_do_not_wait_for_it() {
-        for keys in [1, 2] {
+        for keys in [1, 2, 4] {
             let (mut lanes, mut now_ms, mut next, mut done, mut given_back) = (Lanes::default(), 0, 0u128, 0, 0);
             let (mut waits, mut running) = (Vec::<(u64, u128)>::new(), Vec::<(u64, String)>::new());
             while done < 2_000 {
@@ -558,12 +561,12 @@ mod tests {
                         waits.push((due(now_ms, wait), position));
                     }
                 }
-                while let Some((key, _)) = lanes.next(now_ms) {
-                    running.push((now_ms + 10, key));
+                while let Some((key, position)) = lanes.next(now_ms) {
+                    running.push((now_ms + if position / keys % 16 == 0 { 200 } else { 10 }, key));
                 }
                 now_ms += 1;
             }
-            let least_ms = 2_000 / u64::try_from(keys).unwrap() * 10;
+            let least_ms = 2_000 / u64::try_from(keys).unwrap() * (200 + 15 * 10) / 16;
             assert!(now_ms < least_ms * 11 / 10, "{keys} keys: {now_ms} ms");
             assert!(given_back < 2_000 * 2, "{keys} keys: {given_back}");
         }

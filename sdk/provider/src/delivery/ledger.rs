@@ -6,6 +6,7 @@
 //! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
 //! | `begun/<message>` | runs that did not end, of a message that an ordered link held when a node died | 14 days |
 //! | `tried/<message>` | its attempts by code that may be taken back | 14 days |
+//! | `paused/<hash>` | when the next probe of a link is due that paused by itself, in ms since 1970 | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
 //!
 //! Pure: how they are written and read.
@@ -16,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use trellis_wire::{Dedupe, DedupeKey, Message, OrderBy};
+use trellis_wire::{Dedupe, DedupeKey, LinkId, Message, OrderBy};
 
 use super::queue::{LEDGER_VALUE_BYTES_MAX, Place};
 use crate::Outgoing;
@@ -130,6 +131,16 @@ pub(super) fn parked_key(key: &str) -> String {
     format!("{PARKED}{}", hash(key))
 }
 
+/// Where it is kept that a link pauses by itself.
+pub(super) fn paused_key(link: &LinkId) -> String {
+    format!("paused/{}", hash(&link.to_string()))
+}
+
+/// When the next probe is due, as it is kept: milliseconds since 1970, big-endian. What cannot be read is due.
+pub(super) fn probe_ms(kept: &[u8]) -> u64 {
+    kept.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
 fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     let found = message.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
     found.map(|(_, value)| value.as_str())
@@ -149,7 +160,7 @@ mod tests {
 
     fn outgoing(bytes: usize) -> Outgoing {
         let (component, link) = ("shop/mail".parse().unwrap(), "default".parse().unwrap());
-        let link = trellis_wire::LinkId::new(&component, &component, &link, "trellis", "messaging", &[]);
+        let link = LinkId::new(&component, &component, &link, "trellis", "messaging", &[]);
         Outgoing { link, message: Message { body: vec![7; bytes].into(), ..Message::default() } }
     }
 

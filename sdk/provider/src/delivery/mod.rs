@@ -3,7 +3,8 @@
 //! - `queue`: what a broker supplies;
 //! - `policy`: what follows from what the component said. Pure: no clock, no I/O, no random number;
 //! - `engine`: the loop permit -> pull -> sandbox -> settle, and `ordered` the one that keeps an order;
-//! - `lanes`: which message of an ordered link may run next, and `breaker`: when a trigger pauses by itself. Pure;
+//! - `lanes`: which message of an ordered link may run next, and `breaker`: when a trigger pauses by itself. Pure; `pause`:
+//!   how other nodes know of that;
 //! - `handle`: what is done with one message; `ledger`: what is kept of it meanwhile; `held`: how its claim is kept;
 //! - `letter`: what is kept of a message that was given up;
 //! - `progress` and `trigger`: what others see of an engine, and ask of it.
@@ -20,6 +21,7 @@ mod lanes;
 mod ledger;
 mod letter;
 mod ordered;
+mod pause;
 mod policy;
 mod progress;
 mod queue;

@@ -18,6 +18,8 @@ pub const PAUSED: &str = "it paused by itself";
 #[derive(Debug)]
 pub struct Progress {
     began: Instant,
+    /// The same, in milliseconds since 1970.
+    began_ms: u64,
     trouble: Mutex<Option<Trouble>>,
     paused_until: Mutex<Option<Instant>>,
     pub(super) breaker: Mutex<Breaker>,
@@ -65,7 +67,8 @@ impl Counts {
 impl Default for Progress {
     fn default() -> Self {
         let (trouble, paused_until) = Default::default();
-        Self { began: Instant::now(), trouble, paused_until, breaker: Mutex::default(), counts: Counts::default() }
+        let (began, began_ms) = (Instant::now(), wall_ms());
+        Self { began, began_ms, trouble, paused_until, breaker: Mutex::default(), counts: Counts::default() }
     }
 }
 
@@ -73,6 +76,11 @@ impl Progress {
     /// Milliseconds since the engine was made: no clock that someone sets moves it.
     pub(super) fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Milliseconds since 1970, as the clock stood when the engine was made.
+    pub(super) fn wall_ms(&self) -> u64 {
+        self.began_ms.saturating_add(self.now_ms())
     }
 
     /// What is not well.
@@ -97,9 +105,7 @@ impl Progress {
     /// Since when it pauses by itself, in milliseconds since 1970.
     pub fn paused_since_ms(&self) -> Option<u64> {
         let since_ms = lock(&self.breaker).open_since_ms()?;
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
-        Some(wall_ms.saturating_sub(self.now_ms().saturating_sub(since_ms)))
+        Some(wall_ms().saturating_sub(self.now_ms().saturating_sub(since_ms)))
     }
 
     /// Goes on, because a person says so. Whether it had paused by itself.
@@ -123,6 +129,11 @@ impl Progress {
     pub(super) fn paused_until(&self) -> Option<Instant> {
         *lock(&self.paused_until)
     }
+}
+
+fn wall_ms() -> u64 {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Nothing panics while it holds one of these but what leaves it as it was.

@@ -824,3 +824,34 @@ async fn a_trigger_pauses_by_itself_and_gives_nothing_up_until_a_probe_goes_well
     sleep(Duration::from_secs(5)).await;
     assert!(lattice.world.lock().unwrap().begun.values().sum::<u32>() > begun + probes, "it goes on");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_every_nodes_and_outlives_those_that_began_it() {
+    for order_by in [None, Some(OrderBy::Subject)] {
+        let is_ordered = order_by.is_some();
+        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+        (0..60).for_each(|i| lattice.publish(&format!("key{i}"), &format!("retry {i}"), &[]));
+        let first = lattice.node();
+        first.lease.set(Some(Token(1)));
+        while first.engine.progress().paused_since_ms().is_none() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        first.ends().await;
+        let (dead, begun) = (lattice.letters().len(), lattice.world.lock().unwrap().begun.values().sum::<u32>());
+        let nodes =
+            if is_ordered { vec![lattice.node()] } else { vec![lattice.node(), lattice.node(), lattice.node()] };
+        nodes[0].lease.set(Some(Token(2)));
+        sleep(Duration::from_secs(600)).await;
+        assert!(nodes.iter().all(|node| node.engine.progress().paused_since_ms().is_some()), "each knows of it");
+        assert_eq!(lattice.letters().len(), dead, "nothing is given up");
+        let probes = lattice.world.lock().unwrap().begun.values().sum::<u32>() - begun;
+        assert!((5..=16).contains(&probes), "one a minute of all nodes: {probes}");
+        assert!(nodes[0].engine.progress().resume());
+        sleep(Duration::from_secs(130)).await;
+        let goes_on = lattice.world.lock().unwrap().begun.values().sum::<u32>() - begun - probes;
+        assert!(goes_on > 16, "a person ended it: {goes_on}");
+        for node in nodes {
+            node.ends().await;
+        }
+    }
+}
