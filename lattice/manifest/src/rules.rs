@@ -8,7 +8,7 @@ use crate::finding::At;
 use crate::links::Linked;
 use crate::nearest::nearest;
 use crate::reading::{Kind, Reading};
-use crate::{AppLink, Tech, Way, delivery, keys};
+use crate::{AppLink, Delivery, Tech, Way, delivery, keys};
 
 /// Applies all of them.
 pub(crate) fn check(reading: &mut Reading<'_, '_>) {
@@ -16,6 +16,7 @@ pub(crate) fn check(reading: &mut Reading<'_, '_>) {
     targets(reading);
     duplicate_links(reading);
     directions(reading);
+    timeouts(reading);
     named_configs(reading);
     config_keys(reading);
     built_in_links(reading);
@@ -113,6 +114,22 @@ fn directions(reading: &mut Reading<'_, '_>) {
         {
             let message = "`delivery` means nothing here, `max_in_flight` and `rate_limit` aside";
             reading.report.warn(*at, message, "it belongs to a link by which a provider hands messages to a component");
+        }
+    }
+}
+
+/// A handler that is given longer by its link than by its component.
+fn timeouts(reading: &mut Reading<'_, '_>) {
+    for Linked { link, target_at, delivery, .. } in &reading.links {
+        let limit = reading.app.components.get(&link.target).and_then(|component| component.limits.timeout);
+        let given = link.source_configs.iter().filter_map(|name| reading.given.get(name));
+        let config = given.fold(Config::default(), |config, given| config.overlaid_with(&given.values));
+        let policy = delivery::overlaid(link.delivery.clone(), &config).unwrap_or_else(|_| link.delivery.clone());
+        let (asked, target) = (policy.timeout, &link.target);
+        if let Some(limit) = limit.filter(|limit| *limit < asked && asked != Delivery::default().timeout) {
+            let message = format!("`delivery.timeout` is {asked:?}, but `limits.timeout` of `{target}` is {limit:?}");
+            let at = delivery.map_or(*target_at, |(at, _)| at);
+            reading.report.warn(at, message, "the smaller counts: raise `limits.timeout`, or take it out");
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 use trellis_placement::{Beside, HeldComponent};
 use trellis_provider::delivery::Ran;
 use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Trial, Want};
@@ -17,6 +18,7 @@ use trellis_wire::{
     Secrets, Settle,
 };
 
+use crate::abortable::Abortable;
 use crate::artifacts::Artifacts;
 use crate::clock;
 use crate::counts::{Asking, Counts, Tally};
@@ -63,6 +65,8 @@ pub(crate) struct Dispatch {
     node: String,
     /// The nodes that hold what this one does not, or has no permit for now.
     elsewhere: Arc<Elsewhere>,
+    /// The node ends: messages that are still handled are given back.
+    aborted: CancellationToken,
     /// Itself, for the permits it hands out.
     this: Weak<Self>,
 }
@@ -143,6 +147,7 @@ impl Dispatch {
             traces,
             node,
             elsewhere,
+            aborted: CancellationToken::new(),
             this: this.clone(),
         })
     }
@@ -372,7 +377,12 @@ impl Dispatch {
     /// them wherever they are.
     async fn permit_to_pull(&self, component: &ComponentKey, source: Source) -> Result<Permit, Error> {
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
-        let far = || Box::pin(self.elsewhere.reserve(dispatch, component, source.clone()));
+        let far = || {
+            Box::pin(async {
+                let permit = self.elsewhere.reserve(dispatch, component, source.clone()).await?;
+                Ok(Permit::new(Abortable { permit, aborted: self.aborted.clone() }))
+            })
+        };
         if self.holding(component).is_none() {
             return far().await;
         }
@@ -523,15 +533,15 @@ struct Turn {
 #[async_trait]
 impl Run for Turn {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        self.go(event, Duration::MAX, Sends::Here).await.outcome
+        self.unless_aborted(event, Duration::MAX, Sends::Here).await.outcome
     }
 
     async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
-        self.go(event, at_most, Sends::Here).await.outcome
+        self.unless_aborted(event, at_most, Sends::Here).await.outcome
     }
 
     async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.go(Event::Message(message), at_most, Sends::BySource).await
+        self.unless_aborted(Event::Message(message), at_most, Sends::BySource).await
     }
 }
 
@@ -545,9 +555,31 @@ enum Sends {
 }
 
 impl Turn {
+    /// Runs an event; one that its source tries again when the node ends is broken off then.
+    async fn unless_aborted(self, event: Event, at_most: Duration, sends: Sends) -> Delivered {
+        if matches!(event, Event::Http(_)) {
+            return self.go(event, at_most, sends).await;
+        }
+        let aborted = self.dispatch.aborted.clone();
+        tokio::select! {
+            biased;
+            () = aborted.cancelled() => Outcome::Err(Error::ShuttingDown.into()).into(),
+            done = self.go(event, at_most, sends) => done,
+        }
+    }
+
+    /// How long an event may take. For those of a delivery policy its `timeout` counts where the component says nothing.
+    fn timeout(&self, event: &Event, at_most: Duration) -> Duration {
+        let is_delivered = !matches!(event, Event::Http(_)) && at_most < Duration::MAX;
+        match self.holding.held.limits.timeout {
+            None if is_delivered => at_most,
+            _ => self.holding.limits.timeout.min(at_most),
+        }
+    }
+
     async fn go(self, mut event: Event, at_most: Duration, sends: Sends) -> Delivered {
         let id = EventId::new(uuid::Uuid::now_v7());
-        let trace = self.trace(&mut event, id);
+        let (trace, timeout) = (self.trace(&mut event, id), self.timeout(&event, at_most));
         let Self { dispatch, holding, source, slots, .. } = self;
         let begun = Instant::now();
         holding.counts.began();
@@ -563,7 +595,7 @@ impl Turn {
                     config: holding.config.clone(),
                     secrets: holding.secrets.clone(),
                     limits: Limits {
-                        timeout: holding.limits.timeout.min(at_most),
+                        timeout,
                         reply: holding.limits.reply.filter(|_| !source.streams),
                         ..holding.limits
                     },
@@ -694,6 +726,11 @@ impl Holding {
 }
 
 impl Dispatch {
+    /// Breaks off the handlers of messages, which were given long enough: their sources are told that they did not run.
+    pub(crate) fn abort(&self) {
+        self.aborted.cancel();
+    }
+
     /// What sandboxes may call, and through which links.
     pub(crate) fn grants(&self) -> &Grants {
         &self.grants

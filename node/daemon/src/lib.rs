@@ -3,6 +3,7 @@
 //! Start at [`node`]: it builds every part. An event's way leads through [`dispatch`] and [`grants`]; a deploy's way
 //! through [`deploy`], Raft, [`planner`] and [`reconcile`].
 
+mod abortable;
 pub mod api;
 mod artifacts;
 mod backup;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, ready};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use trellis_bus::{Auth, Bus, Memory, Sealed};
 use trellis_embedded::Embedded;
 use trellis_http::Http;
@@ -57,6 +59,8 @@ use crate::triggers::Triggers;
 
 /// How long events under way may take to end after a shutdown was asked for.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How long the messages of those that take longer may take to be given back.
+const GIVE_BACK_MAX: Duration = Duration::from_secs(5);
 /// How long others may take to be ready for what a node that leaves holds, and how often that is looked at. A holder that
 /// is placed nowhere else is waited for in vain for as long.
 pub(crate) const HANDOVER_MAX: Duration = Duration::from_secs(10);
@@ -66,8 +70,11 @@ const REST_MAX: Duration = Duration::from_secs(5);
 /// How long the log's file and the last traces may take to be written after that.
 const WRITTEN_MAX: Duration = Duration::from_secs(10);
 /// How long a node takes at most from when it is asked to end until it has. Whoever asks should wait a little longer.
-pub const STOP_MAX: Duration =
-    HANDOVER_MAX.saturating_add(DRAIN_MAX).saturating_add(REST_MAX).saturating_add(WRITTEN_MAX);
+pub const STOP_MAX: Duration = HANDOVER_MAX
+    .saturating_add(DRAIN_MAX)
+    .saturating_add(GIVE_BACK_MAX)
+    .saturating_add(REST_MAX)
+    .saturating_add(WRITTEN_MAX);
 /// How long a failed log may take to say why, after a part of the node ended because of it.
 const REASON_MAX: Duration = Duration::from_secs(1);
 /// Threads for Raft and heartbeats alone, so that busy guests delay neither.
@@ -192,6 +199,8 @@ pub(crate) struct Node {
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
     pub(crate) leases: Arc<Leases>,
+    /// Links that are removed, and still have events under way.
+    removals: TaskTracker,
     pub(crate) events: Arc<Events>,
     pub(crate) fetch: Arc<Fetch>,
     pub(crate) engine: Arc<Engine>,
@@ -385,6 +394,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         shares,
         liveness,
         leases,
+        removals: TaskTracker::new(),
         events: Arc::new(Events::new(id)),
         fetch,
         engine,
@@ -485,6 +495,7 @@ fn reconcile(node: &Node, options: &Options) -> Reconcile {
         shares: node.shares.clone(),
         liveness: node.liveness.clone(),
         leaving: Default::default(),
+        removals: node.removals.clone(),
         secrets: Secrets::new(options.secrets.clone(), name),
     }
 }
@@ -592,8 +603,26 @@ impl Running {
         self.node.dispatch.holdings().is_empty() && !is_placed && state.owes(self.node.id).is_none()
     }
 
+    /// Waits until events under way have ended. Those that take too long are aborted, and their messages given back.
+    async fn drain(&self) {
+        let node = &self.node;
+        node.removals.close();
+        let mut drained =
+            pin!(async { tokio::join!(node.providers.drain(), Service::drain(&node.places), node.removals.wait()) });
+        if tokio::time::timeout(DRAIN_MAX, &mut drained).await.is_ok() {
+            return;
+        }
+        tracing::warn!("events were still under way after {DRAIN_MAX:?} and are aborted");
+        node.dispatch.abort();
+        if tokio::time::timeout(GIVE_BACK_MAX, drained).await.is_err() {
+            tracing::warn!(
+                "some of them had not ended {GIVE_BACK_MAX:?} later: their messages may count an attempt more"
+            );
+        }
+    }
+
     /// Runs until `shutdown` or until the node can no longer go on, then drains: what it holds is handed over, then no new
-    /// events, those under way end, at most 30 s.
+    /// events, those under way end, at most 30 s, and what takes longer is given back.
     ///
     /// # Errors
     /// Why the node could not go on.
@@ -617,10 +646,7 @@ impl Running {
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");
         // First the node's own work, so that nothing is held or linked anew; then the providers.
         self.node.shutdown.cancel();
-        let drained = async { tokio::join!(self.node.providers.drain(), Service::drain(&self.node.places)) };
-        if tokio::time::timeout(DRAIN_MAX, drained).await.is_err() {
-            tracing::warn!("events were still under way after {DRAIN_MAX:?} and are aborted");
-        }
+        self.drain().await;
         self.node.ended.cancel();
         let rest = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(REST_MAX, rest).await.is_err() {

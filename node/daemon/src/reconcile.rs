@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use trellis_manifest::Tech;
 use trellis_placement::{
     Assigned, Beside, Command, Direction, HeldComponent, HeldLink, Life, Section, State, Step, diff,
@@ -68,6 +69,8 @@ pub(crate) struct Reconcile {
     pub(crate) liveness: Arc<Liveness>,
     /// Grants that end once no call uses them; each ends by itself, unless its link is applied again.
     pub(crate) leaving: Leaving,
+    /// Links that wake components and are removed, until their events have ended.
+    pub(crate) removals: TaskTracker,
     pub(crate) secrets: Secrets,
 }
 
@@ -444,7 +447,7 @@ impl Reconcile {
             return self.end_later(id, tech, granted).await;
         }
         let (provider, gone) = (self.providers.of(tech), id.clone());
-        let ending = tokio::spawn(async move { provider.remove(&gone).await });
+        let ending = self.removals.spawn(async move { provider.remove(&gone).await });
         if tokio::time::timeout(REMOVE_WAIT, ending).await.is_err() {
             tracing::info!(link = %id, "events under way take longer than {REMOVE_WAIT:?}; the link ends when they do");
         }

@@ -89,6 +89,28 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
     assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
 }
 
+/// It takes longer than a node drains, and than a component has that nothing is said of: its link says it.
+#[test]
+fn a_message_that_a_node_which_ends_breaks_off_is_given_back_and_counts_for_nothing() {
+    let data_dir = DataDir::new();
+    let node = Node::start_in(&data_dir, &[]);
+    node.deploy(
+        &mail().replace("limits: {timeout: 5s}", "").replace("{queue: mail,", "{queue: mail, delivery.timeout: 90s,"),
+    );
+    node.trellis(&["publish", "mail", "sleep 35000"]).ok();
+    until_stored(&node, "seen/sleep-35000", "1");
+    assert!(node.stop().success());
+
+    let node = Node::start_in(&data_dir, &[]);
+    until_stored(&node, "seen/sleep-35000", "2");
+    until_stored(&node, "last/sleep-35000", "mail attempt=1");
+    eventually("it is handled", || {
+        let triggers: Value = serde_json::from_str(&node.trellis(&["triggers", "-o", "json"]).ok()).ok()?;
+        let outcomes = &triggers["triggers"][0]["outcomes"];
+        (outcomes["ack"] == 1 && outcomes["retry"] == 0).then_some(())
+    });
+}
+
 /// The same with a broker that the handler publishes to, wherever the config `broker` says it is.
 fn mail_to_broker() -> String {
     let (inside, outside) = (link("bus", "trellis:messaging/producer"), "{name: out, config: [{name: broker}]}");
