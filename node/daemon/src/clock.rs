@@ -1,15 +1,9 @@
 //! The wall clock of the daemon, for what people read: histories and logs. No decision is taken by it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+pub(crate) use trellis_provider::now_ms;
 use trellis_wire::{ComponentKey, EventId};
 
 use crate::api::types::LogLine;
-
-/// Milliseconds since 1970; 0 on a machine whose clock is set before that.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
 
 /// The time as RFC 3339 has it: `2026-11-22T14:07:56.123456Z`.
 pub(crate) fn now_rfc3339() -> String {

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use crate::messaging::now_ms;
+use trellis_provider::now_ms;
 
 /// What the store may have seen of it beyond what it keeps, in milliseconds: it is not written at each change.
 pub(crate) const KEPT_EVERY_MS: u64 = 1_000;

@@ -18,11 +18,10 @@ use tokio_util::task::TaskTracker;
 use trellis_provider::delivery::{
     CLAIM, Claimed, DeadLetter, Engine, Fate, Ledger, Out, Place, Queue, Record, Settlement, Standing, Trigger, Trouble,
 };
-use trellis_provider::{LinkError, Permits};
+use trellis_provider::{LinkError, Permits, now_ms};
 use trellis_wire::{CallError, ComponentKey, Config, DEAD_BYTES_MAX, Link, LinkId, Message};
 
 use crate::entries::Entries;
-use crate::messaging::now_ms;
 use crate::queue::{self, Change, Changed, Given, Token};
 use crate::store::Store;
 use crate::subject::{self, Filter};

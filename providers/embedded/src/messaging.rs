@@ -9,13 +9,13 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trellis_provider::{LinkError, Permit, Permits, Want};
+use trellis_provider::{LinkError, Permit, Permits, Want, now_ms};
 use trellis_wire::{CallError, Config, Delivery, Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
 
 use crate::subject::{self, Filter};
@@ -513,12 +513,6 @@ fn check_size(message: &Message) -> Result<(), CallError> {
 fn size(message: &Message) -> usize {
     let headers: usize = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     message.subject.len() + message.body.len() + message.reply_to.as_ref().map_or(0, String::len) + headers
-}
-
-/// Milliseconds since 1970; 0 where the clock is set before that.
-pub(crate) fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What was stored last in a stream of ours.
+//! Streams of ours: whether there is one, how it is made, and what was stored last in it.
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};

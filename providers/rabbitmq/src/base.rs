@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::options::BasicAckOptions;
 use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
-use trellis_provider::{Ledgers, LinkError};
+use trellis_provider::{Ledgers, LinkError, now_ms};
 use trellis_wire::Link;
 use uuid::Uuid;
 
@@ -164,11 +163,6 @@ pub(crate) fn key(known: &Known, body: &[u8]) -> String {
     let replay_of = known.replay_of.as_deref().unwrap_or_default();
     let of = [known.id.as_bytes(), replay_of.as_bytes(), told_by].join(&0);
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &of).to_string()
-}
-
-pub(crate) fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@ use std::time::Duration;
 use lapin::message::Delivery;
 use tokio::time::Instant;
 use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
+use trellis_provider::now_ms;
 use uuid::Uuid;
 
-use crate::base::{now_ms, publish};
+use crate::base::publish;
 use crate::connection::{Line, NOT_FOUND, Unanswered};
 use crate::known::{Known, header, text};
 use crate::walk::Walk;

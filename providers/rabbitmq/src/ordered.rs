@@ -32,9 +32,10 @@ use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, KILLS_MAX, Ledger, Out, Place, Queue, Ran, Reason, Record, Settlement, Standing, Trouble,
 };
+use trellis_provider::now_ms;
 use uuid::Uuid;
 
-use crate::base::{Base, Common, acknowledge, is_first, key, now_ms};
+use crate::base::{Base, Common, acknowledge, is_first, key};
 use crate::connection::{ACCESS_REFUSED, Line, Unanswered, close, within};
 use crate::known::{Known, mark, returns};
 use crate::outstanding::{Given, Outstanding};

@@ -11,10 +11,9 @@
 
 use std::sync::Arc;
 
-use trellis_provider::{Allowed, LinkError};
+use trellis_provider::{Allowed, LinkError, now_ms};
 use trellis_wire::{Answer, CallError, Link, Message};
 
-use crate::base::now_ms;
 use crate::config::Settings;
 use crate::connection::{self, Connection, Connections, NOT_FOUND, Unanswered, check_name};
 use crate::known::{HEADERS_BYTES_MAX, published};

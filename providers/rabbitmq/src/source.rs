@@ -27,9 +27,10 @@ use lapin::options::{BasicAckOptions, BasicGetOptions};
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger, PULL_MAX, Place, Queue, Record, Settlement, Standing, Trouble,
 };
+use trellis_provider::now_ms;
 use uuid::Uuid;
 
-use crate::base::{Base, acknowledge, is_first, key, now_ms};
+use crate::base::{Base, acknowledge, is_first, key};
 use crate::claims::{Held, give_back};
 use crate::connection::{Line, Unanswered, close, within};
 use crate::known::{Known, returns};

@@ -1,14 +1,14 @@
 //! A timer as a queue of ticks, for the engine of delivery: what [`Marks`] decides, carried out on the ledger.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::time::sleep;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Settlement, Standing, Trouble,
 };
-use trellis_provider::{Lease, Token};
+use trellis_provider::{Lease, Token, now_ms};
 use trellis_wire::{Link, Message};
 use uuid::Uuid;
 
@@ -317,10 +317,6 @@ impl Queue for Ticks {
 fn drawn() -> u64 {
     let (high, low) = Uuid::now_v7().as_u64_pair();
     high ^ low
-}
-
-fn now_ms() -> u64 {
-    millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
 fn millis(time: Duration) -> u64 {

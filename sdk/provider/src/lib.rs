@@ -21,6 +21,7 @@
 
 mod access;
 mod allowed;
+mod clock;
 pub mod delivery;
 mod depot;
 mod dialed;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 pub use access::{Access, Pem, check_url, flag};
 pub use allowed::Allowed;
 use async_trait::async_trait;
+pub use clock::now_ms;
 use delivery::Trigger;
 pub use depot::Depot;
 pub use dialed::{Dial, Dialed};

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -67,7 +67,7 @@ impl Counts {
 impl Default for Progress {
     fn default() -> Self {
         let (trouble, paused_until) = Default::default();
-        let (began, began_ms) = (Instant::now(), wall_ms());
+        let (began, began_ms) = (Instant::now(), crate::now_ms());
         Self { began, began_ms, trouble, paused_until, breaker: Mutex::default(), counts: Counts::default() }
     }
 }
@@ -105,7 +105,7 @@ impl Progress {
     /// Since when it pauses by itself, in milliseconds since 1970.
     pub fn paused_since_ms(&self) -> Option<u64> {
         let since_ms = lock(&self.breaker).open_since_ms()?;
-        Some(wall_ms().saturating_sub(self.now_ms().saturating_sub(since_ms)))
+        Some(crate::now_ms().saturating_sub(self.now_ms().saturating_sub(since_ms)))
     }
 
     /// Goes on, because a person says so. Whether it had paused by itself.
@@ -129,11 +129,6 @@ impl Progress {
     pub(super) fn paused_until(&self) -> Option<Instant> {
         *lock(&self.paused_until)
     }
-}
-
-fn wall_ms() -> u64 {
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Nothing panics while it holds one of these but what leaves it as it was.
