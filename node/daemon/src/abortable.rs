@@ -1,23 +1,29 @@
-//! Permits that are worth something until the node ends: what a queue's message runs on another node is broken off then.
+//! Permits that are worth something until something happens: the lease of their link is lost, or the node ends.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio_util::sync::CancellationToken;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use trellis_provider::{Delivered, Permit, Run};
 use trellis_wire::{Error, Event, Message, Outcome};
 
-/// A permit whose run ends with the node. Its message was not handled, which is no attempt.
+/// A permit that runs nothing once it is over, and whose run is broken off then: its event was not handled.
 pub(crate) struct Abortable {
-    pub(crate) permit: Permit,
-    pub(crate) aborted: CancellationToken,
+    permit: Permit,
+    over: BoxFuture<'static, Error>,
 }
 
 impl Abortable {
-    async fn unless_aborted<T: From<Outcome>>(self, run: impl AsyncFnOnce(Permit) -> T) -> T {
+    /// A permit until `over`, which says why.
+    pub(crate) fn permit(permit: Permit, over: impl Future<Output = Error> + Send + 'static) -> Permit {
+        Permit::new(Self { permit, over: over.boxed() })
+    }
+
+    async fn unless_over<T: From<Outcome>>(self, run: impl AsyncFnOnce(Permit) -> T) -> T {
         tokio::select! {
             biased;
-            () = self.aborted.cancelled() => Outcome::Err(Error::ShuttingDown.into()).into(),
+            why = self.over => Outcome::Err(why.into()).into(),
             done = run(self.permit) => done,
         }
     }
@@ -26,14 +32,14 @@ impl Abortable {
 #[async_trait]
 impl Run for Abortable {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        self.unless_aborted(async |permit| permit.run(event).await).await
+        self.unless_over(async |permit| permit.run(event).await).await
     }
 
     async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
-        self.unless_aborted(async |permit| permit.run_within(event, at_most).await).await
+        self.unless_over(async |permit| permit.run_within(event, at_most).await).await
     }
 
     async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.unless_aborted(async |permit| permit.deliver(message, at_most).await).await
+        self.unless_over(async |permit| permit.deliver(message, at_most).await).await
     }
 }

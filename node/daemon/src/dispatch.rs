@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use trellis_placement::{Beside, HeldComponent};
 use trellis_provider::delivery::Ran;
@@ -25,7 +26,7 @@ use crate::counts::{Asking, Counts, Tally};
 use crate::far::message::Origin;
 use crate::far::send::Elsewhere;
 use crate::grants::{Grant, Grants, Outward};
-use crate::leases::Leased;
+use crate::leases::leased;
 use crate::logs::Logs;
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
@@ -380,7 +381,7 @@ impl Dispatch {
         let far = || {
             Box::pin(async {
                 let permit = self.elsewhere.reserve(dispatch, component, source.clone()).await?;
-                Ok(Permit::new(Abortable { permit, aborted: self.aborted.clone() }))
+                Ok(Abortable::permit(permit, self.aborted.clone().cancelled_owned().map(|()| Error::ShuttingDown)))
             })
         };
         if self.holding(component).is_none() {
@@ -448,7 +449,7 @@ impl Dispatch {
         let Some(lease) = strict else { return Ok(permit) };
         let cut_off = || Error::Busy(format!("{component} is strict, and this node is cut off from its lattice"));
         let token = lease.token().ok_or_else(cut_off)?;
-        Ok(Permit::new(Leased { permit, lease, token }))
+        Ok(leased(permit, lease, token))
     }
 }
 
@@ -507,7 +508,7 @@ impl PermitSource for OfLink {
             }
         };
         let permit = self.dispatch.permit(component, want, source).await?;
-        Ok(Permit::new(Leased { permit, lease, token }))
+        Ok(leased(permit, lease, token))
     }
 
     fn trial(&self, component: &ComponentKey, code: &str) -> Trial {

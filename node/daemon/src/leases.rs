@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use tokio::sync::Notify;
 use trellis_placement::{LeaseMoves, LeasedLinks, Lessee, Lessor, Renewal, State};
-use trellis_provider::{Delivered, Lease, LeaseHolder, Permit, Run, Token};
+use trellis_provider::{Lease, LeaseHolder, Permit, Token};
 use trellis_raft::{Leadership, Raft};
-use trellis_wire::{Error, Event, LinkId, Message, NodeId, Outcome};
+use trellis_wire::{Error, LinkId, NodeId};
+
+use crate::abortable::Abortable;
 
 /// The leases of this node, and those that it grants.
 pub(crate) struct Leases {
@@ -174,36 +175,10 @@ impl Leases {
     }
 }
 
-/// A permit that is worth something only while its link's lease is held.
-pub(crate) struct Leased {
-    pub(crate) permit: Permit,
-    pub(crate) lease: Lease,
-    pub(crate) token: Token,
-}
-
-impl Leased {
-    /// Runs nothing without the lease, and aborts what runs when the lease is lost.
-    async fn while_held<T: From<Outcome>>(mut self, run: impl AsyncFnOnce(Permit) -> T) -> T {
-        let lost = || Error::Busy("the lease was lost: another node has it, or this one is cut off".into());
-        tokio::select! {
-            biased;
-            () = self.lease.lost(self.token) => Outcome::Err(lost().into()).into(),
-            done = run(self.permit) => done,
-        }
-    }
-}
-
-#[async_trait]
-impl Run for Leased {
-    async fn run(self: Box<Self>, event: Event) -> Outcome {
-        self.while_held(async |permit| permit.run(event).await).await
-    }
-
-    async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
-        self.while_held(async |permit| permit.run_within(event, at_most).await).await
-    }
-
-    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.while_held(async |permit| permit.deliver(message, at_most).await).await
-    }
+/// A permit that is worth something only while its link's lease is held: what runs is aborted when that is lost.
+pub(crate) fn leased(permit: Permit, mut lease: Lease, token: Token) -> Permit {
+    Abortable::permit(permit, async move {
+        lease.lost(token).await;
+        Error::Busy("the lease was lost: another node has it, or this one is cut off".into())
+    })
 }
