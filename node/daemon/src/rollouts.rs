@@ -44,10 +44,8 @@ impl Rollouts {
                 watch.look(&state, origin.elapsed());
                 continue;
             }
-            let mut lacking = BTreeMap::new();
-            for (app, _) in state.rolling() {
-                lacking.insert(app.clone(), self.fetch.lacking(&state, app).await);
-            }
+            let asked = state.rolling().map(async |(app, _)| (app.clone(), self.fetch.lacking(&state, app).await));
+            let lacking: BTreeMap<_, _> = futures::future::join_all(asked).await.into_iter().collect();
             let progress = |app: &AppName| {
                 let mut progress = progress(&state, &self.shares, &self.liveness, app);
                 let spares = lacking.get(app).into_iter().flatten();

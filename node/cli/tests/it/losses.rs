@@ -58,6 +58,15 @@ fn the_only_holder_that_dies_is_replaced_within_nine_seconds() {
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
 }
 
+/// What is seen when a node that holds `far` freezes, and when it is killed after it was there again.
+fn frozen_and_killed<T>(asked: &Node, holder: &Node, seen: impl Fn(&dyn Fn()) -> T) -> [T; 2] {
+    let frozen = seen(&|| holder.signal("STOP"));
+    holder.signal("CONT");
+    eventually("it is there again", || (of(asked, &id(holder), "state") == "ready").then_some(()));
+    asked.until_ready("far");
+    [frozen, seen(&|| holder.signal("KILL"))]
+}
+
 /// How long after `what` each of some requests failed that were under way on the holders of an app for a second by then.
 fn failures(asked: &Node, what: &dyn Fn()) -> Vec<Duration> {
     let at = asked.at("far");
@@ -78,11 +87,7 @@ fn what_is_under_way_on_a_node_that_freezes_or_dies_fails_within_four_seconds() 
     let mut nodes = lattice(&nats, 3);
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3", &[]));
     let holder = nodes.remove(1);
-    let frozen = failures(&nodes[0], &|| holder.signal("STOP"));
-    holder.signal("CONT");
-    eventually("it is there again", || (of(&nodes[0], &id(&holder), "state") == "ready").then_some(()));
-    nodes[0].until_ready("far");
-    let killed = failures(&nodes[0], &|| holder.signal("KILL"));
+    let [frozen, killed] = frozen_and_killed(&nodes[0], &holder, |what| failures(&nodes[0], what));
     println!("failed after a freeze: {frozen:?}, after a kill: {killed:?}");
     for failed in [frozen, killed] {
         assert!(failed.iter().max().is_some_and(|last| *last < LAST_FAILURE_MAX), "{failed:?}");
@@ -106,11 +111,7 @@ fn a_reply_under_way_breaks_off_soon_after_its_holder_is_lost() {
         while reply.read(&mut bytes).is_ok_and(|read| read > 0) {}
         began.elapsed()
     };
-    let frozen = broken_after(&|| holder.signal("STOP"));
-    holder.signal("CONT");
-    eventually("it is there again", || (of(&nodes[0], &id(&holder), "state") == "ready").then_some(()));
-    nodes[0].until_ready("far");
-    let killed = broken_after(&|| holder.signal("KILL"));
+    let [frozen, killed] = frozen_and_killed(&nodes[0], &holder, broken_after);
     println!("broken off {frozen:?} after a freeze, {killed:?} after a kill");
     assert!(frozen.max(killed) < Duration::from_secs(12), "9 s, and 3 for a busy machine");
 }
