@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId, frame};
 
-use crate::{COMMAND_BYTES_MAX, Delta, LeaseMoves, NodeFacts, Part, Release, TrustChange};
+use crate::{COMMAND_BYTES_MAX, Delta, LeaseMoves, NodeFacts, Part, Patience, Release, TrustChange};
 
 /// The longest entry the log takes, in bytes. One that does not fit a message would be sent again for ever.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
@@ -122,6 +122,8 @@ pub enum Command {
     Part(Part),
     /// This node keeps what `trellis://embedded` keeps, from now on.
     Home(NodeId),
+    /// The lattice has these timings from now on.
+    Timings(Patience),
 }
 
 impl Entry {

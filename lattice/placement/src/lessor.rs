@@ -5,11 +5,12 @@
 //! Why no two nodes have one lease, whatever is lost or late:
 //!
 //! - a renewal lasts until one lease after a quorum last acknowledged this leader. A later leader was elected after that
-//!   moment, and grants nothing before it has led for one lease itself;
+//!   moment, and grants nothing before it has led for one lease itself, the longest that there ever was, and by how much
+//!   slower the former one's clock may be;
 //! - a lease goes to another only when every renewal to its holder has run out, and only after the state says that it
 //!   was taken back. A renewal names the edition of the leases that it speaks of, and counts only where that is known;
-//! - a holder counts from when it sent what was answered, and stops a little early, so that clocks which run at slightly
-//!   different rates do no harm.
+//! - a holder counts from when it sent what was answered, and stops a little early, for the same reason. In both, clocks may
+//!   differ by a sixteenth of the time that they count: monotonic clocks differ by some millionths.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,6 +20,9 @@ use trellis_wire::{LinkId, NodeId};
 
 use crate::lease::MOVES_BYTES_MAX;
 use crate::{LeaseMoves, Node, State};
+
+/// By what part of it a time may be longer by one node's clock than by another's.
+const DRIFT_DIVISOR: u32 = 16;
 
 /// What a leader answers to a holder's sign of life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +56,7 @@ struct Reign {
 }
 
 impl Lessor {
-    /// Leases last so long without a renewal; the same on every node.
+    /// Leases last so long without a renewal, until the state has the lattice's timings.
     pub const fn new(lease: Duration) -> Self {
         Self { lease, reign: None }
     }
@@ -88,7 +92,7 @@ impl Lessor {
         if state.node(node).is_none_or(Node::is_lost) {
             return None;
         }
-        let until = acknowledged? + self.lease;
+        let until = acknowledged? + lease(self.lease, state);
         let lasts = until.checked_sub(now).filter(|lasts| !lasts.is_zero())?;
         let renewed = reign.renewed.entry(node).or_default();
         *renewed = until.max(*renewed);
@@ -104,16 +108,19 @@ impl Lessor {
         is_alive: impl Fn(NodeId) -> bool,
         now: Duration,
     ) -> Option<LeaseMoves> {
+        let lease = lease(self.lease, state);
         let reign = self.reign.as_mut()?;
+        let longest = state.timings().map_or(lease, |agreed| agreed.longest_lease);
         // Whoever led before may have renewed until then. Where there is only one node, it was this one.
-        let first = if state.nodes().len() <= 1 { Duration::ZERO } else { reign.since + self.lease };
+        let first =
+            if state.nodes().len() <= 1 { Duration::ZERO } else { reign.since + longest + longest / DRIFT_DIVISOR };
         reign.look(state, first, now);
         let mut moves = Moves::default();
-        for (link, lease) in state.leases().iter() {
-            let may = wanted.get(link).is_some_and(|nodes| nodes.contains(&lease.node));
+        for (link, granted) in state.leases().iter() {
+            let may = wanted.get(link).is_some_and(|nodes| nodes.contains(&granted.node));
             // Who was named a moment ago has yet to ask.
-            let named = reign.seen.get(link).map_or(now, |(_, since)| *since);
-            let has_run_out = reign.until(lease.node, named + self.lease).max(named + self.lease) < now;
+            let asks_by = reign.seen.get(link).map_or(now, |(_, since)| *since) + lease;
+            let has_run_out = reign.until(granted.node, asks_by).max(asks_by) < now;
             if !may || has_run_out {
                 moves.add(link, None);
             }
@@ -122,6 +129,11 @@ impl Lessor {
         reign.grant(state, wanted, fits, first <= now, &mut moves);
         (!moves.to.is_empty()).then(|| LeaseMoves { edition: state.leases().edition(), to: moves.to })
     }
+}
+
+/// How long leases last: as the lattice has agreed, or as this node was told where it has not.
+fn lease(own: Duration, state: &State) -> Duration {
+    state.timings().map_or(own, |agreed| agreed.patience.lease)
 }
 
 impl Reign {

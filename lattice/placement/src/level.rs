@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = HOME_LEVEL;
+pub const LEVEL: u16 = TIMINGS_LEVEL;
 
 /// The highest level of any command.
-const COMMANDS_LEVEL: u16 = HOME_LEVEL;
+const COMMANDS_LEVEL: u16 = TIMINGS_LEVEL;
 
 /// From here on a node takes an offer's acceptance and its reply as one message.
 const DONE_LEVEL: u16 = 2;
@@ -21,6 +21,9 @@ pub const SHORT_HEARTBEATS: u16 = 3;
 
 /// From here on nodes know of a home.
 pub(crate) const HOME_LEVEL: u16 = 4;
+
+/// From here on nodes have the lattice's timings.
+pub(crate) const TIMINGS_LEVEL: u16 = 5;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";
@@ -36,6 +39,7 @@ impl Command {
             Self::Lease(_) | Self::Pause { .. } => 0,
             Self::Part(_) => 1,
             Self::Home(_) => HOME_LEVEL,
+            Self::Timings(_) => TIMINGS_LEVEL,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use trellis_wire::NodeId;
 
-use crate::{Node, State};
+use crate::{Node, Patience, State};
 
 /// How many nodes may listen to the log without a vote. All others, and every edge node, follow from outside.
 pub const LEARNERS_MAX: usize = 32;
@@ -21,30 +21,6 @@ const BURST: Duration = Duration::from_secs(60);
 /// A lost node that the leader itself has not heard for so long is forgotten. Not by the wall clock: one that is wrong
 /// would forget nodes that only restart.
 const FORGET_AFTER: Duration = Duration::from_hours(7 * 24);
-
-/// When a silent node is what. The same on every node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// How often each node is heard.
-    pub heartbeat: Duration,
-    /// After so long without a sign of life no new work goes to a node.
-    pub suspect: Duration,
-    /// After so long it is lost, and what it holds is placed elsewhere.
-    pub lost: Duration,
-    /// So long a node has what must run once in the lattice, after the leader was last acknowledged by a quorum.
-    pub lease: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_secs(1),
-            suspect: Duration::from_secs(3),
-            lost: Duration::from_secs(6),
-            lease: Duration::from_secs(4),
-        }
-    }
-}
 
 /// How a node seems to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +79,17 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Nobody was heard yet.
+    /// Nobody was heard yet. The timings count until the state has the lattice's.
     pub fn new(me: NodeId, patience: Patience, now: Duration) -> Self {
         let heard = BTreeMap::from([(me, now)]);
         let (signs, left) = (BTreeSet::new(), BTreeSet::new());
         let (vanished, frozen) = (BTreeMap::new(), BTreeSet::new());
         Self { me, patience, heard, signs, left, vanished, frozen }
+    }
+
+    /// The timings by which all this is decided.
+    pub const fn patience(&self) -> &Patience {
+        &self.patience
     }
 
     /// A node gave a sign of life.
@@ -164,6 +145,7 @@ impl Membership {
 
     /// What is to be done now. Every node asks, so that whoever comes to lead knows enough; only the leader acts.
     pub fn decide(&mut self, state: &State, log: &LogView, now: Duration) -> Vec<Decision> {
+        self.patience = state.timings().map_or(self.patience, |agreed| agreed.patience);
         self.heard.retain(|id, _| *id == self.me || state.node(*id).is_some());
         self.signs.retain(|id| self.heard.contains_key(id));
         for &id in state.nodes().keys() {

@@ -11,7 +11,7 @@ use crate::home::Seat;
 use crate::rollout::Want;
 use crate::{
     Applied, Command, Configs, Delta, Entry, Holding, Home, Leases, Node, NodeFacts, Plan, Refusal, Release,
-    StoredConfig, Trust, Unfinished, Versions,
+    StoredConfig, Timings, Trust, Unfinished, Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -42,6 +42,9 @@ pub struct State {
     /// A snapshot has it beside the state too, once there is one.
     #[serde(skip)]
     pub(crate) home: Home,
+    /// So too, once they are agreed on.
+    #[serde(skip)]
+    pub(crate) timings: Option<Timings>,
 }
 
 impl State {
@@ -90,6 +93,7 @@ impl State {
             Command::Pause { component, on } => self.pause(component, *on),
             Command::Part(part) => self.take_part(entry, part),
             Command::Home(node) => self.settle(*node),
+            Command::Timings(patience) => Ok(self.agree_on(*patience)),
         }
     }
 

@@ -23,6 +23,8 @@ const SNAPSHOT_FORMAT: u8 = 2;
 const SNAPSHOT_FORMAT_HALF_TOLD: u8 = 3;
 /// The same, then where the home is. Only once there is one, for the same reason: it takes that every member knows of it.
 const SNAPSHOT_FORMAT_HOME: u8 = 4;
+/// The same, then the timings. Only once they are agreed on.
+const SNAPSHOT_FORMAT_TIMINGS: u8 = 5;
 
 /// The state after an entry, and what openraft wants to know beside it.
 #[derive(Clone, Default)]
@@ -149,10 +151,16 @@ impl RaftSnapshotBuilder<Types> for Builder {
 }
 
 pub(crate) fn encode_snapshot(state: &State) -> Vec<u8> {
-    let written = match (state.unfinished(), state.home()) {
-        (some, home) if home.is_settled() => postcard::to_extend(&(state, some, home), vec![SNAPSHOT_FORMAT_HOME]),
-        (none, _) if none.is_empty() => postcard::to_extend(state, vec![SNAPSHOT_FORMAT]),
-        (some, _) => postcard::to_extend(&(state, some), vec![SNAPSHOT_FORMAT_HALF_TOLD]),
+    let beside = (state.unfinished(), state.home());
+    let written = match (beside, state.timings()) {
+        ((some, home), Some(timings)) => {
+            postcard::to_extend(&(state, some, home, timings), vec![SNAPSHOT_FORMAT_TIMINGS])
+        }
+        ((some, home), None) if home.is_settled() => {
+            postcard::to_extend(&(state, some, home), vec![SNAPSHOT_FORMAT_HOME])
+        }
+        ((none, _), None) if none.is_empty() => postcard::to_extend(state, vec![SNAPSHOT_FORMAT]),
+        ((some, _), None) => postcard::to_extend(&(state, some), vec![SNAPSHOT_FORMAT_HALF_TOLD]),
     };
     written.expect("the state is plain data, which postcard can always write")
 }
@@ -168,8 +176,12 @@ pub(crate) fn decode_snapshot(body: &[u8]) -> Result<State, String> {
             let whole = decode::<(State, _, _)>(rest);
             whole.map(|(state, unfinished, home)| state.resuming(unfinished).at_home(home))
         }
+        Some((&SNAPSHOT_FORMAT_TIMINGS, rest)) => {
+            let whole = decode::<(State, _, _, _)>(rest);
+            whole.map(|(state, unfinished, home, timings)| state.resuming(unfinished).at_home(home).timed(timings))
+        }
         Some((format, _)) => {
-            let known = SNAPSHOT_FORMAT_HOME;
+            let known = SNAPSHOT_FORMAT_TIMINGS;
             Err(format!("the snapshot has format {format}; this build reads {SNAPSHOT_FORMAT} to {known}"))
         }
         None => Err("the snapshot is empty".into()),

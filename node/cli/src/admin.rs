@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
     InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
-    RestoreReply, RollbackReply, RollbackRequest, TokenRequest, TriggersStatus,
+    RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
 };
 use trellis_wire::{AppName, ComponentKey, Digest, NodeKey};
 
@@ -170,6 +170,11 @@ impl Admin {
     pub(crate) async fn label(&self, node: &str, request: &LabelsRequest) -> Result<(), AdminError> {
         let path = format!("/v1/nodes/{}/labels", encoded(node));
         self.ask(Method::PUT, &path, Some(json(request)), AGREE_WITHIN).await.map(drop)
+    }
+
+    /// Changes the lattice's timings.
+    pub(crate) async fn set_timings(&self, timings: &TimingsBody) -> Result<(), AdminError> {
+        self.ask(Method::PUT, "/v1/timings", Some(json(timings)), AGREE_WITHIN).await.map(drop)
     }
 
     /// Why an app is placed as it is.

@@ -6,13 +6,12 @@ mod yaml;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use trellis_bus::{Auth, Options as NatsOptions, Tls};
 use trellis_daemon::api::{Role, TlsFiles, Tokens};
-use trellis_daemon::{Care, Options, Patience, SecretSources};
+use trellis_daemon::{Care, GivenTimings, Options, SecretSources};
 use trellis_trust::TOKEN_CHARS_MIN;
 use trellis_wire::{LatticeName, NodeKey, Secret};
 
@@ -23,9 +22,6 @@ use crate::quantity::{MemoryBytes, Pair, Time};
 
 /// Sandboxes alive at one time, where nothing else is said.
 const SANDBOXES_MAX_DEFAULT: u32 = 1_000;
-
-/// The shortest lease: what leads the lattice is acknowledged every half second.
-const LEASE_MIN: Duration = Duration::from_secs(2);
 
 /// Every setting; what is not set is `None` until [`Settings::options`] fills in the defaults.
 #[derive(Debug, Default, Clone, PartialEq, clap::Args, Deserialize)]
@@ -108,7 +104,8 @@ pub(crate) struct Settings {
     /// With --bootstrap: a node with this key (N...) is let in without the token; may be given several times
     #[arg(long, env = "TRELLIS_ALLOW_NODE", value_name = "KEY", value_delimiter = ',', help_heading = "Lattice")]
     allow_node: Option<Vec<NodeKey>>,
-    /// How often this node gives a sign of life; the same on every node [default: 1s]
+    /// How often each node gives a sign of life. This and the next two are the lattice's, as is --lease: given with
+    /// --bootstrap; elsewhere they can only say the same [default: 1s]
     #[arg(long, env = "TRELLIS_HEARTBEAT", value_name = "TIME", help_heading = "Lattice")]
     heartbeat: Option<Time>,
     /// After this long without a sign of life a node gets no new work [default: 3s]
@@ -266,7 +263,7 @@ impl Settings {
             nats: self.nats(&lattice)?,
             bootstrap: self.bootstrap.unwrap_or(false),
             join_token: self.join_token()?,
-            patience: self.patience()?,
+            timings: self.timings(),
             care: self.care(),
             allow_nodes: self.allow_node.unwrap_or_default().into_iter().collect(),
             secrets: secret_sources(self.secrets_env_prefix, self.secrets)?,
@@ -282,35 +279,14 @@ impl Settings {
         })
     }
 
-    fn patience(&self) -> Result<Patience, Failure> {
-        let default = Patience::default();
-        let or = |set: Option<Time>, default| set.map_or(default, |time| time.0);
-        let patience = Patience {
-            heartbeat: or(self.heartbeat, default.heartbeat),
-            suspect: or(self.suspect_after, default.suspect),
-            lost: or(self.lost_after, default.lost),
-            lease: or(self.lease, default.lease),
-        };
-        let Patience { heartbeat, suspect, lost, lease } = patience;
-        if heartbeat.is_zero() || heartbeat * 2 > suspect || suspect >= lost {
-            return Err(Failure::Usage(format!(
-                "--heartbeat {heartbeat:?}, --suspect-after {suspect:?}, --lost-after {lost:?}: two heartbeats must fit \
-                 before a node is suspect, and it must be suspect before it is lost"
-            )));
+    fn timings(&self) -> GivenTimings {
+        let time = |set: Option<Time>| set.map(|time| time.0);
+        GivenTimings {
+            heartbeat: time(self.heartbeat),
+            suspect: time(self.suspect_after),
+            lost: time(self.lost_after),
+            lease: time(self.lease),
         }
-        if lease >= lost {
-            return Err(Failure::Usage(format!(
-                "--lease {lease:?}, --lost-after {lost:?}: what a cut-off node stops at the end of its lease goes elsewhere \
-                 once it is lost, which must be later"
-            )));
-        }
-        if lease < LEASE_MIN || heartbeat * 2 > lease {
-            return Err(Failure::Usage(format!(
-                "--lease {lease:?}: two heartbeats (--heartbeat {heartbeat:?}) must fit into it, and it lasts at least \
-                 {LEASE_MIN:?}"
-            )));
-        }
-        Ok(patience)
     }
 
     fn care(&self) -> Care {

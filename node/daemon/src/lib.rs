@@ -52,6 +52,6 @@ pub use identity::IdentityError;
 pub use membership::MembershipError;
 pub use recover::{RecoverError, Recovered, recover};
 pub use secrets::SecretSources;
-pub use trellis_placement::{Care, Patience};
+pub use trellis_placement::{Care, GivenTimings};
 
 pub use node::{Options, RunError, Running, STOP_MAX, StartError, start};

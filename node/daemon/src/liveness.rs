@@ -58,7 +58,6 @@ const STRANGER_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct Liveness {
     origin: Instant,
     me: NodeId,
-    patience: Patience,
     sheet: Mutex<Sheet>,
 }
 
@@ -74,7 +73,7 @@ impl Liveness {
     pub(crate) fn new(me: NodeId, patience: Patience) -> Self {
         let membership = Membership::new(me, patience, Duration::ZERO);
         let sheet = Sheet { membership, nodes: BTreeMap::new(), applied: BTreeMap::new(), stranger: None };
-        Self { origin: Instant::now(), me, patience, sheet: Mutex::new(sheet) }
+        Self { origin: Instant::now(), me, sheet: Mutex::new(sheet) }
     }
 
     /// How a node seems.
@@ -93,7 +92,7 @@ impl Liveness {
 
     /// Whether a node has been silent for so long that it need not be asked: also one that said goodbye may still answer.
     pub(crate) fn is_gone(&self, node: NodeId) -> bool {
-        self.silence(node).is_some_and(|silence| silence >= self.patience.lost)
+        self.silence(node).is_some_and(|silence| silence >= self.patience().lost)
     }
 
     /// Whether a node said not longer than so ago that it ends, and was not heard since.
@@ -102,9 +101,9 @@ impl Liveness {
         sheet.membership.has_left(node) && sheet.membership.silence(node, self.now()) < Some(ago)
     }
 
-    /// After so long without a sign of life a node is suspect.
-    pub(crate) const fn suspect_after(&self) -> Duration {
-        self.patience.suspect
+    /// The timings that count now.
+    pub(crate) fn patience(&self) -> Patience {
+        *self.lock().membership.patience()
     }
 
     /// How far in the log a node is that follows from outside, as it last said.
@@ -261,14 +260,8 @@ impl Pulse {
     }
 
     async fn beat(&self) {
-        let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut turn, mut told, mut counted) = (0, Told::default(), Counted::default());
         loop {
-            tokio::select! {
-                _ = every.tick() => {}
-                () = self.board.noted.notified() => tokio::time::sleep(NEWS_WAIT).await,
-            }
             turn += 1;
             let everyone_knows = self.raft.state().borrow().everyone_knows(SHORT_HEARTBEATS);
             if everyone_knows {
@@ -280,6 +273,10 @@ impl Pulse {
                 if let Some(index) = self.applied() {
                     self.say(&Sign::Applied(index)).await;
                 }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.liveness.patience().heartbeat) => {}
+                () = self.board.noted.notified() => tokio::time::sleep(NEWS_WAIT).await,
             }
         }
     }
@@ -453,8 +450,6 @@ impl Pulse {
 
     /// Asks for what this node needs: with every heartbeat, and at once when leases have changed hands.
     async fn renew(&self) {
-        let mut every = tokio::time::interval(self.liveness.patience.heartbeat);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut states, mut edition) = (self.raft.state(), 0);
         loop {
             let known = edition;
@@ -466,7 +461,7 @@ impl Pulse {
                 }
             };
             edition = tokio::select! {
-                _ = every.tick() => edition,
+                () = tokio::time::sleep(self.liveness.patience().heartbeat) => edition,
                 edition = moved => edition,
             };
             let Some(number) = self.leases.sign() else { continue };

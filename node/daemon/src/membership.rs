@@ -8,7 +8,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 use trellis_bus::{Bus, Connection, Sealed, Subscription};
-use trellis_placement::{Applied, Capacity, Command, Downgraded, NodeFacts, Refusal, State, TrustChange};
+use trellis_placement::{
+    Applied, Capacity, Command, Downgraded, GivenTimings, NodeFacts, OtherTimings, Patience, Refusal, State,
+    TrustChange, UnfitTimings,
+};
 use trellis_raft::{ProposeError, Raft, RaftError, Timing};
 use trellis_trust::{Presented, Token, presented};
 use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, Secret, frame, subject};
@@ -90,6 +93,12 @@ pub enum MembershipError {
     /// The data directory was written by a newer build.
     #[error("this node cannot go on in its lattice: {0}")]
     Downgraded(#[from] Downgraded),
+    /// It was given other timings than the lattice has.
+    #[error("this node cannot go on in its lattice: {0}")]
+    OtherTimings(#[from] OtherTimings),
+    /// Those that it was given make no sense.
+    #[error(transparent)]
+    UnfitTimings(#[from] UnfitTimings),
     /// The data directory.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -122,6 +131,7 @@ pub(crate) async fn enter(
     if raft.is_initialized().await? {
         check_key(&raft.state().borrow(), facts)?;
         raft.state().borrow().check_build()?;
+        check_timings(&raft.state().borrow(), &options.timings)?;
         // A founder that was stopped in between goes on with founding.
         if options.nats.is_none() || options.bootstrap {
             found(options, &raft).await?;
@@ -136,6 +146,7 @@ pub(crate) async fn enter(
         }
         return Ok(raft);
     }
+    check_timings(&raft.state().borrow(), &options.timings)?;
     if options.nats.is_some() {
         let mut asking = Asking::new(facts, sealed).await?;
         if !options.bootstrap {
@@ -166,6 +177,14 @@ fn check_key(state: &State, facts: &NodeFacts) -> Result<(), MembershipError> {
             Err(MembershipError::Key(Refusal::OtherKey { node: facts.id, known: known.facts.key, found: facts.key }))
         }
         _ => Ok(()),
+    }
+}
+
+/// What a node was given must be what its lattice has; where that has none yet, it must make sense.
+fn check_timings(state: &State, given: &GivenTimings) -> Result<(), MembershipError> {
+    match state.timings() {
+        Some(_) => Ok(state.check_timings(given)?),
+        None => Ok(given.over(Patience::default()).check()?),
     }
 }
 
@@ -292,7 +311,12 @@ impl<'a> Asking<'a> {
     }
 
     /// Asks the leader of this lattice to be let in, once. With a token only one that proves to know it is asked.
-    async fn admit(&mut self, lattice: LatticeId, token: Option<&Token>) -> Result<Admission, MembershipError> {
+    async fn admit(
+        &mut self,
+        lattice: LatticeId,
+        token: Option<&Token>,
+        given: &GivenTimings,
+    ) -> Result<Admission, MembershipError> {
         let (id, key) = (self.facts.id, self.facts.key);
         let is_it = |(by, answer): &Answered| {
             answer.here.lattice == lattice && token.is_none_or(|token| answer.is_vouched(&token.key(), id, by))
@@ -305,7 +329,9 @@ impl<'a> Asking<'a> {
         let answered = self.who(|answered| challenge(answered).is_some()).await?;
         let Some(challenge) = answered.last().and_then(challenge) else { return Ok(Admission::Unanswered) };
         let proof = token.map(|token| token.prove(&challenge, id, key));
-        self.ask(&Question::Admit { facts: Box::new(self.facts.clone()), lattice, challenge, proof }).await?;
+        let mut facts = Box::new(self.facts.clone());
+        facts.tell_timings(given);
+        self.ask(&Question::Admit { facts, lattice, challenge, proof }).await?;
         let deadline = Instant::now() + 2 * ANSWER_WAIT;
         while let Some(answered) = self.answer(challenge, deadline).await {
             if !is_it(&answered) {
@@ -351,7 +377,7 @@ async fn join(
             open(options, asking.sealed, Some(found), control).await?
         }
     };
-    match admitted(name, asking, &raft, found, token.as_ref()).await {
+    match admitted(options, asking, &raft, (found, token.as_ref())).await {
         Ok(()) => Ok(raft),
         Err(why) => {
             raft.shutdown().await;
@@ -416,16 +442,15 @@ async fn one_of(
 
 /// Asks to be let in until this node's own log says that it is.
 async fn admitted(
-    name: &LatticeName,
+    options: &Options,
     asking: &mut Asking<'_>,
     raft: &Raft,
-    lattice: LatticeId,
-    token: Option<&Token>,
+    (lattice, token): (LatticeId, Option<&Token>),
 ) -> Result<(), MembershipError> {
-    let (mut states, me) = (raft.state(), asking.facts.id);
+    let (mut states, me, name) = (raft.state(), asking.facts.id, &options.lattice);
     tracing::info!("joining lattice {name} (id {lattice})");
     loop {
-        match asking.admit(lattice, token).await {
+        match asking.admit(lattice, token, &options.timings).await {
             Ok(Admission::Admitted(leader)) => {
                 tracing::info!("admitted; the log is on its way");
                 // Nobody brings it to a node that follows from outside.
@@ -467,17 +492,18 @@ fn write_lattice_id(data_dir: &Path, id: LatticeId) -> Result<(), MembershipErro
 
 /// Records this node's facts in the lattice, and answers those who ask which lattice is here or want to join, until
 /// shutdown.
-pub(crate) async fn serve(node: Arc<Node>, facts: NodeFacts) {
+pub(crate) async fn serve(node: Arc<Node>, facts: NodeFacts, given: GivenTimings) {
     tokio::select! {
-        () = async { tokio::join!(record(&node, &facts), answer(&node)); } => {}
+        () = async { tokio::join!(record(&node, &facts, &given), answer(&node)); } => {}
         () = node.shutdown.cancelled() => {}
     }
 }
 
-async fn record(node: &Node, facts: &NodeFacts) {
-    let (mut states, mut disowned) = (node.raft.state(), false);
+async fn record(node: &Node, facts: &NodeFacts, given: &GivenTimings) {
+    let (mut states, mut disowned, mut told) = (node.raft.state(), false, None);
     loop {
         let state = states.borrow_and_update().clone();
+        warn_of_timings(&state, given, &mut told);
         let known = state.node(node.id);
         if known.is_some_and(|known| known.facts == *facts) {
             match timeout(INTRODUCE_EVERY, states.changed()).await {
@@ -502,10 +528,19 @@ async fn record(node: &Node, facts: &NodeFacts) {
         }
         // Forgotten while its own log still reached it, it is let in like any other.
         if let (None, Some(lattice)) = (known, state.lattice_id()) {
-            ask_again(node, facts, lattice).await;
+            ask_again(node, facts, lattice, given).await;
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// Says once that the lattice has come to have other timings than this node was given. It has them all the same.
+fn warn_of_timings(state: &State, given: &GivenTimings, told: &mut Option<OtherTimings>) {
+    let other = state.check_timings(given).err();
+    if let Some(why) = other.as_ref().filter(|_| other != *told) {
+        tracing::warn!("this node has the lattice's timings, and will not start again with its own: {why}");
+    }
+    *told = other;
 }
 
 /// Whether members say that the lattice has forgotten this node. They are asked if one said so, or all did the last time.
@@ -520,13 +555,13 @@ async fn is_disowned(node: &Node, facts: &NodeFacts, state: &State, again: bool)
     answered.is_ok_and(|answered| forgotten::is_forgotten(node.id, state, &node.raft.members(), &answered))
 }
 
-async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId) {
+async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId, given: &GivenTimings) {
     let token = match &node.join_token {
         Some(text) => Some(token(lattice, text).await),
         None => None,
     };
     let asked = match Asking::new(facts, &node.control).await {
-        Ok(mut asking) => asking.admit(lattice, token.as_ref()).await,
+        Ok(mut asking) => asking.admit(lattice, token.as_ref(), given).await,
         Err(why) => Err(why),
     };
     match asked {
@@ -623,7 +658,7 @@ fn members(node: &Node, state: &State) -> Vec<(NodeId, NodeKey)> {
 /// Why not; `None`: it could not be recorded just now.
 async fn admit(
     node: &Node,
-    facts: NodeFacts,
+    mut facts: NodeFacts,
     (wanted, challenge): (LatticeId, Nonce),
     proof: Option<&trellis_trust::Proof>,
     by: &Presented,
@@ -644,6 +679,7 @@ async fn admit(
         })?;
     }
     state.check_newcomer(&facts).map_err(|why| Some(why.to_string()))?;
+    state.check_timings(&facts.take_timings()).map_err(|why| Some(why.to_string()))?;
     let (id, name) = (facts.id, facts.name.clone());
     match node.raft.propose(proposal::entry(Command::Join(facts))).await {
         Ok(Applied::Refused(why)) => Err(Some(why.to_string())),

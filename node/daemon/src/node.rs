@@ -21,7 +21,7 @@ use trellis_http::Http;
 use trellis_manifest::Parsed;
 use trellis_mqtt::Mqtt;
 use trellis_nats::Nats;
-use trellis_placement::{Care, Life, NodeFacts, Patience};
+use trellis_placement::{Care, GivenTimings, Life, NodeFacts, Patience};
 use trellis_provider::Ledgers;
 use trellis_rabbitmq::Rabbitmq;
 use trellis_raft::{Raft, RaftError};
@@ -119,8 +119,8 @@ pub struct Options {
     pub edge: bool,
     /// Further provider images: image -> `trellis://<tech>`.
     pub image_aliases: BTreeMap<String, String>,
-    /// When a silent node is suspect, and when it is lost.
-    pub patience: Patience,
+    /// The timings that its operator gave it. A lattice is founded with them; in any other the node has the lattice's.
+    pub timings: GivenTimings,
     /// How careful a roll-out is.
     pub care: Care,
     /// Where manifests may have secrets read.
@@ -261,13 +261,14 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     let node = Arc::new(build(&options, &identity.seal, &facts, &control).await?);
     let mut tasks = JoinSet::new();
     tasks.spawn_on(pulse(&node).run(node.leaving.clone(), node.shutdown.clone()), control.handle());
-    tasks.spawn_on(membership::serve(node.clone(), facts), control.handle());
+    tasks.spawn_on(membership::serve(node.clone(), facts, options.timings), control.handle());
     tasks.spawn(service(&node).run(node.ended.clone()));
     tasks.spawn(node.fetch.clone().serve(node.shutdown.clone()));
     tasks.spawn(node.fetch.clone().keep_spares(node.shutdown.clone()));
     tasks.spawn_on(rollouts(&node, options.care).run(node.shutdown.clone()), control.handle());
     tasks.spawn(node.events.clone().run(node.raft.state(), node.shutdown.clone()));
-    tasks.spawn(planner::run(node.raft.clone(), node.shutdown.clone()));
+    let own = options.timings.over(Patience::default());
+    tasks.spawn(planner::run(node.raft.clone(), own, node.shutdown.clone()));
     tasks.spawn(reconcile(&node, &options).run(node.shutdown.clone()));
     tasks.spawn(caps(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), door, node.shutdown.clone()));
@@ -334,8 +335,9 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let artifacts = Artifacts::open(&options.data_dir).map_err(|why| part("artifacts")(&why))?;
     let (control, data) = buses(options, seal, threads).await?;
     let raft = membership::enter(options, facts, &control, threads.handle()).await?;
-    let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, options.patience)));
-    let leases = Arc::new(Leases::new(id, options.patience.lease, raft.clone()));
+    let patience = options.timings.over(Patience::default());
+    let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, patience)));
+    let leases = Arc::new(Leases::new(id, patience.lease, raft.clone()));
     let lines = Lines::new(data.clone(), liveness.clone());
     let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
     let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;

@@ -1,10 +1,10 @@
-//! The leader's loop: state in, plan out, committed as data, and before the first plan that needs it the home. Both are made
-//! by `placement`, which is pure; here is only when.
+//! The leader's loop: state in, plan out, committed as data, and before the first plan that needs it the home, and the timings
+//! where there are none. What it is to be is decided by `placement`, which is pure; here is only when.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use trellis_placement::{Command, State, plan};
+use trellis_placement::{Command, Patience, State, plan};
 use trellis_raft::Raft;
 
 use crate::proposal;
@@ -12,14 +12,16 @@ use crate::proposal;
 /// The wait after a proposal that did not get through.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs until `shutdown`. Wakes when the state or the leadership changes.
-pub(crate) async fn run(raft: Raft, shutdown: CancellationToken) {
+/// Runs until `shutdown`. Wakes when the state or the leadership changes. `own` are the timings that this node has where the
+/// lattice has none.
+pub(crate) async fn run(raft: Raft, own: Patience, shutdown: CancellationToken) {
     let (mut states, mut leaders) = (raft.state(), raft.leadership());
     loop {
         let mut wait = None;
         let leads = leaders.borrow_and_update().me;
         let state = states.borrow_and_update().clone();
-        if leads && let Some(next) = next(&state) {
+        let timings = || state.lacks_timings().then_some(Command::Timings(own));
+        if leads && let Some(next) = timings().or_else(|| next(&state)) {
             match &next {
                 Command::Home(home) => {
                     tracing::info!(%home, "this node keeps what trellis://embedded keeps, from now on")

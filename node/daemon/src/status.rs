@@ -582,7 +582,7 @@ fn cut_off(node: &Node) -> Option<String> {
     let serves = "this node serves what it holds, has no leases, and takes no changes until that is over";
     if leads.me {
         let silence = node.raft.acknowledged()?.elapsed();
-        return (silence >= node.liveness.suspect_after()).then(|| {
+        return (silence >= node.liveness.patience().suspect).then(|| {
             let seconds = silence.as_secs();
             format!("this node leads, and is cut off from the other voters for {seconds} s: {serves}")
         });
@@ -607,6 +607,7 @@ pub(crate) fn lattice(node: &Node) -> LatticeStatus {
         version: env!("CARGO_PKG_VERSION").into(),
         generation: state.plan().generation().0,
         trust: trust(node),
+        timings: node.liveness.patience().into(),
         problems: [unready(node), node.liveness.problems(), home::away(&state, &node.liveness).into_iter().collect()]
             .concat(),
     }

@@ -4,12 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use trellis_placement::{Applied, Command, Entry, LeaseMoves, Lessee, Lessor, Renewal, State};
+use trellis_placement::{Applied, Command, Entry, LeaseMoves, Lessee, Lessor, Patience, Renewal, State};
 use trellis_wire::{CommandId, Delivery, LinkId, LinkName, NodeId, OrderBy};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, provider, release, scaler};
 
 const LEASE: Duration = Duration::from_secs(4);
+/// What a person may make of it, in LEASE.
+const LONGEST: u32 = 3;
+/// The slowest and the fastest clock, in thousandths of real time. Monotonic clocks differ by some millionths.
+const RATES: (u64, u64) = (970, 1030);
 /// How much time passes in one step of the simulation.
 const STEP: Duration = Duration::from_millis(100);
 const NODES: usize = 5;
@@ -37,11 +41,21 @@ fn link_id(n: usize) -> LinkId {
     LinkId::new(&end(format!("p{n}")), &end("c".into()), &LinkName::default(), "w", "p", &["i".into()])
 }
 
+fn rate(dice: &mut Dice) -> u32 {
+    (RATES.0 + dice.roll(RATES.1 - RATES.0 + 1)) as u32
+}
+
+fn timings(lease: Duration) -> Command {
+    Command::Timings(Patience { lease, lost: 2 * lease, ..Patience::default() })
+}
+
 /// One node: its clock, what it has applied of the log, and both its sides of leases.
 struct One {
-    offset: Duration,
-    /// How many thousandths of a second its clock counts in one.
+    /// How many thousandths of a second its clock counts in one, now.
     rate: u32,
+    /// What it showed when it last changed its rate, and when that was.
+    shown: Duration,
+    since: Duration,
     state: State,
     applied: usize,
     lessor: Lessor,
@@ -55,7 +69,12 @@ struct One {
 
 impl One {
     fn clock(&self, real: Duration) -> Duration {
-        self.offset + real * self.rate / 1000
+        self.shown + (real - self.since) * self.rate / 1000
+    }
+
+    /// Its clock drifts: from now on it runs at another rate.
+    fn drift(&mut self, rate: u32, real: Duration) {
+        (self.shown, self.since, self.rate) = (self.clock(real), real, rate);
     }
 }
 
@@ -85,12 +104,13 @@ impl World {
         let mut nodes = Vec::new();
         for n in 0..NODES {
             let (lessor, lessee) = (Lessor::new(LEASE), Lessee::new(node_id(n)));
-            let offset = Duration::from_secs(dice.roll(1000));
-            let rate = 970 + dice.roll(61) as u32;
+            let shown = Duration::from_secs(dice.roll(1000));
+            let rate = rate(&mut dice);
             let (state, away) = (State::default(), Duration::ZERO);
             nodes.push(One {
-                offset,
                 rate,
+                shown,
+                since: away,
                 state,
                 applied: 0,
                 lessor,
@@ -114,6 +134,10 @@ impl World {
         };
         for n in 0..NODES {
             world.commit(Command::Join(facts(n, "n", 10, BTreeMap::new(), false)));
+        }
+        if seed.is_multiple_of(2) {
+            // The others have what an older build began: each node has its own.
+            world.commit(timings(LEASE));
         }
         world
     }
@@ -156,6 +180,14 @@ impl World {
         }
         if self.dice.one_in(80) {
             self.elect();
+        }
+        if self.dice.one_in(20) {
+            let rate = rate(&mut self.dice);
+            self.nodes[n].drift(rate, self.real);
+        }
+        if self.dice.one_in(300) {
+            let lease = LEASE * (1 + self.dice.roll(LONGEST.into()) as u32);
+            self.commit(timings(lease));
         }
         if self.dice.one_in(50) {
             let nobody = self.dice.one_in(3);
@@ -279,13 +311,54 @@ fn no_two_nodes_ever_have_one_lease_and_in_the_end_one_has_each() {
         let all: BTreeSet<_> = (0..NODES).map(node_id).collect();
         world.wanted.values_mut().for_each(|nodes| *nodes = all.clone());
         world.calm = true;
-        for _ in 0..350 {
+        for _ in 0..LONGEST * 350 {
             world.step();
         }
         assert_eq!(world.holders().len(), LINKS, "seed {seed}: all is well and something is held by nobody");
     }
     let share = held * 100 / (SEEDS as usize * 1_500 * LINKS);
     assert!(share > 20, "leases are held for {share} % of the time: too little to prove anything");
+}
+
+/// The worst that clocks can do: the leader that goes has the slowest, and renews at the last moment; the one that comes has
+/// the fastest.
+#[test]
+fn a_new_leader_waits_until_the_last_renewal_of_a_slower_one_has_run_out() {
+    let mut lattice = Lattice::default();
+    for n in 0..3 {
+        lattice.apply(Command::Join(facts(n, "n", 10, BTreeMap::new(), false)));
+    }
+    for lease in [LEASE, LONGEST * LEASE, LEASE] {
+        lattice.apply(timings(lease));
+        let longest = lattice.state.timings().unwrap().longest_lease;
+        let by = |rate: u64, real: Duration| real * rate as u32 / 1000;
+        let (mut goes, mut comes) = (Lessor::new(LEASE), Lessor::new(LEASE));
+        goes.lead(1, Duration::ZERO);
+        comes.lead(2, Duration::ZERO);
+        // One that leads since long, and has not heard of the shorter lease yet.
+        let (mut before, mut ends) = (lattice.state.clone(), Duration::ZERO);
+        if lease < longest {
+            before = before.timed(trellis_placement::Timings {
+                patience: Patience { lease: longest, ..Patience::default() },
+                longest_lease: longest,
+            });
+        }
+        for step in 0.. {
+            let real = STEP / 10 * step;
+            let Some(renewal) = goes.renew(&before, node_id(0), Some(Duration::ZERO), by(RATES.0, real)) else { break };
+            let mut holder = Lessee::new(node_id(0));
+            let number = holder.send(by(RATES.0, real));
+            holder.renewed(&lattice.state, number, renewal);
+            ends = ends.max(holder.until() * 1000 / RATES.0 as u32);
+        }
+        let wanted = BTreeMap::from([(link_id(0), BTreeSet::from([node_id(1)]))]);
+        let mut real = Duration::ZERO;
+        while comes.decide(&lattice.state, &wanted, |_| true, by(RATES.1, real)).is_none() {
+            real += STEP / 10;
+        }
+        assert!(ends <= real, "lease {lease:?}: it is had until {ends:?} and granted again after {real:?}");
+        assert!(real < longest * 5 / 4, "and not much later: {real:?}");
+    }
 }
 
 #[test]

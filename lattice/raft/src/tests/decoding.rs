@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use openraft::raft::{AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse};
 use openraft::{CommittedLeaderId, EntryPayload, SnapshotMeta, Vote};
 use trellis_bus::hostile::change_and_decode;
-use trellis_placement::{Applied, Capacity, Command, Entry, NodeFacts, State};
+use trellis_placement::{Applied, Capacity, Command, Entry, NodeFacts, Patience, State};
 use trellis_wire::frame::{self, FrameError};
 use trellis_wire::{CommandId, NodeKey};
 use uuid::Uuid;
@@ -86,6 +86,19 @@ fn a_changed_snapshot_is_decoded_or_refused_in_little_memory() {
     let snapshot = encode_snapshot(&state);
     assert_eq!(decode_snapshot(&snapshot), Ok(state));
     change_and_decode(&snapshot, decode_snapshot);
+
+    // With timings.
+    let state = with_timings(self::state());
+    let snapshot = encode_snapshot(&state);
+    assert_eq!(decode_snapshot(&snapshot), Ok(state));
+    change_and_decode(&snapshot, decode_snapshot);
+}
+
+fn with_timings(mut state: State) -> State {
+    let id = CommandId::new(Uuid::from_u128(1 << 102));
+    let command = Command::Timings(Patience::default());
+    assert_eq!(state.apply(&Entry { id, at_ms: 0, command }), Applied::Done);
+    state
 }
 
 /// The state with node 1 as its only member and its home.
@@ -121,7 +134,12 @@ fn builds_before_the_home_and_this_one_read_each_other_until_there_is_one() {
     let mut half_told = state.clone();
     half_told.apply(&marked(100, &"v".repeat(100_000)).into_parts().unwrap()[0]);
     assert_eq!(encode_snapshot(&half_told)[0], 3, "which those builds read, too");
-    assert_eq!(encode_snapshot(&with_home(state))[0], 4, "a build that knows of no home refuses this by its format");
+    assert_eq!(
+        encode_snapshot(&with_home(state.clone()))[0],
+        4,
+        "a build that knows of no home refuses this by its format"
+    );
+    assert_eq!(encode_snapshot(&with_timings(state))[0], 5, "and one that knows of no timings this");
 }
 
 #[test]

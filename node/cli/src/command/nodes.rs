@@ -4,6 +4,7 @@ mod allow;
 mod disallow;
 mod forget;
 mod thaw;
+mod timings;
 mod token;
 
 use trellis_daemon::api::types::{LatticeStatus, NodeStatus};
@@ -21,6 +22,7 @@ use crate::output::{Output, table};
   trellis nodes -o json
   trellis nodes forget ID
   trellis nodes thaw
+  trellis nodes timings --lease 8s --lost-after 12s
   trellis nodes allow KEY")]
 pub(crate) struct Nodes {
     #[command(subcommand)]
@@ -34,6 +36,7 @@ impl Nodes {
         match self.action {
             Some(Action::Forget(forget)) => return forget.run(connection).await,
             Some(Action::Thaw(thaw)) => return thaw.run(connection).await,
+            Some(Action::Timings(timings)) => return timings.run(connection).await,
             Some(Action::Allow(allow)) => return allow.run(connection).await,
             Some(Action::Disallow(disallow)) => return disallow.run(connection).await,
             Some(Action::Token(token)) => return token.run(connection).await,
@@ -53,6 +56,7 @@ impl Nodes {
 enum Action {
     Forget(forget::Forget),
     Thaw(thaw::Thaw),
+    Timings(timings::Timings),
     Allow(allow::Allow),
     Disallow(disallow::Disallow),
     Token(token::Token),

@@ -82,7 +82,7 @@ mod tests {
             oci_insecure: Vec::new(),
             edge: false,
             image_aliases: BTreeMap::new(),
-            patience: Default::default(),
+            timings: Default::default(),
             care: Default::default(),
             secrets: Default::default(),
         }

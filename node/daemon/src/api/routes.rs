@@ -33,7 +33,7 @@ use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeployReply,
     DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply,
-    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TokenRequest, TriggersStatus,
+    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -108,6 +108,7 @@ pub(super) fn routes() -> Vec<Route> {
         route!(ADMIN "put" "/v1/trust/nodes/{key}" "Lets a node with this key join without the join token.", None, None, put(allow)),
         route!(ADMIN "delete" "/v1/trust/nodes/{key}" "Lets it no longer; a node that is a member stays one.", None, None, delete(disallow)),
         route!(ADMIN "put" "/v1/trust/token" "Sets another join token.", Some(shape::<TokenRequest>), None, put(set_token)),
+        route!(ADMIN "put" "/v1/timings" "Changes the lattice's timings, on every node, while they run.", Some(shape::<TimingsBody>), None, put(set_timings)),
         route!(READ "get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
         route!(DEPLOY "post" "/v1/deploy" "Puts a version of an app and deploys it.",
         Some(shape::<DeployRequest>), Some(shape::<DeployReply>), post(put_deploy).layer(DefaultBodyLimit::max(JSON_BYTES_MAX))),
@@ -243,6 +244,21 @@ async fn set_token(
     let lattice = lattice.ok_or_else(|| Refusal::unavailable("this node belongs to no lattice yet"))?;
     let token = membership::token(lattice, &Secret::new(&request.token)).await;
     propose(&node, Command::Trust(TrustChange::Token(token.key()))).await
+}
+
+/// A write reaches the leader, which may have heard of another change meanwhile: the later one counts, whole.
+async fn set_timings(
+    State(node): State<Arc<Node>>,
+    Take(request): Take<TimingsBody>,
+) -> Answer<Json<serde_json::Value>> {
+    if request == TimingsBody::default() {
+        return Err(Refusal::bad_request(
+            "nothing is to change: give one of heartbeat_ms, suspect_after_ms, lost_after_ms, lease_ms",
+        ));
+    }
+    let patience = request.given().over(node.liveness.patience());
+    patience.check().map_err(|why| Refusal::bad_request(why.to_string()))?;
+    propose(&node, Command::Timings(patience)).await
 }
 
 async fn label(

@@ -1,9 +1,11 @@
 //! The JSON of the admin API: what the CLI, the dashboard and scripts send and get. Field names are the contract.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use trellis_placement::{GivenTimings, Patience};
 
 /// Every answer that is no success. `error` says what happened, where, and what to do.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -279,6 +281,48 @@ pub struct TokenRequest {
     pub token: String,
 }
 
+/// `PUT /v1/timings`: changes the lattice's timings; what is absent stays as it is. In the lattice's status all are there.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TimingsBody {
+    /// How often each node gives a sign of life, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_ms: Option<u64>,
+    /// After how long without one a node gets no new work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspect_after_ms: Option<u64>,
+    /// After how long it is lost, and what it holds goes elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_after_ms: Option<u64>,
+    /// For how long a node that is cut off goes on with what must run once in the lattice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+}
+
+impl TimingsBody {
+    /// The same as the flags that give them.
+    pub fn given(&self) -> GivenTimings {
+        let time = |ms: Option<u64>| ms.map(Duration::from_millis);
+        GivenTimings {
+            heartbeat: time(self.heartbeat_ms),
+            suspect: time(self.suspect_after_ms),
+            lost: time(self.lost_after_ms),
+            lease: time(self.lease_ms),
+        }
+    }
+}
+
+impl From<Patience> for TimingsBody {
+    fn from(Patience { heartbeat, suspect, lost, lease }: Patience) -> Self {
+        let ms = |time: Duration| Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        Self {
+            heartbeat_ms: ms(heartbeat),
+            suspect_after_ms: ms(suspect),
+            lost_after_ms: ms(lost),
+            lease_ms: ms(lease),
+        }
+    }
+}
+
 /// `PUT /v1/nodes/{node}/labels`: changes labels of a node.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LabelsRequest {
@@ -357,6 +401,9 @@ pub struct LatticeStatus {
     pub generation: u64,
     /// Who can join.
     pub trust: String,
+    /// The timings of every node. A build before them tells none.
+    #[serde(default)]
+    pub timings: TimingsBody,
     /// What is not well, one sentence each.
     pub problems: Vec<String>,
 }
