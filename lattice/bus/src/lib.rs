@@ -34,7 +34,7 @@ pub use memory::Memory;
 pub use nats::Nats;
 pub use options::{Auth, Options, OptionsError, Tls};
 pub use sealed::{Heard, Listening, Reply, Sealed, SealedError, Words};
-pub use wire::Wire;
+pub use wire::{Passing, Wire};
 
 /// How many messages wait in one subscription before the newest is dropped, counted and reported.
 pub const SUBSCRIPTION_MESSAGES_MAX: usize = 4096;

@@ -19,7 +19,11 @@ pub fn secret(node: NodeId) -> NodeSecret {
 /// A new start of a node, which belongs to no lattice and knows nobody yet.
 pub fn start(node: NodeId, lattice: LatticeName, bus: Bus) -> Sealed {
     static STARTS: AtomicU64 = AtomicU64::new(1);
-    let number = STARTS.fetch_add(1, Ordering::Relaxed);
+    start_numbered(node, lattice, bus, STARTS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The start of a node with this number, which is higher than that of any start before it.
+pub fn start_numbered(node: NodeId, lattice: LatticeName, bus: Bus, number: u64) -> Sealed {
     Sealed::new(bus, lattice, Arc::new(Seal::new(node, secret(node), Start { number, salt: number })))
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::wire::{Listener, Wire};
-use crate::{BusError, Connection, Delivered, while_connected};
+use crate::{BusError, Connection, Delivered};
 
 /// One end of a [`Wire`]. A node that is alone has a wire of its own; in a simulation many nodes share one.
 #[derive(Debug, Clone)]
@@ -44,14 +44,14 @@ impl Memory {
         if self.wire.send(self.end, delivered(subject, Some(inbox), headers, payload)) == 0 {
             return Err(BusError::NoResponders { subject: subject.into() });
         }
-        let answer = async {
-            match tokio::time::timeout(timeout, answers.next()).await {
-                Ok(Some(answer)) => Ok(answer),
-                Ok(None) => Err(BusError::Disconnected("the bus is closed".into())),
-                Err(_) => Err(BusError::TimedOut { subject: subject.into(), after: timeout }),
+        match tokio::time::timeout(timeout, answers.next()).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => {
+                self.connection().borrow().usable()?;
+                Err(BusError::Disconnected("the bus was cut off meanwhile".into()))
             }
-        };
-        while_connected(self.connection(), answer).await
+            Err(_) => Err(BusError::TimedOut { subject: subject.into(), after: timeout }),
+        }
     }
 
     pub(crate) fn subscribe(&self, subject: &str, queue_group: Option<&str>) -> Listener {

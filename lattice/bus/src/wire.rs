@@ -1,7 +1,9 @@
 //! What connects the ends of [`Memory`]: who listens to what, who can reach whom, and what is still under way.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -13,6 +15,9 @@ use crate::{Connection, Delivered, Faults, Memory, SUBSCRIPTION_MESSAGES_MAX};
 
 /// The longest message, as on a NATS server with its default `max_payload`.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+
+/// How the subject of an answer begins.
+const INBOX: &str = "_INBOX";
 
 /// Connects the [`Memory`] ends of several nodes in one process, and makes go wrong what the test asks for.
 #[derive(Debug, Clone)]
@@ -51,6 +56,12 @@ impl Wire {
         state.dice.clear();
     }
 
+    /// Shows every message from now on to `tap`, when it is sent and once for each who listens. The wire is locked
+    /// meanwhile: `tap` must not use it.
+    pub fn tap(&self, tap: impl FnMut(&Passing<'_>) + Send + 'static) {
+        self.lock().tap = Some(Tap(Box::new(tap)));
+    }
+
     /// Splits the wire: only ends of one group reach each other. Ends that no group names are one more group. Each
     /// end still takes itself for connected, as a node does whose own NATS server is up.
     pub fn partition(&self, groups: &[&[&str]]) {
@@ -76,8 +87,12 @@ impl Wire {
     }
 
     fn connect(&self, name: &str, connection: Connection) {
-        for end in self.lock().ends.iter().filter(|end| end.name == name) {
-            end.connection.send_replace(connection.clone());
+        let mut state = self.lock();
+        let Some(at) = state.ends.iter().position(|end| end.name == name) else { return };
+        let is_connected = connection.is_connected();
+        state.ends[at].connection.send_replace(connection);
+        if !is_connected {
+            state.break_off(at);
         }
     }
 
@@ -113,7 +128,7 @@ impl Wire {
     pub(crate) fn inbox(&self, end: usize) -> String {
         let mut state = self.lock();
         state.sequence += 1;
-        format!("_INBOX.{end}.{}", state.sequence)
+        format!("{INBOX}.{end}.{}", state.sequence)
     }
 
     pub(crate) fn connection(&self, end: usize) -> watch::Receiver<Connection> {
@@ -133,6 +148,27 @@ impl Drop for Wire {
     /// Wakes the courier, which ends when it finds the wire gone.
     fn drop(&mut self) {
         self.woken.notify_one();
+    }
+}
+
+/// A message on its way from one end to another.
+#[derive(Debug)]
+pub struct Passing<'a> {
+    /// Who sent it.
+    pub from: &'a str,
+    /// Who is to get it.
+    pub to: &'a str,
+    /// What it is.
+    pub message: &'a Delivered,
+    /// How long each copy is under way: none if it is lost, two if it is doubled.
+    pub delays: &'a [Duration],
+}
+
+struct Tap(Box<dyn FnMut(&Passing<'_>) + Send>);
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tap")
     }
 }
 
@@ -168,6 +204,7 @@ struct State {
     /// Who listens to a pattern with wildcards.
     wild: Vec<u64>,
     dice: HashMap<(usize, usize), Dice>,
+    tap: Option<Tap>,
     /// What is under way, by when it arrives and in which order it was sent.
     parcels: BTreeMap<(Instant, u64), Parcel>,
     courier: Option<JoinHandle<()>>,
@@ -237,17 +274,26 @@ impl State {
     fn dispatch(&mut self, from: usize, to: u64, message: &Delivered) {
         let end = self.listening[&to].end;
         if from == end || self.faults.is_perfect() {
+            self.show(from, end, message, &[Duration::ZERO]);
             return self.arrive(to, message.clone());
         }
         let dice = self
             .dice
             .entry((from, end))
             .or_insert_with(|| self.faults.dice(&self.ends[from].name, &self.ends[end].name));
-        for delay in dice.fate(&self.faults) {
-            let due = dice.last.map_or(Instant::now() + delay, |last| last.max(Instant::now() + delay));
+        let delays = dice.fate(&self.faults);
+        for delay in &delays {
+            let due = dice.last.map_or(Instant::now() + *delay, |last| last.max(Instant::now() + *delay));
             dice.last = Some(due);
             self.sequence += 1;
             self.parcels.insert((due, self.sequence), Parcel { from, to, message: message.clone() });
+        }
+        self.show(from, end, message, &delays);
+    }
+
+    fn show(&mut self, from: usize, to: usize, message: &Delivered, delays: &[Duration]) {
+        if let Some(Tap(tap)) = &mut self.tap {
+            tap(&Passing { from: &self.ends[from].name, to: &self.ends[to].name, message, delays });
         }
     }
 
@@ -271,6 +317,15 @@ impl State {
                 let (subject, overflowed) = (&listening.pattern, end.overflowed);
                 tracing::warn!(%subject, overflowed, "a subscription is full: its newest messages are dropped");
             }
+        }
+    }
+
+    /// Ends what waits for an answer at an end that is cut off, in the order in which it asked. Those who watch the
+    /// connection are woken in any order, and a simulation would not go the same way twice.
+    fn break_off(&mut self, end: usize) {
+        let waiting = self.listening.iter().filter(|(_, one)| one.end == end && one.pattern.starts_with(INBOX));
+        for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.forget(id);
         }
     }
 
@@ -298,6 +353,7 @@ async fn carry(shared: Weak<Mutex<State>>, woken: Arc<Notify>) {
         };
         match next {
             Some(due) => tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(due) => {}
                 () = woken.notified() => {}
             },

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
-use openraft::{LogIdOptionExt, RaftMetrics, ServerState};
+use openraft::{LogIdOptionExt, ServerState};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use trellis_bus::Heard;
 use trellis_wire::{NodeId, frame, subject};
@@ -21,9 +21,10 @@ use crate::log::HEAD_BYTES;
 use crate::machine::decode_snapshot;
 use crate::message::{Answer, Ask, Refusal};
 use crate::network::{AskError, Network};
+use crate::progress::{Metrics, Progress};
 use crate::serve::{SNAPSHOT_BYTES_MAX, check_append};
 use crate::store::Store;
-use crate::types::{LogEntry, LogId, Member, Snapshot, SnapshotMeta, Types, number};
+use crate::types::{LogEntry, LogId, Snapshot, SnapshotMeta, Types, number};
 use crate::{BATCH_BYTES_MAX, CHUNK_BYTES_MAX, RaftError};
 
 /// How often the leader says how far the log is where nothing happens, so that a gap at its end is noticed.
@@ -53,6 +54,7 @@ pub(crate) struct Piece {
 #[derive(Clone)]
 pub(crate) struct Follow {
     pub(crate) raft: openraft::Raft<Types>,
+    pub(crate) progress: Progress,
     pub(crate) network: Network,
     pub(crate) store: Store,
     pub(crate) shelf: Arc<Mutex<Option<Shelved>>>,
@@ -72,12 +74,12 @@ impl Follow {
     /// Tells followers what is committed while this node leads and there are any, until `stop`.
     pub(crate) async fn tell(self, stop: CancellationToken) {
         stop.run_until_cancelled(async {
-            let mut metrics = self.raft.metrics();
+            let metrics = self.raft.metrics();
             // The last entry that was told.
             let mut told: Option<LogId> = None;
             let mut leads_since: Option<u64> = None;
             loop {
-                let now = metrics.borrow_and_update().clone();
+                let now = metrics.borrow().clone();
                 if now.state != ServerState::Leader || !self.has_followers(&now) {
                     leads_since = None;
                 } else {
@@ -86,13 +88,9 @@ impl Follow {
                     }
                     told = self.tell_on(&now, told).await;
                 }
-                tokio::select! {
-                    changed = metrics.wait_for(|later| later.last_applied != now.last_applied || later.state != now.state) => {
-                        if changed.is_err() {
-                            return;
-                        }
-                    }
-                    () = sleep(TELL_EVERY) => {}
+                let moved = |later: &Metrics| later.last_applied != now.last_applied || later.state != now.state;
+                if let Ok(Err(_)) = timeout(TELL_EVERY, self.progress.until(moved)).await {
+                    return;
                 }
             }
         })
@@ -101,14 +99,14 @@ impl Follow {
     }
 
     /// Whether the state knows nodes that the log does not.
-    fn has_followers(&self, metrics: &RaftMetrics<u128, Member>) -> bool {
+    fn has_followers(&self, metrics: &Metrics) -> bool {
         let members = metrics.membership_config.membership();
         let state = self.network.state.borrow();
         state.nodes().keys().any(|node| members.get_node(&number(*node)).is_none())
     }
 
     /// Tells what follows `told`, or where there is nothing, that there is not. What was told last.
-    async fn tell_on(&self, metrics: &RaftMetrics<u128, Member>, mut told: Option<LogId>) -> Option<LogId> {
+    async fn tell_on(&self, metrics: &Metrics, mut told: Option<LogId>) -> Option<LogId> {
         loop {
             let batch = match self.committed(metrics, told) {
                 Ok(Some(batch)) => batch,
@@ -140,7 +138,7 @@ impl Follow {
     /// As many committed entries after `after` as one message takes. `None`: the log does not have them.
     fn committed(
         &self,
-        metrics: &RaftMetrics<u128, Member>,
+        metrics: &Metrics,
         after: Option<LogId>,
     ) -> Result<Option<AppendEntriesRequest<Types>>, RaftError> {
         let (first, end) = (after.next_index(), metrics.last_applied.next_index());
@@ -220,6 +218,7 @@ impl Follow {
             }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = hearing => {}
             () = self.catch_up(misses) => {}
@@ -288,8 +287,10 @@ impl Follow {
                 if !self.take(batch).await.map_err(refused)? {
                     return Err(AskError::Beside { node: from });
                 }
-                let applied = self.raft.wait(Some(APPLY_WAIT)).applied_index_at_least(upto, "what was missed").await;
-                applied.map_err(|why| refused(Refusal::Stopped(why.to_string())))?;
+                match timeout(APPLY_WAIT, self.progress.applied(upto)).await {
+                    Ok(applied) => applied.map_err(|why| refused(Refusal::Stopped(why.to_string())))?,
+                    Err(_) => return Err(refused(Refusal::Busy)),
+                }
                 Ok(Some(from))
             }
             Answer::Piece(piece) => {

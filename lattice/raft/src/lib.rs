@@ -3,6 +3,8 @@
 //! - `store` is the file under the data directory: the one module that knows redb;
 //! - `log` and `machine` are what openraft wants of it: log and vote, state and snapshots;
 //! - `message`, `network` and `serve` are what nodes say to each other, the asking and the answering side;
+//! - `chance` is what nothing here decides, but the seed of a simulation;
+//! - `progress` is waiting for openraft;
 //! - `follow` is how nodes outside the log keep up with it;
 //! - `recover` begins a new log where too many voters are gone;
 //! - `node` puts them together into [`Raft`]; `propose` brings a command to whoever leads.
@@ -14,6 +16,7 @@
 //! id takes effect once; a data directory serves one node of one lattice. What a peer sends was sealed by a member for this
 //! node, and is checked for sense here. Not promised: protection from a member that lies on purpose.
 
+mod chance;
 mod error;
 mod follow;
 mod log;
@@ -21,6 +24,7 @@ mod machine;
 mod message;
 mod network;
 mod node;
+mod progress;
 mod propose;
 mod recover;
 mod serve;

@@ -10,9 +10,9 @@ use openraft::{EntryPayload, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshot
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use trellis_placement::{Applied, State};
-use uuid::Uuid;
 
 use crate::RaftError;
+use crate::chance::unique_id;
 use crate::log::failed;
 use crate::store::{Store, Write, encode};
 use crate::types::{LogEntry, LogId, Membership, Snapshot, SnapshotMeta, StorageError, Types};
@@ -141,7 +141,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
             last_log_id: self.point.applied,
             last_membership: self.point.membership.clone(),
             // Two snapshots of one point may differ in bytes, and a transfer must not mix them.
-            snapshot_id: Uuid::now_v7().simple().to_string(),
+            snapshot_id: unique_id().simple().to_string(),
         };
         let body = encode_snapshot(&self.point.state);
         let written = write_snapshot(&self.store, &meta, body.clone()).await;
@@ -203,8 +203,5 @@ async fn write_snapshot(store: &Store, meta: &SnapshotMeta, body: Vec<u8>) -> Re
 
 /// A snapshot may have some megabytes: too long a read for a thread that carries heartbeats.
 async fn read_snapshot(store: &Store) -> Result<Option<(SnapshotMeta, Vec<u8>)>, RaftError> {
-    let reader = store.clone();
-    tokio::task::spawn_blocking(move || reader.snapshot())
-        .await
-        .unwrap_or_else(|panic| Err(store.damaged(format!("its snapshot: {panic}"))))
+    store.apart(Store::snapshot).await
 }

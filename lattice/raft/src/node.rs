@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use openraft::error::{ClientWriteError, Fatal, InitializeError, RaftError as PeerError};
 use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy};
@@ -14,10 +14,12 @@ use trellis_bus::Sealed;
 use trellis_placement::{Command, Entry, State};
 use trellis_wire::{CommandId, LatticeId, LatticeName, NodeId};
 
+use crate::chance::wall_clock_ms;
 use crate::follow::Follow;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::network::{Network, StateBook};
+use crate::progress::{Metrics, Progress};
 use crate::serve::Server;
 use crate::store::{Closed, Store};
 use crate::types::{LogId, Member, Types, node, number};
@@ -155,6 +157,7 @@ struct Inner {
     options: Options,
     raft: openraft::Raft<Types>,
     network: Network,
+    progress: Progress,
     missed: watch::Sender<Option<NodeId>>,
     leadership: watch::Receiver<Leadership>,
     acknowledged: watch::Receiver<Option<Instant>>,
@@ -234,8 +237,10 @@ async fn start(
         return Err(RaftError::OtherLattice { path: store.path().into(), found, wanted });
     }
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let progress = Progress::new(raft.metrics());
     let follow = Follow {
         raft: raft.clone(),
+        progress: progress.clone(),
         network: network.clone(),
         store: store.clone(),
         shelf: Arc::default(),
@@ -245,7 +250,13 @@ async fn start(
     let (told_leadership, leadership) = watch::channel(Leadership::default());
     let (told_acknowledged, acknowledged) = watch::channel(None);
     let (told_failed, failed) = watch::channel(None);
-    let watcher = Watcher { leadership: told_leadership, acknowledged: told_acknowledged, failed: told_failed, store };
+    let watcher = Watcher {
+        leadership: told_leadership,
+        acknowledged: told_acknowledged,
+        failed: told_failed,
+        progress: progress.clone(),
+        store,
+    };
     tasks.spawn(watcher.run(raft.metrics()));
     tasks.spawn(follow.clone().tell(stop.clone()));
     tasks.spawn(follow.clone().listen(stop.clone()));
@@ -254,6 +265,7 @@ async fn start(
         options,
         raft,
         network,
+        progress,
         missed: follow.missed,
         leadership,
         acknowledged,
@@ -297,11 +309,10 @@ impl Raft {
             return Ok(found);
         }
         let name = self.0.options.sealed.lattice().clone();
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
         let entry = Entry {
             // One lattice is founded once, however often its founder starts again.
             id: CommandId::new(id.uuid()),
-            at_ms: u64::try_from(at_ms).unwrap_or(u64::MAX),
+            at_ms: wall_clock_ms(),
             command: Command::Found { lattice: id, name },
         };
         self.propose(entry).await?;
@@ -432,6 +443,10 @@ impl Raft {
         &self.0.raft
     }
 
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.0.progress
+    }
+
     pub(crate) fn network(&self) -> &Network {
         &self.0.network
     }
@@ -450,21 +465,25 @@ struct Watcher {
     leadership: watch::Sender<Leadership>,
     acknowledged: watch::Sender<Option<Instant>>,
     failed: watch::Sender<Option<RaftError>>,
+    progress: Progress,
     store: Store,
 }
 
 impl Watcher {
-    async fn run(self, mut metrics: watch::Receiver<openraft::RaftMetrics<u128, Member>>) {
+    /// The one task that waits for openraft's metrics.
+    async fn run(self, mut metrics: watch::Receiver<Metrics>) {
         let mut looked = Instant::now();
         loop {
             let before = std::mem::replace(&mut looked, Instant::now());
             let ended = self.look(&metrics.borrow_and_update(), before);
+            self.progress.moved();
             let ended = match ended {
                 None => metrics.changed().await.is_err().then_some(Fatal::Panicked),
                 ended => ended,
             };
             if let Some(why) = ended {
-                return self.end(&why);
+                self.end(&why);
+                return self.progress.moved();
             }
         }
     }
@@ -472,7 +491,7 @@ impl Watcher {
     /// Passes on what the metrics tell, and says why openraft has ended if it has. They were made at some time after
     /// `before`, the last look: that the ages in them count from there errs on the safe side, even where this process
     /// was frozen in between.
-    fn look(&self, metrics: &openraft::RaftMetrics<u128, Member>, before: Instant) -> Option<Fatal<u128>> {
+    fn look(&self, metrics: &Metrics, before: Instant) -> Option<Fatal<u128>> {
         // Leadership first: whoever reads it after the acknowledgement reads none that is older.
         self.lead(Leadership {
             leader: metrics.current_leader.map(node),

@@ -110,11 +110,10 @@ impl Raft {
         let Answer::Barrier(index) = self.ask_leader(|| Ask::Barrier, deadline).await? else {
             return Err(ProposeError::Stopped("its leader answered another question".into()));
         };
-        let left = deadline.saturating_duration_since(Instant::now());
-        match self.openraft().wait(Some(left)).applied_index_at_least(index, "read barrier").await {
-            Ok(_) => Ok(()),
-            Err(openraft::metrics::WaitError::Timeout(..)) => Err(ProposeError::Unanswered(wait)),
-            Err(why @ openraft::metrics::WaitError::ShuttingDown) => Err(ProposeError::Stopped(why.to_string())),
+        match timeout_at(deadline, self.progress().applied(index)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(ProposeError::Stopped(why.to_string())),
+            Err(_) => Err(ProposeError::Unanswered(wait)),
         }
     }
 

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use openraft::EntryPayload;
 use trellis_placement::{Command, Entry, State};
 use trellis_wire::{CommandId, LatticeName, NodeId};
-use uuid::Uuid;
 
 use crate::RaftError;
+use crate::chance::unique_id;
 use crate::machine::{decode_snapshot, encode_snapshot};
 use crate::store::{Store, Word, Write, encode};
 use crate::types::{LogEntry, LogId, Member, Membership, SnapshotMeta, node, number};
@@ -83,7 +83,7 @@ async fn begin_anew(store: &Store, me: NodeId, host: String, at_ms: u64, write: 
     let others: BTreeSet<NodeId> = voters.iter().copied().filter(|voter| *voter != me).collect();
     let home = state.home_node();
     for lost in &others {
-        let id = CommandId::new(Uuid::now_v7());
+        let id = CommandId::new(unique_id());
         state.apply(&Entry { id, at_ms, command: Command::Lost(*lost) });
         // It must come back empty.
         state.give_up_home(*lost);
@@ -109,7 +109,7 @@ async fn replace(store: &Store, me: NodeId, host: String, last: LogId, state: &S
     let meta = SnapshotMeta {
         last_log_id: Some(last),
         last_membership: Membership::new(Some(last), membership),
-        snapshot_id: Uuid::now_v7().simple().to_string(),
+        snapshot_id: unique_id().simple().to_string(),
     };
     let body = encode_snapshot(state);
     store.write(Write::Snapshot { index: Some(last.index), meta: encode(&meta), body }).await?;

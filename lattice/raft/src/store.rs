@@ -118,11 +118,11 @@ struct Shared {
     syncs: AtomicBool,
 }
 
-/// Who writes.
+/// Who writes, and who reads what takes long.
 enum Jobs {
     /// The thread.
     Thread(mpsc::Sender<Job>),
-    /// Whoever asks, on the spot: in a simulation no time passes while a thread would write.
+    /// Whoever asks, on the spot: in a simulation no other thread may decide what happens first.
     #[cfg(test)]
     OnTheSpot(std::sync::Mutex<Writer>),
 }
@@ -283,6 +283,23 @@ impl Store {
             Ok(Some((meta, body)))
         })?;
         stored.map(|(meta, body)| Ok((self.decode(&meta, Word::SnapshotMeta.key())?, body))).transpose()
+    }
+
+    /// Reads what may take long where nobody waits for this thread.
+    pub(crate) async fn apart<T: Send + 'static>(
+        &self,
+        read: fn(&Self) -> Result<T, RaftError>,
+    ) -> Result<T, RaftError> {
+        match &self.0.jobs {
+            Jobs::Thread(_) => {
+                let store = self.clone();
+                tokio::task::spawn_blocking(move || read(&store))
+                    .await
+                    .unwrap_or_else(|panic| Err(self.damaged(format!("it cannot be read: {panic}"))))
+            }
+            #[cfg(test)]
+            Jobs::OnTheSpot(_) => read(self),
+        }
     }
 
     /// The first write that failed, if one did.

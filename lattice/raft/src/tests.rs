@@ -8,8 +8,10 @@ mod follow;
 mod lattice;
 mod peers;
 mod register;
+pub(crate) mod seeded;
 mod simulate;
 mod simulated;
+mod transcript;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -52,18 +54,25 @@ fn timing() -> Timing {
 }
 
 fn options(dir: &Path, n: u128, bus: Bus) -> Options {
+    start_of(dir, sealed(n, bus))
+}
+
+fn start_of(dir: &Path, sealed: Sealed) -> Options {
     Options {
         data_dir: dir.into(),
-        host: format!("host-{n}"),
+        host: format!("host-{}", sealed.node().uuid().as_u128()),
         lattice_id: Some(lattice_id(7)),
-        sealed: sealed(n, bus),
+        sealed,
         timing: timing(),
     }
 }
 
 /// A start of node `n` on a bus. These nodes join by no command, so each is introduced to all.
 fn sealed(n: u128, bus: Bus) -> Sealed {
-    let sealed = members::start(node(n), lattice_name(), bus);
+    introduced(members::start(node(n), lattice_name(), bus))
+}
+
+fn introduced(sealed: Sealed) -> Sealed {
     (1..=NODES).for_each(|other| sealed.seal().introduce(node(other), members::secret(node(other)).key()));
     sealed
 }

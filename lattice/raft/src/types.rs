@@ -7,6 +7,8 @@ use trellis_placement::{Applied, Entry};
 use trellis_wire::NodeId;
 use uuid::Uuid;
 
+use crate::chance::Runtime;
+
 openraft::declare_raft_types!(
     /// A command in; what came of it out, for entries that carry one. A node is its UUID as a number.
     pub(crate) Types:
@@ -16,7 +18,7 @@ openraft::declare_raft_types!(
         Node = Member,
         Entry = openraft::Entry<Types>,
         SnapshotData = Cursor<Vec<u8>>,
-        AsyncRuntime = openraft::TokioRuntime,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type LogEntry = openraft::Entry<Types>;

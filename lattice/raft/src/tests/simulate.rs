@@ -12,10 +12,13 @@ use trellis_placement::Applied;
 use trellis_wire::CommandId;
 
 use super::mark;
-use super::simulated::{Simulated, simulate};
+use super::simulated::{Simulated, run, seeds, simulate};
+use super::transcript::Transcript;
 
 /// How many seeds are run unless the environment says otherwise.
 const SEEDS: u64 = 24;
+/// How many of them are run twice.
+const REPLAYED: u64 = 6;
 /// How many times something goes wrong.
 const ROUNDS: usize = 20;
 
@@ -49,7 +52,7 @@ async fn client(
     }
 }
 
-async fn storm(seed: u64) {
+async fn storm(seed: u64) -> Transcript {
     let mut dice = StdRng::seed_from_u64(seed);
     let voters = if dice.random_bool(0.7) { 3 } else { 5 };
     let lattice = Simulated::of(voters).await;
@@ -75,11 +78,28 @@ async fn storm(seed: u64) {
     let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
     let lost: Vec<_> = acknowledged.difference(&applied).collect();
     assert!(lost.is_empty(), "of {} acknowledged commands these are lost: {lost:?}", acknowledged.len());
-    println!("seed {seed}: {voters} voters, {} commands acknowledged, of {} leaders", acknowledged.len(), seen.leaders);
-    lattice.shutdown().await;
+    let transcript = lattice.shutdown().await;
+    let (commands, leaders, lines, digest) = (acknowledged.len(), seen.leaders, transcript.len(), transcript.digest());
+    println!(
+        "seed {seed}: {voters} voters, {commands} commands acknowledged, of {leaders} leaders; {lines} lines, {digest:016x}"
+    );
+    transcript
 }
 
 #[test]
 fn in_a_storm_each_entry_is_one_leaders_all_agree_and_nothing_is_lost() {
-    simulate(SEEDS, storm);
+    simulate(SEEDS, async |seed| drop(storm(seed).await));
+}
+
+/// What failed once fails again: a seed decides every message and every entry, and when they are there.
+#[test]
+fn a_seed_replays_exactly_and_another_is_another_storm() {
+    let mut digests = BTreeSet::new();
+    for seed in seeds(REPLAYED) {
+        let [once, again] = [run(seed, storm), run(seed, storm)];
+        if let Some(differs) = once.parts_from(&again) {
+            panic!("seed {seed} is not what it was: {differs}");
+        }
+        assert!(digests.insert(once.digest()), "seed {seed} is as another");
+    }
 }

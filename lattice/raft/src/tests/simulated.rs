@@ -1,38 +1,60 @@
 //! Nodes of one lattice in one thread, on a clock that jumps: real openraft, the real store on disks in memory, the real
 //! messages over a wire that loses, doubles and delays them. Nodes lose power, are cut off, and come back.
 //!
-//! The seed decides what goes wrong and when. It does not decide everything: openraft and tokio draw election timeouts
-//! and the order of ready tasks from generators that cannot be seeded on a stable compiler, so a seed that failed may
-//! need some repetitions.
+//! The seed decides everything, down to each byte on the wire and when it is there, but for the nonces of greetings. What
+//! a simulation runs on keeps to that: one thread, no wall clock, nothing drawn but through `chance` and `seeded`, no
+//! `select!` that is not `biased` (openraft's are put in order by `seeded`), and no `watch` of tokio's for which two tasks
+//! wait, because it wakes them in an order of chance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::{sleep, timeout};
-use trellis_bus::{Bus, Faults, Wire};
+use trellis_bus::{Bus, Faults, Wire, members};
 use trellis_placement::State;
 use trellis_wire::{CommandId, NodeId};
 
 use super::disk::Disk;
-use super::{PATIENCE, lattice_id, lattice_name, node, options};
+use super::transcript::Transcript;
+use super::{PATIENCE, introduced, lattice_id, lattice_name, node, seeded, start_of};
 use crate::store::Store;
-use crate::{Member, Raft};
+use crate::{Leadership, Member, Raft};
 
-/// Runs a simulation in a thread of its own, on a clock that jumps to whatever is due next. Says which seed failed.
-pub(super) fn simulate<S: Future<Output = ()>>(seeds: u64, simulation: impl Fn(u64) -> S) {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let one = number("TRELLIS_SIMULATE_SEED");
-    let seeds = number("TRELLIS_SIMULATE_SEEDS").unwrap_or(seeds);
-    for seed in one.map_or(0..seeds, |one| one..one + 1) {
-        let _named = Named(seed);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(simulation(seed));
+/// The seeds to run: so many from the first on, unless the environment says otherwise.
+pub(super) fn seeds(count: u64) -> Range<u64> {
+    match replayed() {
+        Some(seed) => seed..seed + 1,
+        None => 0..number_of("TRELLIS_SIMULATE_SEEDS").unwrap_or(count),
     }
+}
+
+/// The one seed that is to be run again, and shown.
+pub(super) fn replayed() -> Option<u64> {
+    number_of("TRELLIS_SIMULATE_SEED")
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs a simulation of each seed.
+pub(super) fn simulate<S: Future<Output = ()>>(count: u64, simulation: impl Fn(u64) -> S) {
+    seeds(count).for_each(|seed| run(seed, &simulation));
+}
+
+/// Runs a simulation in this thread, on a clock that jumps to whatever is due next. Says how to replay one that fails.
+pub(super) fn run<S: Future>(seed: u64, simulation: impl Fn(u64) -> S) -> S::Output {
+    let _named = Named(seed);
+    seeded::seed(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(simulation(seed))
 }
 
 /// Says which seed failed.
@@ -41,9 +63,15 @@ struct Named(u64);
 impl Drop for Named {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let (seed, thread) = (self.0, std::thread::current());
+            // The harness names the thread after the test, unless it runs all tests in its own.
+            let test = thread
+                .name()
+                .filter(|name| *name != "main")
+                .map_or("simulate".into(), |test| format!("--exact {test}"));
             eprintln!(
-                "seed {0} failed; try it again: TRELLIS_SIMULATE_SEED={0} cargo test -p trellis-raft simulate",
-                self.0
+                "seed {seed} failed; to see it again, line by line:\n\
+                 TRELLIS_SIMULATE_SEED={seed} cargo test -p trellis-raft --lib -- --nocapture {test}"
             );
         }
     }
@@ -53,7 +81,10 @@ impl Drop for Named {
 pub(super) struct Simulated {
     wire: Wire,
     seats: Mutex<Vec<Seat>>,
+    /// How often a node was started.
+    starts: AtomicU64,
     watch: Arc<Mutex<Watch>>,
+    transcript: Transcript,
 }
 
 /// Where a node sits: its disk stays when the node goes.
@@ -67,7 +98,14 @@ impl Simulated {
     /// So many voters, that agree on a lattice before anything goes wrong.
     pub(super) async fn of(voters: usize) -> Arc<Self> {
         let seats = (0..voters).map(|_| Seat { disk: Disk::default(), raft: None }).collect();
-        let simulated = Self { wire: Wire::default(), seats: Mutex::new(seats), watch: Arc::default() };
+        let simulated = Self {
+            wire: Wire::default(),
+            seats: Mutex::new(seats),
+            starts: AtomicU64::default(),
+            watch: Arc::default(),
+            transcript: Transcript::new(replayed().is_some()),
+        };
+        simulated.transcript.tap(&simulated.wire);
         for at in 0..voters {
             simulated.start(at).await;
         }
@@ -98,10 +136,13 @@ impl Simulated {
     /// Starts a node from its disk.
     async fn start(&self, at: usize) {
         let disk = self.seats.lock().unwrap()[at].disk.clone();
+        self.transcript.note(format_args!("{} starts", name(at)));
         self.wire.mend(&name(at));
         let (store, closed) = Store::on_the_spot(disk, Path::new("/data/raft.redb"), id(at), &lattice_name()).unwrap();
         let bus = Bus::Memory(self.wire.end(&name(at)));
-        let mut options = options(Path::new("/data"), number(at), bus);
+        let start = self.starts.fetch_add(1, Ordering::Relaxed) + 1;
+        let sealed = introduced(members::start_numbered(id(at), lattice_name(), bus, start));
+        let mut options = start_of(Path::new("/data"), sealed);
         options.timing.propose_wait = Duration::from_secs(5);
         (options.timing.snapshot_entries, options.timing.kept_entries) = (25, 5);
         let raft = crate::node::run(options, store, closed).await.unwrap();
@@ -111,6 +152,7 @@ impl Simulated {
 
     /// The power of a node fails: it says nothing more, and what it did not sync may be gone.
     async fn crash(&self, at: usize, dice: &mut StdRng) {
+        self.transcript.note(format_args!("{} loses power", name(at)));
         self.wire.cut(&name(at));
         let kept = dice.random_range(0.0..=1.0);
         let raft = {
@@ -137,14 +179,17 @@ impl Simulated {
                     }
                 }
             }
-            3 => self.wire.partition(&[&[name(at).as_str()]]),
-            4 => {
-                let side: Vec<String> = (0..self.len()).filter(|_| dice.random()).map(name).collect();
-                self.wire.partition(&[&side.iter().map(String::as_str).collect::<Vec<_>>()]);
+            3 => self.alone(at),
+            4 => self.split(&(0..self.len()).filter(|_| dice.random()).map(name).collect::<Vec<_>>()),
+            5 => self.heal(),
+            6 => {
+                self.transcript.note(format_args!("{} is cut off", name(at)));
+                self.wire.cut(&name(at));
             }
-            5 => self.wire.heal(),
-            6 => self.wire.cut(&name(at)),
-            _ if self.raft(at).is_some() => self.wire.mend(&name(at)),
+            _ if self.raft(at).is_some() => {
+                self.transcript.note(format_args!("{} is on the wire", name(at)));
+                self.wire.mend(&name(at));
+            }
             _ => {}
         }
     }
@@ -160,7 +205,7 @@ impl Simulated {
             sleep(Duration::from_millis(dice.random_range(100..3_000))).await;
         }
         self.wire.set_faults(Faults::default());
-        self.wire.heal();
+        self.heal();
         for at in 0..self.len() {
             self.wire.mend(&name(at));
             if self.raft(at).is_none() {
@@ -171,10 +216,17 @@ impl Simulated {
 
     /// Splits the wire: this seat alone, and all others.
     pub(super) fn alone(&self, at: usize) {
-        self.wire.partition(&[&[name(at).as_str()]]);
+        self.split(&[name(at)]);
+    }
+
+    /// Splits the wire: these, and all others.
+    fn split(&self, side: &[String]) {
+        self.transcript.note(format_args!("split off: {}", side.join(" ")));
+        self.wire.partition(&[&side.iter().map(String::as_str).collect::<Vec<_>>()]);
     }
 
     pub(super) fn heal(&self) {
+        self.transcript.note("whole again");
         self.wire.heal();
     }
 
@@ -190,29 +242,43 @@ impl Simulated {
         states
     }
 
-    pub(super) async fn shutdown(&self) {
+    /// Ends it, and says all that happened.
+    pub(super) async fn shutdown(&self) -> Transcript {
         for at in 0..self.len() {
             if let Some(raft) = self.raft(at) {
                 raft.shutdown().await;
             }
         }
+        self.transcript.clone()
     }
 
     /// Checks all that this node ever says of the lattice.
     fn watch(&self, raft: &Raft) {
         let (watch, me) = (self.watch.clone(), raft.node());
         let (mut leadership, mut state, raft) = (raft.leadership(), raft.state(), raft.clone());
+        let (transcript, mut known) = (self.transcript.clone(), 0);
         tokio::spawn(async move {
             loop {
                 {
                     let mut watch = watch.lock().unwrap();
-                    leadership.mark_unchanged();
-                    watch.agrees(me, &state.borrow_and_update());
-                    if let Some(last) = raft.last_applied() {
+                    let state = state.borrow_and_update();
+                    watch.agrees(me, &state);
+                    let new: Vec<_> = state.applied().skip(known).map(|id| id.to_string()).collect();
+                    known += new.len();
+                    let Leadership { leader, term, .. } = leadership.borrow_and_update().clone();
+                    let (leader, last) = (leader.map(short), raft.last_applied());
+                    let applied = last.map_or("nothing".into(), |last| last.to_string());
+                    let new = new.join(" ");
+                    transcript.note(format_args!(
+                        "{}: term {term}, leader {leader:?}, applied {applied}, new: {new}",
+                        short(me)
+                    ));
+                    if let Some(last) = last {
                         watch.committed(me, last.index, (last.leader_id.term, node(last.leader_id.node_id)));
                     }
                 }
                 let ended = tokio::select! {
+                    biased;
                     ended = leadership.changed() => ended,
                     ended = state.changed() => ended,
                 };
@@ -283,6 +349,11 @@ fn number(at: usize) -> u128 {
 
 fn id(at: usize) -> NodeId {
     node(number(at))
+}
+
+/// How a node is shown.
+fn short(node: NodeId) -> u128 {
+    node.uuid().as_u128()
 }
 
 fn name(at: usize) -> String {
