@@ -1,14 +1,11 @@
-//! The runtime that openraft has in tests. In a simulation all that it leaves to chance follows from the seed.
+//! The runtime that openraft has in tests: tokio, but that a simulation's seed decides what openraft draws, which is the time
+//! after which a voter stands for election.
 //!
-//! Two things are left to chance. One is what openraft draws, the time after which a voter stands for election. The other
-//! is which branch of a `select!` runs where more than one could, which tokio draws from a generator that only
-//! its unstable builds let one seed. In the tasks of openraft those are a sleep and a channel, so there the order is
-//! fixed here: a sleep ends only once nothing else in its task goes on.
+//! Openraft has one `select!` that begins at a branch of chance: where a peer did not answer, between the end of the pause
+//! and an event. It comes to the same either way, because after the pause all events are taken before anything is done.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend, TokioRuntime};
@@ -20,15 +17,6 @@ use rand::{Rng as _, SeedableRng as _};
 thread_local! {
     /// What is drawn from in this thread's simulation.
     static DICE: RefCell<Option<StdRng>> = const { RefCell::new(None) };
-    /// How many sleeps may end now.
-    static SLEEPS: Cell<Sleeps> = const { Cell::new(Sleeps::All) };
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sleeps {
-    All,
-    One,
-    None,
 }
 
 /// What this thread runs from now on follows from the seed.
@@ -51,7 +39,7 @@ pub(crate) struct Seeded;
 impl AsyncRuntime for Seeded {
     type JoinError = <TokioRuntime as AsyncRuntime>::JoinError;
     type JoinHandle<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::JoinHandle<T>;
-    type Sleep = Sleep;
+    type Sleep = <TokioRuntime as AsyncRuntime>::Sleep;
     type Instant = <TokioRuntime as AsyncRuntime>::Instant;
     type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
@@ -65,15 +53,15 @@ impl AsyncRuntime for Seeded {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        TokioRuntime::spawn(Orderly(Box::pin(future)))
+        TokioRuntime::spawn(future)
     }
 
-    fn sleep(duration: Duration) -> Sleep {
-        Sleep(Box::pin(TokioRuntime::sleep(duration)))
+    fn sleep(duration: Duration) -> Self::Sleep {
+        TokioRuntime::sleep(duration)
     }
 
-    fn sleep_until(deadline: Self::Instant) -> Sleep {
-        Sleep(Box::pin(TokioRuntime::sleep_until(deadline)))
+    fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
+        TokioRuntime::sleep_until(deadline)
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
@@ -94,47 +82,6 @@ impl AsyncRuntime for Seeded {
 
     fn oneshot<T: OptionalSend>() -> (Self::OneshotSender<T>, Self::OneshotReceiver<T>) {
         TokioRuntime::oneshot()
-    }
-}
-
-/// A task in which no sleep ends while anything else goes on.
-struct Orderly<F>(Pin<Box<F>>);
-
-impl<F: Future> Future for Orderly<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        loop {
-            for sleeps in [Sleeps::None, Sleeps::One] {
-                SLEEPS.set(sleeps);
-                if let Poll::Ready(done) = self.0.as_mut().poll(cx) {
-                    SLEEPS.set(Sleeps::All);
-                    return Poll::Ready(done);
-                }
-            }
-            // After a sleep has ended, something else may go on.
-            if SLEEPS.replace(Sleeps::All) == Sleeps::One {
-                return Poll::Pending;
-            }
-        }
-    }
-}
-
-/// A sleep that may have to wait for its turn.
-pub(crate) struct Sleep(Pin<Box<tokio::time::Sleep>>);
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // Polled in any case, so that it wakes the task.
-        let over = self.0.as_mut().poll(cx);
-        match SLEEPS.get() {
-            Sleeps::None => return Poll::Pending,
-            Sleeps::One if over.is_ready() => SLEEPS.set(Sleeps::None),
-            Sleeps::One | Sleeps::All => {}
-        }
-        over
     }
 }
 

@@ -3,8 +3,8 @@
 //!
 //! The seed decides everything, down to each byte on the wire and when it is there, but for the nonces of greetings. What
 //! a simulation runs on keeps to that: one thread, no wall clock, nothing drawn but through `chance` and `seeded`, no
-//! `select!` that is not `biased` (openraft's are put in order by `seeded`), and no `watch` of tokio's for which two tasks
-//! wait, because it wakes them in an order of chance.
+//! `select!` of ours that is not `biased`, and no `watch` of tokio's for which two tasks wait, because it wakes them in an
+//! order of chance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
