@@ -17,6 +17,7 @@ pub(crate) fn check(reading: &mut Reading<'_, '_>) {
     duplicate_links(reading);
     directions(reading);
     timeouts(reading);
+    orders(reading);
     named_configs(reading);
     config_keys(reading);
     built_in_links(reading);
@@ -122,14 +123,32 @@ fn directions(reading: &mut Reading<'_, '_>) {
 fn timeouts(reading: &mut Reading<'_, '_>) {
     for Linked { link, target_at, delivery, .. } in &reading.links {
         let limit = reading.app.components.get(&link.target).and_then(|component| component.limits.timeout);
-        let given = link.source_configs.iter().filter_map(|name| reading.given.get(name));
-        let config = given.fold(Config::default(), |config, given| config.overlaid_with(&given.values));
-        let policy = delivery::overlaid(link.delivery.clone(), &config).unwrap_or_else(|_| link.delivery.clone());
-        let (asked, target) = (policy.timeout, &link.target);
+        let (asked, target) = (policy(reading, link).timeout, &link.target);
         if let Some(limit) = limit.filter(|limit| *limit < asked && asked != Delivery::default().timeout) {
             let message = format!("`delivery.timeout` is {asked:?}, but `limits.timeout` of `{target}` is {limit:?}");
             let at = delivery.map_or(*target_at, |(at, _)| at);
             reading.report.warn(at, message, "the smaller counts: raise `limits.timeout`, or take it out");
+        }
+    }
+}
+
+/// The policy of a link, as far as this manifest says it.
+fn policy(reading: &Reading<'_, '_>, link: &AppLink) -> Delivery {
+    let given = link.source_configs.iter().filter_map(|name| reading.given.get(name));
+    let config = given.fold(Config::default(), |config, given| config.overlaid_with(&given.values));
+    delivery::overlaid(link.delivery.clone(), &config).unwrap_or_else(|_| link.delivery.clone())
+}
+
+/// An order of MQTT, which the home of the lattice keeps, by a provider that is to run somewhere else.
+fn orders(reading: &mut Reading<'_, '_>) {
+    for Linked { link, target_at, delivery, .. } in &reading.links {
+        let provider = reading.app.providers.get(&link.source).filter(|provider| provider.tech() == Some(Tech::Mqtt));
+        let has_scaler = provider.is_some_and(|provider| provider.scaler.is_some());
+        if has_scaler && policy(reading, link).order_by.is_some() {
+            let message = format!("`{}` has a scaler, so that no order of its topics can be kept", link.source);
+            let help = "take the scaler out: the home of the lattice pulls a topic whose order is kept; or take out `order_by`";
+            let at = delivery.map_or(*target_at, |(at, _)| at);
+            reading.report.error(at, message, help);
         }
     }
 }

@@ -11,7 +11,7 @@ use trellis_wire::{
 };
 
 use crate::changed::changed_apps;
-use crate::home::Seat;
+use crate::home::{Seat, unkept_order};
 use crate::pairs::{is_same, pairs};
 use crate::rollout::Form;
 use crate::{Release, Rollout, State, Versions};
@@ -275,7 +275,7 @@ impl AppShare {
 }
 
 /// The provider at one end of a link.
-struct End<'a> {
+pub(crate) struct End<'a> {
     provider: &'a Provider,
     /// Whether it is the one that wakes.
     wakes: bool,
@@ -380,7 +380,7 @@ impl State {
     }
 
     /// A link's id in one version, with its config and what serves its provider's end.
-    fn link_of<'a>(&'a self, release: &'a Release, link: &AppLink) -> (LinkId, Config, Option<End<'a>>) {
+    pub(crate) fn link_of<'a>(&'a self, release: &'a Release, link: &AppLink) -> (LinkId, Config, Option<End<'a>>) {
         let AppLink { name, namespace, package, interfaces, .. } = link;
         let (source, target) = (release.key(&link.source), release.key(&link.target));
         let id = LinkId::new(&source, &target, name, namespace, package, interfaces);
@@ -414,6 +414,10 @@ impl State {
     ) -> Option<HeldLink> {
         let (source, target) = (form.release.key(&link.source), form.release.key(&link.target));
         let (id, config, end) = self.link_of(form.release, link);
+        let (delivery, mut refused) = match overlaid(link.delivery.clone(), &config) {
+            Ok(overlaid) => (overlaid, None),
+            Err(why) => (link.delivery.clone(), Some(why)),
+        };
         let is_held = |key: &ComponentKey| form.holds(self, key, node);
         let runs = |end: &End<'_>, key: &ComponentKey, component: &ComponentKey| match self.seat(end.provider) {
             Seat::Planned => is_held(key),
@@ -422,9 +426,11 @@ impl State {
         };
         let (direction, component, secret_refs) = match end {
             Some(end) if end.wakes => {
-                if !self.wakes(form, versions.rollout(), &end, (&source, &target), node) {
+                let seat = self.seat_of_waking(end.provider, &delivery);
+                if !self.wakes(form, versions.rollout(), seat, (&source, &target), node) {
                     return None;
                 }
+                refused = refused.or_else(|| unkept_order(end.provider, &delivery));
                 let refs = overlaid_refs(&end.provider.secrets, &link.source_secrets);
                 (Direction::Wakes { provider: source, tech: end.provider.tech()? }, target, refs)
             }
@@ -446,11 +452,7 @@ impl State {
             None if is_held(&source) || is_held(&target) => (Direction::Between { target }, source, Vec::new()),
             None => return None,
         };
-        let AppLink { name, namespace, package, interfaces, delivery, .. } = link.clone();
-        let (delivery, refused) = match overlaid(delivery.clone(), &config) {
-            Ok(overlaid) => (overlaid, None),
-            Err(why) => (delivery, Some(why)),
-        };
+        let AppLink { name, namespace, package, interfaces, .. } = link.clone();
         let delivery = match &direction {
             // Other links go on as they are when the app has a queue more.
             Direction::Wakes { tech, .. } if has_queue(*tech, &config) => {
@@ -481,7 +483,7 @@ impl State {
         &self,
         form: Form<'_>,
         rollout: Option<&Rollout>,
-        end: &End<'_>,
+        seat: Seat,
         (provider, component): (&ComponentKey, &ComponentKey),
         node: NodeId,
     ) -> bool {
@@ -489,7 +491,7 @@ impl State {
             Some(rollout) if rollout.step > 0 => self.holders(key).contains(&node),
             _ => self.holding(key).is_some_and(|holding| holding.contains_key(&node)),
         };
-        let runs = || match self.seat(end.provider) {
+        let runs = || match seat {
             Seat::Planned => in_some(provider),
             Seat::Home(home) => home == Some(node),
             Seat::Beside => in_some(component),

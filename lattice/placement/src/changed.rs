@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
+use crate::level::ORDERED_TOPICS_LEVEL;
 use crate::pairs::{is_same, pairs};
 use crate::{Plan, State};
 
@@ -19,8 +20,9 @@ pub(crate) fn changed_apps(
 ) -> BTreeSet<AppName> {
     // Of an app that is rolled out it follows from a node's labels, too, who holds which version. Those are few.
     let mut changed = after.rolling.clone();
-    if before.home != after.home {
-        // Of each that has something embedded; it happens once in the life of most lattices.
+    let knows = |state: &State| state.everyone_knows(ORDERED_TOPICS_LEVEL);
+    if before.home != after.home || knows(before) != knows(after) {
+        // Of each that has something at home; it happens once in the life of most lattices.
         changed.extend(after.apps.keys().cloned());
     }
     let versions = pairs(&before.apps, &after.apps).filter(|(_, old, new)| !is_same(*old, *new));

@@ -65,11 +65,12 @@ impl State {
         }
         let Some((_, provider)) = self.provider(key) else { return Vec::new() };
         let seat = self.seat(provider);
-        let running = self.provider_nodes(key);
+        let (running, at_home) = (self.provider_nodes(key), self.pulls_at_home(key));
         let judge = |&id| match seat {
             Seat::Home(home) if home == Some(id) => (id, Verdict::Home),
             Seat::Home(home) => (id, Verdict::NotHome(home.map(|home| self.named(home)))),
             _ if running.contains(&id) => (id, Verdict::Holds(None)),
+            _ if at_home => (id, Verdict::NotHome(self.home_node().map(|home| self.named(home)))),
             _ => (id, Verdict::NotLinked),
         };
         self.nodes().keys().map(judge).collect()
@@ -216,7 +217,7 @@ impl fmt::Display for Verdict {
             Self::NotLinked => f.write_str("holds no component that it is linked with"),
             Self::Home => f.write_str("runs it: it is the home of what trellis://embedded keeps"),
             Self::NotHome(Some(home)) => write!(f, "reached over the bus: node {home} is its home"),
-            Self::NotHome(None) => f.write_str("its home was forgotten, and no other node is recorded yet"),
+            Self::NotHome(None) => f.write_str("no node is recorded as its home yet"),
             Self::Unfit(reasons) => {
                 let reasons: Vec<String> =
                     reasons.iter().map(|(spread, unfit)| format!("{unfit} (spread `{spread}`)")).collect();

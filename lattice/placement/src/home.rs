@@ -4,17 +4,20 @@
 //!
 //! There is one home for all apps: what an app publishes may be for another one's queue, and stores may be named across apps.
 //! A provider with a scaler of its own is no part of this: it runs where that says, with data of its own on each node.
+//!
+//! The home also pulls for the links of MQTT that keep an order. An MQTT server divides a topic among those who share it, and
+//! gives nothing out again; so what is to stay in order goes to one node, and onto one disk.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use trellis_manifest::{Provider, Tech};
-use trellis_wire::{ComponentKey, NodeId};
+use trellis_manifest::{AppLink, DeliveryError, Provider, Tech, overlaid};
+use trellis_wire::{AppName, ComponentKey, Delivery, NodeId, OrderBy};
 
-use crate::level::HOME_LEVEL;
+use crate::level::{HOME_LEVEL, ORDERED_TOPICS_LEVEL, TooOld};
 use crate::state::done_if;
-use crate::{Applied, Refusal, State};
+use crate::{Applied, Direction, HeldLink, Refusal, Release, State, Versions};
 
 /// How much of a node's id is shown beside a name that others have too: the last characters, which no two share by time.
 const ID_END: usize = 8;
@@ -97,32 +100,35 @@ impl State {
         self.kept_at(provider).is_some() || self.holding(provider).is_some_and(|holding| holding.len() == 1)
     }
 
-    /// The node that the leader is to record as the home now, where something is embedded, every member knows of homes, and
+    /// The node that the leader is to record as the home now, where something is for it, every member knows of homes, and
     /// there is none: the oldest open one. One at the edge only where there is no other; and what ran without a home goes on
     /// where most of it is.
     pub fn home_to_be(&self) -> Option<NodeId> {
         if self.home_node().is_some() || !self.everyone_knows(HOME_LEVEL) {
             return None;
         }
-        let links = self.links_with_embedded()?;
+        let links = self.links_with_home()?;
         let open = self.nodes().iter().filter(|(_, node)| node.is_open());
         let rank = |id: &NodeId, edge: bool| (edge, Reverse(links.get(id).copied().unwrap_or_default()), *id);
         open.map(|(id, node)| rank(id, node.facts.edge)).min().map(|(.., id)| id)
     }
 
     /// How many components each node holds that are linked with what is embedded, one that has several links several times.
-    /// `None`: nothing is embedded.
-    fn links_with_embedded(&self) -> Option<BTreeMap<NodeId, usize>> {
+    /// `None`: nothing needs a home.
+    fn links_with_home(&self) -> Option<BTreeMap<NodeId, usize>> {
         let mut links = None;
         for release in self.running() {
             let is_embedded = |entry| self.served(release, entry).is_some_and(|(_, provider)| has_home(provider));
             for link in &release.app.links {
                 let component = match () {
-                    () if is_embedded(&link.source) => &link.target,
-                    () if is_embedded(&link.target) => &link.source,
+                    () if is_embedded(&link.source) => Some(&link.target),
+                    () if is_embedded(&link.target) => Some(&link.source),
+                    // It never ran without a home, so that nothing of it is anywhere.
+                    () if self.is_pulled_at_home(release, link) => None,
                     () => continue,
                 };
                 let links: &mut BTreeMap<NodeId, usize> = links.get_or_insert_default();
+                let Some(component) = component else { continue };
                 for node in self.holders(&release.key(component)) {
                     *links.entry(node).or_default() += 1;
                 }
@@ -141,6 +147,44 @@ impl State {
         }
     }
 
+    /// The same of the provider of a link that wakes, with the link's policy.
+    pub(crate) fn seat_of_waking(&self, provider: &Provider, delivery: &Delivery) -> Seat {
+        match self.home {
+            _ if provider.scaler.is_some() || !keeps_topics_in_order(provider, delivery) => self.seat(provider),
+            // Others would not let the home wake what they hold.
+            Home::At(node) if self.everyone_knows(ORDERED_TOPICS_LEVEL) => Seat::Home(Some(node)),
+            _ => Seat::Home(None),
+        }
+    }
+
+    /// Whether a link of a release is pulled at home, though its provider runs elsewhere too.
+    pub(crate) fn is_pulled_at_home(&self, release: &Release, link: &AppLink) -> bool {
+        let Some((_, provider)) = self.served(release, &link.source) else { return false };
+        if provider.tech() != Some(Tech::Mqtt) || provider.scaler.is_some() {
+            return false;
+        }
+        let (_, config, _) = self.link_of(release, link);
+        overlaid(link.delivery.clone(), &config).is_ok_and(|delivery| keeps_topics_in_order(provider, &delivery))
+    }
+
+    /// Whether the home pulls for a provider that runs elsewhere too, in some version of some app.
+    pub fn pulls_at_home(&self, provider: &ComponentKey) -> bool {
+        self.running().any(|release| {
+            let mut own = release.app.links.iter().filter(|link| release.key(&link.source) == *provider);
+            own.any(|link| self.is_pulled_at_home(release, link))
+        })
+    }
+
+    /// Checks that every member lets the home wake by the links of an app what it holds.
+    ///
+    /// # Errors
+    /// One that is too old.
+    pub fn check_pulled_at_home(&self, app: &AppName) -> Result<(), TooOld> {
+        let mut running = self.app(app).into_iter().flat_map(Versions::running);
+        let asks = |release: &Release| release.app.links.iter().any(|link| self.is_pulled_at_home(release, link));
+        if running.any(|release| asks(release)) { self.check_members(ORDERED_TOPICS_LEVEL) } else { Ok(()) }
+    }
+
     /// A node that was lost or drained since the leader chose it becomes none: the leader chooses again.
     pub(crate) fn settle(&mut self, node: NodeId) -> Result<Applied, Refusal> {
         let known = self.nodes.get(&node).ok_or(Refusal::UnknownNode(node))?;
@@ -157,6 +201,29 @@ impl State {
             self.home = Home::GivenUp;
         }
     }
+}
+
+impl HeldLink {
+    /// Whether it is pulled at home, wherever else its provider runs.
+    pub fn is_pulled_at_home(&self) -> bool {
+        matches!(self.direction, Direction::Wakes { tech: Tech::Mqtt, .. }) && self.link.delivery.order_by.is_some()
+    }
+}
+
+/// Why a provider with this scaler cannot keep the order that a link asks for, if so.
+pub(crate) fn unkept_order(provider: &Provider, delivery: &Delivery) -> Option<DeliveryError> {
+    provider.scaler.as_ref().filter(|_| keeps_topics_in_order(provider, delivery))?;
+    let value = match delivery.order_by.as_ref()? {
+        OrderBy::Subject => "subject".into(),
+        OrderBy::Header(name) => format!("header:{name}"),
+    };
+    let wanted = "no order, or a provider without a scaler (then the home of the lattice pulls)".into();
+    Some(DeliveryError { key: "order_by".into(), value, wanted })
+}
+
+/// Whether a link from a provider keeps the order of an MQTT topic.
+fn keeps_topics_in_order(provider: &Provider, delivery: &Delivery) -> bool {
+    provider.tech() == Some(Tech::Mqtt) && delivery.order_by.is_some()
 }
 
 /// Whether a provider is for the home to run.

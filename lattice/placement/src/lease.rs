@@ -98,7 +98,8 @@ impl Leases {
 }
 
 /// Whether what a technology wakes may be at work on one node of the lattice only, where its link asks for what one node
-/// alone can keep. An embedded queue is one node's anyway; a timer's ticks always start from one node.
+/// alone can keep. An embedded queue is one node's anyway, as an MQTT topic is whose order is kept; a timer's ticks always start
+/// from one node.
 fn needs_lease(tech: Tech, asks: bool) -> bool {
     match tech {
         Tech::Http | Tech::Embedded | Tech::Mqtt => false,

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = TIMINGS_LEVEL;
+pub const LEVEL: u16 = ORDERED_TOPICS_LEVEL;
 
-/// The highest level of any command.
-const COMMANDS_LEVEL: u16 = TIMINGS_LEVEL;
+/// The highest level of anything that a lattice relies on once all of its members have it: of any command, and of where
+/// links are pulled.
+const RELIED_ON_LEVEL: u16 = ORDERED_TOPICS_LEVEL;
 
 /// From here on a node takes an offer's acceptance and its reply as one message.
 const DONE_LEVEL: u16 = 2;
@@ -24,6 +25,9 @@ pub(crate) const HOME_LEVEL: u16 = 4;
 
 /// From here on nodes have the lattice's timings.
 pub(crate) const TIMINGS_LEVEL: u16 = 5;
+
+/// From here on nodes know that the home pulls MQTT topics whose order is kept.
+pub(crate) const ORDERED_TOPICS_LEVEL: u16 = 6;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";
@@ -105,7 +109,12 @@ impl State {
     /// # Errors
     /// One that does not.
     pub fn check_level(&self, entry: &Entry) -> Result<(), TooOld> {
-        self.nodes().values().try_for_each(|node| check(&node.facts, entry.command.level()))
+        self.check_members(entry.command.level())
+    }
+
+    /// Checks that every member is of this level, the lost ones included.
+    pub(crate) fn check_members(&self, level: u16) -> Result<(), TooOld> {
+        self.nodes().values().try_for_each(|node| check(&node.facts, level))
     }
 
     /// Whether every member is of this level, the lost ones included: they may come back.
@@ -113,12 +122,12 @@ impl State {
         self.nodes().values().all(|node| node.facts.level() >= level)
     }
 
-    /// Checks that a node which wants to join knows whatever may be in the log.
+    /// Checks that a node which wants to join knows whatever may be in the log, and what the others rely on.
     ///
     /// # Errors
     /// It does not.
     pub fn check_newcomer(&self, facts: &NodeFacts) -> Result<(), TooOld> {
-        check(facts, self.used().min(COMMANDS_LEVEL))
+        check(facts, self.used().min(RELIED_ON_LEVEL))
     }
 }
 

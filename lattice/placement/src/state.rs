@@ -313,7 +313,7 @@ impl State {
     }
 
     /// The nodes on which a provider runs in some version: where its scaler says, at home if it is embedded, or where the
-    /// components are that it is linked with.
+    /// components are that it is linked with, and at home for those that it wakes in order by MQTT.
     pub fn provider_nodes(&self, key: &ComponentKey) -> BTreeSet<NodeId> {
         let mut nodes = BTreeSet::new();
         let running = self.app(&key.app).into_iter().flat_map(Versions::running);
@@ -327,16 +327,18 @@ impl State {
         nodes
     }
 
-    /// The nodes that hold a component which is linked with a provider.
+    /// The nodes that hold a component which is linked with a provider, but by a link that is pulled at home; and that.
     fn beside(&self, provider: &ComponentKey) -> BTreeSet<NodeId> {
         let links = self.running().flat_map(|release| release.app.links.iter().map(move |link| (release, link)));
-        let ends = links.map(|(release, link)| (release.key(&link.source), release.key(&link.target)));
-        let others = ends.filter_map(|(source, target)| match () {
-            () if source == *provider => Some(target),
-            () if target == *provider => Some(source),
-            () => None,
+        let nodes = links.map(|(release, link)| match (release.key(&link.source), release.key(&link.target)) {
+            (source, _) if source == *provider && self.is_pulled_at_home(release, link) => {
+                self.home_node().into_iter().collect()
+            }
+            (source, target) if source == *provider => self.holders(&target),
+            (source, target) if target == *provider => self.holders(&source),
+            _ => BTreeSet::new(),
         });
-        others.flat_map(|other| self.holders(&other)).collect()
+        nodes.flatten().collect()
     }
 
     /// The nodes that hold a component in some version.

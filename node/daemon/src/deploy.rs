@@ -52,6 +52,7 @@ pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<Deploy
     let before = node.raft.state().borrow().clone();
     let mut after = (*before).clone();
     let foreseen = after.apply(&entry);
+    after.check_pulled_at_home(&release.app.name).map_err(|why| DeployError::Conflict(why.to_string()))?;
     let mut reply = DeployReply {
         app: release.app.name.to_string(),
         version: release.version.clone(),

@@ -486,13 +486,16 @@ pub(crate) struct OfLink {
     pub(crate) streams: bool,
     /// Where the link may be at work on one node of the lattice only.
     pub(crate) lease: Option<Lease>,
+    /// Whether the home pulls for it, and no other node.
+    pub(crate) is_pulled_at_home: bool,
 }
 
 #[async_trait]
 impl PermitSource for OfLink {
     async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
         let origin = Origin::Link(self.link.clone(), self.name.clone());
-        let alone = || self.lease.is_some() || self.dispatch.elsewhere.runs_once(&self.provider);
+        let has_one_puller = self.lease.is_some() || self.is_pulled_at_home;
+        let alone = || has_one_puller || self.dispatch.elsewhere.runs_once(&self.provider);
         let pulls_alone = want == Want::Pull && alone();
         let source = Source { system: self.system, streams: self.streams, pulls_alone, ..Source::from(origin) };
         if want == Want::Pull {

@@ -1,9 +1,7 @@
 //! Explain: why an app is placed as it is, what would change that, and where events for it went. Made from the state and
 //! from what this node did lately; changes nothing.
 
-use std::sync::Arc;
-
-use trellis_placement::{End, Life, Release, State, Verdict, Versions};
+use trellis_placement::{End, Life, State, Verdict, Versions};
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::api::types::{AppExplanation, ComponentExplanation, NodeVerdict, RoutedEvent};
@@ -84,15 +82,26 @@ fn of_versions(node: &Node, name: &AppName, versions: &Versions) -> Vec<String> 
     notes
 }
 
-/// Where what is embedded of an app is kept, if it has any.
+/// Where what is embedded of an app is kept, and where its MQTT topics are pulled in order, if it has any.
 fn of_home(node: &Node, state: &State, versions: &Versions) -> Vec<String> {
-    let has_home = |release: &&Arc<Release>| {
-        release.app.providers.keys().any(|entry| state.kept_at(&release.key(entry)).is_some())
-    };
-    let Some(home) = versions.running().find(has_home).and_then(|_| state.home_node()) else { return Vec::new() };
-    let kept = format!(
-        "what trellis://embedded keeps of it is on node {}, the home; other nodes reach it over the bus",
-        state.named(home)
-    );
-    [kept].into_iter().chain(home::away(state, &node.liveness)).collect()
+    let Some(home) = state.home_node() else { return Vec::new() };
+    let providers =
+        || versions.running().flat_map(|release| release.app.providers.keys().map(|entry| release.key(entry)));
+    let keeps = providers().any(|provider| state.kept_at(&provider).is_some());
+    let pulls = providers().any(|provider| state.pulls_at_home(&provider));
+    if !keeps && !pulls {
+        return Vec::new();
+    }
+    let (home, mut notes) = (state.named(home), Vec::new());
+    if keeps {
+        notes.push(format!(
+            "what trellis://embedded keeps of it is on node {home}, the home; other nodes reach it over the bus"
+        ));
+    }
+    if pulls {
+        notes.push(format!(
+            "what it is to have of MQTT in order is pulled on node {home}, the home, for every node that holds it"
+        ));
+    }
+    notes.into_iter().chain(home::away(state, &node.liveness)).collect()
 }

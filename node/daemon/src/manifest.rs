@@ -146,11 +146,12 @@ spec:
             ("rabbitmq", "create: 'true'", "worker, sour", "config `queue`"),
             ("mqtt", "topic: 'a/#/b'", "topic: 'a/#/", "is no topic"),
             ("mqtt", "topic: orders, qos: '2'", "qos: '2'", "`0` (at most once) or `1`"),
+            ("mqtt", "topic: orders, delivery.order_by: subject, qos: '0'", "qos: '0'", "delivers at most once"),
             (
                 "mqtt",
-                "topic: orders, delivery.order_by: subject",
+                "topic: orders, delivery.order_by: 'header:lane', protocol: 3.1.1",
                 "delivery.ord",
-                "the nodes of a lattice share a topic",
+                "messages of MQTT 3.1.1 have no headers",
             ),
             ("redis", "stream: ''", "stream: ''", "config `stream`"),
             ("redis", "stream: a, url: 'redis://h/two'", "url: 'redis:", "no number as its database"),
@@ -169,6 +170,18 @@ spec:
         assert!(url.contains("redis://HOST:PORT/DATABASE"), "{url}");
         let qos = granting("mqtt", "messaging/producer", "qos: one");
         assert!(qos.contains("config `qos`"), "{qos}");
+    }
+
+    #[test]
+    fn an_order_of_topics_is_kept_by_a_provider_without_a_scaler() {
+        let ordered = link("worker", "messaging/handler", "source", "topic: orders, delivery.order_by: subject");
+        assert_eq!(found_in("mqtt", "user: me", &ordered, ""), "");
+        let scaled = format!("{ordered}, {{type: daemonscaler, properties: {{instances: 1}}}}");
+        let found = found_in("mqtt", "user: me", &scaled, "");
+        assert!(found.contains("`broker` has a scaler, so that no order of its topics can be kept"), "{found}");
+        assert_eq!(found.lines().count(), 1, "{found}");
+        let loose = scaled.replace(", delivery.order_by: subject", "");
+        assert_eq!(found_in("mqtt", "user: me", &loose, ""), "");
     }
 
     #[test]

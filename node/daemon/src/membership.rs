@@ -170,6 +170,12 @@ pub(crate) async fn enter(
     Ok(raft)
 }
 
+/// The lattice that a node has entered. One that joined may be told its state later.
+pub(crate) fn lattice_id(options: &Options, raft: &Raft) -> Result<Option<LatticeId>, MembershipError> {
+    let known = raft.state().borrow().lattice_id();
+    known.map_or_else(|| read_lattice_id(&options.data_dir), |id| Ok(Some(id)))
+}
+
 /// A node is its id together with its key.
 fn check_key(state: &State, facts: &NodeFacts) -> Result<(), MembershipError> {
     match state.node(facts.id) {

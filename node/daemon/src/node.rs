@@ -345,7 +345,8 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
     let nats = Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default()));
     let embedded = Arc::new(embedded);
-    let mqtt = trellis_mqtt::Options { node: id.to_string(), depot: embedded.clone() };
+    let lattice = membership::lattice_id(options, &raft)?.ok_or_else(|| part("the lattice")(&"its id is not known"))?;
+    let mqtt = trellis_mqtt::Options { node: id.to_string(), lattice: lattice.to_string(), depot: embedded.clone() };
     let providers = Providers {
         http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
         redis: Arc::new(Redis::new()),

@@ -415,7 +415,9 @@ impl Reconcile {
                 let streams = *tech == Tech::Http && held.link.config.get("streaming") == Some("true");
                 let lease = held.needs_lease().then(|| self.leases.of(&link));
                 let system = telemetry::system(*tech);
-                let source = OfLink { dispatch, provider, link, name, system, streams, lease: lease.clone() };
+                let is_pulled_at_home = held.is_pulled_at_home();
+                let source =
+                    OfLink { dispatch, provider, link, name, system, streams, lease: lease.clone(), is_pulled_at_home };
                 let permits = Permits::new(held.link.component.clone(), Arc::new(source));
                 let permits = lease.into_iter().fold(permits, Permits::leased);
                 self.providers.of(*tech).wake(held.link.clone(), permits).await

@@ -331,7 +331,9 @@ fn of_link(node: &Node, id: &LinkId, is_needed: bool) -> (Health, Option<String>
         return (Health::Ready, None, None);
     }
     if nodes.is_empty() {
-        return (Health::Starting, None, Some("no node applies it yet".into()));
+        let too_old = || Some(state.check_pulled_at_home(&id.apps()?.1.parse().ok()?).err()?.to_string());
+        let why = home::away(&state, &node.liveness).or_else(too_old);
+        return (Health::Starting, None, Some(why.unwrap_or_else(|| "no node applies it yet".into())));
     }
     nodes.sort_by_key(|other| other.facts.id != node.id);
     let (mut health, mut at, mut problem) = (Health::Ready, None, None);
@@ -369,11 +371,12 @@ fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String
     }
 }
 
-/// What is to be said of a link that the home of what is embedded applies, while that is away: nobody takes its place.
+/// What is to be said of a link that the home applies as such, while that is away: nobody takes its place.
 fn home_away(node: &Node, other: NodeId, held: &HeldLink) -> Option<String> {
     let (Direction::Wakes { provider, .. } | Direction::Grants { provider, .. }) = &held.direction else { return None };
     let state = node.shares.state();
-    if state.kept_at(provider) != Some(other) {
+    let home = if held.is_pulled_at_home() { state.home_node() } else { state.kept_at(provider) };
+    if home != Some(other) {
         return None;
     }
     home::away(&state, &node.liveness)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use trellis_provider::delivery::{Trigger, Trouble};
 use trellis_provider::{Depot, LinkError, Permits, not_bound};
 use trellis_wire::{ComponentKey, Link, LinkId, Message};
@@ -25,8 +26,12 @@ impl Depot for Embedded {
         self.durable.begin(&name(queue), Vec::new(), link, permits).await
     }
 
-    async fn keep(&self, queue: &str, message: Message) -> Result<(), Trouble> {
-        self.durable.keep(&name(queue), &message).await.map_err(|why| why.to_string())
+    async fn keep(&self, queue: &str, messages: Vec<Message>, note: Bytes) -> Result<(), Trouble> {
+        self.durable.keep(&name(queue), messages, note).await.map_err(|why| why.to_string())
+    }
+
+    fn note(&self, queue: &str) -> Result<Bytes, Trouble> {
+        self.durable.note(&name(queue)).map_err(|why| why.to_string())
     }
 
     async fn end(&self, link: &LinkId) {

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use redb::ReadTransaction;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -178,17 +179,6 @@ impl Durable {
     /// Puts a message into every queue that takes its subject, and says into how many. It is on disk then.
     pub(crate) async fn publish(&self, message: &Message) -> Result<usize, CallError> {
         let takers: Vec<_> = self.queues().values().filter(|queue| queue.takes(&message.subject)).cloned().collect();
-        self.put(&takers, message).await
-    }
-
-    /// Puts a message into the queue of this name, whatever its subject. It is on disk then.
-    pub(crate) async fn keep(&self, name: &str, message: &Message) -> Result<(), CallError> {
-        let queue = self.queues().get(name).cloned();
-        let queue = queue.ok_or_else(|| CallError::NoSuch(format!("queue `{name}`")))?;
-        self.put(&[queue], message).await.map(drop)
-    }
-
-    async fn put(&self, takers: &[Arc<Named>], message: &Message) -> Result<usize, CallError> {
         if takers.is_empty() {
             return Ok(0);
         }
@@ -197,6 +187,25 @@ impl Durable {
         self.store.change(Change::Publish { queues, message, now_ms: self.store.now_ms() }).await?;
         takers.iter().for_each(|queue| queue.notify());
         Ok(takers.len())
+    }
+
+    /// Puts messages into the queue of this name, in this order and whatever their subjects, and a note beside them. All of it
+    /// is on disk then, or nothing.
+    pub(crate) async fn keep(&self, name: &str, mut messages: Vec<Message>, note: Bytes) -> Result<(), CallError> {
+        let queue = self.queues().get(name).cloned();
+        let queue = queue.ok_or_else(|| CallError::NoSuch(format!("queue `{name}`")))?;
+        for message in &mut messages {
+            (message.published_ms, message.attempt) = (Some(now_ms()), 0);
+        }
+        let now_ms = self.store.now_ms();
+        self.store.change(Change::Keep { queue: queue.name.clone(), messages, note, now_ms }).await?;
+        queue.notify();
+        Ok(())
+    }
+
+    /// What was noted with the last messages of the queue of this name.
+    pub(crate) fn note(&self, name: &str) -> Result<Bytes, CallError> {
+        self.store.look(|snapshot| queue::note(snapshot, name))
     }
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Named>>> {

@@ -46,6 +46,8 @@ const DEAD: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new(
 const LEDGER: TableDefinition<'static, (&str, &str), (u64, &[u8])> = TableDefinition::new("queue_ledger");
 /// (milliseconds since 1970, queue, key): what of the ledger ends when.
 const LEDGER_ENDS: TableDefinition<'static, (u64, &str, &str), ()> = TableDefinition::new("queue_ledger_ends");
+/// queue -> what the source of its messages noted with the last of them.
+const NOTES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("queue_notes");
 /// What this store is called in the ids of its messages: drawn when it is made, since other stores count as it does.
 const NAME: TableDefinition<'static, (), u64> = TableDefinition::new("queue_store");
 /// The latest time that a change was made at.
@@ -104,6 +106,8 @@ pub(crate) enum Change {
     Create { queue: Arc<str>, filters: Vec<String> },
     /// Puts a message into each of these queues.
     Publish { queues: Vec<Arc<str>>, message: Message, now_ms: u64 },
+    /// Puts messages into a queue, in this order, and a note in the place of its former one.
+    Keep { queue: Arc<str>, messages: Vec<Message>, note: Bytes, now_ms: u64 },
     /// Ends the `expired` claims, then claims up to `max` messages.
     Claim { queue: Arc<str>, max: usize, expired: Vec<Token>, now_ms: u64 },
     /// Settles a claimed message; `component` is named in its dead letter, for which there is room up to `dead_bytes_max`.
@@ -123,6 +127,7 @@ impl Change {
     const fn now_ms(&self) -> u64 {
         match self {
             Self::Publish { now_ms, .. }
+            | Self::Keep { now_ms, .. }
             | Self::Claim { now_ms, .. }
             | Self::Settle { now_ms, .. }
             | Self::Replay { now_ms, .. }
@@ -135,6 +140,9 @@ impl Change {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Publish { message, .. } => message.body.len() + 256,
+            Self::Keep { messages, note, .. } => {
+                messages.iter().map(|message| message.body.len() + 256).sum::<usize>() + note.len()
+            }
             Self::Create { .. } | Self::Claim { .. } | Self::Replay { .. } | Self::Forget { .. } => 256,
             Self::Settle {
                 settlement: Settlement::Retry { fault, .. } | Settlement::DeadLetter { fault, .. }, ..
@@ -181,6 +189,7 @@ pub(crate) struct Tables<'t> {
     dead: Table<'t, (&'static str, u64), &'static [u8]>,
     ledger: Table<'t, (&'static str, &'static str), (u64, &'static [u8])>,
     ledger_ends: Table<'t, (u64, &'static str, &'static str), ()>,
+    notes: Table<'t, &'static str, &'static [u8]>,
     clock: Table<'t, (), u64>,
 }
 
@@ -197,6 +206,7 @@ impl<'t> Tables<'t> {
             dead: transaction.open_table(DEAD)?,
             ledger: transaction.open_table(LEDGER)?,
             ledger_ends: transaction.open_table(LEDGER_ENDS)?,
+            notes: transaction.open_table(NOTES)?,
             clock: transaction.open_table(CLOCK)?,
         })
     }
@@ -221,6 +231,7 @@ impl<'t> Tables<'t> {
                 Ok(Ok(Changed::Done))
             }
             Change::Publish { queues, message, now_ms } => Ok(self.publish(queues, message, None, *now_ms)?.map(done)),
+            Change::Keep { queue, messages, note, .. } => Ok(self.keep(queue, messages, note)?.map(done)),
             Change::Claim { queue, max, expired, now_ms } => {
                 for token in expired {
                     self.end_claim(token)?;
@@ -291,6 +302,24 @@ impl<'t> Tables<'t> {
                 self.note_id(queue, &message.id, now_ms)?;
             }
         }
+        Ok(Ok(()))
+    }
+
+    fn keep(&mut self, queue: &str, messages: &[Message], note: &[u8]) -> Outcome<()> {
+        let bodies: Vec<_> = messages.iter().map(written).collect();
+        let mut meta = self.meta(queue)?.unwrap_or_default();
+        meta.messages += bodies.len() as u64;
+        meta.bytes += bodies.iter().map(|body| body.len() as u64).sum::<u64>();
+        if meta.messages > QUEUE_MESSAGES_MAX || meta.bytes > QUEUE_BYTES_MAX {
+            return Ok(Err(full(queue, &meta)));
+        }
+        for body in bodies {
+            meta.last += 1;
+            self.messages.insert((queue, meta.last), body.as_slice())?;
+            self.due.insert((queue, NEW_MS, meta.last), ())?;
+        }
+        self.put_meta(queue, meta);
+        self.notes.insert(queue, note)?;
         Ok(Ok(()))
     }
 
@@ -670,6 +699,12 @@ pub(crate) fn out(snapshot: &ReadTransaction, name: &str, now_ms: u64) -> Result
     Ok((out, later))
 }
 
+/// What was noted with the last messages of a queue.
+pub(crate) fn note(snapshot: &ReadTransaction, name: &str) -> Result<Bytes, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(NOTES))? else { return Ok(Bytes::new()) };
+    Ok(table.get(name)?.map_or_else(Bytes::new, |note| Bytes::copy_from_slice(note.value())))
+}
+
 /// An entry of the ledger.
 pub(crate) fn entry(
     snapshot: &ReadTransaction,
@@ -774,9 +809,9 @@ fn no_letter(queue: &str, sequence: u64) -> CallError {
 }
 
 fn full(queue: &str, meta: &Meta) -> CallError {
-    let (messages, bytes) = (meta.messages - 1, meta.bytes);
+    let Meta { messages, bytes, .. } = meta;
     CallError::Unavailable(format!(
-        "queue `{queue}` is full: {messages} messages wait and with this one {bytes} bytes; nothing was published"
+        "queue `{queue}` is full: it would hold {messages} messages of {bytes} bytes; nothing was published"
     ))
 }
 

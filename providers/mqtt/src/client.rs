@@ -28,7 +28,7 @@ pub(crate) enum Events {
 /// Something that happened on a connection.
 pub(crate) enum Heard {
     /// The server lets it in.
-    Connected,
+    Connected(Begins),
     /// What came of the subscription: how often a message may arrive by it.
     Subscribed(Result<Qos, String>),
     /// The subscription is over.
@@ -45,9 +45,24 @@ pub(crate) enum Heard {
     Other,
 }
 
+/// What begins with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// It goes on with a session that the server has kept.
+    Connection,
+    /// The session, too.
+    Session,
+}
+
 /// A message that arrived.
 pub(crate) struct Arrived {
     pub(crate) message: Message,
+    /// Whether the server says that it gave it before.
+    pub(crate) again: bool,
+    /// Whether it was left on its topic for whoever comes, and is no new one.
+    pub(crate) is_left: bool,
+    /// What began since the one before it.
+    pub(crate) begins: Option<Begins>,
     /// By which connection it came and under which number, where the server waits until it is acknowledged.
     receipt: Option<(Client, u16)>,
 }
@@ -68,10 +83,14 @@ pub(crate) fn open(options: &Options) -> (Client, Events) {
 }
 
 impl Client {
-    /// Asks for the messages of a topic.
+    /// Asks for the messages of a topic, as they are published. MQTT 3.1.1 has no word against what was left there before.
     pub(crate) fn subscribe(&self, topic: &str, qos: Qos) -> Result<(), String> {
         match self {
-            Self::V5(client) => told(client.try_subscribe(topic, v5_qos(qos))),
+            Self::V5(client) => {
+                let mut filter = v5packets::Filter::new(topic, v5_qos(qos));
+                filter.retain_forward_rule = v5packets::RetainForwardRule::Never;
+                told(client.try_subscribe_many([filter]))
+            }
             Self::V3(client) => told(client.try_subscribe(topic, v3_qos(qos))),
         }
     }
@@ -108,9 +127,10 @@ impl Client {
         }
     }
 
-    fn arrived(&self, number: u16, message: Message) -> Heard {
+    fn arrived(&self, number: u16, (again, is_left): (bool, bool), message: Message) -> Heard {
         let receipt = (number != 0).then(|| (self.clone(), number));
-        Heard::Message(Arrived { message: Message { attempt: 1, ..message }, receipt })
+        let message = Message { attempt: 1, ..message };
+        Heard::Message(Arrived { message, again, is_left, begins: None, receipt })
     }
 }
 
@@ -118,6 +138,11 @@ impl Arrived {
     /// Whether the server gives it again if it is not acknowledged.
     pub(crate) const fn is_kept(&self) -> bool {
         self.receipt.is_some()
+    }
+
+    /// The number under which it came, where the server waits until it is acknowledged.
+    pub(crate) fn number(&self) -> Option<u16> {
+        self.receipt.as_ref().map(|(_, number)| *number)
     }
 
     /// Acknowledges it, on the connection by which it came. Where that is gone the server gives it again.
@@ -155,7 +180,7 @@ impl Events {
 fn v5_heard(event: v5::Event, client: &Client) -> Heard {
     use v5packets::{Packet, SubscribeReasonCode};
     match event {
-        v5::Event::Incoming(Packet::ConnAck(_)) => Heard::Connected,
+        v5::Event::Incoming(Packet::ConnAck(answer)) => Heard::Connected(begins(answer.session_present)),
         v5::Event::Incoming(Packet::SubAck(answer)) => Heard::Subscribed(match answer.return_codes.first() {
             Some(SubscribeReasonCode::Success(v5bytes::QoS::AtMostOnce)) => Ok(Qos::AtMostOnce),
             Some(SubscribeReasonCode::Success(_)) => Ok(Qos::AtLeastOnce),
@@ -171,7 +196,7 @@ fn v5_heard(event: v5::Event, client: &Client) -> Heard {
                 headers: properties.user_properties,
                 ..Message::default()
             };
-            client.arrived(publish.pkid, message)
+            client.arrived(publish.pkid, (publish.dup, publish.retain), message)
         }
         v5::Event::Incoming(Packet::PubAck(answer)) => {
             // That nobody listens is for the server to know.
@@ -185,7 +210,7 @@ fn v5_heard(event: v5::Event, client: &Client) -> Heard {
 
 fn v3_heard(event: rumqttc::Event, client: &Client) -> Heard {
     match event {
-        rumqttc::Event::Incoming(Packet::ConnAck(_)) => Heard::Connected,
+        rumqttc::Event::Incoming(Packet::ConnAck(answer)) => Heard::Connected(begins(answer.session_present)),
         rumqttc::Event::Incoming(Packet::SubAck(answer)) => Heard::Subscribed(match answer.return_codes.first() {
             Some(SubscribeReasonCode::Success(v3bytes::QoS::AtMostOnce)) => Ok(Qos::AtMostOnce),
             Some(SubscribeReasonCode::Success(_)) => Ok(Qos::AtLeastOnce),
@@ -194,12 +219,16 @@ fn v3_heard(event: rumqttc::Event, client: &Client) -> Heard {
         rumqttc::Event::Incoming(Packet::UnsubAck(_)) => Heard::Unsubscribed,
         rumqttc::Event::Incoming(Packet::Publish(publish)) => {
             let message = Message { subject: publish.topic, body: publish.payload, ..Message::default() };
-            client.arrived(publish.pkid, message)
+            client.arrived(publish.pkid, (publish.dup, publish.retain), message)
         }
         rumqttc::Event::Incoming(Packet::PubAck(answer)) => Heard::Answered(answer.pkid, Ok(())),
         rumqttc::Event::Outgoing(outgoing) => outgone(&outgoing),
         rumqttc::Event::Incoming(_) => Heard::Other,
     }
+}
+
+const fn begins(session_present: bool) -> Begins {
+    if session_present { Begins::Connection } else { Begins::Session }
 }
 
 const fn outgone(outgoing: &Outgoing) -> Heard {

@@ -127,6 +127,11 @@ impl Settings {
         Ok(Self { host: host.into(), port, tls, access, protocol })
     }
 
+    /// Whether messages have headers there.
+    pub(crate) fn has_headers(&self) -> bool {
+        self.protocol == Protocol::V5
+    }
+
     /// The server as people see it. Nothing in it is secret.
     pub(crate) fn shown(&self) -> String {
         format!("{}://{}:{}", if self.tls { "mqtts" } else { "mqtt" }, self.host, self.port)

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::LinkError;
 use trellis_wire::{CallError, Message};
 
-use crate::client::{self, Arrived, Client, Heard};
+use crate::client::{self, Arrived, Begins, Client, Heard};
 use crate::config::{Options, PACKET_BYTES_MAX, Qos, Session, Settings};
 
 /// What waits to be asked of a connection.
@@ -64,7 +64,7 @@ impl Connection {
         let (options, shown) = (settings.options(session)?, settings.shown());
         let (state, watched) = watch::channel(Err(format!("not connected to {shown}: connecting")));
         let (asks, asked) = mpsc::channel(ASKS_MAX);
-        let driver = Driver { options, shown: shown.clone(), state, subscription, inbox, lost: 0 };
+        let driver = Driver { options, shown: shown.clone(), state, subscription, inbox, begins: None, lost: 0 };
         Ok(Self { shown, asks, state: watched, _driver: AbortOnDropHandle::new(tokio::spawn(driver.run(asked))) })
     }
 
@@ -110,6 +110,8 @@ struct Driver {
     state: watch::Sender<Result<(), String>>,
     subscription: Option<Subscription>,
     inbox: mpsc::Sender<Arrived>,
+    /// What began of which nothing has come yet.
+    begins: Option<Begins>,
     lost: u64,
 }
 
@@ -192,8 +194,11 @@ impl Driver {
 
     async fn on(&mut self, heard: Heard, line: &mut Line) -> Result<(), String> {
         match heard {
-            Heard::Connected => {
+            Heard::Connected(begins) => {
                 line.is_up = true;
+                if self.begins != Some(Begins::Session) {
+                    self.begins = Some(begins);
+                }
                 match &self.subscription {
                     None => self.set(Ok(())),
                     Some(Subscription { topic, qos }) => line.client.subscribe(topic, *qos)?,
@@ -228,26 +233,38 @@ impl Driver {
         self.set(Err(format!("{} refuses the subscription to `{topic}`: {refused}", self.shown)));
     }
 
-    /// Puts a message into the buffer. One that finds no room is lost, unless the server keeps it until it is acknowledged:
-    /// then there is a wait, in which the server can send no more (mosquitto 2.0 sends more than it was told it may), and
-    /// in the end a new connection, on which the server gives it again: the error.
+    /// Takes a message, but one that is too large, and one that was left on its topic before, which says nothing new.
     async fn keep(&mut self, arrived: Arrived) -> Result<(), String> {
         let bytes = arrived.message.body.len();
         if bytes > PACKET_BYTES_MAX as usize {
             let (server, topic) = (&self.shown, &arrived.message.subject);
             tracing::error!(server, topic, bytes, "a message of more than {PACKET_BYTES_MAX} bytes is put aside");
-            tokio::spawn(arrived.acknowledge());
+        } else if !arrived.is_left {
+            return self.put(arrived).await;
+        }
+        tokio::spawn(arrived.acknowledge());
+        Ok(())
+    }
+
+    /// Puts a message into the buffer. One that finds no room is lost, unless the server keeps it until it is acknowledged:
+    /// then there is a wait, in which the server can send no more (mosquitto 2.0 sends more than it was told it may), and
+    /// in the end a new connection, on which the server gives it again: the error.
+    async fn put(&mut self, mut arrived: Arrived) -> Result<(), String> {
+        arrived.begins = self.begins;
+        let is_put = match self.inbox.try_send(arrived) {
+            Err(mpsc::error::TrySendError::Full(arrived)) if arrived.is_kept() => {
+                let put = timeout(ROOM_MAX, self.inbox.send(arrived)).await;
+                let too_fast = "messages came faster than they could be stored; the server gives them again";
+                put.ok().and_then(Result::ok).ok_or(too_fast)?;
+                true
+            }
+            put => put.is_ok(),
+        };
+        if is_put {
+            self.begins = None;
             return Ok(());
         }
-        match self.inbox.try_send(arrived) {
-            Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Full(arrived)) if arrived.is_kept() => {
-                let stored = timeout(ROOM_MAX, self.inbox.send(arrived)).await.is_ok_and(|sent| sent.is_ok());
-                let why = "messages came faster than they could be stored; the server gives them again";
-                return if stored { Ok(()) } else { Err(why.into()) };
-            }
-            Err(_) => self.lost += 1,
-        }
+        self.lost += 1;
         if self.lost.is_power_of_two() {
             let (server, lost) = (&self.shown, self.lost);
             tracing::warn!(server, lost, "messages were lost: they came faster than they were handled");

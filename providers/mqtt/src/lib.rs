@@ -18,13 +18,15 @@
 //! A link that wakes a component names its `topic`, with `+` and `#` as wildcards.
 //!
 //! MQTT has no second attempt, no wait and no dead letter. So what is to arrive at least once goes from the server into the
-//! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only.
+//! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only. What is to
+//! stay in order goes to one node, the lattice's home: who applies links here sees to that.
 //!
 //! `client.rs` is the only file that knows both versions of the protocol, and this crate the only one that knows MQTT.
 
 mod client;
 mod config;
 mod connection;
+mod given;
 mod publish;
 mod session;
 mod source;
@@ -39,7 +41,7 @@ pub use config::{PACKET_BYTES_MAX, RECEIVE_MAX};
 pub use publish::MESSAGE_BYTES_MAX;
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{Allowed, Depot, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
-use trellis_wire::{Answer, Call, CallError, ComponentKey, Delivery, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, ComponentKey, Delivery, Link, LinkId, Message, OrderBy};
 use uuid::Uuid;
 
 use crate::config::{Qos, Settings};
@@ -52,6 +54,8 @@ use crate::source::Subscribed;
 pub struct Options {
     /// Names the node for as long as what it stored lasts: servers keep sessions under it.
     pub node: String,
+    /// Names the lattice for as long as that lasts: servers keep sessions under it that are not one node's.
+    pub lattice: String,
     /// Where messages are stored that must arrive.
     pub depot: Arc<dyn Depot>,
 }
@@ -83,27 +87,32 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
     Qos::read(&link.config).map(drop)
 }
 
-/// The server of a link that wakes a component, how often a message may arrive, and the topic that its nodes share.
+/// The server of a link that wakes a component, how often a message may arrive, and what is subscribed to: a topic that its
+/// nodes share, or one that the home has to itself.
 fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
     let (settings, qos) = (Settings::read(link)?, Qos::read(&link.config)?);
-    let topic = topic::shared(link.config.get("topic").unwrap_or_default(), &link.component)?;
-    match qos {
-        Qos::AtLeastOnce if link.delivery.dead_letter.is_some() => {
+    let topic = link.config.get("topic").unwrap_or_default();
+    topic::check(topic)?;
+    let topic = if link.delivery.order_by.is_some() { topic.into() } else { topic::shared(topic, &link.component) };
+    match (qos, &link.delivery.order_by) {
+        (Qos::AtLeastOnce, _) if link.delivery.dead_letter.is_some() => {
             let problem = "dead letters stay on the disk of the node that took the message, for `trellis dead-letters`; \
                            take it out of the link";
             Err(LinkError::config("delivery.dead_letter", problem))
         }
-        Qos::AtLeastOnce if link.delivery.order_by.is_some() => {
-            let problem = "the nodes of a lattice share a topic, so that messages of one key may come to several; take it \
-                           out of the link, or use a queue of a broker that keeps an order";
+        (Qos::AtLeastOnce, Some(OrderBy::Header(name))) if !settings.has_headers() => {
+            let problem = format!(
+                "`header:{name}`: messages of MQTT 3.1.1 have no headers, which are the user properties of MQTT 5; write \
+                 `subject`, which is the topic, or `protocol: \"5\"` in the link's config"
+            );
             Err(LinkError::config("delivery.order_by", problem))
         }
-        Qos::AtMostOnce if link.delivery != Delivery::default() => {
+        (Qos::AtMostOnce, _) if link.delivery != Delivery::default() => {
             let problem = "`0` delivers at most once and keeps nothing to try again; take `delivery` out of the link, or \
                            write `qos: \"1\"`";
             Err(LinkError::config("qos", problem))
         }
-        Qos::AtLeastOnce | Qos::AtMostOnce => Ok((settings, qos, topic)),
+        (Qos::AtLeastOnce | Qos::AtMostOnce, _) => Ok((settings, qos, topic)),
     }
 }
 
@@ -143,8 +152,9 @@ impl Mqtt {
     async fn keep(&self, link: &Link, settings: Settings, topic: String, permits: Permits) -> Result<Bound, LinkError> {
         let queue = self.queue(&link.id, &link.component);
         let depot = &self.options.depot;
+        let owner = if link.delivery.order_by.is_some() { &self.options.lattice } else { &self.options.node };
         // Of what every server takes: 23 letters and digits.
-        let id = format!("trellis{}", short(&[&self.options.node, &link.id.to_string(), &settings.shown(), &topic]));
+        let id = format!("trellis{}", short(&[owner, &link.id.to_string(), &settings.shown(), &topic]));
         depot.begin(&queue, link.clone(), permits).await?;
         let opened = self.sessions.open(&link.id, Wanted { settings, id, topic, queue }, depot).await;
         if opened.is_err() {

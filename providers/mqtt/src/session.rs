@@ -2,6 +2,12 @@
 //! message goes into a queue on this node's disk before it is acknowledged. From there the engine has it, with its attempts,
 //! waits and dead letters.
 //!
+//! What the server gives again though it is stored is known by `given.rs`, and not stored again.
+//!
+//! Where the link keeps an order, one node of the lattice alone has its session, by an id that is the lattice's: when another
+//! one is the home, the server goes on with what came while there was none. It shares the topic with nobody, since servers keep
+//! the order of a topic only for who has it to himself.
+//!
 //! A session lasts longer than the link is applied: while the link is applied anew messages are stored all the same. Only
 //! where the link is placed here no more the node unsubscribes, stores what is still on its way, and has the server forget it.
 
@@ -15,11 +21,12 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use trellis_provider::{Depot, LinkError};
-use trellis_wire::LinkId;
+use trellis_wire::{LinkId, Message};
 
 use crate::client::{self, Arrived, Heard};
 use crate::config::{Qos, RECEIVE_MAX, Session, Settings};
 use crate::connection::{ANSWER_MAX, Connection, Subscription};
+use crate::given::Given;
 
 /// The pauses while messages cannot be stored.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -36,7 +43,7 @@ pub(crate) struct Wanted {
     pub(crate) settings: Settings,
     /// The client's id.
     pub(crate) id: String,
-    /// The shared subscription.
+    /// What is subscribed to.
     pub(crate) topic: String,
     /// The queue that its messages go to.
     pub(crate) queue: String,
@@ -70,6 +77,7 @@ impl Kept {
         };
         let keeper = Keeper {
             depot,
+            session: kept.wanted.id.clone(),
             queue: kept.wanted.queue.clone(),
             stop: kept.stop.clone(),
             last: kept.last.clone(),
@@ -121,7 +129,7 @@ impl Kept {
         let forgotten = async {
             loop {
                 match events.poll(&client).await? {
-                    Heard::Connected => client.disconnect()?,
+                    Heard::Connected(_) => client.disconnect()?,
                     Heard::Ends => return Ok(()),
                     _ => {}
                 }
@@ -140,6 +148,8 @@ impl Drop for Kept {
 /// Stores messages, then acknowledges them.
 struct Keeper {
     depot: Arc<dyn Depot>,
+    /// The client's id.
+    session: String,
     queue: String,
     stop: CancellationToken,
     last: CancellationToken,
@@ -149,6 +159,7 @@ struct Keeper {
 impl Keeper {
     async fn run(self, mut waiting: mpsc::Receiver<Arrived>) {
         let most = usize::from(RECEIVE_MAX);
+        let Some(mut given) = self.given().await else { return };
         loop {
             let mut arrived = Vec::with_capacity(most);
             let quiet = async {
@@ -161,38 +172,68 @@ impl Keeper {
                 count = waiting.recv_many(&mut arrived, most) => if count == 0 { return },
                 () = quiet => return,
             }
-            self.keep(arrived).await;
+            let new = new_of(&arrived, &mut given);
+            if !self.keep(new, &given).await {
+                return;
+            }
+            for one in arrived {
+                one.acknowledge().await;
+            }
         }
     }
 
-    /// Stores all of them, however long the disk takes; what came together is written together. While there is no room
-    /// nothing is acknowledged, and the server holds back what is next.
-    async fn keep(&self, mut arrived: Vec<Arrived>) {
+    /// What is stored already. `None`: nothing more is to be stored.
+    async fn given(&self) -> Option<Given> {
         let mut pause = PAUSE_MIN;
         loop {
-            let keeping = arrived.iter().map(|one| self.depot.keep(&self.queue, one.message.clone()));
-            let kept = join_all(keeping).await;
-            let (mut left, mut trouble) = (Vec::new(), None);
-            for (one, kept) in arrived.into_iter().zip(kept) {
-                match kept {
-                    Ok(()) => one.acknowledge().await,
-                    Err(why) => {
-                        trouble = Some(format!("messages cannot be stored, and wait at the server: {why}"));
-                        left.push(one);
-                    }
+            match self.depot.note(&self.queue) {
+                Ok(note) => {
+                    *lock(&self.trouble) = None;
+                    return Some(Given::read(&self.session, &note));
                 }
-            }
-            *lock(&self.trouble) = trouble;
-            arrived = left;
-            if arrived.is_empty() {
-                return;
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+                Err(why) if self.fails(&why, &mut pause).await => return None,
+                Err(_) => {}
             }
         }
     }
+
+    /// Stores messages, however long the disk takes; what came together is written together, in its order. While there is no
+    /// room nothing is acknowledged, and the server holds back what is next. Whether they are stored.
+    async fn keep(&self, new: Vec<Message>, given: &Given) -> bool {
+        let mut pause = PAUSE_MIN;
+        while !new.is_empty() {
+            match self.depot.keep(&self.queue, new.clone(), given.note()).await {
+                Ok(()) => break,
+                Err(why) if self.fails(&why, &mut pause).await => return false,
+                Err(_) => {}
+            }
+        }
+        *lock(&self.trouble) = None;
+        true
+    }
+
+    /// Says what is wrong, and waits before the next try. Whether nothing more is to be stored.
+    async fn fails(&self, why: &str, pause: &mut Duration) -> bool {
+        *lock(&self.trouble) = Some(format!("messages cannot be stored, and wait at the server: {why}"));
+        tokio::select! {
+            () = self.stop.cancelled() => true,
+            () = sleep(*pause) => {
+                *pause = (*pause * 2).min(PAUSE_MAX);
+                false
+            }
+        }
+    }
+}
+
+/// What of this is not stored yet.
+fn new_of(arrived: &[Arrived], given: &mut Given) -> Vec<Message> {
+    let is_new = |one: &&Arrived| {
+        if let Some(what) = one.begins {
+            given.begin(what);
+        }
+        one.number().is_none_or(|number| !given.is_stored(number, one.again, &one.message))
+    };
+    arrived.iter().filter(is_new).map(|one| one.message.clone()).collect()
 }
 
 /// The sessions of this node.

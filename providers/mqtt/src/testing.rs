@@ -1,7 +1,8 @@
 //! A real mosquitto for tests, on a free port of 127.0.0.1, which stores what changes at once. Compiled with the feature
 //! `testing`.
 
-use std::io::{Read as _, Write as _};
+use std::collections::BTreeSet;
+use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,12 @@ use std::time::{Duration, Instant};
 const START_MAX: Duration = Duration::from_secs(20);
 /// How many free ports are tried: another process may take one between the look and the start.
 const PORTS_MAX: usize = 5;
+
+/// The first byte of a message with QoS 1, and what is added for one that is to be left on its topic.
+const PUBLISH: u8 = 0x32;
+const RETAIN: u8 = 1;
+/// What the server answers to what nobody has subscribed to.
+const NOBODY: u8 = 0x10;
 
 /// A running mosquitto. Dropping it kills the server.
 #[derive(Debug)]
@@ -45,7 +52,8 @@ impl Mosquitto {
             // Started by root it would become another user, who may not write there.
             let text = format!(
                 "listener {port} 127.0.0.1\n{line}\nuser root\npersistence true\n\
-                 persistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+                 persistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n\
+                 log_dest file {folder}/log\nlog_type subscribe\n"
             );
             std::fs::write(server.config.path().join("conf"), text).expect("a file can be written");
             if server.spawn() {
@@ -60,23 +68,38 @@ impl Mosquitto {
     /// # Panics
     /// When it does not take it.
     pub fn publish(&self, topic: &str, body: &[u8]) {
-        let mut answer = [0; 4];
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the server listens");
-        stream.write_all(b"\x10\x0c\0\x04MQTT\x04\x02\0\0\0\0").expect("the server reads");
-        stream.read_exact(&mut answer).expect("the server answers");
-        assert_eq!(answer, [0x20, 2, 0, 0], "it lets everybody in");
-        let length = u8::try_from(topic.len()).expect("it is a short topic");
-        let publish = [&[0, length], topic.as_bytes(), &[0, 1], body].concat();
-        let mut head = vec![0x32];
-        let mut rest = publish.len();
-        while rest > 127 {
-            head.push(u8::try_from(rest % 128 + 128).expect("it is below 256"));
-            rest /= 128;
+        self.try_publish(topic, &[], body).expect("the server takes it");
+    }
+
+    /// The same with headers.
+    ///
+    /// # Errors
+    /// As of [`publish`].
+    pub fn try_publish(&self, topic: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
+        publish(self.port, (topic, headers, body))
+    }
+
+    /// The same, and the server gives it to whoever comes later, too.
+    ///
+    /// # Panics
+    /// When it does not take it.
+    pub fn leave(&self, topic: &str, body: &[u8]) {
+        match send(self.port, PUBLISH | RETAIN, (topic, &[], body)) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => panic!("the server takes it: {why}"),
+            Ok(()) | Err(_) => {}
         }
-        head.push(u8::try_from(rest).expect("it is below 128"));
-        stream.write_all(&[head, publish].concat()).expect("the server reads");
-        stream.read_exact(&mut answer).expect("the server answers");
-        assert_eq!(answer, [0x40, 2, 0, 1], "it has the message");
+    }
+
+    /// The clients that ever subscribed to a topic.
+    ///
+    /// # Panics
+    /// When the server's log cannot be read.
+    pub fn subscribers(&self, topic: &str) -> BTreeSet<String> {
+        let log = std::fs::read_to_string(self.config.path().join("log")).expect("the server writes a log");
+        // `TIME: CLIENT QOS TOPIC`
+        let words = log.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let subscribed = words.filter(|words| words.len() == 4 && words[3] == topic);
+        subscribed.map(|words| words[1].to_owned()).collect()
     }
 
     /// Kills the server as `kill -9` does.
@@ -143,4 +166,59 @@ impl Drop for Mosquitto {
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has a free port");
     listener.local_addr().expect("a bound listener has an address").port()
+}
+
+/// Publishes to a topic, with headers and a body, by MQTT 5 with QoS 1 and on a connection of its own.
+///
+/// # Errors
+/// There is no connection, or none any more before the server answers: it may have the message or not. It says that nobody has
+/// subscribed to the topic.
+pub fn publish(port: u16, message: (&str, &[(&str, &str)], &[u8])) -> io::Result<()> {
+    send(port, PUBLISH, message)
+}
+
+fn send(port: u16, kind: u8, (topic, headers, body): (&str, &[(&str, &str)], &[u8])) -> io::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    // CONNECT without a name, a will or properties.
+    stream.write_all(b"\x10\x0d\0\x04MQTT\x05\x02\0\0\0\0\0")?;
+    expect_answer(&mut stream, 0x20, 1)?;
+    let user_property = |(name, value): &(&str, &str)| [vec![0x26], text(name), text(value)].concat();
+    let properties = headers.iter().flat_map(user_property).collect::<Vec<_>>();
+    let rest = [text(topic), vec![0, 1], length(properties.len()), properties, body.to_vec()].concat();
+    stream.write_all(&[vec![kind], length(rest.len()), rest].concat())?;
+    expect_answer(&mut stream, 0x40, 2)
+}
+
+/// Reads a packet of this kind, which says at this place that all is well, or nothing there.
+fn expect_answer(stream: &mut TcpStream, kind: u8, reason_at: usize) -> io::Result<()> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head)?;
+    // Its length is one byte: less than 128.
+    let mut rest = vec![0; usize::from(head[1])];
+    stream.read_exact(&mut rest)?;
+    // From 128 on it is a refusal.
+    match rest.get(reason_at) {
+        Some(&NOBODY) => Err(io::Error::new(io::ErrorKind::NotFound, "nobody has subscribed to the topic")),
+        Some(128..) => Err(io::Error::other(format!("refused: {rest:?}"))),
+        _ if head[0] != kind => Err(io::Error::other(format!("another answer than was expected: {head:?} {rest:?}"))),
+        _ => Ok(()),
+    }
+}
+
+fn text(text: &str) -> Vec<u8> {
+    let length = u16::try_from(text.len()).expect("it is a short text");
+    [&length.to_be_bytes(), text.as_bytes()].concat()
+}
+
+/// A length as MQTT writes it: seven bits in a byte, the lowest first.
+fn length(mut length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = u8::try_from(length % 128).expect("it is below 128");
+        length /= 128;
+        bytes.push(if length > 0 { low | 128 } else { low });
+        if length == 0 {
+            return bytes;
+        }
+    }
 }

@@ -5,7 +5,13 @@ use trellis_provider::LinkError;
 use trellis_wire::ComponentKey;
 
 /// The shared subscription to a topic: the same on every node.
-pub(crate) fn shared(topic: &str, component: &ComponentKey) -> Result<String, LinkError> {
+pub(crate) fn shared(topic: &str, component: &ComponentKey) -> String {
+    let group: String = component.to_string().replace('/', ".").replace(['+', '#'], "_");
+    format!("$share/{group}/{topic}")
+}
+
+/// Whether a topic can be subscribed to.
+pub(crate) fn check(topic: &str) -> Result<(), LinkError> {
     let levels: Vec<_> = topic.split('/').collect();
     let last = levels.len() - 1;
     let is_level = |(at, level): (usize, &&str)| match *level {
@@ -18,8 +24,7 @@ pub(crate) fn shared(topic: &str, component: &ComponentKey) -> Result<String, Li
             "is no topic: levels between `/`, of which one may be `+` and the last `#`; not beginning with `$`";
         return Err(LinkError::config("topic", format!("`{topic}` {problem}")));
     }
-    let group: String = component.to_string().replace('/', ".").replace(['+', '#'], "_");
-    Ok(format!("$share/{group}/{topic}"))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -29,9 +34,10 @@ mod tests {
     #[test]
     fn topics_are_shared_by_the_nodes_of_a_component() {
         let component: ComponentKey = "shop/worker".parse().unwrap();
-        assert_eq!(shared("a/+/c/#", &component), Ok("$share/shop.worker/a/+/c/#".into()));
+        assert_eq!(check("a/+/c/#"), Ok(()));
+        assert_eq!(shared("a/+/c/#", &component), "$share/shop.worker/a/+/c/#");
         for wrong in ["", "$SYS/#", "a/#/b", "a+/b", "#a"] {
-            assert!(shared(wrong, &component).is_err(), "{wrong}");
+            assert!(check(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use trellis_wire::{Link, LinkId, Message};
 
 use crate::delivery::{Trigger, Trouble};
@@ -22,11 +23,18 @@ pub trait Depot: Send + Sync + 'static {
     /// The policy asks for what the queue cannot keep, or the queue cannot be made.
     async fn begin(&self, queue: &str, link: Link, permits: Permits) -> Result<(), LinkError>;
 
-    /// Puts a message at the end of a queue that was begun once. It is on disk when this returns.
+    /// Puts messages at the end of a queue that was begun once, in this order, and a note in the place of its former one.
+    /// All of that is on disk when this returns.
     ///
     /// # Errors
-    /// It is not kept: the queue is full or the disk fails.
-    async fn keep(&self, queue: &str, message: Message) -> Result<(), Trouble>;
+    /// Nothing of it is kept: the queue is full or the disk fails.
+    async fn keep(&self, queue: &str, messages: Vec<Message>, note: Bytes) -> Result<(), Trouble>;
+
+    /// What was noted with the last messages of a queue; empty where nothing was.
+    ///
+    /// # Errors
+    /// The disk fails.
+    fn note(&self, queue: &str) -> Result<Bytes, Trouble>;
 
     /// Wakes the link's component no more, and returns when what runs is settled. What is kept stays, and more may come.
     async fn end(&self, link: &LinkId);

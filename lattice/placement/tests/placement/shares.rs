@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use trellis_manifest::{Image, Served, Tech};
-use trellis_placement::{Assigned, Command, LeasedLinks, Release, State, diff};
+use trellis_placement::{Assigned, Command, LeasedLinks, NodeFacts, Release, State, diff};
 use trellis_wire::{AppName, Config};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, provider, release, scaler};
@@ -16,7 +16,8 @@ const APPS: usize = 4;
 /// Something that a share may follow from.
 #[derive(Debug, Clone)]
 enum Happens {
-    Join(usize, u8),
+    /// In a zone, of this build or of the first.
+    Join(usize, u8, bool),
     Lost(usize),
     Back(usize),
     Drain(usize, bool),
@@ -63,7 +64,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         },
     );
     prop_oneof![
-        3 => (node.clone(), 0..2_u8).prop_map(|(n, zone)| Happens::Join(n, zone)),
+        3 => (node.clone(), 0..2_u8, any::<bool>()).prop_map(|(n, zone, is_new)| Happens::Join(n, zone, is_new)),
         1 => node.clone().prop_map(Happens::Lost),
         1 => node.clone().prop_map(Happens::Back),
         1 => (node.clone(), any::<bool>()).prop_map(|(n, on)| Happens::Drain(n, on)),
@@ -86,7 +87,9 @@ fn app_name(n: usize) -> AppName {
 }
 
 fn of(value: u8) -> Config {
-    [("bucket", &*value.to_string())].into_iter().collect()
+    // What keeps an order is pulled at home where it comes by MQTT.
+    let order = (value > 0).then_some(("delivery.order_by", "subject"));
+    [("bucket", &*value.to_string())].into_iter().chain(order).collect()
 }
 
 fn release_of(n: usize, shape: Shape) -> Release {
@@ -97,6 +100,7 @@ fn release_of(n: usize, shape: Shape) -> Release {
     provider(&mut made, "http", Tech::Http, scaler(if shape.scaled { "1" } else { "none" }));
     provider(&mut made, "store", Tech::Embedded, None);
     provider(&mut made, "timer", Tech::Timer, None);
+    provider(&mut made, "topics", Tech::Mqtt, None);
     made.app.shared = n == 0;
     let (app, uses_provider, uses_component) =
         (app_name(0), n > 0 && shape.uses_provider, n > 0 && shape.uses_component);
@@ -124,6 +128,7 @@ fn release_of(n: usize, shape: Shape) -> Release {
     made.app.configs.insert(at.clone(), [("address", &*address)].into_iter().collect());
     link(&mut made, "http", "api", &[configs.clone(), vec![at]].concat());
     link(&mut made, "timer", "api", &configs);
+    link(&mut made, "topics", "api", &configs);
     link(&mut made, "api", "store", &configs);
     link(&mut made, "api", "far", &[]);
     if n == APPS - 1 {
@@ -133,6 +138,14 @@ fn release_of(n: usize, shape: Shape) -> Release {
     made
 }
 
+fn join(n: usize, zone: u8, is_new: bool) -> Command {
+    let mut labels = BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]);
+    if is_new {
+        NodeFacts::announce_level(&mut labels);
+    }
+    Command::Join(facts(n, "node", 10, labels, false))
+}
+
 fn command(state: &State, happens: &Happens) -> Option<Command> {
     let rolling = |n: usize| {
         let versions = state.app(&app_name(n));
@@ -140,10 +153,7 @@ fn command(state: &State, happens: &Happens) -> Option<Command> {
         (version, versions.and_then(|one| one.rollout()).map_or(0, |rollout| rollout.step))
     };
     Some(match happens {
-        Happens::Join(n, zone) => {
-            let labels = BTreeMap::from([("zone".to_owned(), format!("z{zone}"))]);
-            Command::Join(facts(*n, "node", 10, labels, false))
-        }
+        Happens::Join(n, zone, is_new) => join(*n, *zone, *is_new),
         Happens::Lost(n) => Command::Lost(node_id(*n)),
         Happens::Back(n) => Command::Back(node_id(*n)),
         Happens::Forget(n) => Command::Forget(node_id(*n)),
@@ -192,9 +202,8 @@ fn check_found(share: &Assigned, seen: &mut Seen) {
 
 fn check(story: &[Happens], seen: &mut Seen) {
     let mut lattice = Lattice::default();
-    for n in 0..2 {
-        let labels = BTreeMap::from([("zone".to_owned(), format!("z{n}"))]);
-        lattice.apply(Command::Join(facts(n, "node", 10, labels, false)));
+    for (n, zone) in [(0, 0), (1, 1)] {
+        lattice.apply(join(n, zone, true));
     }
     let mut known: Vec<(State, Assigned)> = vec![Default::default(); NODES];
     let mut leased: (State, LeasedLinks) = Default::default();

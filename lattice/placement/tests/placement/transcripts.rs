@@ -148,7 +148,7 @@ fn step(step: &Step) -> String {
             )
         }
         Step::AddLink(held) => {
-            let HeldLink { link, direction, .. } = &**held;
+            let HeldLink { link, direction, refused, .. } = &**held;
             let direction = match direction {
                 Direction::Wakes { provider, tech } => format!("{provider} ({tech}) wakes {}", link.component),
                 Direction::Grants { provider, tech } => format!("{provider} ({tech}) answers {}", link.component),
@@ -162,7 +162,8 @@ fn step(step: &Step) -> String {
                 true => format!(", dead letters up to {} MiB", dead_bytes_max >> 20),
                 false => String::new(),
             };
-            format!("add link {direction}{}{part}", values(&link.config))
+            let refused = refused.as_ref().map(|why| format!(", refused: {why}")).unwrap_or_default();
+            format!("add link {direction}{}{part}{refused}", values(&link.config))
         }
     }
 }

@@ -123,17 +123,18 @@ fn worker(nodes: &str) -> String {
     )
 }
 
-fn trigger(asked: &Node) -> Value {
+/// The first trigger.
+pub(crate) fn trigger(asked: &Node) -> Value {
     let status: Value = serde_json::from_str(&asked.trellis(&["triggers", "-o", "json"]).ok()).unwrap();
     status["triggers"][0].clone()
 }
 
-/// How many messages each holder of the worker was woken by.
-fn events(asked: &Node) -> Vec<u64> {
-    let status = asked.status("worker");
+/// How many messages each holder of a component was woken by.
+pub(crate) fn events(asked: &Node, app: &str, component: &str) -> Vec<u64> {
+    let status = asked.status(app);
     let components = status["components"].as_array().unwrap().clone();
-    let worker = components.into_iter().find(|one| one["name"] == "worker").unwrap();
-    worker["holders"].as_array().unwrap().iter().map(|holder| holder["events"].as_u64().unwrap()).collect()
+    let found = components.into_iter().find(|one| one["name"] == component).unwrap();
+    found["holders"].as_array().unwrap().iter().map(|holder| holder["events"].as_u64().unwrap()).collect()
 }
 
 #[test]
@@ -152,7 +153,7 @@ fn a_queue_at_home_wakes_holders_on_other_nodes_and_is_handled_from_any() {
     eventually("all are handled, once each", || (0..60).all(|n| done(n) == "1").then_some(()));
     println!("60 messages from three nodes in {:?}", began.elapsed());
     eventually("both holders had some", || {
-        let events = events(&nodes[0]);
+        let events = events(&nodes[0], "worker", "worker");
         (events.len() == 2 && events.iter().all(|count| *count > 0) && events.iter().sum::<u64>() == 60).then_some(())
     });
     let all = trigger(&nodes[2]);

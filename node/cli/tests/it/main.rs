@@ -7,8 +7,10 @@
 //! disks, a NATS that goes and comes, registries.
 //! `brokers` is one manifest on each broker, `torture` messages that are accounted for while nodes and brokers are killed.
 //! `secrets` is what is told to guests and providers and to nobody else.
-//! `lattice` is many nodes at once: they join, serve for each other, die and come back, `losses` what clients notice of that; `rollouts` is what new versions
-//! do on them, `home` where they keep what is embedded, `leases` what runs once among them, what is told of them, and who follows from outside the log, `timings` how long they are waited for; `recovery`
+//! `lattice` is many nodes at once: they join, serve for each other, die and come back, `losses` what clients notice of that;
+//! `rollouts` is what new versions do on them, `home` where they keep what is embedded, `topics` what is pulled there from MQTT,
+//! `leases` what runs once among them, what is told of them, and who follows from outside the log, `timings` how long they are
+//! waited for; `recovery`
 //! what is left when much is lost; `large_apps` what is too long for an entry of the log. `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
 //! their cable or their disk, and get more work than they can do; `hostile` is what strangers send them, `mixed` an older
 //! version among them, `guide` the guide of `deploy/nats`.
@@ -55,6 +57,7 @@ mod telemetry;
 mod tidy;
 mod timers;
 mod timings;
+mod topics;
 mod torture;
 mod trellis;
 mod triggers;

@@ -15,6 +15,7 @@ use redis::Commands as _;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use trellis_bus::testing::NatsServer;
+use trellis_mqtt::testing::{Mosquitto, publish};
 use trellis_rabbitmq::testing::RabbitServer;
 use trellis_redis::testing::RedisServer;
 
@@ -116,6 +117,7 @@ enum Broker {
     Nats,
     Redis(RedisServer),
     Rabbit(RabbitServer),
+    Mqtt(Mosquitto),
 }
 
 impl Broker {
@@ -126,13 +128,14 @@ impl Broker {
             Self::Nats => ("nats", String::new(), "stream"),
             Self::Redis(server) => ("redis", format!("url: '{}'", server.url), "stream"),
             Self::Rabbit(server) => ("rabbitmq", format!("url: '{}'", server.url), "queue"),
+            Self::Mqtt(server) => ("mqtt", format!("url: '{}'", server.url), "topic"),
         }
     }
 
     /// The provider of the store in which accounts are kept, and its config.
     fn store(&self) -> (&'static str, String) {
         match self {
-            Self::Embedded => ("embedded", String::new()),
+            Self::Embedded | Self::Mqtt(_) => ("embedded", String::new()),
             Self::Nats | Self::Rabbit(_) => ("nats", "bucket: ACCOUNTS, create: 'true'".into()),
             Self::Redis(server) => ("redis", format!("url: '{}', prefix: 'accounts:'", server.url)),
         }
@@ -249,6 +252,10 @@ fn by_rabbitmq(url: &str) -> Publish {
     })
 }
 
+fn by_mqtt(port: u16) -> Publish {
+    Box::new(move |queue, lane, body| publish(port, (queue, &[("lane", lane)], body.as_bytes())).map_err(said))
+}
+
 /// The nodes, their NATS, and the broker.
 struct Torture {
     broker: Broker,
@@ -279,6 +286,7 @@ impl Torture {
         match (&self.broker, &self.nats) {
             (Broker::Redis(server), _) => by_redis(&server.url),
             (Broker::Rabbit(server), _) => by_rabbitmq(&server.url),
+            (Broker::Mqtt(server), _) => by_mqtt(server.port),
             (Broker::Nats, Some(nats)) => by_nats(&nats.url),
             _ => by_http(self.admin.clone()),
         }
@@ -309,6 +317,11 @@ impl Torture {
             (Broker::Redis(server), _) => server.restart(),
             (Broker::Rabbit(server), _) => server.restart(),
             (Broker::Nats, Some(nats)) => nats.restart(),
+            // Killed, it would lose what it had said it has: it is told to end.
+            (Broker::Mqtt(server), _) => {
+                server.stop();
+                server.restart();
+            }
             _ => {}
         }
         thread::sleep(20 * PACE);
@@ -505,4 +518,11 @@ fn torture_redis() {
 #[test]
 fn torture_rabbitmq() {
     torture(Broker::Rabbit(RabbitServer::start()), 3);
+}
+
+/// The home pulls what is ordered, each node its part of what is not.
+#[test]
+fn torture_mqtt() {
+    // It drops what comes beyond 1,000 for a node that is away, unless told otherwise.
+    torture(Broker::Mqtt(Mosquitto::start_with("allow_anonymous true\nmax_queued_messages 0")), 3);
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use trellis_mqtt::testing::Mosquitto;
 use trellis_mqtt::{MESSAGE_BYTES_MAX, Mqtt, Options, PACKET_BYTES_MAX, RECEIVE_MAX};
 use trellis_provider::delivery::{Fate, Queue as _, Trigger};
@@ -17,7 +18,7 @@ use trellis_wire::{Link, LinkId, Message};
 
 use crate::lab::{Home, Lab, Publisher};
 
-const PROTOCOLS: [&str; 2] = ["5", "3.1.1"];
+pub(crate) const PROTOCOLS: [&str; 2] = ["5", "3.1.1"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_a_queue_over_mqtt_5() {
@@ -165,7 +166,7 @@ async fn what_cannot_be_stored_is_not_acknowledged() {
     for protocol in PROTOCOLS {
         let (lab, node, home) = (Lab::start(protocol).await, Node::new(4), Home::new());
         let full = Arc::new(Full { is_full: AtomicBool::new(true), depot: home.open().embedded });
-        let options = |depot| Options { node: "full".into(), depot };
+        let options = |depot| Options { node: "full".into(), lattice: "lattice".into(), depot };
         let mqtt = Mqtt::new(options(full.clone()));
         let link = lab.link(&[("topic", "orders")]);
         mqtt.wake(link.clone(), node.permits(&link)).await.unwrap();
@@ -200,11 +201,15 @@ impl Depot for Full {
         self.depot.begin(queue, link, permits).await
     }
 
-    async fn keep(&self, queue: &str, message: Message) -> Result<(), String> {
+    async fn keep(&self, queue: &str, messages: Vec<Message>, note: Bytes) -> Result<(), String> {
         if self.is_full.load(Ordering::SeqCst) {
             return Err("no room".into());
         }
-        self.depot.keep(queue, message).await
+        self.depot.keep(queue, messages, note).await
+    }
+
+    fn note(&self, queue: &str) -> Result<Bytes, String> {
+        self.depot.note(queue)
     }
 
     async fn end(&self, link: &LinkId) {

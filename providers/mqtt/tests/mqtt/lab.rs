@@ -11,7 +11,7 @@ use trellis_provider::Provider as _;
 use trellis_provider::delivery::DeadLetter;
 use trellis_provider::testing::Broker;
 use trellis_provider::testing::lab::{self, Node, PATIENCE, until};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message, OrderBy};
 
 /// A node's disk.
 pub(crate) struct Home(tempfile::TempDir);
@@ -31,14 +31,19 @@ impl Home {
         let embedded = Embedded::open(trellis_embedded::Options { data_dir: self.0.path().into() });
         let embedded = Arc::new(embedded.unwrap());
         let node = self.0.path().display().to_string();
-        Process { mqtt: Mqtt::new(Options { node, depot: embedded.clone() }), embedded }
+        let options = Options { node, lattice: "lattice".into(), depot: embedded.clone() };
+        Process { mqtt: Mqtt::new(options), embedded }
     }
 }
 
 impl Process {
     /// What holds a link's messages.
     pub(crate) fn queue(&self, link: &Link) -> Pulled {
-        self.embedded.kept(&self.mqtt.queue(&link.id, &link.component), &link.component).unwrap()
+        self.find(link).unwrap()
+    }
+
+    fn find(&self, link: &Link) -> Option<Pulled> {
+        self.embedded.kept(&self.mqtt.queue(&link.id, &link.component), &link.component)
     }
 
     /// Wakes the node's component, and waits until the subscription stands.
@@ -96,6 +101,7 @@ pub(crate) struct Lab {
     pub(crate) process: Process,
     pub(crate) publisher: Publisher,
     protocol: &'static str,
+    order: Option<OrderBy>,
     _home: Home,
 }
 
@@ -103,12 +109,19 @@ impl Lab {
     pub(crate) async fn start(protocol: &'static str) -> Self {
         let (server, home) = (Mosquitto::start(true), Home::new());
         let publisher = Publisher::start(&server.url, protocol).await;
-        Self { server, process: home.open(), publisher, protocol, _home: home }
+        Self { server, process: home.open(), publisher, protocol, order: None, _home: home }
+    }
+
+    /// Whose links keep the order of each topic.
+    pub(crate) async fn in_order(protocol: &'static str) -> Self {
+        Self { order: Some(OrderBy::Subject), ..Self::start(protocol).await }
     }
 
     pub(crate) fn link(&self, config: &[(&str, &str)]) -> Link {
         let server = [("url", self.server.url.as_str()), ("protocol", self.protocol)];
-        lab::link("messaging", &[&server, config].concat())
+        let mut link = lab::link("messaging", &[&server, config].concat());
+        link.delivery.order_by.clone_from(&self.order);
+        link
     }
 }
 
@@ -118,8 +131,15 @@ impl Broker for Lab {
 
     async fn queue(&self, name: &str) -> Pulled {
         let link = self.link(&[("topic", name)]);
+        if let Some(queue) = self.process.find(&link) {
+            return queue;
+        }
         // Whose component gets no permit: what comes waits for the test.
         self.process.wake(&link, &Node::new(0)).await;
+        if self.order.is_some() {
+            // It would hold some without one, too. What comes is stored all the same.
+            self.process.mqtt.remove(&link.id).await;
+        }
         self.process.queue(&link)
     }
 

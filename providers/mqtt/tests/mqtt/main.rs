@@ -4,4 +4,5 @@
 
 mod kept;
 mod lab;
+mod ordered;
 mod passing;

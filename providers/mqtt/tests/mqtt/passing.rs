@@ -6,7 +6,7 @@ use trellis_mqtt::testing::Mosquitto;
 use trellis_mqtt::{MESSAGE_BYTES_MAX, Mqtt};
 use trellis_provider::Provider as _;
 use trellis_provider::testing::lab::{Node, link, silent, until};
-use trellis_wire::{Answer, Call, CallError, Delivery, Link, LinkId, Message};
+use trellis_wire::{Answer, Call, CallError, Delivery, Link, LinkId, Message, OrderBy};
 
 use crate::lab::Home;
 
@@ -85,9 +85,21 @@ async fn what_is_wrong_is_named() {
     let with_policy = link("messaging", &[("url", &server.url), ("topic", "orders"), ("qos", "0")]);
     let why = refused(with_policy).await.to_string();
     assert!(why.starts_with("config `qos`: `0` delivers at most once"), "{why}");
-    let ordered = Delivery { order_by: Some(trellis_wire::OrderBy::Subject), ..Delivery::default() };
-    let ordered = Link { delivery: ordered, ..link("messaging", &[("url", &server.url), ("topic", "orders")]) };
-    assert!(refused(ordered).await.to_string().contains("`delivery.order_by`"));
+    let by = |order: OrderBy, config: &[(&str, &str)]| {
+        let delivery = Delivery { order_by: Some(order), ..Delivery::default() };
+        Link { delivery, ..link("messaging", &[&[("url", &*server.url), ("topic", "orders")], config].concat()) }
+    };
+    let why = refused(by(OrderBy::Subject, &[("qos", "0")])).await.to_string();
+    assert!(why.contains("`0` delivers at most once"), "{why}");
+    let header = || OrderBy::Header("lane".into());
+    let why = refused(by(header(), &[("protocol", "3.1.1")])).await.to_string();
+    assert!(
+        why.starts_with("config `delivery.order_by`: `header:lane`: messages of MQTT 3.1.1 have no headers"),
+        "{why}"
+    );
+    for ordered in [by(header(), &[]), by(OrderBy::Subject, &[("protocol", "3.1.1")])] {
+        assert_eq!(trellis_mqtt::check_wake(&ordered), Ok(()));
+    }
     let why = async |config: &[(&str, &str)]| refused(plain(&server.url, config)).await.to_string();
     assert!(why(&[("topic", "orders"), ("qos", "2")]).await.contains("config `qos`: `2`: `0` (at most once) or `1`"));
     assert!(why(&[("topic", "orders"), ("protocol", "4")]).await.contains("`5` or `3.1.1` is expected"));
