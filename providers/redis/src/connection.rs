@@ -81,16 +81,6 @@ impl std::fmt::Display for Unanswered {
     }
 }
 
-impl Unanswered {
-    /// The word by which the server refused, such as `WRONGTYPE`.
-    pub(crate) fn code(&self) -> &str {
-        match self {
-            Self::Away(_) => "",
-            Self::Refused(why) => why.code().unwrap_or_default(),
-        }
-    }
-}
-
 impl From<Unanswered> for String {
     fn from(why: Unanswered) -> Self {
         why.to_string()

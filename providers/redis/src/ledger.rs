@@ -47,6 +47,7 @@ pub(crate) struct Ledger {
 
 #[derive(Debug)]
 struct Scripts {
+    group: Script,
     look: Script,
     claim: Script,
     extend: Script,
@@ -109,6 +110,7 @@ impl Scripts {
         let common = include_str!("ledger/common.lua");
         let script = |text: &str| Script::new(&format!("{common}{text}"));
         Self {
+            group: script(include_str!("ledger/group.lua")),
             look: script(include_str!("ledger/look.lua")),
             claim: script(include_str!("ledger/claim.lua")),
             extend: script(include_str!("ledger/extend.lua")),
@@ -149,6 +151,14 @@ impl Ledger {
             on.key(self.key(of));
         }
         on
+    }
+
+    /// Makes the group, and with `create` the stream. With `go_on` it begins behind what was given out of the stream before,
+    /// if anything was: whether it does.
+    pub(crate) async fn make_group(&self, create: bool, go_on: bool) -> Result<bool, Unanswered> {
+        let mut group = self.on(&self.scripts.group);
+        group.arg(&self.group).arg(if create { "make" } else { "" }).arg(if go_on { "on" } else { "" });
+        self.connection.run(&group).await
     }
 
     pub(crate) async fn look(&self, most: usize) -> Result<Looked, Unanswered> {

@@ -8,8 +8,10 @@
 //! | `create` | `"true"` makes a stream, or a group that is named, where there is none |
 //! | `delete` | `"true"` deletes from the stream what was handled: for a stream with one group |
 //!
-//! A group that is made begins with the oldest message. Claims, waits and dead letters are in `ledger.rs`.
+//! A group that is made begins with the oldest message; one that somebody deleted goes on behind what was given out, as long
+//! as a node runs that pulled from it. Claims, waits and dead letters are in `ledger.rs`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +70,8 @@ pub struct Source {
     create: bool,
     /// Stream and group were there when they were last looked for. Forgotten whenever something fails.
     found: Mutex<bool>,
+    /// They were ever there.
+    was_found: AtomicBool,
     /// When to look next for what others leave unsettled, and where to go on.
     adopting: tokio::sync::Mutex<(Instant, String)>,
     /// Told when a message of ours waits for another try.
@@ -121,6 +125,7 @@ impl Source {
             is_named: named.is_some(),
             create,
             found: Mutex::default(),
+            was_found: AtomicBool::new(false),
             adopting: tokio::sync::Mutex::new((Instant::now(), "0-0".into())),
             changed: Notify::new(),
         })
@@ -148,16 +153,12 @@ impl Source {
                  link's config"
             ));
         }
-        let mut make = redis::cmd("XGROUP");
-        make.arg("CREATE").arg(stream).arg(group).arg("0");
-        if self.create {
-            make.arg("MKSTREAM");
-        }
-        match self.connection.send::<redis::Value>(&make).await {
-            Ok(_) => {}
-            Err(why) if why.code() == "BUSYGROUP" => {}
+        match self.ledger.make_group(self.create, self.was_found.load(Ordering::Relaxed)).await {
+            Ok(true) => tracing::warn!(group, stream, "somebody deleted it; it is made anew and goes on where it was"),
+            Ok(false) => {}
             Err(why) => return Err(format!("group `{group}` of stream `{stream}` cannot be made: {why}")),
         }
+        self.was_found.store(true, Ordering::Relaxed);
         self.warn_of_loss().await;
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = true;
         Ok(())

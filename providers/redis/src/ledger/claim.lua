@@ -30,10 +30,12 @@ again(claims, 1)
 if #given < most then again(due, 0) end
 if #given < most then
     local fresh = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most - #given, 'STREAMS', stream, '>')
-    for _, message in ipairs(fresh and fresh[1][2] or {}) do
+    local messages = fresh and fresh[1][2] or {}
+    for _, message in ipairs(messages) do
         local id, found = message[1], message[2]
         -- What is out already comes again where the group was made anew.
         if not redis.call('ZSCORE', claims, id) and not redis.call('ZSCORE', due, id) then give(id, found, read(id)) end
     end
+    if #messages > 0 then redis.call('HSET', known, 'last', messages[#messages][1]) end
 end
 return {now, given, gone}

@@ -3,7 +3,8 @@
 -- KEYS[1]  the stream. Its group holds every message that is not settled as pending.
 -- KEYS[2]  claims: a sorted set of what is worked on, id by the end of its claim, in ms of the server's clock
 -- KEYS[3]  due: a sorted set of what waits for another try, id by when it may be given out
--- KEYS[4]  known: a hash of what is known of a message, once that is more than "it was given out for the first time"
+-- KEYS[4]  known: a hash of what is known of a message, once that is more than "it was given out for the first time"; and
+--          the id of the last that was, as `last`
 -- KEYS[5]  kept: a hash of copies of what waits for another try, since a publisher may trim the stream meanwhile
 local stream, claims, due, known, kept = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 
