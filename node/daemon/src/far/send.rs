@@ -1,12 +1,14 @@
 //! The asking side: finds a node that takes an event or a call, and waits for what comes of it.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::{Direction, Life, Node, State, Versions};
@@ -35,8 +37,9 @@ const ROUTED_MAX: usize = 64;
 const ECHO_WAIT: Duration = Duration::from_secs(2);
 /// How long an answer about triggers may take.
 const ASK_WAIT: Duration = Duration::from_secs(10);
-/// The pause before those who were busy are asked again.
+/// The pause before those who were busy are asked again, and the longest before they are asked for a permit to pull with.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(800);
 
 /// The other nodes, as the data plane sees them.
 pub(crate) struct Elsewhere {
@@ -45,6 +48,8 @@ pub(crate) struct Elsewhere {
     liveness: Arc<Liveness>,
     lines: Lines,
     exchanges: Arc<Semaphore>,
+    /// A message that this node had another one handle is handled: a permit there is free again.
+    freed: Notify,
     routed: Mutex<VecDeque<Routed>>,
 }
 
@@ -81,7 +86,7 @@ impl NotTaken {
 impl Elsewhere {
     pub(crate) fn new(sealed: Sealed, shares: Arc<Shares>, liveness: Arc<Liveness>, lines: Lines) -> Self {
         let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
-        Self { sealed, shares, liveness, lines, exchanges, routed: Mutex::default() }
+        Self { sealed, shares, liveness, lines, exchanges, freed: Notify::new(), routed: Mutex::default() }
     }
 
     /// The events that other nodes took last, oldest first.
@@ -138,15 +143,20 @@ impl Elsewhere {
     ) -> Result<Permit, Error> {
         let closed = |_| Error::ShuttingDown;
         let place = self.exchanges.clone().acquire_owned().await.map_err(closed)?;
+        let mut pause = BUSY_PAUSE;
         loop {
             // First, so that who only looks whether one is free at once asks nobody.
             tokio::task::yield_now().await;
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            // Heard from before anybody is asked, so that nothing comes in between unseen.
+            freed.as_mut().enable();
             let what = || What::Reserve { component: component.clone(), origin: source.origin.clone() };
             let reserved = match self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await
             {
                 Ok(line) => Some(line),
                 Err(NotTaken::Busy(_)) => {
-                    sleep(BUSY_PAUSE).await;
+                    pause = rest(freed, pause).await;
                     continue;
                 }
                 Err(NotTaken::Nobody) => return Err(Error::NotHeld(component.to_string())),
@@ -473,7 +483,21 @@ impl Run for Turn {
     }
 
     async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.go(Event::Message(message), at_most, true).await
+        let elsewhere = self.elsewhere.clone();
+        let delivered = self.go(Event::Message(message), at_most, true).await;
+        elsewhere.freed.notify_waiters();
+        delivered
+    }
+}
+
+/// Waits where all were busy: for this long, or until a permit is free again that this node had. How long to wait the next
+/// time; others' permits show only by asking.
+async fn rest(freed: Pin<&mut Notified<'_>>, pause: Duration) -> Duration {
+    sleep(BUSY_PAUSE).await;
+    tokio::select! {
+        biased;
+        () = freed => BUSY_PAUSE,
+        () = sleep((pause - BUSY_PAUSE).mul_f64(rand::random_range(0.75..=1.0))) => (pause * 2).min(BUSY_PAUSE_MAX),
     }
 }
 
@@ -559,4 +583,27 @@ async fn here(permit: Permit, head: Head, load: Load, at_most: Duration, deliver
         event if at_most == Duration::MAX => permit.run(event).await.into(),
         event => permit.run_within(event, at_most).await.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_finds_all_busy_asks_less_and_less_until_a_permit_is_free_that_it_had() {
+        let (freed, began, mut asked, mut pause) = (Notify::new(), Instant::now(), 0, BUSY_PAUSE);
+        while began.elapsed() < Duration::from_secs(10) {
+            let heard = freed.notified();
+            tokio::pin!(heard);
+            heard.as_mut().enable();
+            pause = rest(heard, pause).await;
+            asked += 1;
+        }
+        assert!((12..25).contains(&asked), "{asked} times in ten seconds");
+        let (heard, began) = (freed.notified(), Instant::now());
+        tokio::pin!(heard);
+        heard.as_mut().enable();
+        freed.notify_waiters();
+        assert_eq!((rest(heard, pause).await, began.elapsed()), (BUSY_PAUSE, BUSY_PAUSE));
+    }
 }
