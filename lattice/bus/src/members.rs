@@ -60,4 +60,8 @@ impl Book for Known {
     fn secret(&self) -> Option<LatticeSecret> {
         Some(LatticeSecret::new([9; 32]))
     }
+
+    fn incarnation(&self) -> u32 {
+        0
+    }
 }

@@ -10,8 +10,8 @@ use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, Lattice
 use crate::home::Seat;
 use crate::rollout::Want;
 use crate::{
-    Applied, Command, Configs, Delta, Entry, Holding, Home, Leases, Node, NodeFacts, Plan, Refusal, Release,
-    StoredConfig, Timings, Trust, Unfinished, Versions,
+    Applied, Command, Configs, Delta, Entry, Holding, Home, Incarnation, Leases, Node, NodeFacts, Plan, Refusal,
+    Release, StoredConfig, Timings, Trust, Unfinished, Versions,
 };
 
 /// How many command ids are remembered. A proposer gives up long before so many others were applied.
@@ -45,6 +45,9 @@ pub struct State {
     /// So too, once they are agreed on.
     #[serde(skip)]
     pub(crate) timings: Option<Timings>,
+    /// So too, once the lattice was recovered.
+    #[serde(skip)]
+    pub(crate) incarnation: Incarnation,
 }
 
 impl State {

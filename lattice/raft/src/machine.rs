@@ -25,6 +25,8 @@ const SNAPSHOT_FORMAT_HALF_TOLD: u8 = 3;
 const SNAPSHOT_FORMAT_HOME: u8 = 4;
 /// The same, then the timings. Only once they are agreed on.
 const SNAPSHOT_FORMAT_TIMINGS: u8 = 5;
+/// The same, the timings only where they are agreed on, then the incarnation. Only after the first.
+const SNAPSHOT_FORMAT_INCARNATION: u8 = 6;
 
 /// The state after an entry, and what openraft wants to know beside it.
 #[derive(Clone, Default)]
@@ -153,6 +155,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
 pub(crate) fn encode_snapshot(state: &State) -> Vec<u8> {
     let beside = (state.unfinished(), state.home());
     let written = match (beside, state.timings()) {
+        ((some, home), timings) if state.incarnation().number > 0 => {
+            let whole = (state, some, home, timings, state.incarnation());
+            postcard::to_extend(&whole, vec![SNAPSHOT_FORMAT_INCARNATION])
+        }
         ((some, home), Some(timings)) => {
             postcard::to_extend(&(state, some, home, timings), vec![SNAPSHOT_FORMAT_TIMINGS])
         }
@@ -180,8 +186,16 @@ pub(crate) fn decode_snapshot(body: &[u8]) -> Result<State, String> {
             let whole = decode::<(State, _, _, _)>(rest);
             whole.map(|(state, unfinished, home, timings)| state.resuming(unfinished).at_home(home).timed(timings))
         }
+        Some((&SNAPSHOT_FORMAT_INCARNATION, rest)) => {
+            let (state, unfinished, home, timings, incarnation) = decode::<(State, _, _, Option<_>, _)>(rest)?;
+            let state = state.resuming(unfinished).at_home(home).reborn(incarnation);
+            Ok(match timings {
+                Some(timings) => state.timed(timings),
+                None => state,
+            })
+        }
         Some((format, _)) => {
-            let known = SNAPSHOT_FORMAT_TIMINGS;
+            let known = SNAPSHOT_FORMAT_INCARNATION;
             Err(format!("the snapshot has format {format}; this build reads {SNAPSHOT_FORMAT} to {known}"))
         }
         None => Err("the snapshot is empty".into()),

@@ -5,6 +5,7 @@
 
 use std::iter;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use openraft::error::{
@@ -82,7 +83,9 @@ impl Network {
             SealedError::Bus(why) => AskError::Bus(why),
             SealedError::Distrust(
                 Distrust::Refused { why: Refused::OtherLattice(theirs), .. } | Distrust::OtherLattice { theirs, .. },
-            ) => AskError::Refused { node: to, why: Refusal::OtherLattice(theirs) },
+            ) if self.lattice_id().and_then(|ours| ours.incarnation(theirs)).is_none() => {
+                AskError::Refused { node: to, why: Refusal::OtherLattice(theirs) }
+            }
             SealedError::Distrust(why) => AskError::Distrust(why),
         })?;
         match frame::decode(&answer).map_err(|why| AskError::Frame { node: to, why })? {
@@ -96,6 +99,8 @@ impl Network {
 pub(crate) struct StateBook {
     pub(crate) expected: Option<LatticeId>,
     pub(crate) state: watch::Receiver<Arc<State>>,
+    /// The incarnation of the lattice that this node was told of, before its state says it.
+    pub(crate) told: Arc<AtomicU32>,
 }
 
 impl Book for StateBook {
@@ -109,6 +114,10 @@ impl Book for StateBook {
 
     fn secret(&self) -> Option<LatticeSecret> {
         self.state.borrow().trust().map(|trust| trust.secret.clone())
+    }
+
+    fn incarnation(&self) -> u32 {
+        self.state.borrow().incarnation().number.max(self.told.load(Ordering::Relaxed))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use trellis_bus::Sealed;
-use trellis_placement::{Command, Entry, State};
+use trellis_placement::{Command, Entry, LogPoint, State};
 use trellis_wire::{CommandId, LatticeId, LatticeName, NodeId};
 
 use crate::chance::wall_clock_ms;
@@ -22,7 +23,7 @@ use crate::network::{Network, StateBook};
 use crate::progress::{Metrics, Progress};
 use crate::serve::Server;
 use crate::store::{Closed, Store};
-use crate::types::{LogId, Member, Types, node, number};
+use crate::types::{LogId, Member, Types, node, number, point};
 use crate::{BATCH_BYTES_MAX, CHUNK_BYTES_MAX, PROPOSALS_WAITING_MAX, ProposeError, RaftError};
 
 /// What a bus must carry at least: the longest request, and twice that to be sure of its head.
@@ -159,6 +160,7 @@ struct Inner {
     network: Network,
     progress: Progress,
     missed: watch::Sender<Option<NodeId>>,
+    told: Arc<AtomicU32>,
     leadership: watch::Receiver<Leadership>,
     acknowledged: watch::Receiver<Option<Instant>>,
     failed: watch::Receiver<Option<RaftError>>,
@@ -204,13 +206,14 @@ async fn begin(options: Options, store: Store) -> Result<Raft, RaftError> {
     }
     let (machine, state) = Machine::restore(store.clone()).await?;
     let expected = options.lattice_id;
-    options.sealed.seal().read(Arc::new(StateBook { expected, state: state.clone() }));
+    let told = Arc::new(AtomicU32::new(0));
+    options.sealed.seal().read(Arc::new(StateBook { expected, state: state.clone(), told: told.clone() }));
     let network = Network { sealed: options.sealed.clone(), expected, state, pause: options.timing.heartbeat };
     let me = number(options.sealed.node());
     let raft = openraft::Raft::new(me, Arc::new(config), network.clone(), Log::new(store.clone()), machine)
         .await
         .map_err(|why| fatal(&store, &why))?;
-    let started = start(options, raft.clone(), network, store).await;
+    let started = start(options, raft.clone(), network, store, told).await;
     if started.is_err() {
         stop(&raft).await;
     }
@@ -223,6 +226,7 @@ async fn start(
     raft: openraft::Raft<Types>,
     network: Network,
     store: Store,
+    told: Arc<AtomicU32>,
 ) -> Result<Raft, RaftError> {
     let state = network.state.borrow().clone();
     if let (Some(found), Some(wanted)) = (state.lattice_id(), options.lattice_id)
@@ -267,6 +271,7 @@ async fn start(
         network,
         progress,
         missed: follow.missed,
+        told,
         leadership,
         acknowledged,
         failed,
@@ -369,6 +374,17 @@ impl Raft {
     /// follows from outside begins with it.
     pub fn follow(&self, member: NodeId) {
         self.0.missed.send_replace(Some(member));
+    }
+
+    /// From now on this node takes words of this incarnation of its lattice, and of no earlier one: a member told it of it. Its
+    /// state says so itself once it has the log.
+    pub fn rise(&self, incarnation: u32) {
+        self.0.told.fetch_max(incarnation, Ordering::Relaxed);
+    }
+
+    /// Up to where this node has applied the log.
+    pub fn applied_point(&self) -> Option<LogPoint> {
+        self.last_applied().map(|last| point(&last))
     }
 
     /// The index of the last entry that this node applied.

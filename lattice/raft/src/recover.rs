@@ -3,21 +3,27 @@
 //!
 //! What the lost voters agreed on and this node had not heard yet is lost. What this node has is kept, also what it does
 //! not know to be committed: it may have been acknowledged. A lost voter that comes back with its old data could agree
-//! with another one behind the new log's back, so those must come back empty.
+//! with another one behind the new log's back; so the new log begins a new incarnation of the lattice, which forgets them.
+//!
+//! The new log begins with a snapshot behind an entry that no other log has: whoever goes on in it, begins with that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use openraft::EntryPayload;
-use trellis_placement::{Command, Entry, State};
-use trellis_wire::{CommandId, LatticeName, NodeId};
+use openraft::{CommittedLeaderId, EntryPayload};
+use trellis_placement::State;
+use trellis_wire::{LatticeName, NodeId};
 
 use crate::RaftError;
 use crate::chance::unique_id;
 use crate::machine::{decode_snapshot, encode_snapshot};
 use crate::store::{Store, Word, Write, encode};
-use crate::types::{LogEntry, LogId, Member, Membership, SnapshotMeta, node, number};
+use crate::types::{LogEntry, LogId, Member, Membership, SnapshotMeta, node, number, point};
+
+/// So many terms the new log leaves out. Others may have come to later ones than this node heard of; where a leader's term is
+/// lower, nobody begins with its log.
+const TERMS_PASSED: u64 = 1_000_000;
 
 /// What is in a node's file, and what giving up the others comes to.
 #[derive(Debug, Clone)]
@@ -26,8 +32,8 @@ pub struct Recovery {
     pub state: Arc<State>,
     /// Whether it votes. One that does not may lack more.
     pub votes: bool,
-    /// Who else votes, and is given up.
-    pub others: BTreeSet<NodeId>,
+    /// Who else votes, and is given up, by its name where the node knows it.
+    pub others: BTreeMap<NodeId, String>,
     /// The home, if it is one of them: what it kept is given up, too.
     pub home: Option<NodeId>,
     /// The index of its last entry.
@@ -81,22 +87,21 @@ async fn begin_anew(store: &Store, me: NodeId, host: String, at_ms: u64, write: 
     let known = committed.flatten().map_or(0, |committed| committed.index);
     let voters: BTreeSet<NodeId> = membership.membership().voter_ids().map(node).collect();
     let others: BTreeSet<NodeId> = voters.iter().copied().filter(|voter| *voter != me).collect();
-    let home = state.home_node();
-    for lost in &others {
-        let id = CommandId::new(unique_id());
-        state.apply(&Entry { id, at_ms, command: Command::Lost(*lost) });
-        // It must come back empty.
-        state.give_up_home(*lost);
+    let name = |id: &NodeId| state.node(*id).map(|node| node.facts.name.clone()).unwrap_or_default();
+    let (named, home) = (others.iter().map(|id| (*id, name(id))).collect(), state.home_node());
+    if !others.is_empty() {
+        state.begin_anew(&others, point(&last), at_ms);
     }
     let recovery = Recovery {
         votes: voters.contains(&me),
-        others,
+        others: named,
         home: home.filter(|_| state.home_node().is_none()),
         last: last.index,
         unknown: last.index.saturating_sub(known.max(first.saturating_sub(1))),
         state: Arc::new(state),
     };
-    if write {
+    // Where nobody is given up, the log goes on as it is.
+    if write && !others.is_empty() {
         replace(store, me, host, last, &recovery.state).await?;
     }
     Ok(recovery)
@@ -104,6 +109,10 @@ async fn begin_anew(store: &Store, me: NodeId, host: String, at_ms: u64, write: 
 
 /// In this order: a crash in between leaves a file that recovers again to the same.
 async fn replace(store: &Store, me: NodeId, host: String, last: LogId, state: &State) -> Result<(), RaftError> {
+    let vote: Option<openraft::Vote<u128>> = store.word(Word::Vote)?;
+    let term = TERMS_PASSED + vote.map_or(0, |vote| vote.leader_id().term).max(last.leader_id.term);
+    let last = LogId::new(CommittedLeaderId::new(term, number(me)), last.index + 1);
+    store.write(Write::Vote(encode(&openraft::Vote::new(term, number(me))))).await?;
     let members = BTreeMap::from([(number(me), Member { host })]);
     let membership = openraft::Membership::new(vec![BTreeSet::from([number(me)])], members);
     let meta = SnapshotMeta {

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use serde::{Deserialize, Serialize};
-use trellis_placement::{Applied, Entry};
+use trellis_placement::{Applied, Entry, LogPoint};
 use trellis_wire::NodeId;
 use uuid::Uuid;
 
@@ -44,4 +44,9 @@ pub(crate) fn number(node: NodeId) -> u128 {
 /// The node that openraft knows by a number.
 pub(crate) fn node(number: u128) -> NodeId {
     NodeId::new(Uuid::from_u128(number))
+}
+
+/// The place in the log that openraft names so.
+pub(crate) fn point(id: &LogId) -> LogPoint {
+    LogPoint { term: id.leader_id.term, leader: node(id.leader_id.node_id), index: id.index }
 }

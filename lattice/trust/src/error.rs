@@ -21,6 +21,14 @@ pub enum Distrust {
         /// The node that it names.
         from: NodeId,
     },
+    /// It comes from before or after this lattice was recovered, by what this node knows of that.
+    #[error("it comes from incarnation {theirs} of this lattice, and this node knows another one (node {from})")]
+    OtherIncarnation {
+        /// How many times the lattice was recovered by then.
+        theirs: u32,
+        /// The node that it names.
+        from: NodeId,
+    },
     /// No member has that id, or none whose key this node knows.
     #[error("node {0} is no member that this node knows")]
     Unknown(NodeId),
@@ -71,7 +79,7 @@ impl Refused {
     /// What is told of a reason; `None`: nothing is.
     pub(crate) fn of(why: &Distrust, ours: Option<LatticeId>) -> Option<Self> {
         Some(match why {
-            Distrust::OtherLattice { .. } => Self::OtherLattice(ours?),
+            Distrust::OtherLattice { .. } | Distrust::OtherIncarnation { .. } => Self::OtherLattice(ours?),
             Distrust::Unknown(_) => Self::Unknown,
             Distrust::OtherStart(_) => Self::OtherStart,
             Distrust::Malformed(_)

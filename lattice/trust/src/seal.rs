@@ -30,6 +30,8 @@ pub trait Book: Send + Sync {
     fn key(&self, node: NodeId) -> Option<NodeKey>;
     /// What all members share.
     fn secret(&self) -> Option<LatticeSecret>;
+    /// How many times the lattice was recovered without a quorum.
+    fn incarnation(&self) -> u32;
 }
 
 /// A node's seal. One for each start of its process.
@@ -53,6 +55,8 @@ struct Table {
     unknown: Option<NodeId>,
     /// Who said that this node is no member, and is one itself.
     disowned_by: Option<NodeId>,
+    /// Who names an incarnation of the lattice that is later than what the book knows.
+    risen: Option<NodeId>,
 }
 
 /// What is remembered of another node.
@@ -153,6 +157,12 @@ impl Seal {
         self.lock().disowned_by.take()
     }
 
+    /// Who speaks of a later incarnation of the lattice than this node knows; asking tells it once. It may be a stranger's
+    /// word: reason to ask members, and no more.
+    pub fn take_risen(&self) -> Option<NodeId> {
+        self.lock().risen.take()
+    }
+
     /// Seals a word for one node.
     ///
     /// # Errors
@@ -226,9 +236,9 @@ impl Seal {
                     return Err(Distrust::Forged(asked.to));
                 }
                 match why {
+                    Refused::OtherLattice(theirs) => drop(self.of_other(theirs, asked.to)),
                     Refused::OtherStart => self.lock().peer(&self.secret, asked.to, asked.key)?.renew(start),
                     Refused::Unknown => self.lock().disowned_by = Some(asked.to),
-                    Refused::OtherLattice(_) => {}
                 }
                 Err(Distrust::Refused { by: asked.to, why })
             }
@@ -253,7 +263,7 @@ impl Seal {
     /// [`Distrust::NoLattice`].
     pub fn announce(&self, subject: &str, body: &[u8]) -> Result<Vec<u8>, Distrust> {
         let book = self.book().ok_or(Distrust::NoLattice)?;
-        let (lattice, secret) = book.lattice().zip(book.secret()).ok_or(Distrust::NoLattice)?;
+        let (lattice, secret) = named(&*book).zip(book.secret()).ok_or(Distrust::NoLattice)?;
         let count = {
             let mut table = self.lock();
             table.announced += 1;
@@ -302,7 +312,7 @@ impl Seal {
             return Err(Distrust::Forged(node));
         }
         if lattice != ours {
-            return Err(Distrust::OtherLattice { theirs: lattice, from: node });
+            return Err(self.of_other(lattice, node));
         }
         let mut table = self.lock();
         let peer = table.peer(&self.secret, node, key)?;
@@ -323,9 +333,21 @@ impl Seal {
         frame
     }
 
-    /// The lattice that the book names.
+    /// The lattice that the book names, as frames do.
     fn lattice(&self) -> Option<LatticeId> {
-        self.book()?.lattice()
+        named(&*self.book()?)
+    }
+
+    /// Why a word of a lattice is not taken that frames name otherwise.
+    fn of_other(&self, theirs: LatticeId, from: NodeId) -> Distrust {
+        let Some(book) = self.book() else { return Distrust::NoLattice };
+        let Some(number) = book.lattice().and_then(|ours| ours.incarnation(theirs)) else {
+            return Distrust::OtherLattice { theirs, from };
+        };
+        if number > book.incarnation() {
+            self.lock().risen = Some(from);
+        }
+        Distrust::OtherIncarnation { theirs: number, from }
     }
 
     fn book(&self) -> Option<Arc<dyn Book>> {
@@ -336,7 +358,7 @@ impl Seal {
     fn known(&self, node: NodeId) -> Result<(LatticeId, NodeKey), Distrust> {
         // The book is never asked with the table locked: it may have a lock of its own.
         let book = self.book().ok_or(Distrust::NoLattice)?;
-        let lattice = book.lattice().ok_or(Distrust::NoLattice)?;
+        let lattice = named(&*book).ok_or(Distrust::NoLattice)?;
         let key = book.key(node);
         let mut table = self.lock();
         match key {
@@ -354,7 +376,7 @@ impl Seal {
     /// The key of a sender that says it is of `theirs`.
     fn member(&self, theirs: LatticeId, from: NodeId) -> Result<NodeKey, Distrust> {
         if self.lattice().ok_or(Distrust::NoLattice)? != theirs {
-            return Err(Distrust::OtherLattice { theirs, from });
+            return Err(self.of_other(theirs, from));
         }
         let known = self.known(from);
         if matches!(known, Err(Distrust::Unknown(_))) {
@@ -486,6 +508,11 @@ impl Lane {
         };
         Self(Arc::new((key(b"word"), key(b"answ"))))
     }
+}
+
+/// The lattice that a book names, as frames do.
+fn named(book: &dyn Book) -> Option<LatticeId> {
+    book.lattice().map(|lattice| lattice.of_incarnation(book.incarnation()))
 }
 
 /// The key that hides what one start of a node announces.

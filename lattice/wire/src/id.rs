@@ -69,6 +69,28 @@ uuid_id! {
     /// A lattice, minted at bootstrap: two lattices of one name have different ids.
     LatticeId, "lattice id"
 }
+
+/// Where in a lattice's id its incarnation is added.
+const INCARNATION_SHIFT: u32 = 16;
+
+impl LatticeId {
+    /// How frames name this lattice after it was recovered so many times: by another id, which nobody takes for its own who
+    /// has not heard of that. Builds that know of no incarnations do not, either.
+    #[must_use]
+    pub fn of_incarnation(self, number: u32) -> Self {
+        let (id, mask) = (self.0.as_u128(), u128::from(u32::MAX) << INCARNATION_SHIFT);
+        let sum = ((id & mask) >> INCARNATION_SHIFT) as u32;
+        Self(Uuid::from_u128(id & !mask | u128::from(sum.wrapping_add(number)) << INCARNATION_SHIFT))
+    }
+
+    /// Which incarnation of this lattice frames name so. `None`: it is another lattice.
+    pub fn incarnation(self, named: Self) -> Option<u32> {
+        let part = |id: Self| (id.0.as_u128() >> INCARNATION_SHIFT) as u32;
+        let number = part(named).wrapping_sub(part(self));
+        (self.of_incarnation(number) == named).then_some(number)
+    }
+}
+
 uuid_id! {
     /// A Raft command: the state machine applies each id once.
     CommandId, "command id"
@@ -299,6 +321,20 @@ mod tests {
         assert!(LatticeName::new("a.b").is_err(), "a dot would make two subject tokens");
         assert!("orders/api".parse::<ComponentKey>().is_ok());
         assert!("orders".parse::<ComponentKey>().is_err());
+    }
+
+    #[test]
+    fn an_incarnation_is_told_from_another_lattice() {
+        for text in ["01890a5d-ac96-774b-bcce-b302099a8057", "01890a5d-ac96-774b-bfff-ffffffff8057"] {
+            let id: LatticeId = text.parse().unwrap();
+            assert_eq!(id.of_incarnation(0), id);
+            for number in [0, 1, 2, 70_000, u32::MAX] {
+                assert_eq!(id.incarnation(id.of_incarnation(number)), Some(number));
+            }
+            assert_eq!(id.of_incarnation(1).incarnation(id.of_incarnation(3)), Some(2));
+            let other: LatticeId = "01890a5d-ac96-774b-bcce-b302099a8058".parse().unwrap();
+            assert_eq!(id.incarnation(other), None);
+        }
     }
 
     #[test]

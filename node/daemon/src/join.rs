@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use trellis_placement::NodeFacts;
+use trellis_placement::{Incarnation, NodeFacts};
 use trellis_trust::{Presented, Proof, TokenKey};
 use trellis_wire::{LatticeId, NodeId, NodeKey, frame};
 
@@ -33,6 +33,8 @@ pub(crate) enum Question {
         /// That the node has the token.
         proof: Option<Proof>,
     },
+    /// Which incarnation of the lattice is here? Every member answers.
+    Incarnation(Nonce),
 }
 
 /// What a member answers, presented by it.
@@ -66,6 +68,17 @@ pub(crate) enum Said {
     Admitted,
     /// It is not, and why.
     Refused(String),
+    /// The incarnation of the lattice, by this member's state.
+    Incarnation(Incarnation),
+    /// The node is recorded, in a later incarnation of the lattice than the first.
+    AdmittedTo(u32),
+}
+
+impl Said {
+    /// Whether the node is recorded.
+    pub(crate) const fn is_admission(&self) -> bool {
+        matches!(self, Self::Admitted | Self::AdmittedTo(_))
+    }
 }
 
 impl Answer {

@@ -39,6 +39,7 @@ mod proposal;
 mod providers;
 mod reconcile;
 mod recover;
+mod risen;
 mod rollouts;
 mod secrets;
 mod shards;
@@ -51,6 +52,7 @@ mod triggers;
 pub use identity::IdentityError;
 pub use membership::MembershipError;
 pub use recover::{RecoverError, Recovered, recover};
+pub use risen::Parting;
 pub use secrets::SecretSources;
 pub use trellis_placement::{Care, GivenTimings};
 

@@ -20,6 +20,7 @@ use crate::forgotten;
 use crate::join::{Answer, Challenges, Here, Nonce, Question, Said};
 use crate::node::{Node, Options};
 use crate::proposal;
+use crate::risen::{Parting, risen};
 
 /// How long members of a lattice may take to say that they are there.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -265,8 +266,8 @@ type Answered = (Presented, Answer);
 
 /// What came of asking to be let in.
 enum Admission {
-    /// The node is recorded; this one leads.
-    Admitted(NodeId),
+    /// The node is recorded in this incarnation of the lattice; this one leads.
+    Admitted(NodeId, u32),
     /// It is not to be.
     Refused(String),
     /// Nobody who could decide answered.
@@ -304,8 +305,21 @@ impl<'a> Asking<'a> {
 
     /// Everyone of a lattice of this name who answers in time, or until one is found that is `enough`.
     async fn who(&mut self, enough: impl Fn(&Answered) -> bool) -> Result<Vec<Answered>, MembershipError> {
+        self.all(Question::Who, enough).await
+    }
+
+    /// The same of those who know of incarnations, for that question.
+    async fn incarnations(&mut self) -> Result<Vec<Answered>, MembershipError> {
+        self.all(Question::Incarnation, |_| false).await
+    }
+
+    async fn all(
+        &mut self,
+        question: fn(Nonce) -> Question,
+        enough: impl Fn(&Answered) -> bool,
+    ) -> Result<Vec<Answered>, MembershipError> {
         let nonce = rand::random();
-        self.ask(&Question::Who(nonce)).await?;
+        self.ask(&question(nonce)).await?;
         let (deadline, mut found) = (Instant::now() + ANSWER_WAIT, Vec::new());
         while let Some(answered) = self.answer(nonce, deadline).await {
             found.push(answered);
@@ -345,12 +359,13 @@ impl<'a> Asking<'a> {
             }
             let (by, answer) = answered;
             match answer.here.said {
-                Said::Admitted => {
-                    self.introduce(answer.here.members.into_iter().chain([(by.from, by.key)]));
-                    return Ok(Admission::Admitted(by.from));
-                }
                 Said::Refused(why) => return Ok(Admission::Refused(why)),
-                Said::Present(_) => {}
+                Said::Present(_) | Said::Incarnation(_) => {}
+                said @ (Said::Admitted | Said::AdmittedTo(_)) => {
+                    self.introduce(answer.here.members.into_iter().chain([(by.from, by.key)]));
+                    let incarnation = if let Said::AdmittedTo(number) = said { number } else { 0 };
+                    return Ok(Admission::Admitted(by.from, incarnation));
+                }
             }
         }
         Ok(Admission::Unanswered)
@@ -457,8 +472,9 @@ async fn admitted(
     tracing::info!("joining lattice {name} (id {lattice})");
     loop {
         match asking.admit(lattice, token, &options.timings).await {
-            Ok(Admission::Admitted(leader)) => {
+            Ok(Admission::Admitted(leader, incarnation)) => {
                 tracing::info!("admitted; the log is on its way");
+                raft.rise(incarnation);
                 // Nobody brings it to a node that follows from outside.
                 raft.follow(leader);
             }
@@ -507,15 +523,16 @@ pub(crate) async fn serve(node: Arc<Node>, facts: NodeFacts, given: GivenTimings
 
 async fn record(node: &Node, facts: &NodeFacts, given: &GivenTimings) {
     let (mut states, mut disowned, mut told) = (node.raft.state(), false, None);
+    let mut looked = Instant::now();
     loop {
         let state = states.borrow_and_update().clone();
         warn_of_timings(&state, given, &mut told);
         let known = state.node(node.id);
         if known.is_some_and(|known| known.facts == *facts) {
             match timeout(INTRODUCE_EVERY, states.changed()).await {
-                Ok(Ok(())) => continue,
+                Ok(Ok(())) if looked.elapsed() < INTRODUCE_EVERY => continue,
                 Ok(Err(_)) => return,
-                Err(_) => {}
+                Ok(Ok(())) | Err(_) => looked = Instant::now(),
             }
         } else {
             let why = match node.raft.propose(proposal::entry(Command::Join(facts.clone()))).await {
@@ -526,10 +543,8 @@ async fn record(node: &Node, facts: &NodeFacts, given: &GivenTimings) {
             tracing::warn!("this node is not recorded in the lattice yet: {why}");
         }
         be_introduced(node, facts, &state).await;
-        let before = disowned;
-        disowned = is_disowned(node, facts, &state, before).await;
-        if before && disowned {
-            node.forgotten.cancel();
+        if let Some(parting) = parted(node, facts, &state, &mut disowned).await {
+            node.parted.send_replace(Some(parting));
             return std::future::pending().await;
         }
         // Forgotten while its own log still reached it, it is let in like any other.
@@ -547,6 +562,34 @@ fn warn_of_timings(state: &State, given: &GivenTimings, told: &mut Option<OtherT
         tracing::warn!("this node has the lattice's timings, and will not start again with its own: {why}");
     }
     *told = other;
+}
+
+/// Whether this node is none of its lattice's any more, by what members say; that it was forgotten they must say twice.
+async fn parted(node: &Node, facts: &NodeFacts, state: &State, disowned: &mut bool) -> Option<Parting> {
+    if let Some(parting) = rise(node, facts).await {
+        return Some(parting);
+    }
+    let before = *disowned;
+    *disowned = is_disowned(node, facts, state, before).await;
+    (before && *disowned).then_some(Parting::Forgotten)
+}
+
+/// Goes on in a later incarnation of the lattice, if somebody spoke of one and members say so. If it cannot: why.
+async fn rise(node: &Node, facts: &NodeFacts) -> Option<Parting> {
+    node.control.seal().take_risen()?;
+    let answered = match Asking::new(facts, &node.control).await {
+        Ok(mut asking) => asking.incarnations().await.unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    // In this order, and only now: this node may have gone on since it heard of it, and its state shows what it applied.
+    let applied = node.raft.applied_point();
+    let state = node.raft.state().borrow().clone();
+    let (incarnation, becomes) = risen(node.id, &state, applied, &answered)?;
+    if becomes.is_ok() {
+        tracing::warn!(number = incarnation.number, "the lattice was recovered, and this node goes on in it");
+        node.raft.rise(incarnation.number);
+    }
+    becomes.err()
 }
 
 /// Whether members say that the lattice has forgotten this node. They are asked if one said so, or all did the last time.
@@ -574,7 +617,7 @@ async fn ask_again(node: &Node, facts: &NodeFacts, lattice: LatticeId, given: &G
         Ok(Admission::Refused(why)) => {
             tracing::error!("lattice {} does not let this node in again: {why}", node.lattice)
         }
-        Ok(Admission::Admitted(_) | Admission::Unanswered) => {}
+        Ok(Admission::Admitted(..) | Admission::Unanswered) => {}
         Err(why) => tracing::debug!(%why, "asking to be let in again"),
     }
 }
@@ -624,12 +667,16 @@ async fn reply(node: &Node, challenges: &mut Challenges, question: Question, by:
             let now = std::time::Instant::now();
             (nonce, Said::Present(leads.then(|| challenges.keep(by.from, rand::random(), now)).flatten()))
         }
+        Question::Incarnation(nonce) => (nonce, Said::Incarnation(*node.raft.state().borrow().incarnation())),
         Question::Admit { facts, lattice, challenge, proof } => {
             if !leads || !challenges.take(by.from, challenge, std::time::Instant::now()) {
                 return;
             }
             match admit(node, *facts, (lattice, challenge), proof.as_ref(), by).await {
-                Ok(()) => (challenge, Said::Admitted),
+                Ok(()) => match node.raft.state().borrow().incarnation().number {
+                    0 => (challenge, Said::Admitted),
+                    number => (challenge, Said::AdmittedTo(number)),
+                },
                 Err(Some(why)) => (challenge, Said::Refused(why)),
                 // It asks again.
                 Err(None) => return,
@@ -638,7 +685,7 @@ async fn reply(node: &Node, challenges: &mut Challenges, question: Question, by:
     };
     let state = node.raft.state().borrow().clone();
     let Some((lattice, trust)) = state.lattice_id().zip(state.trust()) else { return };
-    let is_member = said == Said::Admitted || state.node(by.from).is_some_and(|known| known.facts.key == by.key);
+    let is_member = said.is_admission() || state.node(by.from).is_some_and(|known| known.facts.key == by.key);
     let members = if is_member { members(node, &state) } else { Vec::new() };
     let here = Here { lattice, echo, said, members };
     let seal = node.control.seal();

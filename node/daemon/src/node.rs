@@ -50,6 +50,7 @@ use crate::membership::{self, MembershipError};
 use crate::planner;
 use crate::providers::Providers;
 use crate::reconcile::Reconcile;
+use crate::risen::Parting;
 use crate::rollouts::Rollouts;
 use crate::secrets::{SecretSources, Secrets};
 use crate::shares::Shares;
@@ -170,12 +171,9 @@ pub enum RunError {
     /// The log of the lattice cannot be written any more.
     #[error("the node stops: {0}")]
     Storage(String),
-    /// The lattice gave the node up.
-    #[error(
-        "the node stops: its lattice has forgotten it, and what it kept there is given up; start it with an empty \
-         --data-dir to join as a new node"
-    )]
-    Forgotten,
+    /// It is none of its lattice's any more.
+    #[error("the node stops: {0}; start it with an empty --data-dir to join as a new node")]
+    Parted(Parting),
     /// A part that runs for as long as the node does has ended: a defect of ours.
     #[error("the node stops, because a part of it ended by itself: {0}")]
     Ended(String),
@@ -213,8 +211,8 @@ pub(crate) struct Node {
     pub(crate) started: Instant,
     /// Cancelled when the node says goodbye: what it holds goes to others while it still serves.
     pub(crate) leaving: CancellationToken,
-    /// Cancelled when members say that the lattice has forgotten this node.
-    pub(crate) forgotten: CancellationToken,
+    /// Why this node is none of the lattice's any more, once members say so.
+    pub(crate) parted: watch::Sender<Option<Parting>>,
     pub(crate) shutdown: CancellationToken,
     /// Cancelled once events under way are done, here and for others.
     pub(crate) ended: CancellationToken,
@@ -409,7 +407,7 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         logs,
         started: Instant::now(),
         leaving: CancellationToken::new(),
-        forgotten: CancellationToken::new(),
+        parted: watch::Sender::new(None),
         shutdown: CancellationToken::new(),
         ended: CancellationToken::new(),
         places: Service::places(),
@@ -480,6 +478,15 @@ async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> String {
     match watch.wait_for(Option::is_some).await {
         Ok(why) => why.as_ref().map(ToString::to_string).unwrap_or_default(),
         Err(_) => "Raft ended".into(),
+    }
+}
+
+/// Waits until the node is none of its lattice's any more.
+async fn parting(mut watch: watch::Receiver<Option<Parting>>) -> Parting {
+    let parting = watch.wait_for(Option::is_some).await.ok().and_then(|parting| *parting);
+    match parting {
+        Some(parting) => parting,
+        None => std::future::pending().await,
     }
 }
 
@@ -633,7 +640,7 @@ impl Running {
         let mut ended = tokio::select! {
             () = shutdown => Ok(()),
             why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
-            () = self.node.forgotten.cancelled() => Err(RunError::Forgotten),
+            parting = parting(self.node.parted.subscribe()) => Err(RunError::Parted(parting)),
             why = self.tasks.join_next() => Err(RunError::Ended(format!("{why:?}"))),
         };
         // A part may end because of the log before that has said why it failed.
@@ -643,7 +650,7 @@ impl Running {
             ended = Err(RunError::Storage(why));
         }
         // Nobody takes anything from a node that is no member.
-        if !matches!(ended, Err(RunError::Forgotten)) {
+        if !matches!(ended, Err(RunError::Parted(_))) {
             self.hand_over().await;
         }
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");

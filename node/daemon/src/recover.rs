@@ -1,6 +1,5 @@
 //! Going on without a quorum, on the data directory of a node that is stopped.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,9 +42,13 @@ pub struct Recovered {
 impl Recovered {
     /// The other voters, each with its name where the node knows it.
     pub fn given_up(&self) -> Vec<String> {
-        let name = |id: &NodeId| self.recovery.state.node(*id).map(|node| node.facts.name.clone()).unwrap_or_default();
-        let others: &BTreeSet<NodeId> = &self.recovery.others;
-        others.iter().map(|id| format!("{id} {}", name(id)).trim_end().into()).collect()
+        self.recovery.others.iter().map(|(id, name)| format!("{id} {name}").trim_end().into()).collect()
+    }
+
+    /// The nodes that neither vote nor are given up, in the same way.
+    pub fn others(&self) -> Vec<String> {
+        let nodes = self.recovery.state.nodes().iter().filter(|(id, _)| **id != self.node);
+        nodes.map(|(id, node)| format!("{id} {}", node.facts.name)).collect()
     }
 }
 

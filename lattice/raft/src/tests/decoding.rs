@@ -1,12 +1,12 @@
 //! Whatever comes over the bus is decoded or refused: every message that was ever valid, cut, changed, lengthened and of
 //! another version, in little memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::raft::{AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse};
 use openraft::{CommittedLeaderId, EntryPayload, SnapshotMeta, Vote};
 use trellis_bus::hostile::change_and_decode;
-use trellis_placement::{Applied, Capacity, Command, Entry, NodeFacts, Patience, State};
+use trellis_placement::{Applied, Capacity, Command, Entry, LogPoint, NodeFacts, Patience, State};
 use trellis_wire::frame::{self, FrameError};
 use trellis_wire::{CommandId, NodeKey};
 use uuid::Uuid;
@@ -90,8 +90,16 @@ fn a_changed_snapshot_is_decoded_or_refused_in_little_memory() {
     // With timings.
     let state = with_timings(self::state());
     let snapshot = encode_snapshot(&state);
-    assert_eq!(decode_snapshot(&snapshot), Ok(state));
+    assert_eq!(decode_snapshot(&snapshot), Ok(state.clone()));
     change_and_decode(&snapshot, decode_snapshot);
+
+    // And in a later incarnation, with timings and without.
+    for mut state in [state, self::state()] {
+        state.begin_anew(&BTreeSet::from([node(1)]), LogPoint { term: 2, leader: node(2), index: 9 }, 0);
+        let snapshot = encode_snapshot(&state);
+        assert_eq!(decode_snapshot(&snapshot), Ok(state));
+        change_and_decode(&snapshot, decode_snapshot);
+    }
 }
 
 fn with_timings(mut state: State) -> State {

@@ -16,7 +16,7 @@ fn lattice(n: u128) -> LatticeId {
     LatticeId::new(Uuid::from_u128(n))
 }
 
-struct Members(LatticeId, BTreeMap<NodeId, NodeKey>);
+struct Members(LatticeId, BTreeMap<NodeId, NodeKey>, u32);
 
 impl Book for Members {
     fn lattice(&self) -> Option<LatticeId> {
@@ -30,6 +30,10 @@ impl Book for Members {
     fn secret(&self) -> Option<LatticeSecret> {
         Some(LatticeSecret::new([9; 32]))
     }
+
+    fn incarnation(&self) -> u32 {
+        self.2
+    }
 }
 
 /// A start of node `n` in a lattice of nodes 1 to 3. Each start is later than the one before.
@@ -37,9 +41,12 @@ fn seal(n: u8) -> Seal {
     static STARTS: AtomicU64 = AtomicU64::new(1);
     let number = STARTS.fetch_add(1, Ordering::Relaxed);
     let seal = Seal::new(id(n), NodeSecret::new([n; 32]), Start { number, salt: number });
-    let keys = (1..=3).map(|n| (id(n), NodeSecret::new([n; 32]).key())).collect();
-    seal.read(Arc::new(Members(lattice(1), keys)));
+    seal.read(Arc::new(Members(lattice(1), keys(), 0)));
     seal
+}
+
+fn keys() -> BTreeMap<NodeId, NodeKey> {
+    (1..=3).map(|n| (id(n), NodeSecret::new([n; 32]).key())).collect()
 }
 
 fn greet(seal: &Seal, other: &Seal) -> Result<(), Distrust> {
@@ -96,8 +103,31 @@ fn a_word_is_for_one_node_one_subject_and_one_lattice() {
     assert_eq!(why(b.open("event", &word)), Distrust::Forged(id(1)), "it came on another subject");
     assert_eq!(why(c.open("call", &word)), Distrust::OtherStart(id(1)), "it is for another node");
     assert_eq!(why(a.open("call", &word)), Distrust::OtherStart(id(1)), "it came back");
-    b.read(Arc::new(Members(lattice(2), BTreeMap::new())));
+    b.read(Arc::new(Members(lattice(2), BTreeMap::new(), 0)));
     assert_eq!(why(b.open("call", &word)), Distrust::OtherLattice { theirs: lattice(1), from: id(1) });
+}
+
+#[test]
+fn members_of_two_incarnations_take_nothing_from_each_other_and_the_earlier_hears_of_it() {
+    let (a, b) = pair();
+    b.read(Arc::new(Members(lattice(1), keys(), 1)));
+    let (word, asked) = a.seal(id(2), "raft", b"vote for me").unwrap();
+    let why = b.open("raft", &word).err().unwrap();
+    assert_eq!(why, Distrust::OtherIncarnation { theirs: 0, from: id(1) });
+    assert_eq!(b.take_risen(), None, "that is an earlier one");
+    let notice = b.notice("raft", &word, &why).unwrap();
+    assert!(matches!(a.open_answer(&asked, &notice), Err(Distrust::Refused { why: Refused::OtherLattice(_), .. })));
+    assert_eq!(a.take_risen(), Some(id(2)));
+    let (later, earlier) = (b.announce("hb", b"x").unwrap(), a.announce("hb", b"x").unwrap());
+    assert!(matches!(a.open("hb", &later), Err(Distrust::OtherIncarnation { theirs: 1, .. })));
+    assert_eq!(a.take_risen(), Some(id(2)));
+    assert!(matches!(b.open("hb", &earlier), Err(Distrust::OtherIncarnation { theirs: 0, .. })));
+    assert!(matches!(greet(&a, &b), Err(Distrust::OtherIncarnation { theirs: 1, .. })));
+    assert_eq!((a.take_risen(), b.take_risen()), (Some(id(2)), None));
+    // In the same one they understand each other again.
+    a.read(Arc::new(Members(lattice(1), keys(), 1)));
+    greet(&a, &b).unwrap();
+    assert_eq!(b.open("raft", &a.seal(id(2), "raft", b"x").unwrap().0).unwrap().body, b"x");
 }
 
 #[test]
@@ -123,7 +153,7 @@ fn who_is_no_member_is_not_heard_whatever_id_it_takes() {
 
     // A node that was forgotten is a stranger from then on.
     let (word, _) = a.seal(id(2), "raft", b"x").unwrap();
-    b.read(Arc::new(Members(lattice(1), BTreeMap::new())));
+    b.read(Arc::new(Members(lattice(1), BTreeMap::new(), 0)));
     assert_eq!(why(b.open("raft", &word)), Distrust::Unknown(id(1)));
     b.introduce(id(1), a.key());
     b.open("raft", &word).unwrap();

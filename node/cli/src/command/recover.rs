@@ -40,9 +40,17 @@ impl Recover {
         };
         let recovered = trellis_daemon::recover(&data_dir, self.lattice, self.yes).await;
         let recovered = recovered.map_err(|why| Failure::Failed(why.to_string()))?;
+        if recovered.given_up().is_empty() {
+            let node = recovered.node;
+            return Ok(print(&format!("node {node} is the only voter of its lattice already: nothing to recover"))?);
+        }
         print(&render(&recovered, self.yes))?;
         if self.yes { Ok(()) } else { Err(Failure::Failed("nothing was changed: add --yes to do it".into())) }
     }
+}
+
+fn listed(nodes: &[String]) -> String {
+    if nodes.is_empty() { "none".into() } else { nodes.join(", ") }
 }
 
 fn render(recovered: &Recovered, done: bool) -> String {
@@ -64,13 +72,16 @@ fn render(recovered: &Recovered, done: bool) -> String {
          it has the log up to entry {}, {} of them not known to be agreed on, and kept; apps: {}.\n\
          lost may be: whatever the others agreed on that this node had not heard of.{voted}\n\
          code that is not on this node: {code}.\n\
-         given up as voters, and lost until they are heard again: {}.\n\
+         given up and forgotten: {}. Nothing of theirs is taken any more: each stops when it hears of this, and comes back \
+         with an empty --data-dir only.\n\
          {home}\
-         each of those must come back with an empty --data-dir only: with its old one it could agree with another of \
-         them on something else. Start this node as before; `trellis nodes forget` forgets who does not come back.",
+         nodes that did not vote: {}. They go on with this one by themselves; one that has carried out what this log lacks \
+         stops and says so.\n\
+         Start this node as before.",
         recovery.last,
         recovery.unknown,
         if apps.is_empty() { "none".into() } else { apps.join(", ") },
-        if others.is_empty() { "nobody".into() } else { others.join(", ") },
+        listed(&others),
+        listed(&recovered.others()),
     )
 }

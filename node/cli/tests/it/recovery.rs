@@ -95,8 +95,7 @@ fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
     back.until_ready("keys");
     assert_eq!(home::ask(&back, "keys", "POST", "/sum").ok(), "1");
     for lost in &gone {
-        assert_eq!(of(&back, lost, "state"), "lost");
-        back.trellis(&["nodes", "forget", lost]).ok();
+        assert!(of(&back, lost, "state").is_null(), "it is forgotten");
     }
     // New nodes make it a lattice of three voters again.
     let new: Vec<Node> = (4..=5).map(|n| node(&nats, &DataDir::new(), n, &[])).collect();
@@ -104,6 +103,56 @@ fn one_of_three_goes_on_when_the_others_are_gone_for_good() {
         (known(&back).iter().filter(|one| one["role"] == "voter").count() == 3).then_some(())
     });
     assert_eq!(new[0].trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+}
+
+/// Two voters go on elsewhere, where they are enough to agree. The third is told that they are gone for good.
+#[test]
+fn who_was_given_up_stops_when_it_is_back_and_nothing_of_it_is_taken() {
+    let (nats, elsewhere) = (NatsServer::start(false), NatsServer::start(false));
+    let mut nodes = lattice(&nats, 4);
+    let edge = node(&nats, &DataDir::new(), 5, &["--edge"]);
+    nodes[0].trellis(&["config", "put", "before", "sky=blue"]).ok();
+    let has = |node: &Node, config: &str| node.trellis(&["config", "get", config]).code == 0;
+    for node in nodes.iter().chain([&edge]) {
+        eventually("all know it", || has(node, "before").then_some(()));
+    }
+    let votes = |node: &Node| of(&edge, &id(node), "role") == "voter";
+    let learner = nodes.iter().position(|node| !votes(node)).unwrap();
+    let (learner, last) = (nodes.remove(learner), nodes.pop().unwrap().kill());
+    let gone: Vec<String> = nodes.iter().map(id).collect();
+    let dirs: Vec<DataDir> = nodes.into_iter().map(Node::kill).collect();
+
+    let away: Vec<Node> = dirs.iter().map(|dir| node(&elsewhere, dir, 1, &[])).collect();
+    away[0].trellis(&["config", "put", "theirs", "sky=red"]).ok();
+    let recover = || trellis(&["recover", "--new-quorum", "--yes", "--data-dir", last.path().to_str().unwrap()]).ok();
+    let told = recover();
+    let goes_on = told.split("nodes that did not vote:").nth(1).unwrap();
+    assert!(goes_on.contains(&id(&learner)) && goes_on.contains(&id(&edge)), "{told}");
+    let again = recover();
+    assert!(again.contains("is the only voter of its lattice already"), "{again}");
+    let last = node(&nats, &last, 3, &[]);
+    last.trellis(&["config", "put", "after", "sky=grey"]).ok();
+    for other in [&learner, &edge] {
+        eventually("who did not vote goes on with it", || has(other, "after").then_some(()));
+        eventually("and is there for it", || (of(&last, &id(other), "state") == "ready").then_some(()));
+    }
+
+    drop(away.into_iter().map(Node::kill).collect::<Vec<_>>());
+    let back: Vec<Node> = dirs.iter().map(|dir| node(&nats, dir, 1, &[])).collect();
+    for node in back {
+        let log = node.data_dir().log();
+        assert_eq!(node.ended().code(), Some(1));
+        let said = std::fs::read_to_string(log).unwrap();
+        assert!(said.contains("this lattice was recovered without this node"), "{said}");
+        assert!(said.contains("start it with an empty --data-dir"), "{said}");
+    }
+    for node in [&last, &learner, &edge] {
+        assert!(has(node, "after") && !has(node, "theirs"), "nothing of theirs is taken");
+        assert!(known(node).iter().all(|one| !gone.contains(&one["id"].as_str().unwrap().to_owned())));
+    }
+    // Empty, it is a new node.
+    let new = node(&nats, &DataDir::new(), 1, &[]);
+    eventually("it is told of all", || has(&new, "after").then_some(()));
 }
 
 #[test]

@@ -82,6 +82,10 @@ impl Book for Public {
     fn secret(&self) -> Option<LatticeSecret> {
         Some(LatticeSecret::new([0; 32]))
     }
+
+    fn incarnation(&self) -> u32 {
+        0
+    }
 }
 
 /// A client of the whole NATS account that takes an id, has a key of its own, and knows what is public.
