@@ -55,7 +55,7 @@ pub use lessee::Lessee;
 pub use lessor::{Lessor, Renewal};
 pub use level::{Downgraded, LEVEL, SHORT_HEARTBEATS, TooOld};
 pub use membership::{Decision, LEARNERS_MAX, Life, LogView, Membership};
-pub use node::{Capacity, Node, NodeFacts, Unfit};
+pub use node::{Capacity, LabelError, Node, NodeFacts, Unfit, check_label};
 pub use part::{COMMAND_BYTES_MAX, Part, UNFINISHED_MAX, Unfinished};
 pub use plan::{Change, DELTA_BYTES_MAX, Delta, Holding, Plan};
 pub use planner::plan;

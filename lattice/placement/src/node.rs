@@ -4,10 +4,48 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use trellis_manifest::{LABEL_KEY_HELP, is_label_key};
 use trellis_wire::{NodeId, NodeKey};
 
 /// The label that names the edge. A node that joined with `--edge` has it, and only spreads that name it go there.
 pub(crate) const EDGE_LABEL: &str = "edge";
+
+/// Labels that begin so are the node's own to set.
+const OWN_LABELS: &str = "trellis.";
+
+/// How long a label's value may be, in bytes.
+const LABEL_VALUE_BYTES_MAX: usize = 253;
+
+/// Why something is no label for a person to set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Its key.
+    #[error("`{0}` is no label key: {LABEL_KEY_HELP}")]
+    Key(String),
+    /// It is not a person's.
+    #[error("label `{0}` is the node's own: those that begin with `{OWN_LABELS}` cannot be set")]
+    Own(String),
+    /// Its value.
+    #[error(
+        "the value of label `{0}` is too long or has control characters: up to {LABEL_VALUE_BYTES_MAX} bytes of text are taken"
+    )]
+    Value(String),
+}
+
+/// Checks a label that a person sets.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_label(key: &str, value: &str) -> Result<(), LabelError> {
+    match () {
+        () if !is_label_key(key) => Err(LabelError::Key(key.into())),
+        () if key.starts_with(OWN_LABELS) => Err(LabelError::Own(key.into())),
+        () if value.len() > LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) => {
+            Err(LabelError::Value(key.into()))
+        }
+        () => Ok(()),
+    }
+}
 
 /// What a node says of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +223,22 @@ impl fmt::Display for Unfit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_is_a_key_and_a_short_text_and_not_the_nodes_own() {
+        for (key, value, said) in [
+            ("zone", "eu", ""),
+            ("zone", "", ""),
+            ("example.com/zone", "a|b c", ""),
+            ("a b", "c", "is no label key"),
+            ("trellis.level", "99", "is the node's own"),
+            ("zone", "e\nu", "has control characters"),
+            ("zone", &"e".repeat(254), "is too long"),
+        ] {
+            let checked = check_label(key, value).err().map(|why| why.to_string()).unwrap_or_default();
+            assert!(checked.contains(said) && checked.is_empty() == said.is_empty(), "{key}={value}: {checked}");
+        }
+    }
 
     #[test]
     fn requirements_take_values_choices_any_and_not() {

@@ -388,6 +388,7 @@ impl Settings {
 fn labels(pairs: Vec<Pair>) -> Result<BTreeMap<String, String>, Failure> {
     let mut labels = BTreeMap::new();
     for Pair { key, value } in pairs {
+        trellis_daemon::check_label(&key, &value).map_err(|why| Failure::Usage(format!("--label: {why}")))?;
         if labels.insert(key.clone(), value).is_some() {
             return Err(Failure::Usage(format!("label `{key}` is given twice")));
         }
@@ -505,5 +506,7 @@ mod tests {
     fn a_label_twice_is_an_error() {
         let error = file("label: [zone=a, zone=b]").unwrap().options().unwrap_err();
         assert!(error.to_string().contains("label `zone` is given twice"), "{error}");
+        let error = file("label: ['a b=c']").unwrap().options().unwrap_err();
+        assert!(error.to_string().contains("--label: `a b` is no label key"), "{error}");
     }
 }

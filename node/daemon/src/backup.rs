@@ -142,8 +142,8 @@ pub(crate) async fn restore(
     let check = || if node.raft.state().borrow().is_empty() { Ok(()) } else { Err(BackupError::NotEmpty) };
     check()?;
     let mut reader = Reader { body, buffer: Vec::new(), hash: Sha256::new() };
-    if reader.take(MAGIC.len()).await? != MAGIC {
-        return Err(BackupError::Unusable("it does not begin as one: is it of another version?".into()));
+    if reader.take(MAGIC.len()).await.ok().as_deref() != Some(MAGIC) {
+        return Err(BackupError::Unusable("it does not begin as one: name what `trellis backup` wrote".into()));
     }
     let (mut commands, mut artifacts): (Vec<Command>, usize) = (Vec::new(), 0);
     loop {
@@ -197,7 +197,7 @@ impl<S: Stream<Item = Result<Bytes, axum::Error>> + Unpin> Reader<S> {
     async fn take(&mut self, bytes: usize) -> Result<Vec<u8>, BackupError> {
         while self.buffer.len() < bytes {
             let more = self.body.next().await;
-            let more = more.ok_or_else(|| BackupError::Unusable("it ends before its end: it is not whole".into()))?;
+            let more = more.ok_or_else(|| BackupError::Unusable("it ends too early: it is not whole".into()))?;
             self.buffer.extend_from_slice(&more.map_err(|why| BackupError::Unusable(why.to_string()))?);
         }
         let rest = self.buffer.split_off(bytes);

@@ -54,6 +54,6 @@ pub use membership::MembershipError;
 pub use recover::{RecoverError, Recovered, recover};
 pub use risen::Parting;
 pub use secrets::SecretSources;
-pub use trellis_placement::{Care, GivenTimings};
+pub use trellis_placement::{Care, GivenTimings, check_label};
 
 pub use node::{Options, RunError, Running, STOP_MAX, StartError, start};

@@ -19,7 +19,12 @@ pub(crate) struct Backup {
 
 impl Backup {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let failed = |why: std::io::Error| Failure::Failed(format!("{}: {why}", self.file.display()));
+        let failed = |why: std::io::Error| {
+            Failure::Failed(format!("the backup cannot be written to {}: {}", self.file.display(), why.kind()))
+        };
+        if self.file.is_dir() {
+            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+        }
         let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
         let part = tempfile::NamedTempFile::new_in(folder.unwrap_or_else(|| ".".as_ref())).map_err(failed)?;
         let mut out = std::io::BufWriter::new(part);

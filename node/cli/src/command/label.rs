@@ -1,5 +1,7 @@
 //! `trellis label`: changes labels of a node while it runs.
 
+use std::collections::BTreeMap;
+
 use trellis_daemon::api::types::LabelsRequest;
 
 use crate::admin::Connection;
@@ -23,7 +25,13 @@ pub(crate) struct Label {
 
 impl Label {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let labels = self.labels.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        let mut labels = BTreeMap::new();
+        for text in &self.labels {
+            let (key, value) = parse(text)?;
+            if labels.insert(key.clone(), value).is_some() {
+                return Err(Failure::Usage(format!("label `{key}` is given twice")));
+            }
+        }
         connection.open().label(&self.node, &LabelsRequest { labels }).await?;
         Ok(print(&format!("{} labelled: {}", self.node, self.labels.join(" ")))?)
     }

@@ -17,8 +17,12 @@ pub(crate) struct Restore {
 
 impl Restore {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let file = std::fs::File::open(&self.file)
-            .map_err(|why| Failure::Usage(format!("cannot read {}: {}", self.file.display(), why.kind())))?;
+        let unread =
+            |why: std::io::Error| Failure::Usage(format!("cannot read {}: {}", self.file.display(), why.kind()));
+        let file = std::fs::File::open(&self.file).map_err(unread)?;
+        if file.metadata().map_err(unread)?.is_dir() {
+            return Err(unread(std::io::ErrorKind::IsADirectory.into()));
+        }
         let restored = connection.open().restore(file).await?;
         let (commands, artifacts) = (restored.commands, restored.artifacts);
         Ok(print(&format!("restored {commands} commands and {artifacts} artifacts; `trellis apps` lists what runs"))?)

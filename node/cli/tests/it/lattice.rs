@@ -116,6 +116,10 @@ fn three_nodes_are_one_lattice() {
     );
     let unfit = nodes[0].trellis(&["label", &id(&nodes[2]), "a b=c"]).failed(1);
     assert!(unfit.contains("`a b` is no label key"), "{unfit}");
+    let own = nodes[0].trellis(&["label", &id(&nodes[2]), "trellis.level=99"]).failed(1);
+    assert!(own.contains("label `trellis.level` is the node's own"), "{own}");
+    let twice = nodes[0].trellis(&["label", &id(&nodes[2]), "zone=eu", "zone-"]).failed(2);
+    assert!(twice.contains("label `zone` is given twice"), "{twice}");
     // All have this machine's name, so more is said of each.
     let short = format!("(..{})", &id(&nodes[1])[28..]);
     assert!(explained.contains(&short), "{short}: {explained}");

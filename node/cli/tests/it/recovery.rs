@@ -45,6 +45,13 @@ fn a_backup_of_one_lattice_makes_another() {
         assert!(refused.contains("the backup is not usable"), "{refused}");
         assert!(fresh.trellis(&["apps"]).ok().starts_with("no apps yet"), "nothing of it is there");
     }
+    let no_file = fresh.trellis(&["restore", folder.path().to_str().unwrap()]).failed(2);
+    assert!(no_file.contains("is a directory"), "{no_file}");
+    std::fs::write(&broken, "hello\n").unwrap();
+    let other = fresh.trellis(&["restore", broken.to_str().unwrap()]).failed(1);
+    assert!(other.contains("it does not begin as one"), "{other}");
+    let nowhere = fresh.trellis(&["backup", "/nowhere/lattice.backup"]).failed(1);
+    assert!(nowhere.contains("the backup cannot be written to /nowhere/lattice.backup: entity not found"), "{nowhere}");
     let told = fresh.trellis(&["restore", path]).ok();
     assert!(told.starts_with("restored 8 commands and "), "{told}");
     fresh.until_ready("greets");

@@ -16,8 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
-use trellis_manifest::{LABEL_KEY_HELP, is_label_key};
-use trellis_placement::{Applied, Command, Life, Refusal as Why, TrustChange};
+use trellis_placement::{Applied, Command, Life, Refusal as Why, TrustChange, check_label};
 use trellis_provider::Want;
 use trellis_provider::delivery::Fate;
 use trellis_raft::ProposeError;
@@ -267,10 +266,8 @@ async fn label(
     Take(request): Take<LabelsRequest>,
 ) -> Answer<Json<serde_json::Value>> {
     // Whatever is there already can be taken away.
-    let set = request.labels.iter().filter(|(_, value)| value.is_some());
-    if let Some((key, _)) = set.into_iter().find(|(key, _)| !is_label_key(key)) {
-        return Err(Refusal::bad_request(format!("`{key}` is no label key: {LABEL_KEY_HELP}")));
-    }
+    let mut set = request.labels.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+    set.try_for_each(|(key, value)| check_label(key, value)).map_err(|why| Refusal::bad_request(why.to_string()))?;
     propose(&node, Command::Label { node: node_id(&node, &name)?, labels: request.labels }).await
 }
 
