@@ -1,35 +1,26 @@
 //! A node: the parts of the daemon, put together. It is started, it runs until it is told to stop, it drains.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::{Future, ready};
+use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trellis_bus::{Auth, Bus, Memory, Sealed};
-use trellis_embedded::Embedded;
-use trellis_http::Http;
+use trellis_bus::{Bus, Memory, Sealed};
 use trellis_manifest::Parsed;
-use trellis_mqtt::Mqtt;
-use trellis_nats::Nats;
 use trellis_placement::{Care, GivenTimings, Life, NodeFacts, Patience};
-use trellis_provider::Ledgers;
-use trellis_rabbitmq::Rabbitmq;
 use trellis_raft::{Raft, RaftError};
-use trellis_redis::Redis;
 use trellis_sandbox::{Engine, EngineError};
-use trellis_timer::{Ledger, Timer};
 use trellis_trust::Seal;
-use trellis_wire::{ComponentKey, Config, LatticeName, Link, LinkId, LinkName, NodeId, NodeKey, Secret};
+use trellis_wire::{LatticeName, NodeId, NodeKey, Secret};
 
 use crate::api::{self, Door, TlsFiles, TlsListener, Tokens};
 use crate::artifacts::Artifacts;
@@ -321,40 +312,39 @@ async fn buses(options: &Options, seal: &Arc<Seal>, control: &Control) -> Result
     Ok((sealed(control.connect(nats, true).await?), sealed(control.connect(&data, false).await?)))
 }
 
+/// What the parts of a node are made of.
+struct Ground {
+    engine: Arc<Engine>,
+    artifacts: Artifacts,
+    control: Sealed,
+    data: Sealed,
+    raft: Raft,
+    providers: Providers,
+}
+
+/// Opens what the node keeps, brings it into its lattice, and puts its parts together.
 async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: &Control) -> Result<Node, StartError> {
-    let id = facts.id;
-    let part = |what: &'static str| move |why: &dyn std::fmt::Display| StartError::Part(format!("{what}: {why}"));
     let engine = Engine::new(trellis_sandbox::Options {
         cache_dir: options.data_dir.join("compiled"),
         sandboxes_max: options.sandboxes_max,
         memory_bytes_max: options.sandbox_memory_bytes,
         wasi_p3: options.wasi_p3,
     })?;
-    let artifacts = Artifacts::open(&options.data_dir).map_err(|why| part("artifacts")(&why))?;
+    let artifacts = Artifacts::open(&options.data_dir);
+    let artifacts = artifacts.map_err(|why| StartError::Part(format!("artifacts: {why}")))?;
     let (control, data) = buses(options, seal, threads).await?;
     let raft = membership::enter(options, facts, &control, threads.handle()).await?;
+    let lattice = membership::lattice_id(options, &raft)?;
+    let lattice = lattice.ok_or_else(|| StartError::Part("the lattice: its id is not known".into()))?;
+    let providers = Providers::open(options, facts.id, lattice).await.map_err(StartError::Part)?;
+    Ok(assemble(options, facts.id, Ground { engine, artifacts, control, data, raft, providers }))
+}
+
+fn assemble(options: &Options, id: NodeId, ground: Ground) -> Node {
+    let Ground { engine, artifacts, control, data, raft, providers } = ground;
     let patience = options.timings.over(Patience::default());
     let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, patience)));
-    let leases = Arc::new(Leases::new(id, patience.lease, raft.clone()));
-    let lines = Lines::new(data.clone(), liveness.clone());
-    let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
-    let embedded = tokio::task::spawn_blocking(move || Embedded::open(store)).await;
-    let embedded = embedded.map_err(|why| part("embedded store")(&why))?.map_err(|why| part("embedded store")(&why))?;
-    let nats_url = options.nats.as_ref().map(|nats| nats.urls.join(","));
-    let nats = Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default()));
-    let embedded = Arc::new(embedded);
-    let lattice = membership::lattice_id(options, &raft)?.ok_or_else(|| part("the lattice")(&"its id is not known"))?;
-    let mqtt = trellis_mqtt::Options { node: id.to_string(), lattice: lattice.to_string(), depot: embedded.clone() };
-    let providers = Providers {
-        http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
-        redis: Arc::new(Redis::new()),
-        rabbitmq: Arc::new(Rabbitmq::new(ledgers(options, &nats, &embedded))),
-        mqtt: Arc::new(Mqtt::new(mqtt)),
-        timer: Arc::new(Timer::new(timers(options, &nats, &embedded))),
-        nats,
-        embedded,
-    };
-    let logs = Arc::new(Logs::new());
+    let (lines, logs) = (Lines::new(data.clone(), liveness.clone()), Arc::new(Logs::new()));
     let elsewhere = Elsewhere::new(data.clone(), shares.clone(), liveness.clone(), lines.clone());
     let dispatch = Dispatch::new(
         engine.clone(),
@@ -365,111 +355,64 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
         id.to_string(),
         Arc::new(elsewhere),
     );
-    let triggers = Triggers {
-        me: id,
-        providers: providers.clone(),
-        shares: shares.clone(),
-        liveness: liveness.clone(),
-        dispatch: dispatch.clone(),
-    };
-    let fetch = Arc::new(Fetch {
-        sealed: data.clone(),
-        artifacts: artifacts.clone(),
-        shares: shares.clone(),
-        liveness: liveness.clone(),
-        turn: Default::default(),
-        kept: Default::default(),
-    });
-    Ok(Node {
+    Node {
         id,
         lattice: options.lattice.clone(),
         admin_tokens: options.admin_tokens.clone(),
-        nats_url,
+        nats_url: options.nats.as_ref().map(|nats| nats.urls.join(",")),
         oci_insecure: options.oci_insecure.clone(),
         image_aliases: options.image_aliases.clone(),
         join_token: options.join_token.clone(),
-        control,
-        data,
-        lines,
-        raft,
-        shares,
-        liveness,
-        leases,
+        leases: Arc::new(Leases::new(id, patience.lease, raft.clone())),
         removals: TaskTracker::new(),
         events: Arc::new(Events::new(id)),
-        fetch,
-        engine,
-        artifacts,
-        dispatch,
-        providers,
-        triggers,
+        fetch: fetch(&data, &artifacts, &shares, &liveness),
+        triggers: triggers(id, &providers, &shares, &liveness, &dispatch),
         board: Arc::default(),
-        logs,
         started: Instant::now(),
         leaving: CancellationToken::new(),
         parted: watch::Sender::new(None),
         shutdown: CancellationToken::new(),
         ended: CancellationToken::new(),
         places: Service::places(),
+        control,
+        data,
+        lines,
+        raft,
+        shares,
+        liveness,
+        engine,
+        artifacts,
+        dispatch,
+        providers,
+        logs,
+    }
+}
+
+fn fetch(data: &Sealed, artifacts: &Artifacts, shares: &Arc<Shares>, liveness: &Arc<Liveness>) -> Arc<Fetch> {
+    Arc::new(Fetch {
+        sealed: data.clone(),
+        artifacts: artifacts.clone(),
+        shares: shares.clone(),
+        liveness: liveness.clone(),
+        turn: Default::default(),
+        kept: Default::default(),
     })
 }
 
-/// How the NATS provider reaches the lattice's own server, for links that name none: as the node itself does.
-fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
-    use trellis_nats::Auth as As;
-    trellis_nats::Options {
-        default_url: Some(nats.urls.join(",")),
-        auth: match &nats.auth {
-            Auth::None => As::None,
-            Auth::Credentials(path) => As::Credentials(path.clone()),
-            Auth::NkeySeed(path) => As::NkeySeed(path.clone()),
-            Auth::Jwt { jwt, seed } => As::Jwt { jwt: jwt.clone(), seed: seed.clone() },
-            Auth::Password { user, password } => As::Password { user: user.clone(), password: password.clone() },
-            Auth::Token(token) => As::Token(token.clone()),
-        },
-        tls: trellis_nats::Tls { ca: nats.tls.ca.clone(), identity: nats.tls.identity.clone() },
-        inbox_prefix: nats.inbox_prefix.clone(),
-    }
-}
-
-/// A bucket of the lattice's own in its NATS, as a link that only the node itself may have.
-fn own_bucket(options: &Options, name: &str) -> Link {
-    let owner: ComponentKey = format!("trellis/{name}").parse().expect("it is a valid key");
-    let interfaces = vec!["store".to_owned()];
-    Link {
-        id: LinkId::new(&owner, &owner, &LinkName::default(), "wasi", "keyvalue", &interfaces),
-        component: owner,
-        name: LinkName::default(),
-        namespace: "wasi".into(),
-        package: "keyvalue".into(),
-        interfaces,
-        config: Config::from_iter([("bucket", format!("TRELLIS_{}_{name}", options.lattice))]),
-        delivery: Default::default(),
-        secrets: Default::default(),
-    }
-}
-
-/// Where the marks of timers are: in the lattice's NATS where there is one, else in this node's own file.
-fn timers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Ledger {
-    let link = own_bucket(options, "timers");
-    let id = link.id.clone();
-    if options.nats.is_none() {
-        embedded.grant_own(id.clone(), "timers");
-        return Ledger::new(embedded.clone(), id, || ready(Ok(())).boxed());
-    }
-    let grants = nats.clone();
-    let grant = move || {
-        let (nats, link) = (grants.clone(), link.clone());
-        async move { nats.grant_own(link).await }.boxed()
-    };
-    Ledger::new(nats.clone(), id, grant)
-}
-
-/// Where the ledgers of RabbitMQ's links are: there as well.
-fn ledgers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Arc<dyn Ledgers> {
-    match options.nats {
-        Some(_) => Arc::new(trellis_nats::Ledgers::new(nats.clone(), own_bucket(options, "rabbitmq"))),
-        None => embedded.clone(),
+fn triggers(
+    me: NodeId,
+    providers: &Providers,
+    shares: &Arc<Shares>,
+    liveness: &Arc<Liveness>,
+    dispatch: &Arc<Dispatch>,
+) -> Triggers {
+    Triggers {
+        me,
+        providers: providers.clone(),
+        shares: shares.clone(),
+        liveness: liveness.clone(),
+        dispatch: dispatch.clone(),
     }
 }
 
