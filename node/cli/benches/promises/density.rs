@@ -70,6 +70,7 @@ pub(crate) fn bench(scale: Scale) -> String {
     let started = began.elapsed();
     let fresh = node.memory_bytes();
     let cold = use_each(&node, apps, address);
+    let first = handled(&node, apps / 2);
     let used = node.memory_bytes();
     let (cpu, traffic) = (node.cpu(), broker.traffic());
     std::thread::sleep(idle);
@@ -86,6 +87,8 @@ pub(crate) fn bench(scale: Scale) -> String {
     row("memory (proportional) when ready", mib(fresh), "");
     row("first reply of each HTTP app, p50", ms(cold.quantile_ms(0.5)), "");
     row("first reply of each HTTP app, p99", ms(cold.quantile_ms(0.99)), "5 ms");
+    row("first message of each queue, to its end, p50", ms(first.quantile_ms(0.5)), "");
+    row("first message of each queue, to its end, p99", ms(first.quantile_ms(0.99)), "5 ms");
     row("memory when each was used once", mib(used), "");
     row(&format!("memory after {} s idle", idle.as_secs()), mib(idled), "1,024 MiB");
     row("processor while idle", format!("{:.2} %", cpu * 100.0), "1 %");
@@ -200,4 +203,36 @@ fn use_each(node: &Node, apps: usize, address: SocketAddr) -> Times {
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
     times
+}
+
+/// How long it took from when each queue had its only message until that was handled, as the node itself counted it.
+fn handled(node: &Node, queues: usize) -> Times {
+    let started = Instant::now();
+    loop {
+        let page = get(node.api(), "/metrics").unwrap().ok();
+        let (in_queue, run) = (
+            by_app(&page, "trellis_trigger_in_queue_seconds_sum"),
+            by_app(&page, "messaging_process_duration_seconds_sum"),
+        );
+        if run.len() == queues {
+            let mut times = Times::default();
+            run.iter().for_each(|(app, seconds)| times.push(Duration::from_secs_f64(seconds + in_queue[app])));
+            return times;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "{} of {queues} queues had their message handled",
+            run.len()
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// One figure of the page of metrics, by app.
+fn by_app<'a>(page: &'a str, name: &str) -> BTreeMap<&'a str, f64> {
+    let of_app = |line: &'a str| {
+        let (labels, value) = line.strip_prefix(name)?.strip_prefix("{app=\"")?.split_once("} ")?;
+        Some((labels.split_once('"')?.0, value.parse().ok()?))
+    };
+    page.lines().filter_map(of_app).collect()
 }

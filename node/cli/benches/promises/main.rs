@@ -31,6 +31,7 @@ mod http;
 mod load;
 mod machine;
 mod overload;
+mod paced;
 mod page;
 mod peers;
 mod queue;

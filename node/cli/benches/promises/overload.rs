@@ -1,21 +1,75 @@
-//! Overload: ten times as many connections as permits, for a minute. The rate of good replies must hold, and memory must not
-//! grow.
+//! Overload: ten times the load, for a minute. The rate of good replies must hold, who is let in must not wait long, whoever
+//! is not is told when to come again, and memory must not grow.
+//!
+//! Twice: with a handler that waits, where permits are what there is too little of, and with one that computes, where it is
+//! the processor.
+
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::Scale;
 use crate::apps::{app, component, http};
 use crate::load::wrk;
 use crate::node::Node;
-use crate::table::{Table, count, mib, ms};
+use crate::paced::{Paced, paced};
+use crate::table::{Table, count, mib, ms, times};
 
 const PERMITS: u32 = 32;
+/// Half as many wait as run: whoever is let in waits no longer than half a turn.
+const WAITING_MAX: u32 = PERMITS / 2;
+/// Each asks a few times a second, so that none waits for its reply when it is due again.
+const CONNECTIONS: u32 = 1_000;
+const PATH: &str = "/slow?ms=20";
 
 pub(crate) fn bench(scale: Scale) -> String {
+    format!("{}\n\n{}", waiting(scale), computing(scale))
+}
+
+/// A node whose component has [`PERMITS`], and where it listens.
+fn node(guest: &str, waiting_max: u32) -> (Node, SocketAddr) {
     let node = Node::start(&[]);
     let scaler = format!("{{type: spreadscaler, properties: {{instances: {PERMITS}}}}}");
-    // Those who wait are as many as run, so that whoever is let in waits no longer than one turn.
-    let listen = format!("max_waiting: '{PERMITS}'");
-    node.deploy(&app("bench", &[component("hello", "hello", "", &[scaler]), http("hello", &listen)]));
+    let listen = format!("max_waiting: '{waiting_max}'");
+    node.deploy(&app("bench", &[component("guest", guest, "", &[scaler]), http("guest", &listen)]));
     let at = node.at("bench");
+    (node, at)
+}
+
+fn waiting(scale: Scale) -> String {
+    let (node, at) = node("test_misbehave", WAITING_MAX);
+    let lasts = Duration::from_secs(scale.or(10, 1));
+    let columns = ["load", "2xx per second", "p50 of 2xx", "p99 of 2xx", "503 per second", "other", "memory"];
+    let mut table = Table::new(&columns);
+    let a_second = |events: f64| events / lasts.as_secs_f64();
+    let mut row = |load: &str, came: &Paced| {
+        let [p50, p99] = [0.5, 0.99].map(|of| came.accepted.quantile_ms(of));
+        let rate = a_second(came.accepted.len() as f64);
+        let refused = count(a_second(came.refused as f64));
+        let memory = mib(node.memory_bytes());
+        table.row(&[load.into(), count(rate), ms(p50), ms(p99), refused, came.others.to_string(), memory]);
+        (rate, p99)
+    };
+    paced(at, PATH, PERMITS, Duration::ZERO, Duration::from_secs(1));
+    let peak = row("as many at once as permits", &paced(at, PATH, PERMITS, Duration::ZERO, lasts));
+    let each = Duration::from_secs_f64(f64::from(CONNECTIONS) / (peak.0 * 10.0));
+    let (mut rate, mut p99) = (f64::INFINITY, 0.0_f64);
+    for nth in 0..scale.or(6, 1) {
+        let load = format!("ten times as many a second, second {} on", nth * 10);
+        let over = row(&load, &paced(at, PATH, CONNECTIONS, each, lasts));
+        (rate, p99) = (rate.min(over.0), p99.max(over.1));
+    }
+    format!(
+        "A handler that waits for 20 ms; {PERMITS} permits, at most {WAITING_MAX} who wait. Requests are sent at ten times the \
+         peak rate over {CONNECTIONS} connections, whatever comes back, on the same cores. Beside the peak: {} of its rate in \
+         the worst ten seconds, {} of its p99.\n\n{}",
+        times(rate / peak.0),
+        times(p99 / peak.1),
+        table.finish()
+    )
+}
+
+fn computing(scale: Scale) -> String {
+    let (node, at) = node("hello", PERMITS);
     wrk(at, "/", PERMITS, 1);
     let mut table = Table::new(&["load", "2xx per second", "p50 of all", "p99 of all", "not 2xx", "memory"]);
     let mut row = |load: &str, run: &crate::load::Ran| {
@@ -24,17 +78,12 @@ pub(crate) fn bench(scale: Scale) -> String {
     };
     let peak = wrk(at, "/", PERMITS, scale.or(10, 1));
     row("as many connections as permits", &peak);
-    let mut rates = Vec::new();
-    for nth in 0..scale.or(6, 1) {
-        let over = wrk(at, "/", PERMITS * 10, scale.or(10, 1));
-        rates.push(over.good_per_s);
-        row(&format!("ten times as many, second {} on", nth * 10), &over);
-    }
-    let worst = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let over = wrk(at, "/", PERMITS * 10, scale.or(60, 1));
+    row("ten times as many, for 60 s", &over);
     format!(
-        "{PERMITS} permits, at most {PERMITS} who wait, the Rust hello; `wrk` asks again at once when it is refused. The worst ten \
-         seconds have {:.0} % of the peak.\n\n{}",
-        worst / peak.good_per_s * 100.0,
+        "The Rust hello, which takes longer to reach than to run, so that no permit is ever missing: `wrk` asks anew as soon as \
+         it is answered, so ten times as many connections wait ten times as long. {} of the peak rate.\n\n{}",
+        times(over.good_per_s / peak.good_per_s),
         table.finish()
     )
 }

@@ -43,6 +43,11 @@ impl Times {
         self.0.push(time);
     }
 
+    /// Adds those that were measured elsewhere.
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
     /// `0.99`: what 99 of 100 do not exceed, in milliseconds.
     pub(crate) fn quantile_ms(&self, of: f64) -> f64 {
         let millis: Vec<f64> = self.0.iter().map(|time| time.as_secs_f64() * 1e3).collect();
