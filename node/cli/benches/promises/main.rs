@@ -21,6 +21,7 @@ mod node;
 mod trellis;
 
 mod admin;
+mod alive;
 mod bare;
 mod call;
 mod cold;
