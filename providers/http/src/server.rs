@@ -6,7 +6,9 @@
 //! refusal is a response.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,7 +18,7 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
-use trellis_provider::{Permits, Want};
+use trellis_provider::{Permit, Permits, Want};
 use trellis_wire::{Body, BodyError, ComponentKey, Error, Event, Failure, Fault, Outcome, Reply};
 
 use crate::body::{Bounds, Rest, arrive};
@@ -135,16 +137,22 @@ impl Route {
         Ok(response)
     }
 
+    /// A permit that is free, or one that is waited for in the bounded queue.
+    async fn permit(&self, deadline: Instant) -> Result<Permit, Refusal> {
+        let mut permit = pin!(self.permits.acquire(Want::Answer { at_most: self.config.timeout }));
+        if let Poll::Ready(permit) = futures::poll!(&mut permit) {
+            return Ok(permit?);
+        }
+        let _place = self.waiting.try_acquire().map_err(|_| Refusal::QueueFull)?;
+        Ok(timeout_at(deadline, permit).await.map_err(|_| Refusal::QueueTooLong)??)
+    }
+
     /// Request, permit, event, reply. Dropped when the client goes, and the sandbox with it.
     async fn wake(&self, request: Request<Incoming>, room: &Arc<Semaphore>) -> Result<Response<Body>, Refusal> {
         let (head, incoming) = request.into_parts();
         let arrived = arrive(incoming, self.bounds, room).await?;
         let deadline = Instant::now() + self.config.timeout;
-        let permit = {
-            let _place = self.waiting.try_acquire().map_err(|_| Refusal::QueueFull)?;
-            let want = Want::Answer { at_most: self.config.timeout };
-            timeout_at(deadline, self.permits.acquire(want)).await.map_err(|_| Refusal::QueueTooLong)??
-        };
+        let permit = self.permit(deadline).await?;
         let event = Event::Http(Request::from_parts(head, arrived.body));
         let left = deadline.saturating_duration_since(Instant::now());
         match timeout_at(deadline + ABORT_MAX, permit.run_within(event, left)).await {

@@ -10,7 +10,7 @@ use crate::node::Node;
 use crate::paced::paced;
 use crate::table::{Table, mib};
 
-pub(crate) fn measured(scale: Scale) -> String {
+pub(crate) fn bench(scale: Scale) -> String {
     let (sandboxes, waits) = (scale.or(1_000, 20), Duration::from_secs(scale.or(5, 2)));
     let node = Node::start(&[]);
     let scaler = format!("{{type: spreadscaler, properties: {{instances: {sandboxes}}}}}");

@@ -16,7 +16,6 @@ use tokio::runtime::Runtime;
 use trellis_bus::testing::NatsServer;
 
 use crate::Scale;
-use crate::alive;
 use crate::apps::{app, examples, free_address, link_from, waking};
 use crate::client::{get, send};
 use crate::cold::{at_path, distinct};
@@ -97,9 +96,8 @@ pub(crate) fn bench(scale: Scale) -> String {
     row("reply after that, p99", ms(again.quantile_ms(0.99)), "5 ms");
     format!(
         "{apps} apps, half behind HTTP paths, a quarter behind embedded queues and a quarter behind JetStream. \
-         {prepared}\n\n{}\n\n{}",
-        table.finish(),
-        alive::measured(scale)
+         {prepared}\n\n{}",
+        table.finish()
     )
 }
 

@@ -51,6 +51,7 @@ const BENCHES: &[Bench] = &[
     ("queue", queue::bench),
     ("cold", cold::bench),
     ("density", density::bench),
+    ("alive", alive::bench),
     ("call", call::bench),
     ("overload", overload::bench),
     ("control", control::bench),

@@ -260,6 +260,12 @@ async fn only_so_many_may_wait_for_a_permit() {
 }
 
 #[tokio::test]
+async fn a_free_permit_needs_no_place_among_those_who_wait() {
+    let (_http, address) = serve(&[("max_waiting", "0")], &Node::says("hello")).await;
+    assert_eq!(get(address, "/").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn connections_over_the_bound_wait_for_a_place() {
     let limits = Limits { connections_max: 1, ..quick() };
     let http = provider_with(limits);
