@@ -36,7 +36,7 @@ const MESSAGES: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::
 /// (queue, sequence) -> [`Kept`]: of what was not simply published and, at most, given out once.
 const RECORDS: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_records");
 /// (queue, milliseconds since 1970, sequence): what waits, and until when. What is new waits until [`NEW_MS`]: it goes behind
-/// all that was given out before and is due.
+/// all that was given out before and is due, and what is replayed before that.
 const DUE: TableDefinition<'static, (&str, u64, u64), ()> = TableDefinition::new("queue_due");
 /// (queue, sequence) -> attempt: what was given out.
 const CLAIMED: TableDefinition<'static, (&str, u64), u32> = TableDefinition::new("queue_claimed");
@@ -296,7 +296,8 @@ impl<'t> Tables<'t> {
             if let Some(letter) = replay_of {
                 self.put_kept(queue, meta.last, &Kept { replay_of: Some(letter.to_owned()), ..Kept::default() })?;
             }
-            self.due.insert((&**queue, NEW_MS, meta.last), ())?;
+            // What is replayed goes before all others: of an ordered link it may be what they wait for.
+            self.due.insert((&**queue, if replay_of.is_some() { 0 } else { NEW_MS }, meta.last), ())?;
             self.put_meta(queue, meta);
             if is_named {
                 self.note_id(queue, &message.id, now_ms)?;

@@ -151,6 +151,16 @@ impl Connection {
         self.state.borrow().clone()
     }
 
+    /// Waits until it stands again. Where nobody noticed yet that it is broken, that is waited for, too.
+    pub(crate) async fn mends(&self) {
+        let mut state = self.state.clone();
+        for is_awaited in [Result::is_err, Result::is_ok] {
+            if state.wait_for(is_awaited).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Awaits `done`, but no longer than the connection stands: who waits for an answer learns that none can come.
     pub(crate) async fn during<T>(&self, done: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
         let mut state = self.state.clone();

@@ -1,6 +1,7 @@
 //! The ledger of a stream: a JetStream key-value bucket beside it (`TRELLIS_LEDGER_<stream>`), in the same account and
 //! domain. An entry of a consumer is one key: `<consumer>.<sequence>` holds what came of earlier deliveries of a message,
-//! `<consumer>.x.<key>` what the engine keeps there (`entries.rs`).
+//! `<consumer>.r<sequence>` of one that is replayed to an ordered link (`replays.rs`), `<consumer>.x.<key>` what the engine
+//! keeps there (`entries.rs`).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,6 +42,15 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Of a message that was taken off: whatever is delivered of it is accounted for.
+    pub(crate) fn done() -> Self {
+        Self { settled: u64::MAX, ..Self::default() }
+    }
+
+    pub(crate) const fn is_done(&self) -> bool {
+        self.settled == u64::MAX
+    }
+
     /// The entry after an attempt that this delivery was for.
     pub(crate) fn after(self, attempt: u32, delivered: u64, fault: Option<&str>) -> Self {
         let mut entry = Self { attempts: attempt, settled: delivered, ..self };
@@ -62,15 +72,15 @@ impl KvLedger {
         Self { bucket, consumer, entries }
     }
 
-    fn key(&self, sequence: u64) -> String {
-        format!("{}.{sequence}", self.consumer)
+    fn key(&self, message: &str) -> String {
+        format!("{}.{message}", self.consumer)
     }
 
     /// What is known of a message that was delivered before. Without a ledger: that it was.
-    pub(crate) async fn entry(&self, sequence: u64, delivered: u64) -> Entry {
+    pub(crate) async fn entry(&self, message: &str, delivered: u64) -> Entry {
         let read = async {
             let store = self.bucket.store().await?;
-            store.get(self.key(sequence)).await.map_err(|why| why.to_string())
+            store.get(self.key(message)).await.map_err(|why| why.to_string())
         };
         match read.await {
             Ok(Some(bytes)) => postcard::from_bytes(&bytes).unwrap_or_default(),
@@ -100,16 +110,16 @@ impl KvLedger {
         Ok(noted)
     }
 
-    pub(crate) async fn put(&self, sequence: u64, entry: &Entry) -> Result<(), Trouble> {
+    pub(crate) async fn put(&self, message: &str, entry: &Entry) -> Result<(), Trouble> {
         let bytes = postcard::to_stdvec(entry).expect("plain data can be written");
-        let put = self.bucket.store().await?.put(self.key(sequence), bytes.into()).await;
+        let put = self.bucket.store().await?.put(self.key(message), bytes.into()).await;
         put.map(drop).map_err(|why| self.bucket.failed(why))
     }
 
     /// A message is gone, and with it what was known of it.
-    pub(crate) async fn forget(&self, sequence: u64) {
+    pub(crate) async fn forget(&self, message: &str) {
         let Ok(store) = self.bucket.store().await else { return };
-        if let Err(why) = store.purge(self.key(sequence)).await {
+        if let Err(why) = store.purge(self.key(message)).await {
             // It goes by itself after `KEPT`.
             tracing::debug!(%why, "an entry of the ledger stays");
         }

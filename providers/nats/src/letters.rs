@@ -2,13 +2,15 @@
 //! headers are as they were, what is known of it is in headers `Trellis-Dead-*`.
 //!
 //! A replay is published under the subject that the message had, with an id, so that a crash in between brings it once;
-//! a header says for which consumer it is, and other components that read the stream take it off unseen.
+//! a header says for which consumer it is, and other components that read the stream take it off unseen. That of an ordered
+//! link goes to a stream of its own (`replays.rs`).
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use trellis_provider::delivery::{DeadLetter, Fate, Ran, Reason, Trouble};
 use trellis_wire::Message;
@@ -16,6 +18,7 @@ use trellis_wire::Message;
 use crate::entries::KEPT;
 use crate::ledger::{Entry, FAULT_BYTES_MAX};
 use crate::publish::ID_HEADER;
+use crate::replays::Replays;
 use crate::stream::Claim;
 use crate::tail::{READER_KEPT, existing, made};
 
@@ -23,6 +26,8 @@ use crate::tail::{READER_KEPT, existing, made};
 pub(crate) const REPLAY_FOR: &str = "Trellis-Replay-For";
 /// The dead letter that it was.
 pub(crate) const REPLAY_OF: &str = "Trellis-Replay-Of";
+/// The subject that it was published under, where it is replayed under another.
+pub(crate) const REPLAY_SUBJECT: &str = "Trellis-Replay-Subject";
 /// The id that its publisher gave it, if it did: the server knows the replay by another.
 const REPLAY_ID: &str = "Trellis-Replay-Msg-Id";
 /// What the headers of a dead letter begin with.
@@ -39,6 +44,8 @@ pub(crate) struct Letters<'a> {
     pub(crate) stream: &'a str,
     pub(crate) consumer: &'a str,
     pub(crate) component: &'a str,
+    /// Where they are replayed to, if not to their stream.
+    pub(crate) replays: Option<&'a Replays>,
     /// The stream that they are in, and their subject there.
     pub(crate) to: &'a str,
     /// Bytes that they may hold, in a stream made by us.
@@ -77,14 +84,14 @@ impl Letters<'_> {
     fn headers(&self, claim: &Claim, entry: &Entry, attempts: u32, (reason, ran): (&Reason, &Ran)) -> HeaderMap {
         let mut headers = published(claim.message.headers.as_ref());
         let id = headers.get(ID_HEADER).map(ToString::to_string);
-        headers.insert(ID_HEADER, format!("{}.{}.{}", self.stream, self.consumer, claim.sequence).as_str());
+        headers.insert(ID_HEADER, format!("{}.{}.{}", self.stream, self.consumer, claim.key).as_str());
         for (name, value) in [
             ("Reason", reason.word().to_owned()),
             ("Detail", reason.to_string()),
             ("Component", self.component.to_owned()),
             ("Stream", self.stream.to_owned()),
-            ("Sequence", claim.sequence.to_string()),
-            ("Subject", claim.message.subject.to_string()),
+            ("Sequence", claim.key.clone()),
+            ("Subject", claim.subject.clone()),
             ("Attempts", attempts.to_string()),
             ("Kills", entry.kills.to_string()),
             ("Digest", ran.digest.clone()),
@@ -180,7 +187,7 @@ impl Letters<'_> {
     }
 
     /// A message of that stream as a dead letter, if it is one of this component.
-    fn letter(&self, sequence: u64, at_ns: i128, headers: &HeaderMap, body: bytes::Bytes) -> Option<DeadLetter> {
+    fn letter(&self, sequence: u64, at_ns: i128, headers: &HeaderMap, body: Bytes) -> Option<DeadLetter> {
         let text = |name: &str| headers.get(format!("{DEAD}{name}").as_str()).map(ToString::to_string);
         let number = |name: &str| text(name).and_then(|text| text.parse().ok()).unwrap_or(0);
         let component = text("Component").filter(|component| component == self.component)?;
@@ -233,19 +240,30 @@ impl Letters<'_> {
         let letter = self.letter(sequence, time.unix_timestamp_nanos(), &headers, payload.clone());
         let Some(letter) = letter else { return Ok(None) };
         if fate == Fate::Replay {
-            let mut headers = restored(&headers);
-            if let Some(id) = headers.get(ID_HEADER).cloned() {
-                headers.insert(REPLAY_ID, id);
-            }
-            headers.insert(REPLAY_FOR, self.consumer);
-            headers.insert(REPLAY_OF, id);
-            headers.insert(ID_HEADER, format!("{id}.replay").as_str());
-            let sent = self.context.publish_with_headers(letter.message.subject.clone(), headers, payload).await;
-            let sent = sent.map_err(|why| why.to_string())?.await.map_err(|why| why.to_string());
-            sent.map_err(|why| format!("stream `{}` does not take it back: {why}", self.stream))?;
+            self.replay(&letter, restored(&headers), payload).await?;
         }
         let deleted = stream.delete_message(sequence).await.map_err(|why| self.failed(why))?;
         Ok(deleted.then_some(letter))
+    }
+
+    async fn replay(&self, letter: &DeadLetter, mut headers: HeaderMap, payload: Bytes) -> Result<(), Trouble> {
+        if let Some(id) = headers.get(ID_HEADER).cloned() {
+            headers.insert(REPLAY_ID, id);
+        }
+        headers.insert(REPLAY_FOR, self.consumer);
+        headers.insert(REPLAY_OF, letter.id.as_str());
+        headers.insert(ID_HEADER, format!("{}.replay", letter.id).as_str());
+        let subject = match self.replays {
+            None => letter.message.subject.clone(),
+            Some(replays) => {
+                replays.found().await?;
+                headers.insert(REPLAY_SUBJECT, letter.message.subject.as_str());
+                replays.subject()
+            }
+        };
+        let sent = self.context.publish_with_headers(subject, headers, payload).await;
+        let sent = sent.map_err(|why| why.to_string())?.await.map_err(|why| why.to_string());
+        sent.map(drop).map_err(|why| format!("stream `{}` does not take it back: {why}", self.stream))
     }
 }
 
@@ -257,7 +275,7 @@ pub(crate) fn published(headers: Option<&HeaderMap>) -> HeaderMap {
     }
     let mut published = HeaderMap::new();
     for (name, values) in headers.iter() {
-        if ![ID_HEADER, REPLAY_FOR, REPLAY_OF, REPLAY_ID].contains(&name.as_ref()) {
+        if ![ID_HEADER, REPLAY_FOR, REPLAY_OF, REPLAY_ID, REPLAY_SUBJECT].contains(&name.as_ref()) {
             values.iter().for_each(|value| published.append(name.clone(), value.clone()));
         }
     }

@@ -23,6 +23,7 @@ mod ledgers;
 mod letters;
 mod marks;
 mod publish;
+mod replays;
 mod stored;
 mod stream;
 mod subscribe;

@@ -12,6 +12,8 @@
 //!   message is acknowledged, body and headers as they were, what is known of it in headers `Trellis-Dead-*`. It carries
 //!   an id, so that a crash in between stores it once.
 //!
+//! What is replayed of an ordered link comes from a stream of its own, before all others: see `replays.rs`.
+//!
 //! A message whose headers are no UTF-8 becomes a dead letter without being run: see `unreadable.rs`. What a server that was
 //! killed forgot of the consumer is known from `marks.rs` and from the ledger, which are read before the first pull from it.
 //!
@@ -27,7 +29,8 @@ use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, DeliverPolicy, 
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{self, AckKind, Context, ErrorCode, stream};
 use async_trait::async_trait;
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, timeout};
 use trellis_provider::delivery::{
     CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Queue, Ran, Reason, Record, Running, Settlement,
@@ -42,6 +45,7 @@ use crate::connection::{Connection, Connections, REQUEST_MAX};
 use crate::ledger::{Entry, KvLedger};
 use crate::letters::{self, Letters};
 use crate::marks::{Marks, made};
+use crate::replays::{self, Replays};
 use crate::tail::{self, existing};
 use crate::unreadable::unreadable;
 
@@ -257,6 +261,8 @@ impl From<Unbound> for Trouble {
 /// A consumer, and what is known of messages that it may give out as if nothing had been.
 struct Bound {
     consumer: Consumer<pull::Config>,
+    /// What is replayed of an ordered link.
+    replays: Option<Consumer<pull::Config>>,
     /// How often the client had connected before it was found: a server that was killed is another afterwards.
     connects: u64,
     /// When it was made.
@@ -296,12 +302,20 @@ struct Pulled {
     ledger: KvLedger,
     marks: Marks,
     clock: Arc<ServerClock>,
+    /// Of an ordered link, and when they are asked for next.
+    replays: Option<Replays>,
+    replays_at: Mutex<Instant>,
 }
 
 /// A message that was given out.
 pub(crate) struct Claim {
     pub(crate) message: jetstream::Message,
-    pub(crate) sequence: u64,
+    /// What names it in the ledger.
+    pub(crate) key: String,
+    /// What it was published under.
+    pub(crate) subject: String,
+    is_replay: bool,
+    sequence: u64,
     delivered: u64,
     /// When its consumer was made.
     made: i128,
@@ -325,7 +339,9 @@ impl Pulled {
         let clock = Arc::new(ServerClock::new(context.clone(), wanted.stream.clone()));
         let ledger = KvLedger::new(context.clone(), &wanted.stream, wanted.consumer.clone(), clock.clone());
         let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer);
-        let (bound, pending) = (Mutex::default(), AtomicUsize::new(0));
+        let replays = wanted.policy.order_by.is_some();
+        let replays = replays.then(|| Replays::new(context.clone(), &wanted.stream, &wanted.consumer));
+        let (bound, pending, replays_at) = (Mutex::default(), AtomicUsize::new(0), Mutex::new(Instant::now()));
         let (looked_at, set_aside, seen) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
         Self {
             context,
@@ -340,6 +356,8 @@ impl Pulled {
             ledger,
             marks,
             clock,
+            replays,
+            replays_at,
         }
     }
 
@@ -365,8 +383,12 @@ impl Pulled {
         if let Err(why) = self.letters().fit().await {
             tracing::warn!(stream = self.wanted.dead_letter, "its dead letters keep their bound: {why}");
         }
+        let replays = match &self.replays {
+            Some(replays) => Some(replays.consumer().await.map_err(Unbound::NotYet)?),
+            None => None,
+        };
         let made = made(info);
-        let found = Arc::new(Bound { consumer, connects, made, settled, noted });
+        let found = Arc::new(Bound { consumer, replays, connects, made, settled, noted });
         *self.bound.lock().expect("nothing panics while it holds the consumer") = Some(found.clone());
         Ok(found)
     }
@@ -453,6 +475,18 @@ impl Pulled {
         }
     }
 
+    /// The same for a link, whose replays may come instead.
+    async fn look_for_any(&self, bound: &Bound, at_most: Duration) -> Result<bool, CallError> {
+        let Some(replays) = &bound.replays else { return self.look(&bound.consumer, at_most).await };
+        tokio::select! {
+            is_there = self.look(&bound.consumer, at_most) => is_there,
+            is_there = self.look(replays, at_most) => {
+                *self.replays_at() = Instant::now();
+                is_there
+            }
+        }
+    }
+
     /// A message that was given out after `asked`.
     async fn claimed(
         &self,
@@ -463,44 +497,55 @@ impl Pulled {
         let info = message.info().map_err(|why| why.to_string())?;
         let (sequence, delivered) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1).max(1));
         let published_ms = u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).ok();
-        let again = delivered > 1 || bound.noted.contains(&sequence);
-        let entry = if again { self.ledger.entry(sequence, delivered).await } else { Entry::default() };
+        let is_replay = self.replays.as_ref().is_some_and(|replays| info.stream == replays.stream);
+        let again = delivered > 1 || is_replay || bound.noted.contains(&sequence);
+        let key = if is_replay { format!("r{sequence}") } else { sequence.to_string() };
+        let entry = if again { self.ledger.entry(&key, delivered).await } else { Entry::default() };
         let unaccounted = u32::try_from((delivered - 1).saturating_sub(entry.settled)).unwrap_or(u32::MAX);
         let attempt = entry.attempts.saturating_add(unaccounted).saturating_add(1);
         let entry = Entry { kills: entry.kills.saturating_add(unaccounted), ..entry };
         let age_ms =
             published_ms.zip(self.clock.known_ms()).map_or(0, |(published, now)| now.saturating_sub(published));
         let record = Record { attempt, faults: entry.faults, kills: entry.kills, age: Duration::from_millis(age_ms) };
+        let replayed = |name: &str| message.headers.as_ref()?.get(name).map(ToString::to_string);
+        let subject = replayed(letters::REPLAY_SUBJECT).unwrap_or_else(|| message.subject.to_string());
+        let replay_of = replayed(letters::REPLAY_OF);
         let published = letters::published(message.headers.as_ref());
         let name = published.get(crate::publish::ID_HEADER).map(ToString::to_string);
         let received = Message {
-            subject: message.subject.to_string(),
+            subject: subject.clone(),
             body: message.payload.clone(),
             reply_to: None,
             headers: crate::publish::read_headers(Some(&published)),
-            id: format!("{}-{sequence}", self.wanted.stream),
+            id: format!("{}-{key}", self.wanted.stream),
             attempt,
             published_ms,
         };
-        let ends = asked + CLAIM;
-        let state = Mutex::new(Claiming { is_kept: again, entry, attempt, ends });
-        let claim = Claim { message, sequence, delivered, made: bound.made, state };
-        let replay_of = claim.message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_OF));
-        let replay_of = replay_of.map(ToString::to_string);
-        let (key, position) = (sequence.to_string(), Some(u128::from(sequence)));
-        let place = Place { key, has_twins: false, position, again, name, replay_of };
+        // What is replayed was published last.
+        let position = Some(u128::from(sequence) | u128::from(is_replay) << 64);
+        let place = Place { key: key.clone(), has_twins: false, position, again, name, replay_of };
+        let state = Mutex::new(Claiming { is_kept: again, entry, attempt, ends: asked + CLAIM });
+        let claim = Claim { message, key, subject, is_replay, sequence, delivered, made: bound.made, state };
         Ok(Claimed { claim, message: received, record, place })
     }
 
     /// The server takes what comes over one connection in its order: where the mark is stored, the acknowledgement is known
     /// too. One that got lost on its way to another server of a cluster shows in that the message comes again: see
     /// [`Self::without_taken_off`].
+    ///
+    /// Of what is replayed the ledger says it before.
     async fn taken_off(&self, claim: &Claim) -> Result<(), Trouble> {
+        if claim.is_replay {
+            self.ledger.put(&claim.key, &Entry::done()).await?;
+        }
         let acknowledged = claim.message.ack().await;
         acknowledged.map_err(|why| format!("acknowledging to stream `{}`: {why}", self.wanted.stream))?;
+        if claim.is_replay {
+            return Ok(());
+        }
         self.marks.set(claim.made, claim.sequence).await?;
         if claim.state().is_kept {
-            self.ledger.forget(claim.sequence).await;
+            self.ledger.forget(&claim.key).await;
         }
         Ok(())
     }
@@ -508,6 +553,9 @@ impl Pulled {
     /// Takes off, unseen, what comes again though it is marked: its acknowledgement was lost. Only what ended without a
     /// settlement, as far as the ledger knows, can be such a message.
     async fn without_taken_off(&self, bound: &Bound, mut claimed: Vec<Claimed<Claim>>) -> Vec<Claimed<Claim>> {
+        for done in claimed.extract_if(.., |claimed| claimed.claim.state().entry.is_done()) {
+            take_off_unseen(&done.claim.message).await;
+        }
         if claimed.iter().all(|claimed| claimed.record.kills == 0) {
             return claimed;
         }
@@ -515,7 +563,8 @@ impl Pulled {
             tracing::warn!(stream = self.wanted.stream, "messages may be handled again that were taken off: {why}");
             BTreeSet::new()
         });
-        for again in claimed.extract_if(.., |claimed| marked.contains(&claimed.claim.sequence)) {
+        let is_marked = |claim: &Claim| !claim.is_replay && marked.contains(&claim.sequence);
+        for again in claimed.extract_if(.., |claimed| is_marked(&claimed.claim)) {
             tracing::warn!(
                 stream = self.wanted.stream,
                 sequence = again.claim.sequence,
@@ -527,7 +576,7 @@ impl Pulled {
     }
 
     async fn handed_back(&self, claim: &Claim, entry: &Entry, after: Option<Duration>) -> Result<(), Trouble> {
-        self.ledger.put(claim.sequence, entry).await?;
+        self.ledger.put(&claim.key, entry).await?;
         let handed = claim.message.ack_with(AckKind::Nak(after)).await;
         handed.map_err(|why| format!("handing back to stream `{}`: {why}", self.wanted.stream))
     }
@@ -559,6 +608,10 @@ impl Pulled {
         self.seen.lock().expect("nothing panics while it holds it")
     }
 
+    fn replays_at(&self) -> MutexGuard<'_, Instant> {
+        self.replays_at.lock().expect("nothing panics while it holds it")
+    }
+
     fn set_aside(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.set_aside.lock().expect("nothing panics while it holds them")
     }
@@ -568,7 +621,9 @@ impl Pulled {
     async fn is_done(&self, bound: &Bound, message: &jetstream::Message) -> bool {
         let wanted = message.headers.as_ref().and_then(|headers| headers.get(letters::REPLAY_FOR));
         let another = wanted.is_some_and(|wanted| wanted.as_str() != self.wanted.consumer);
-        let forgotten = |info: jetstream::message::Info<'_>| bound.settled.contains(&info.stream_sequence);
+        let forgotten = |info: jetstream::message::Info<'_>| {
+            info.stream == self.wanted.stream && bound.settled.contains(&info.stream_sequence)
+        };
         let settled = !bound.settled.is_empty() && message.info().is_ok_and(forgotten);
         let is_done = another || settled;
         if is_done {
@@ -577,10 +632,38 @@ impl Pulled {
         is_done
     }
 
-    /// Takes what the server gives out now.
+    /// Takes what the server gives out now: what is replayed, then what is in the stream.
     async fn fetch(&self, max: usize) -> Result<Vec<jetstream::Message>, Trouble> {
-        let bound = self.consumer().await?;
-        let messages = bound.consumer.fetch().max_messages(max).messages().await;
+        let (bound, mut fetched) = (self.consumer().await?, Vec::new());
+        if let Some(replays) = bound.replays.as_ref().filter(|_| *self.replays_at() <= Instant::now()) {
+            fetched = self.fetch_from(replays, max).await?;
+            if fetched.is_empty() {
+                *self.replays_at() = Instant::now() + replays::LOOK_EVERY;
+            }
+        }
+        if fetched.len() == max {
+            return Ok(fetched);
+        }
+        match self.fetch_from(&bound.consumer, max - fetched.len()).await {
+            Ok(others) => {
+                if let Some(Ok(info)) = others.last().map(jetstream::Message::info) {
+                    self.pending.store(usize::try_from(info.pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
+                }
+                fetched.extend(others);
+            }
+            Err(why) if fetched.is_empty() => return Err(why),
+            // What is replayed is there; what is wrong shows at the next pull.
+            Err(_) => {}
+        }
+        Ok(fetched)
+    }
+
+    async fn fetch_from(
+        &self,
+        consumer: &Consumer<pull::Config>,
+        max: usize,
+    ) -> Result<Vec<jetstream::Message>, Trouble> {
+        let messages = consumer.fetch().max_messages(max).messages().await;
         let mut messages = messages.map_err(|why| self.failed("pulling from", why))?;
         let mut fetched = Vec::new();
         // The server answers at once. Where the connection broke in between it never does, and the library waits for ever.
@@ -635,7 +718,7 @@ impl Queue for Pulled {
         let mut at_most = LOOK_MIN;
         loop {
             let bound = self.consumer().await?;
-            let look = self.connection.during(self.look(&bound.consumer, at_most));
+            let look = self.connection.during(self.look_for_any(&bound, at_most));
             if look.await.map_err(|why| self.failed("looking at", why))? {
                 return Ok(1);
             }
@@ -643,13 +726,14 @@ impl Queue for Pulled {
         }
     }
 
+    fn mends(&self) -> Option<BoxFuture<'_, ()>> {
+        Some(self.connection.mends().boxed())
+    }
+
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Claim>>, Trouble> {
         self.set_aside_unreadable().await?;
         let asked = Instant::now();
         let fetched = self.fetch(max).await?;
-        if let Some(Ok(info)) = fetched.last().map(jetstream::Message::info) {
-            self.pending.store(usize::try_from(info.pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
-        }
         // Looked at after they came: the server may have died and come back while they were waited for.
         let bound = self.consumer().await?;
         let mut claiming = Vec::new();
@@ -692,7 +776,7 @@ impl Queue for Pulled {
     async fn note(&self, claim: &Claim, fault: Option<&str>) -> Result<(), Trouble> {
         // If the claim ends without a settlement from here on, its delivery is the one that nothing accounts for.
         let entry = Entry { settled: claim.delivered - 1, ..claim.noted(fault).0 };
-        self.ledger.put(claim.sequence, &entry).await?;
+        self.ledger.put(&claim.key, &entry).await?;
         claim.change(|state| (state.entry, state.attempt, state.is_kept) = (entry, state.attempt + 1, true));
         Ok(())
     }
@@ -703,11 +787,15 @@ impl Queue for Pulled {
         if let Some(seen) = self.seen().as_mut().filter(|seen| seen.made == bound.made) {
             seen.floor = info.ack_floor.stream_sequence;
         }
-        let claimed = info.num_ack_pending as u64;
+        let (mut waiting, mut claimed) = (info.num_pending, info.num_ack_pending as u64);
         let after = if claimed > 0 { info.ack_floor.stream_sequence } else { info.delivered.stream_sequence };
         let oldest_age = if claimed + info.num_pending > 0 { self.age_of_next(after).await } else { None };
         let dead = self.letters().count().await;
-        Ok(Standing { waiting: info.num_pending, claimed, oldest_age, dead })
+        if let Some(replays) = &bound.replays {
+            let info = replays.get_info().await.map_err(|why| self.failed("looking at the replays of", why))?;
+            (waiting, claimed) = (waiting + info.num_pending, claimed + info.num_ack_pending as u64);
+        }
+        Ok(Standing { waiting, claimed, oldest_age, dead })
     }
 
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
@@ -715,7 +803,9 @@ impl Queue for Pulled {
     }
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
-        self.letters().decide(id, fate).await
+        let decided = self.letters().decide(id, fate).await;
+        *self.replays_at() = Instant::now();
+        decided
     }
 
     fn ledger(&self) -> Option<&dyn trellis_provider::delivery::Ledger> {
@@ -735,6 +825,7 @@ impl Pulled {
             stream: &self.wanted.stream,
             consumer: &self.wanted.consumer,
             component: &self.component,
+            replays: self.replays.as_ref(),
             to: &self.wanted.dead_letter,
             bytes_max: self.wanted.policy.dead_bytes_max,
         }
@@ -764,7 +855,7 @@ fn is_no_consumer(why: &ConsumerInfoErrorKind) -> bool {
 mod tests {
     use trellis_bus::testing::NatsServer;
     use trellis_provider::testing::{Broker, contract};
-    use trellis_wire::{Config, LinkId, LinkName};
+    use trellis_wire::{Config, LinkId, LinkName, OrderBy};
 
     use super::*;
     use crate::Options;
@@ -799,13 +890,13 @@ mod tests {
         type Queue = Pulled;
 
         async fn queue(&self, name: &str) -> Pulled {
-            let link = Self::link(name);
-            let connection = self.connections.get(&link).await.unwrap();
-            let pulled = Pulled::new(connection, Wanted::read(&link).unwrap(), link.component.to_string());
-            while pulled.consumer().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            pulled
+            self.pulled(Self::link(name)).await
+        }
+
+        async fn ordered(&self, name: &str) -> Pulled {
+            let mut link = Self::link(name);
+            link.delivery.order_by = Some(OrderBy::Subject);
+            self.pulled(link).await
         }
 
         async fn publish(&self, name: &str, message: Message) {
@@ -814,6 +905,17 @@ mod tests {
             message.headers.iter().for_each(|(name, value)| headers.append(name.as_str(), value.as_str()));
             let sent = context.publish_with_headers(name.to_owned(), headers, message.body).await;
             sent.unwrap().await.unwrap();
+        }
+    }
+
+    impl Served {
+        async fn pulled(&self, link: Link) -> Pulled {
+            let connection = self.connections.get(&link).await.unwrap();
+            let pulled = Pulled::new(connection, Wanted::read(&link).unwrap(), link.component.to_string());
+            while pulled.consumer().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            pulled
         }
     }
 

@@ -30,11 +30,21 @@ pub trait Broker: Sync {
     /// The queue of this name (`a-z` and `-`), made if need be, as one more node sees it for `shop/worker`.
     async fn queue(&self, name: &str) -> Self::Queue;
 
+    /// The same as an ordered link sees it.
+    async fn ordered(&self, name: &str) -> Self::Queue {
+        self.queue(name).await
+    }
+
     /// Publishes to it, and returns when the broker has the message.
     async fn publish(&self, name: &str, message: Message);
 
     /// Whether its messages have headers.
     fn has_headers(&self) -> bool {
+        true
+    }
+
+    /// Whether an ordered link gets what is replayed before all that waits, rather than beside it and soon.
+    fn replays_first(&self) -> bool {
         true
     }
 }
@@ -50,6 +60,7 @@ pub async fn contract<B: Broker>(broker: &B) {
         what_is_given_back_was_no_attempt_and_comes_first(broker),
         what_was_given_back_for_later_is_out(broker),
         a_dead_letter_keeps_everything_and_is_decided_on_once(broker),
+        what_is_replayed_comes_before_what_may_wait_for_it(broker),
         a_claim_ends_unless_it_is_extended(broker),
         a_claim_that_ends_is_a_kill_however_often(broker),
         what_is_noted_outlives_the_claim(broker),
@@ -315,6 +326,36 @@ async fn decided<Q: Queue>(queue: &Q, (trapped, headers): (&str, usize), refused
     assert_eq!(decide("nothing", Fate::Drop).await, None);
     assert_eq!(letters(queue, 1).await.len(), 1);
     none(queue).await;
+}
+
+/// By this a parked key opens, however much waits behind it.
+async fn what_is_replayed_comes_before_what_may_wait_for_it<B: Broker>(broker: &B) {
+    let queue = broker.ordered("replays").await;
+    if !queue.keeps_order() || !broker.replays_first() {
+        return;
+    }
+    for body in ["bad", "1", "2", "3"] {
+        broker.publish("replays", message(body)).await;
+    }
+    let bad = one(&queue).await;
+    settle(&queue, &bad, dead(Reason::Refused("no".into()), None)).await;
+    for claimed in some(&queue, 2).await {
+        settle(&queue, &claimed, give_back(Duration::from_millis(1))).await;
+    }
+    for (replay, end) in [dead(Reason::Refused("no".into()), None), Settlement::Ack].into_iter().enumerate() {
+        let letter = letters(&queue, 1).await.remove(0);
+        assert!(queue.decide(&letter.id, Fate::Replay).await.expect("the queue is there").is_some());
+        let again = one(&queue).await;
+        let found = (text(&again.message), again.message.subject.clone(), again.record.attempt);
+        assert_eq!(found, ("bad".into(), bad.message.subject.clone(), 1), "at replay {replay}");
+        assert_eq!(again.place.replay_of.as_deref(), Some(letter.id.as_str()));
+        queue.note(&again.claim, Some("unreachable")).await.expect("the queue is there");
+        settle(&queue, &again, end).await;
+    }
+    let mut rest: Vec<_> = some(&queue, 3).await.iter().map(|claimed| text(&claimed.message)).collect();
+    rest.sort();
+    assert_eq!(rest, ["1", "2", "3"]);
+    none(&queue).await;
 }
 
 async fn a_claim_ends_unless_it_is_extended<B: Broker>(broker: &B) {

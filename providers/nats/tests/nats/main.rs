@@ -5,6 +5,7 @@
 mod forgetful;
 mod keyvalue;
 mod ledgers;
+mod ordered;
 mod publish;
 mod stream;
 mod subscribe;

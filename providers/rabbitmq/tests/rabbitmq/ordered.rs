@@ -41,6 +41,11 @@ impl Broker for InOrder {
     async fn publish(&self, name: &str, message: Message) {
         self.lab.publish_to(name, message).await;
     }
+
+    /// They come by a queue of their own, and all that waits is held at once.
+    fn replays_first(&self) -> bool {
+        false
+    }
 }
 
 /// A link to this queue that keeps the order of each lane.

@@ -1,20 +1,20 @@
 //! The breaker: a trigger pauses by itself when most of what it handles fails. Pure: times are given.
 //!
-//! It counts how first attempts ended. When more than half of the last [`WINDOW`] failed, it opens: nothing is
-//! dead-lettered any more, and one message a minute is tried. The first of those that goes well closes it, or a person.
+//! It goes by how the last first attempts of the lattice ended, as far as this node knows of them. When more than half of
+//! [`WINDOW`](super::window::WINDOW) failed, it opens: nothing is dead-lettered any more, and one message a minute is tried.
+//! The first of those that goes well closes it, or a person.
 
-use std::collections::VecDeque;
+use super::window::Window;
 
-/// First attempts that are looked at.
-pub const WINDOW: usize = 50;
 /// The time between two probes, in milliseconds.
 pub const PROBE_EVERY_MS: u64 = 60_000;
 
-/// The breaker of one trigger.
+/// The breaker of one trigger. Times are in one kind of milliseconds, whichever that is.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
-    /// Whether the last first attempts failed, oldest first.
-    last: VecDeque<bool>,
+    /// The last first attempts, and those among them that other nodes were not told of.
+    last: Window,
+    untold: Window,
     open: Option<Open>,
 }
 
@@ -48,16 +48,41 @@ impl Breaker {
         if attempt > 1 {
             return None;
         }
-        if self.last.len() == WINDOW {
-            self.last.pop_front();
+        self.last.push(now_ms, failed);
+        self.untold.push(now_ms, failed);
+        self.judged(now_ms)
+    }
+
+    /// Whether other nodes are to be told of what was not told them: something failed.
+    pub(super) fn has_news(&self) -> bool {
+        self.open.is_none() && !self.untold.is_empty() && self.last.failures() > 0
+    }
+
+    /// Takes what other nodes are to be told.
+    pub(super) fn take_untold(&mut self) -> Window {
+        std::mem::take(&mut self.untold)
+    }
+
+    /// They were not told of it.
+    pub(super) fn untell(&mut self, untold: &Window, now_ms: u64) {
+        self.untold = self.untold.with(untold, now_ms);
+    }
+
+    /// These are the last first attempts of the lattice.
+    pub(super) fn told(&mut self, all: Window, now_ms: u64) -> Option<Change> {
+        if self.open.is_some() {
+            return None;
         }
-        self.last.push_back(failed);
-        let failures = self.last.iter().filter(|failed| **failed).count();
-        if failures <= WINDOW / 2 {
+        self.last = self.untold.with(&all, now_ms);
+        self.judged(now_ms)
+    }
+
+    fn judged(&mut self, now_ms: u64) -> Option<Change> {
+        if !self.last.is_bad() {
             return None;
         }
         self.open = Some(Open { since_ms: now_ms, probe_ms: now_ms + PROBE_EVERY_MS });
-        Some(Change::Opened(failures))
+        Some(Change::Opened(self.last.failures()))
     }
 
     /// It is open on another node, or was before this one began. The next probe is due in so long.
@@ -103,6 +128,26 @@ mod tests {
         assert_eq!(breaker.ran(1, true, 7), None, "the oldest of the last fifty was a failure too");
         assert_eq!(breaker.ran(1, true, 7), Some(Change::Opened(26)));
         assert_eq!((breaker.open_since_ms(), breaker.ran(1, true, 8)), (Some(7), None));
+    }
+
+    #[test]
+    fn what_others_told_counts_like_its_own() {
+        let (mut one, mut other) = (Breaker::default(), Breaker::default());
+        for breaker in [&mut one, &mut other] {
+            assert!(!breaker.has_news());
+            (0..20).for_each(|_| assert_eq!(breaker.ran(1, true, 5), None));
+            assert!(breaker.has_news());
+        }
+        let all = one.take_untold().with(&Window::default(), 6);
+        assert_eq!((one.told(all.clone(), 6), one.has_news()), (None, false));
+        let untold = other.take_untold();
+        other.untell(&untold, 7);
+        assert!(other.has_news(), "the ledger was away");
+        let all = other.take_untold().with(&all, 8);
+        assert_eq!(other.told(all.clone(), 8), Some(Change::Opened(40)));
+        assert_eq!((other.told(all, 9), other.ran(1, true, 9), other.has_news()), (None, None, false));
+        assert_eq!(other.ran(1, false, 10), Some(Change::Closed));
+        assert_eq!(other.ran(1, true, 11), None, "it counts anew");
     }
 
     #[test]

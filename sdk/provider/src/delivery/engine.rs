@@ -18,12 +18,13 @@ use tokio_util::task::TaskTracker;
 use trellis_wire::{Delivery, Error, LinkId};
 
 use super::held::{Held, Taken};
+use super::pauses::Pauses;
 use super::policy::Settlement;
 use super::progress::{Progress, lock};
 use super::queue::{PULL_MAX, Queue, Trouble};
 use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 
-/// The pauses of a link when the node or the broker is short of something.
+/// The pauses of a link when the node is short of something, or the broker does not carry out what it is told.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How often a settlement is tried that the broker does not take. The claim is extended meanwhile.
@@ -43,6 +44,8 @@ pub struct Engine<Q: Queue> {
     pub(super) progress: Arc<Progress>,
     /// Whether the ledger says, as far as this engine knows, that the link pauses by itself.
     pub(super) pause_is_kept: AtomicBool,
+    /// When other nodes were told last how first attempts ended.
+    pub(super) told_at: tokio::sync::Mutex<Instant>,
     pub(super) runs: TaskTracker,
 }
 
@@ -69,6 +72,7 @@ impl<Q: Queue> Engine<Q> {
             held: Arc::default(),
             progress: Arc::default(),
             pause_is_kept: AtomicBool::new(false),
+            told_at: tokio::sync::Mutex::new(Instant::now()),
             runs: TaskTracker::new(),
         }))
     }
@@ -101,7 +105,7 @@ impl<Q: Queue> Engine<Q> {
     }
 
     async fn pull_all(self: &Arc<Self>, stop: &CancellationToken) {
-        let mut pause = PAUSE_MIN;
+        let mut pauses = self.pauses();
         // Each says how it went, so that another may begin.
         let (ended, mut ends) = mpsc::channel::<Pulled>(self.queue.pulls_max());
         (0..self.queue.pulls_max()).for_each(|_| drop(ended.try_send(Ok(()))));
@@ -109,27 +113,53 @@ impl<Q: Queue> Engine<Q> {
             let mut last = pulled;
             loop {
                 match last {
-                    Ok(()) => pause = PAUSE_MIN,
-                    Err(why) if !self.held_off(&why, pause, stop).await => return,
-                    Err(_) => pause = (pause * 2).min(PAUSE_MAX),
+                    Ok(()) => pauses.reset(),
+                    Err(why) => {
+                        if !self.held_off(why, &mut pauses, stop).await {
+                            return;
+                        }
+                    }
                 }
                 last = match self.round(stop, &ended).await {
                     Ok(()) => break,
                     Err(Error::ShuttingDown) => return,
-                    Err(why) => Err(why.to_string()),
+                    Err(why) => {
+                        // What the broker says is internal. Nobody says when there are permits again.
+                        if !matches!(why, Error::Internal(_)) {
+                            pauses.shorten();
+                        }
+                        Err(why.to_string())
+                    }
                 };
             }
         }
     }
 
     /// Says why nothing is pulled, and waits. `false`: the link ends.
-    async fn held_off(&self, why: &str, pause: Duration, stop: &CancellationToken) -> bool {
-        self.progress.set(Some(why.to_owned()));
-        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-            return false;
+    async fn held_off(&self, why: Trouble, pauses: &mut Pauses, stop: &CancellationToken) -> bool {
+        self.progress.set(Some(why));
+        let until = Instant::now() + pauses.next(rand::random());
+        let rested = stop.run_until_cancelled(self.rest(until)).await;
+        if rested == Some(true) {
+            pauses.reset();
         }
-        self.look_again().await;
-        true
+        rested.is_some()
+    }
+
+    pub(super) fn pauses(&self) -> Pauses {
+        Pauses::new(self.queue.mends().is_some())
+    }
+
+    /// Waits until then, or until what failed may go well again. Whether it may.
+    pub(super) async fn rest(&self, until: Instant) -> bool {
+        let Some(mends) = self.queue.mends() else {
+            tokio::time::sleep_until(until).await;
+            return false;
+        };
+        tokio::select! {
+            () = mends => true,
+            () = tokio::time::sleep_until(until) => false,
+        }
     }
 
     /// A queue that has nothing to pull shows in no other way that it is there again. What the link pauses for is not that.
@@ -143,8 +173,9 @@ impl<Q: Queue> Engine<Q> {
     /// Waits until there is something to pull, and meanwhile looks whether what was not well is well again.
     async fn ready(&self) -> Result<usize, Trouble> {
         let looking = async {
+            let mut pauses = self.pauses();
             while self.progress.is_troubled() {
-                tokio::time::sleep(PAUSE_MAX).await;
+                tokio::time::sleep(pauses.next(rand::random())).await;
                 self.look_again().await;
             }
             std::future::pending::<()>().await;
@@ -207,7 +238,7 @@ impl<Q: Queue> Engine<Q> {
             tokio::time::sleep_until(until).await;
         }
         loop {
-            let now_ms = self.progress.now_ms();
+            let now_ms = self.progress.wall_ms();
             let wait_ms = lock(&self.progress.breaker).wait_ms(now_ms);
             match wait_ms {
                 None => {

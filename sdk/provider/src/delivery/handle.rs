@@ -12,10 +12,10 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 use trellis_wire::{CallError, Failure, Fault, Outcome};
 
-use super::breaker::Change;
 use super::engine::{Engine, PAUSE_MIN, Turn};
 use super::held::Taken;
 use super::ledger::{self, DONE, KEPT};
+use super::pause::{TELL_EVERY, TELL_WELL_EVERY};
 use super::policy::{self, Reason, Record, Settlement};
 use super::progress::lock;
 use super::queue::{Ledger, Queue, Trouble};
@@ -205,22 +205,11 @@ impl<Q: Queue> Engine<Q> {
             Settlement::Ack | Settlement::Drop { .. } => false,
             Settlement::Retry { .. } | Settlement::DeadLetter { .. } => true,
         };
-        let now_ms = self.progress.now_ms();
+        let now_ms = self.progress.wall_ms();
         let changed = lock(&self.progress.breaker).ran(taken.record.attempt, failed, now_ms);
         match changed {
-            Some(Change::Opened(failures)) => {
-                tracing::warn!(
-                    link = %self.link, failures,
-                    "the trigger pauses by itself: most of the last messages failed on their first attempt; none is given \
-                     up, and one is tried each minute"
-                );
-                self.keep_pause().await;
-            }
-            Some(Change::Closed) => {
-                tracing::info!(link = %self.link, "the trigger goes on: a message was handled well");
-                self.forget_pause().await;
-            }
-            None => {}
+            None => self.compare(if failed { TELL_EVERY } else { TELL_WELL_EVERY }).await,
+            Some(change) => self.changed(change).await,
         }
     }
 
@@ -230,7 +219,10 @@ impl<Q: Queue> Engine<Q> {
             match self.pause_is_kept.load(Ordering::Relaxed) {
                 // A person ended it.
                 true => self.forget_pause().await,
-                false => self.join_pause().await,
+                false => {
+                    self.join_pause().await;
+                    self.compare(Duration::ZERO).await;
+                }
             }
         }
         match settlement {

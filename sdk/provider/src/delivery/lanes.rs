@@ -25,7 +25,8 @@ const BACK_MIN: Duration = Duration::from_millis(100);
 const PACE: Duration = Duration::from_millis(10);
 /// It is worth looking further while one of so many new messages can be held.
 const WORTH: usize = 32;
-/// How long nothing is pulled for a lane that waits, after what was due did not come.
+/// How long nothing is pulled for a lane that waits, after what was due did not come; and for one that is parked alone, after
+/// what came was no replay.
 const LATE_MS: u64 = 500;
 /// How long after it was due a message that was given back is awaited, while the broker has nothing more to give out.
 const BACK_GRACE_MS: u64 = 30_000;
@@ -43,8 +44,9 @@ pub(super) struct Lanes<T> {
     /// New messages since that was set, and how many of them were of keys that had none, and could be held.
     looked: usize,
     found: usize,
-    /// Until when nothing is pulled for a lane that waits.
+    /// Until when nothing is pulled for a lane that waits, and for one that is parked.
     late_ms: u64,
+    no_replay_ms: u64,
 }
 
 #[derive(Debug)]
@@ -94,25 +96,33 @@ pub(super) enum End {
 impl<T> Default for Lanes<T> {
     fn default() -> Self {
         let (lanes, turns) = (HashMap::new(), VecDeque::new());
-        Self { lanes, turns, held: 0, back: 0, reach: LOOK_AHEAD, looked: 0, found: 0, late_ms: 0 }
+        let (looked, found, late_ms, no_replay_ms) = (0, 0, 0, 0);
+        Self { lanes, turns, held: 0, back: 0, reach: LOOK_AHEAD, looked, found, late_ms, no_replay_ms }
     }
 }
 
 impl<T> Lanes<T> {
-    /// How many more may be pulled. Where nothing new may be, as many as are due of what lanes wait for.
+    /// How many more may be pulled. Where nothing new may be, as many as are due of what lanes wait for, or one that may be
+    /// the replay that a parked lane waits for.
     pub(super) fn room(&self, now_ms: u64) -> usize {
         let held = LOOK_AHEAD.saturating_sub(self.held);
         let new = BACK_MAX.saturating_sub(self.back).min(self.reach.saturating_sub(self.moving()));
-        if held.min(new) > 0 {
-            return held.min(new);
+        match held.min(new) {
+            0 => self.wanted(held, now_ms),
+            room => room,
         }
-        if now_ms < self.late_ms {
-            return 0;
-        }
-        if held == 0 {
-            return usize::from(self.lanes.values().any(|lane| lane.is_blocked() && lane.due(now_ms) > 0));
-        }
-        self.lanes.values().map(|lane| lane.wants(now_ms)).sum::<usize>().min(held)
+    }
+
+    /// How many lanes wait for, of so many that may be held.
+    fn wanted(&self, held: usize, now_ms: u64) -> usize {
+        let mut lanes = self.lanes.values();
+        let due = match held {
+            _ if now_ms < self.late_ms => 0,
+            0 => usize::from(lanes.any(|lane| lane.is_blocked() && lane.due(now_ms) > 0)),
+            held => lanes.map(|lane| lane.wants(now_ms)).sum::<usize>().min(held),
+        };
+        let may_be_replayed = held > 0 && now_ms >= self.no_replay_ms && self.has_parked();
+        due.max(usize::from(may_be_replayed))
     }
 
     /// Whether nothing new is pulled before someone decides on what is parked.
@@ -128,6 +138,10 @@ impl<T> Lanes<T> {
     /// Messages that are held: those that wait and those under way.
     pub(super) const fn held(&self) -> usize {
         self.held
+    }
+
+    pub(super) fn has_parked(&self) -> bool {
+        self.lanes.values().any(|lane| lane.parked)
     }
 
     /// Keys that are parked.
@@ -150,6 +164,9 @@ impl<T> Lanes<T> {
         let is_new = lane.back.remove(&position).is_none();
         self.back -= usize::from(!is_new);
         self.turns.push_back(key.to_owned());
+        if !replay {
+            self.no_replay_ms = now_ms + LATE_MS;
+        }
         let is_full = lane.waiting.len() + lane.replays.len() >= LANE_MAX || self.held >= LOOK_AHEAD;
         let is_held = !is_full && (!lane.parked || replay);
         let is_found = is_held && lane.is_idle();
@@ -249,6 +266,11 @@ impl<T> Lanes<T> {
         waiting.into_values().collect()
     }
 
+    /// When the last is due of what was given back.
+    pub(super) fn last_due_ms(&self) -> Option<u64> {
+        self.lanes.values().flat_map(|lane| lane.back.values()).copied().max()
+    }
+
     /// Takes everything that waits, because the link ends.
     pub(super) fn take_all(&mut self) -> Vec<T> {
         let mut all = Vec::new();
@@ -319,8 +341,9 @@ impl<T> Lane<T> {
     fn wants(&self, now_ms: u64) -> usize {
         match LANE_MAX.saturating_sub(self.waiting.len() + self.replays.len()) {
             room if room >= LANE_MAX / 2 && !self.parked => room.min(self.due(now_ms)),
-            // What stands before all that waits takes the place of the last.
-            _ => usize::from(self.is_blocked() && self.due(now_ms) > 0),
+            // What stands before all that waits takes the place of the last; it may be any of those that are due.
+            _ if self.is_blocked() => self.due(now_ms).min(LANE_MAX),
+            _ => 0,
         }
     }
 
@@ -500,6 +523,47 @@ mod tests {
         assert_eq!(lanes.room(later_ms), 4 * LANE_MAX, "what the lanes have room for");
         assert_eq!(lanes.offer("key 1", 4 * 32 + 1, false, 129, later_ms), None);
         assert_eq!(lanes.next(later_ms), Some(("key 1".into(), 129)));
+    }
+
+    /// A broker that gives out first what is replayed, then what is due, then what is new; a handler that takes 10 ms.
+    #[test]
+    fn a_key_that_is_parked_before_a_long_backlog_is_opened_by_its_replay() {
+        const ALL: u128 = BACK_MAX as u128 + 500;
+        let (mut lanes, mut next, mut replay, mut done) = (Lanes::default(), 0, None, Vec::new());
+        let (mut waits, mut running) = (std::collections::BTreeSet::<(u64, u128)>::new(), None::<(u64, u128)>);
+        for now_ms in (0..120_000).step_by(10) {
+            if let Some((_, position)) = running.take_if(|(ends_ms, _)| *ends_ms <= now_ms) {
+                // Position 0 is what parks the key, and is replayed from another position.
+                let end = if position == 0 { End::Park } else { End::Off };
+                done.extend((position > 0).then_some(position));
+                if lanes.ended("key", end, now_ms) == Some(true) {
+                    waits.extend(lanes.hand_back("key", now_ms).into_iter().map(|held| (due(now_ms, BACK), held)));
+                }
+            }
+            if now_ms == 20_000 {
+                assert!(lanes.is_full() && done.is_empty(), "{} are out, {done:?} passed", lanes.back);
+                replay = Some(2 * ALL);
+            }
+            let room = lanes.room(now_ms);
+            let mut pulled: Vec<_> = replay.take_if(|_| room > 0).into_iter().collect();
+            while pulled.len() < room && waits.first().is_some_and(|(due_ms, _)| *due_ms <= now_ms) {
+                pulled.extend(waits.pop_first().map(|(_, position)| position));
+            }
+            while pulled.len() < room && next < ALL {
+                pulled.push(next);
+                next += 1;
+            }
+            pulled.sort_unstable();
+            for position in pulled {
+                if let Some((back, wait)) = lanes.offer("key", position, position > ALL, position, now_ms) {
+                    waits.insert((due(now_ms, wait), back));
+                }
+            }
+            if let Some((_, position)) = lanes.next(now_ms) {
+                running = Some((now_ms + 10, position));
+            }
+        }
+        assert_eq!(done, [2 * ALL].into_iter().chain(1..ALL).collect::<Vec<_>>());
     }
 
     #[test]

@@ -6,7 +6,10 @@
 //! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
 //! | `begun/<message>` | runs that did not end, of a message that an ordered link held when a node died | 14 days |
 //! | `tried/<message>` | its attempts by code that may be taken back | 14 days |
+//! | `window/<hash>` | how the last first attempts of a link ended, from when one failed on | an hour |
 //! | `paused/<hash>` | when the next probe of a link is due that paused by itself, in ms since 1970 | 14 days |
+//! | `left/<hash>` | that who pulled an ordered link last gave all of it back, and in how many ms that is due | 14 days |
+//! | `opens/<hash>` | the replay that is about to be off, and to open a key | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
 //!
 //! Pure: how they are written and read.
@@ -131,13 +134,29 @@ pub(super) fn parked_key(key: &str) -> String {
     format!("{PARKED}{}", hash(key))
 }
 
+/// Where it is kept which replay opens a key.
+pub(super) fn opens_key(key: &str) -> String {
+    format!("opens/{}", hash(key))
+}
+
+/// Where it is kept how the last first attempts of a link ended.
+pub(super) fn window_key(link: &LinkId) -> String {
+    format!("window/{}", hash(&link.to_string()))
+}
+
 /// Where it is kept that a link pauses by itself.
 pub(super) fn paused_key(link: &LinkId) -> String {
     format!("paused/{}", hash(&link.to_string()))
 }
 
-/// When the next probe is due, as it is kept: milliseconds since 1970, big-endian. What cannot be read is due.
-pub(super) fn probe_ms(kept: &[u8]) -> u64 {
+/// Where it is kept that an ordered link was left in good order.
+pub(super) fn left_key(link: &LinkId) -> String {
+    format!("left/{}", hash(&link.to_string()))
+}
+
+/// Milliseconds as they are kept, big-endian: from 1970 to the next probe, or until all that was given back is due. What
+/// cannot be read is 0.
+pub(super) fn ms(kept: &[u8]) -> u64 {
     kept.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 

@@ -2,9 +2,10 @@
 //!
 //! - `queue`: what a broker supplies;
 //! - `policy`: what follows from what the component said. Pure: no clock, no I/O, no random number;
-//! - `engine`: the loop permit -> pull -> sandbox -> settle, and `ordered` the one that keeps an order;
-//! - `lanes`: which message of an ordered link may run next, and `breaker`: when a trigger pauses by itself. Pure; `pause`:
-//!   how other nodes know of that;
+//! - `engine`: the loop permit -> pull -> sandbox -> settle, and `ordered` the one that keeps an order; `pauses`: how long
+//!   either waits while something fails;
+//! - `lanes`: which message of an ordered link may run next, `breaker`: when a trigger pauses by itself, and `window`: by which
+//!   attempts. Pure; `pause`: how other nodes know of that;
 //! - `handle`: what is done with one message; `ledger`: what is kept of it meanwhile; `held`: how its claim is kept;
 //! - `letter`: what is kept of a message that was given up;
 //! - `progress` and `trigger`: what others see of an engine, and ask of it.
@@ -22,6 +23,7 @@ mod ledger;
 mod letter;
 mod ordered;
 mod pause;
+mod pauses;
 mod policy;
 mod progress;
 mod queue;
@@ -29,8 +31,9 @@ mod running;
 #[cfg(test)]
 mod simulation;
 mod trigger;
+mod window;
 
-pub use breaker::{PROBE_EVERY_MS, WINDOW};
+pub use breaker::PROBE_EVERY_MS;
 pub use engine::Engine;
 pub use lanes::{BACK_MAX, LANE_MAX, LOOK_AHEAD};
 pub use letter::{DeadLetter, Fate, Ran};

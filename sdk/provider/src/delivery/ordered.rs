@@ -3,7 +3,8 @@
 //!
 //! A message stays claimed from its first attempt to its end: between attempts nothing of its key can overtake it, and
 //! when this node dies everything it held comes back together. So a new holder first waits until the claims of the one
-//! before have ended, then takes all that was out, and puts it in order before it runs anything.
+//! before have ended, unless that left in good order and says so in the ledger; then it takes all that was out, and puts it
+//! in order before it runs anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use super::engine::{Engine, PAUSE_MAX, PAUSE_MIN, Turn};
 use super::held::Taken;
 use super::lanes::{BACK, End, LOOK_AHEAD, Lanes};
 use super::ledger::{self, KEPT, PARKED};
+use super::pauses::Pauses;
 use super::policy::Settlement;
 use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
 
@@ -47,6 +49,8 @@ enum Woken {
     Ready(Result<usize, Trouble>),
     /// It is time to look whether someone decided on what is parked.
     Look,
+    /// What failed may be tried again; it may go well, if so.
+    Rested(bool),
 }
 
 /// One term of a holder: from the lease's beginning to its end.
@@ -59,6 +63,12 @@ struct Term<Q: Queue> {
     stop: CancellationToken,
     /// The link ends, or the lease is lost.
     over: CancellationToken,
+    /// How long claims of the one before may last, if it said so; and whether all that was out then is held here.
+    left: Option<Duration>,
+    took_over: bool,
+    pauses: Pauses,
+    /// Something failed: nothing is pulled before.
+    rests_until: Option<Instant>,
 }
 
 impl<Q: Queue> Engine<Q> {
@@ -78,8 +88,18 @@ impl<Q: Queue> Engine<Q> {
             }
             let (ended, ends) = mpsc::channel(LOOK_AHEAD);
             let over = stop.child_token();
-            let (lanes, runs) = (Lanes::default(), JoinSet::new());
-            let term = Term { engine: self.clone(), lanes, runs, ended, stop: stop.clone(), over: over.clone() };
+            let term = Term {
+                engine: self.clone(),
+                lanes: Lanes::default(),
+                runs: JoinSet::new(),
+                ended,
+                stop: stop.clone(),
+                over: over.clone(),
+                left: None,
+                took_over: false,
+                pauses: self.pauses(),
+                rests_until: None,
+            };
             let lost = async {
                 if let (Some(lease), Some(token)) = (&mut lease, token) {
                     lease.lost(token).await;
@@ -98,11 +118,27 @@ impl<Q: Queue> Engine<Q> {
     /// A key that was parked is open again.
     pub(super) async fn open_key(&self, key: &str) -> Result<(), Trouble> {
         let Some(ledger) = self.queue.ledger() else { return Ok(()) };
-        let parked = ledger::parked_key(key);
-        match ledger.read(&parked).await? {
-            Some(held) => ledger.swap(&parked, Some(&held), None, KEPT).await.map(drop),
-            None => Ok(()),
-        }
+        ledger.remove(&ledger::parked_key(key)).await?;
+        ledger.remove(&ledger::opens_key(key)).await.map(drop)
+    }
+
+    /// A replay is about to be off, and the key that it opens is said to be open only afterwards: who takes over in between
+    /// must know, since nothing else would ever open it.
+    async fn note_opening(&self, taken: &Taken<Q::Claim>, key: &str) {
+        let Some(ledger) = self.queue.ledger() else { return };
+        let opens = ledger::opens_key(key);
+        let noted = || async {
+            ledger.remove(&opens).await?;
+            ledger.swap(&opens, None, Some(taken.place.key.as_bytes()), KEPT).await
+        };
+        self.persist("that a key is about to be opened cannot be kept", || noted().boxed()).await;
+    }
+
+    /// Whether a key that is parked was about to be opened by what is not out any more.
+    async fn was_opened(&self, key: &str, out: &[Taken<Q::Claim>]) -> Result<bool, Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(false) };
+        let opens = ledger.read(&ledger::opens_key(key)).await?;
+        Ok(opens.is_some_and(|replay| out.iter().all(|taken| taken.place.key.as_bytes() != replay)))
     }
 
     async fn park_key(&self, key: &str) {
@@ -110,7 +146,11 @@ impl<Q: Queue> Engine<Q> {
         let Some(ledger) = self.queue.ledger() else { return };
         let what = "that a key is parked cannot be kept";
         // Where it is there already, it is parked.
-        self.persist(what, || ledger.swap(&parked, None, Some(key.as_bytes()), KEPT)).await;
+        let park = || async {
+            ledger.remove(&ledger::opens_key(key)).await?;
+            ledger.swap(&parked, None, Some(key.as_bytes()), KEPT).await
+        };
+        self.persist(what, || park().boxed()).await;
     }
 
     /// Every key that is parked.
@@ -159,13 +199,31 @@ impl<Q: Queue> Engine<Q> {
         self.progress.now_ms().saturating_add(u64::try_from(after.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Gives messages back, each for so long.
-    async fn give_back(&self, back: Vec<(Taken<Q::Claim>, Duration)>) {
-        let given_back =
-            futures::stream::iter(back).for_each_concurrent(GIVING_BACK_MAX, |(taken, after)| async move {
-                self.settle(&taken, &Settlement::GiveBack { after }).await;
-            });
-        given_back.await;
+    /// Gives messages back, each for so long. Whether all are.
+    async fn give_back(&self, back: Vec<(Taken<Q::Claim>, Duration)>) -> bool {
+        let given_back = back
+            .into_iter()
+            .map(|(taken, after)| async move { self.settle(&taken, &Settlement::GiveBack { after }).await });
+        let given_back = futures::stream::iter(given_back).buffer_unordered(GIVING_BACK_MAX);
+        given_back.fold(true, |all, this| std::future::ready(all && this)).await
+    }
+
+    /// All that was held is given back, and the last of it is due in so many ms: the next holder need not wait for longer.
+    async fn note_left(&self, due_ms: u64) {
+        let Some(ledger) = self.queue.ledger().filter(|_| !self.queue.is_of_one_node()) else { return };
+        let key = ledger::left_key(&self.link);
+        if let Err(why) = ledger.swap(&key, None, Some(&due_ms.to_be_bytes()), KEPT).await {
+            tracing::debug!(link = %self.link, why, "the next holder waits as if this one had died");
+        }
+    }
+
+    /// In how long all is due that was out, where the one before left in good order. Nobody knows that from here on.
+    async fn take_left(&self) -> Result<Option<Duration>, Trouble> {
+        let Some(ledger) = self.queue.ledger().filter(|_| !self.queue.is_of_one_node()) else { return Ok(None) };
+        let key = ledger::left_key(&self.link);
+        let Some(left) = ledger.read(&key).await? else { return Ok(None) };
+        let is_ours = ledger.swap(&key, Some(&left), None, KEPT).await?;
+        Ok(is_ours.then(|| Duration::from_millis(ledger::ms(&left))))
     }
 
     /// A turn, once the link does not pause.
@@ -178,9 +236,12 @@ impl<Q: Queue> Engine<Q> {
     async fn end_of(&self, taken: &Taken<Q::Claim>, key: &str, settlement: Settlement) -> End {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
         let parks = dead && self.policy.on_dead_letter == OnDeadLetter::Park;
+        let is_off = matches!(settlement, Settlement::Ack | Settlement::Drop { .. });
         if parks {
             // Before the letter is there for someone to decide on.
             self.park_key(key).await;
+        } else if is_off && taken.place.replay_of.is_some() {
+            self.note_opening(taken, key).await;
         }
         let settled = self.settle(taken, &settlement).await;
         match settlement {
@@ -195,11 +256,13 @@ impl<Q: Queue> Engine<Q> {
 
 impl<Q: Queue> Term<Q> {
     async fn serve(mut self, mut ends: mpsc::Receiver<Ended>) {
-        let mut pause = PAUSE_MIN;
         while let Err(why) = self.take_over().await {
             self.engine.progress.set(Some(why));
-            tokio::select! { () = self.over.cancelled() => break, () = sleep(pause) => {} }
-            pause = (pause * 2).min(PAUSE_MAX);
+            let until = Instant::now() + self.pauses.next(rand::random());
+            tokio::select! {
+                () = self.over.cancelled() => break,
+                mended = self.engine.rest(until) => if mended { self.pauses.reset() },
+            }
         }
         let mut look_at = Instant::now() + DECIDED_EVERY;
         loop {
@@ -208,26 +271,34 @@ impl<Q: Queue> Term<Q> {
                 biased;
                 () = self.over.cancelled() => Woken::Over,
                 Some(ended) = ends.recv() => Woken::Ended(ended),
-                () = sleep_until(look_at) => Woken::Look,
-                ready = self.ready() => Woken::Ready(ready),
+                () = sleep_until(look_at), if self.has_to_look() => Woken::Look,
+                woken = self.may_pull() => woken,
             };
             match woken {
                 Woken::Over => break,
                 Woken::Ended((key, end)) => self.ended(&key, end).await,
                 Woken::Ready(Ok(count)) => self.pull(count).await,
-                Woken::Ready(Err(why)) => self.trouble(why).await,
+                Woken::Ready(Err(why)) => self.trouble(why),
+                Woken::Rested(mended) => {
+                    self.rests_until = None;
+                    if mended {
+                        self.pauses.reset();
+                    }
+                }
                 Woken::Look => {
                     look_at = Instant::now() + DECIDED_EVERY;
                     self.look().await;
                 }
             }
         }
-        self.end().await;
+        self.end(ends).await;
     }
 
     /// Takes what was out when this term began, and puts it in order. Nothing of it is run before.
     async fn take_over(&mut self) -> Result<(), Trouble> {
         let (engine, began) = (self.engine.clone(), Instant::now());
+        // Gone before anything is pulled: if this one dies, it has not left.
+        self.left = engine.take_left().await?.or(self.left);
         self.until_due(began).await?;
         let mut claimed = Vec::new();
         loop {
@@ -248,10 +319,14 @@ impl<Q: Queue> Term<Q> {
         }
         // The one before may have parked some until its end.
         for key in engine.parked_keys().await? {
-            self.lanes.park(&key, true);
+            match engine.was_opened(&key, &claimed).await? {
+                true => engine.open_key(&key).await?,
+                false => self.lanes.park(&key, true),
+            }
         }
         engine.progress.set(None);
         self.offer(claimed).await;
+        self.took_over = !self.over.is_cancelled();
         Ok(())
     }
 
@@ -259,7 +334,8 @@ impl<Q: Queue> Term<Q> {
     /// meanwhile lets claims begin anew.
     async fn until_due(&self, began: Instant) -> Result<(), Trouble> {
         let (engine, mut told) = (&self.engine, false);
-        while began.elapsed() < CLAIM + CLAIMS_OVER && !self.over.is_cancelled() {
+        let at_most = self.left.unwrap_or(CLAIM + CLAIMS_OVER);
+        while began.elapsed() < at_most && !self.over.is_cancelled() {
             let later = engine.queue.out().await?.later;
             if later == 0 {
                 break;
@@ -271,6 +347,14 @@ impl<Q: Queue> Term<Q> {
             sleep(PAUSE_MIN).await;
         }
         Ok(())
+    }
+
+    /// Waits until something may be pulled.
+    async fn may_pull(&self) -> Woken {
+        match self.rests_until {
+            Some(until) => Woken::Rested(self.engine.rest(until).await),
+            None => Woken::Ready(self.ready().await),
+        }
     }
 
     /// Waits for something to pull while there is room and leave for it.
@@ -293,6 +377,7 @@ impl<Q: Queue> Term<Q> {
     async fn pull(&mut self, count: usize) {
         match self.engine.queue.pull(count).await {
             Ok(pulled) => {
+                self.pauses.reset();
                 self.tell();
                 if pulled.len() < count {
                     let gone = self.lanes.ran_dry(self.engine.progress.now_ms());
@@ -303,7 +388,7 @@ impl<Q: Queue> Term<Q> {
                 let taken = pulled.into_iter().filter_map(|claimed| self.engine.held.take(claimed));
                 self.offer(taken.collect()).await;
             }
-            Err(why) => self.trouble(why).await,
+            Err(why) => self.trouble(why),
         }
     }
 
@@ -355,9 +440,16 @@ impl<Q: Queue> Term<Q> {
         }
     }
 
+    /// Whether something changes without a message. What is idle and well asks the broker nothing but for messages.
+    fn has_to_look(&self) -> bool {
+        let progress = &self.engine.progress;
+        let may_change = self.lanes.has_parked() || progress.is_troubled() || progress.paused_since_ms().is_some();
+        may_change && self.rests_until.is_none()
+    }
+
     /// Whether someone decided on a parked key.
     async fn look(&mut self) {
-        if self.lanes.parked().is_empty() {
+        if !self.lanes.has_parked() {
             self.engine.look_again().await;
             return;
         }
@@ -384,31 +476,32 @@ impl<Q: Queue> Term<Q> {
         self.engine.progress.set(told);
     }
 
-    async fn trouble(&self, why: Trouble) {
+    fn trouble(&mut self, why: Trouble) {
         self.engine.progress.set(Some(why));
-        let is_well = async {
-            sleep(PAUSE_MIN).await;
-            self.engine.queue.standing().await.is_ok()
-        };
-        tokio::select! {
-            well = is_well => if well { self.tell() },
-            () = self.over.cancelled() => {}
-        }
+        self.rests_until = Some(Instant::now() + self.pauses.next(rand::random()));
     }
 
     /// Where the link ends, what runs is finished and the rest given back. Where the lease is lost another may hold it
     /// soon: what runs is aborted, and claims are left to end.
-    async fn end(mut self) {
+    async fn end(mut self, mut ends: mpsc::Receiver<Ended>) {
+        let engine = self.engine;
         if !self.stop.is_cancelled() {
-            tracing::warn!(link = %self.engine.link, "the lease of an ordered link is lost; what ran is broken off");
+            tracing::warn!(link = %engine.link, "the lease of an ordered link is lost; what ran is broken off");
             self.runs.shutdown().await;
-            self.engine.queue.leave().await;
+            engine.queue.leave().await;
             return;
         }
         let waiting = self.lanes.take_all().into_iter().map(|taken| (taken, Duration::ZERO));
-        self.engine.give_back(waiting.collect()).await;
+        let is_back = engine.give_back(waiting.collect()).await;
         drop(self.ended);
         while self.runs.join_next().await.is_some() {}
-        self.engine.queue.leave().await;
+        let now_ms = engine.progress.now_ms();
+        while let Ok((key, end)) = ends.try_recv() {
+            self.lanes.ended(&key, end, now_ms);
+        }
+        engine.queue.leave().await;
+        if is_back && self.took_over {
+            engine.note_left(self.lanes.last_due_ms().unwrap_or_default().saturating_sub(now_ms)).await;
+        }
     }
 }

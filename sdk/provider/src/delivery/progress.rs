@@ -22,6 +22,7 @@ pub struct Progress {
     began_ms: u64,
     trouble: Mutex<Option<Trouble>>,
     paused_until: Mutex<Option<Instant>>,
+    /// By [`Progress::wall_ms`].
     pub(super) breaker: Mutex<Breaker>,
     counts: Counts,
 }
@@ -105,7 +106,7 @@ impl Progress {
     /// Since when it pauses by itself, in milliseconds since 1970.
     pub fn paused_since_ms(&self) -> Option<u64> {
         let since_ms = lock(&self.breaker).open_since_ms()?;
-        Some(crate::now_ms().saturating_sub(self.now_ms().saturating_sub(since_ms)))
+        Some(crate::now_ms().saturating_sub(self.wall_ms().saturating_sub(since_ms)))
     }
 
     /// Goes on, because a person says so. Whether it had paused by itself.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use trellis_wire::Message;
 
 use super::letter::{DeadLetter, Fate};
@@ -43,6 +44,12 @@ pub trait Queue: Send + Sync + 'static {
     /// # Errors
     /// As for [`Queue::ready`].
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Self::Claim>>, Trouble>;
+
+    /// Waits until a connection that is broken stands again, and for ever where it is not broken: a link that fails is tried
+    /// then, and else every 30 s in the end. `None`: the broker cannot tell, and it is tried every 5 s.
+    fn mends(&self) -> Option<BoxFuture<'_, ()>> {
+        None
+    }
 
     /// Pulls that may be under way at one time: more than one where several cost hardly more than one.
     fn pulls_max(&self) -> usize {
@@ -97,7 +104,7 @@ pub trait Queue: Send + Sync + 'static {
 
     /// Puts a dead letter back, as if it were published now and only for the component that gave it up, or forgets it. It
     /// is no dead letter any more then. Returns it; `None`: this component has none of that id, so that a second time
-    /// does nothing.
+    /// does nothing. For an ordered link what is put back comes before all that waits, since that may wait for it.
     ///
     /// # Errors
     /// It is not done, or not wholly: the same again makes it whole and brings no message twice.
@@ -132,6 +139,17 @@ pub trait Ledger: Send + Sync {
     /// # Errors
     /// Whether it was written is not known.
     async fn swap(&self, key: &str, old: Option<&[u8]>, new: Option<&[u8]>, keep: Duration) -> Result<bool, Trouble>;
+
+    /// Removes an entry, whatever it is. Whether there is none then: another may have written it anew.
+    ///
+    /// # Errors
+    /// As for [`Ledger::read`] and [`Ledger::swap`].
+    async fn remove(&self, key: &str) -> Result<bool, Trouble> {
+        match self.read(key).await? {
+            Some(old) => self.swap(key, Some(&old), None, Duration::ZERO).await,
+            None => Ok(true),
+        }
+    }
 
     /// Every key below `prefix`, which ends in `/`, that has an entry; at most 10,000.
     ///
