@@ -21,7 +21,8 @@ pub(crate) fn changed_apps(
     // Of an app that is rolled out it follows from a node's labels, too, who holds which version. Those are few.
     let mut changed = after.rolling.clone();
     let knows = |state: &State| state.everyone_knows(ORDERED_TOPICS_LEVEL);
-    if before.home != after.home || knows(before) != knows(after) {
+    let is_upgraded = || !Arc::ptr_eq(&before.nodes, &after.nodes) && knows(before) != knows(after);
+    if before.home != after.home || is_upgraded() {
         // Of each that has something at home; it happens once in the life of most lattices.
         changed.extend(after.apps.keys().cloned());
     }

@@ -10,7 +10,8 @@ use crate::liveness::Liveness;
 pub(crate) fn unavailable(state: &State, home: NodeId, why: &str) -> String {
     format!(
         "node {}, the home of what trellis://embedded keeps, does not answer: {why}. Its stores, queues and subjects are \
-         unavailable, and no MQTT topic is pulled in order, until it does: start it again, or give it up, with all that it keeps, by `trellis nodes forget {home}`",
+         unavailable, and no MQTT topic is pulled in order, until it does: start it again, or give it up, with all that it \
+         keeps, by `trellis nodes forget {home}`",
         state.named(home)
     )
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::{self, Context, stream};
 use trellis_bus::testing::NatsServer;
 use trellis_provider::delivery::{BACK_MAX, CLAIM, Fate};
-use trellis_provider::testing::lab::{Node, text, until};
+use trellis_provider::testing::lab::{Node, held, text, until};
 use trellis_provider::{LeaseHolder, Provider as _, Token};
 use trellis_wire::{Delivery, Link, OrderBy, Reply, Settle};
 
@@ -31,13 +31,6 @@ async fn filled(server: &NatsServer, count: usize, message: impl Fn(usize) -> (S
     for stored in sent {
         stored.await.unwrap();
     }
-}
-
-/// A lease that is held from now on.
-fn held() -> (LeaseHolder, trellis_provider::Lease) {
-    let (holder, lease) = LeaseHolder::new();
-    holder.set(Some(Token(1)));
-    (holder, lease)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

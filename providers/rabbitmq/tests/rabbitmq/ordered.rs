@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use trellis_provider::delivery::{Fate, Queue as _};
-use trellis_provider::testing::lab::{Node, by_content, text, until};
+use trellis_provider::testing::lab::{Node, by_content, held, text, until};
 use trellis_provider::testing::{Broker, contract};
 use trellis_provider::{LeaseHolder, Provider as _, Token};
 use trellis_rabbitmq::{HELD_MAX, Ordered, Rabbitmq};
@@ -68,13 +68,6 @@ fn lanes(node: &Node) -> BTreeMap<String, Vec<String>> {
         lanes.entry(lane.unwrap_or_default()).or_default().push(text(message));
     }
     lanes
-}
-
-/// A lease that is held from now on.
-fn held() -> (LeaseHolder, trellis_provider::Lease) {
-    let (holder, lease) = LeaseHolder::new();
-    holder.set(Some(Token(1)));
-    (holder, lease)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -694,14 +694,20 @@ async fn a_holder_that_left_in_good_order_is_not_waited_for() {
     assert!((0..3).all(|key| of_key(key).is_sorted()), "{handled:?}");
 }
 
+/// A node that has pulled for a second, whose broker is away from now on.
+async fn without_broker(order_by: Option<OrderBy>) -> (Lattice, Running) {
+    let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+    let node = lattice.node();
+    node.lease.set(Some(Token(1)));
+    sleep(Duration::from_secs(1)).await;
+    lattice.broker.lock().unwrap().away = true;
+    (lattice, node)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_link_that_fails_asks_less_and_less_and_goes_on_at_once_when_its_broker_is_back() {
     for order_by in [None, Some(OrderBy::Subject)] {
-        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
-        let node = lattice.node();
-        node.lease.set(Some(Token(1)));
-        sleep(Duration::from_secs(1)).await;
-        lattice.broker.lock().unwrap().away = true;
+        let (lattice, node) = without_broker(order_by).await;
         sleep(Duration::from_secs(600)).await;
         let asked = lattice.broker.lock().unwrap().asked_in_vain;
         assert!((20..60).contains(&asked), "{asked} times in ten minutes");
@@ -898,11 +904,7 @@ async fn twins_wait_until_what_the_first_published_is_sent() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_link_is_well_again_when_its_broker_is() {
     for order_by in [None, Some(OrderBy::Subject)] {
-        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
-        let node = lattice.node();
-        node.lease.set(Some(Token(1)));
-        sleep(Duration::from_secs(1)).await;
-        lattice.broker.lock().unwrap().away = true;
+        let (lattice, node) = without_broker(order_by).await;
         sleep(Duration::from_secs(30)).await;
         assert!(node.engine.progress().health().is_err());
         {

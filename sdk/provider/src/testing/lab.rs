@@ -13,7 +13,7 @@ use trellis_wire::{
 };
 
 use crate::delivery::{DeadLetter, Queue};
-use crate::{Permit, PermitSource, Permits, Run, Want};
+use crate::{Lease, LeaseHolder, Permit, PermitSource, Permits, Run, Token, Want};
 
 /// Long enough on a busy machine; nothing that goes well waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -201,6 +201,13 @@ pub async fn until_settled<Q: Queue>(queue: &Q) {
         assert!(started.elapsed() < PATIENCE, "still not settled: {standing:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// A lease that is held from now on.
+pub fn held() -> (LeaseHolder, Lease) {
+    let (holder, lease) = LeaseHolder::new();
+    holder.set(Some(Token(1)));
+    (holder, lease)
 }
 
 /// A server that accepts and never answers, for as long as the test lasts. Its address.
