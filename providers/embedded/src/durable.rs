@@ -4,8 +4,7 @@
 //! The file a newcomer copies for another broker is this one: [`Pulled`] implements
 //! [`Queue`](trellis_provider::delivery::Queue), the rest makes and finds queues.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use trellis_provider::{LinkError, Permits, now_ms};
 use trellis_wire::{CallError, ComponentKey, Config, DEAD_BYTES_MAX, Link, LinkId, Message};
 
 use crate::entries::Entries;
+use crate::head::Head;
 use crate::queue::{self, Change, Changed, Given, Token};
 use crate::store::Store;
 use crate::subject::{self, Filter};
@@ -34,8 +34,6 @@ const LOOK_EVERY_IDLE: Duration = Duration::from_secs(60);
 pub const QUEUES_MAX: usize = 16_384;
 /// Messages that are counted of those that are ready: what one pull brings.
 const READY_MAX: usize = 64;
-/// Pulls of one queue that may be under way at one time: what they claim is written by one commit.
-const PULLS_MAX: usize = 8;
 /// Longest name of a queue, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -60,10 +58,17 @@ struct Named {
     filters: Mutex<Vec<Filter>>,
     /// Sent to whenever there may be more to give out.
     changed: watch::Sender<()>,
-    /// How many messages the pulls under way have asked for.
-    asked: AtomicUsize,
-    /// What is given out, by sequence, and until when.
-    claims: Mutex<HashMap<u64, (Token, Instant)>>,
+    head: Arc<Head>,
+    /// What is given out.
+    claims: Mutex<Claims>,
+}
+
+/// What is given out of a queue, by sequence, and until when.
+#[derive(Default)]
+struct Claims {
+    all: HashMap<u64, (Token, Instant)>,
+    /// None of them ends before; `None`: there are none.
+    ends: Option<Instant>,
 }
 
 impl Durable {
@@ -72,7 +77,7 @@ impl Durable {
         let mut queues = BTreeMap::new();
         for (name, meta) in store.look(queue::queues).map_err(|why| why.to_string())? {
             let filters = meta.filters.iter().map(|text| Filter::parse(text)).collect::<Result<_, _>>()?;
-            let named = Named::new(name.into(), filters);
+            let named = Named::new(head(&store, &name)?, filters);
             queues.insert(named.name.clone(), Arc::new(named));
         }
         Ok(Self { store, queues: Mutex::new(queues), links: Mutex::default() })
@@ -112,7 +117,7 @@ impl Durable {
 
     fn pulled(&self, queue: &Arc<Named>, component: &ComponentKey, dead_bytes_max: u64) -> Pulled {
         let (store, queue, entries) = (self.store.clone(), queue.clone(), Entries::new(&self.store, &queue.name));
-        Pulled { store, queue, component: component.to_string(), dead_bytes_max, entries }
+        Pulled { store, queue, component: component.to_string().into(), dead_bytes_max, entries }
     }
 
     /// A queue that was made, as the engine of a link to this component sees it.
@@ -141,7 +146,8 @@ impl Durable {
         let texts = filters.iter().map(ToString::to_string).collect();
         let created = self.store.change(Change::Create { queue: queue.clone(), filters: texts }).await;
         created.map_err(|why| LinkError::Failed(format!("queue `{name}` cannot be made: {why}")))?;
-        let named = self.queues().entry(queue.clone()).or_insert_with(|| Arc::new(Named::new(queue, vec![]))).clone();
+        let head = head(&self.store, name).map_err(LinkError::Failed)?;
+        let named = self.queues().entry(queue).or_insert_with(|| Arc::new(Named::new(head, vec![]))).clone();
         *named.filters() = filters;
         Ok(named)
     }
@@ -225,7 +231,7 @@ impl Drop for Durable {
 
 /// Whether the queue that a link means takes a subject.
 pub(crate) fn takes(config: &Config, subject: &str) -> bool {
-    named(config).is_ok_and(|(name, filters)| Named::new(name.into(), filters).takes(subject))
+    named(config).is_ok_and(|(name, filters)| is_taken(&name, &filters, subject))
 }
 
 /// Whether a link says rightly which queue it means, and how its messages are to be delivered.
@@ -258,46 +264,61 @@ fn named(config: &Config) -> Result<(String, Vec<Filter>), LinkError> {
     Ok((name.to_owned(), subject::filters(config, "subject")?))
 }
 
+/// Where a queue stands that is on disk.
+fn head(store: &Store, name: &str) -> Result<Arc<Head>, String> {
+    store.head(name).ok_or_else(|| format!("queue `{name}` is not on disk"))
+}
+
+fn is_taken(name: &str, filters: &[Filter], subject: &str) -> bool {
+    name == subject || filters.iter().any(|filter| filter.matches(subject))
+}
+
 impl Named {
-    fn new(name: Arc<str>, filters: Vec<Filter>) -> Self {
-        Self {
-            name,
-            filters: Mutex::new(filters),
-            changed: watch::Sender::new(()),
-            asked: AtomicUsize::new(0),
-            claims: Mutex::default(),
-        }
+    fn new(head: Arc<Head>, filters: Vec<Filter>) -> Self {
+        let (name, changed) = (head.queue.clone(), watch::Sender::new(()));
+        Self { name, filters: Mutex::new(filters), changed, head, claims: Mutex::default() }
     }
 
     fn takes(&self, subject: &str) -> bool {
-        *self.name == *subject || self.filters().iter().any(|filter| filter.matches(subject))
+        is_taken(&self.name, &self.filters(), subject)
     }
 
     fn notify(&self) {
         self.changed.send_replace(());
     }
 
-    /// When the next claim ends.
-    fn next_end(&self) -> Option<Instant> {
-        self.claims().values().map(|(_, ends)| *ends).min()
-    }
-
-    /// Takes the claims that have ended.
-    fn take_ended(&self) -> Vec<Token> {
-        let now = Instant::now();
-        self.claims().extract_if(|_, (_, ends)| *ends <= now).map(|(_, (token, _))| token).collect()
-    }
-
-    fn keep(&self, tokens: impl IntoIterator<Item = Token>, ends: Instant) {
-        self.claims().extend(tokens.into_iter().map(|token| (token.sequence, (token, ends))));
-    }
-
     fn filters(&self) -> MutexGuard<'_, Vec<Filter>> {
         self.filters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claims(&self) -> MutexGuard<'_, HashMap<u64, (Token, Instant)>> {
+    fn claims(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claims {
+    fn keep(&mut self, tokens: impl IntoIterator<Item = Token>, ends: Instant) {
+        self.all.extend(tokens.into_iter().map(|token| (token.sequence, (token, ends))));
+        self.ends = Some(self.ends.map_or(ends, |before| before.min(ends)));
+    }
+
+    /// When the first of them ends, or sooner.
+    fn next_end(&self) -> Option<Instant> {
+        self.ends.filter(|_| !self.all.is_empty())
+    }
+
+    /// Takes those that have ended.
+    fn take_ended(&mut self, now: Instant) -> Vec<Token> {
+        if self.next_end().is_none_or(|ends| ends > now) {
+            return Vec::new();
+        }
+        let ended = self.all.extract_if(|_, (_, ends)| *ends <= now).map(|(_, (token, _))| token).collect();
+        self.ends = self.all.values().map(|(_, ends)| *ends).min();
+        ended
+    }
+
+    fn of(&mut self, token: &Token) -> Option<&mut Instant> {
+        self.all.get_mut(&token.sequence).filter(|(known, _)| known == token).map(|(_, ends)| ends)
     }
 }
 
@@ -305,7 +326,7 @@ impl Named {
 pub struct Pulled {
     store: Arc<Store>,
     queue: Arc<Named>,
-    component: String,
+    component: Arc<str>,
     dead_bytes_max: u64,
     entries: Entries,
 }
@@ -318,16 +339,18 @@ impl Queue for Pulled {
         loop {
             // Subscribed before it looks, so that nothing comes in between unseen.
             let mut changed = self.queue.changed.subscribe();
-            let (asked, now) = (self.queue.asked.load(Ordering::Relaxed), self.store.now_ms());
-            let looked = self.store.look(|snapshot| queue::due(snapshot, &self.queue.name, now, READY_MAX + asked));
-            let (due, next_ms) = looked.map_err(|why| why.to_string())?;
-            // What is asked for is due until that is committed.
-            let ready = due.saturating_sub(asked);
-            let ends = self.queue.next_end().map(|ends| ends.saturating_duration_since(Instant::now()));
-            if ready > 0 || ends == Some(Duration::ZERO) {
+            let (now_ms, now, back_ms) = (self.store.now_ms(), Instant::now(), self.queue.head.back_ms());
+            let back = match back_ms <= now_ms {
+                true => self.look(|snapshot| queue::due(snapshot, &self.queue.name, now_ms, READY_MAX))?,
+                false => 0,
+            };
+            let ends = self.queue.claims().next_end();
+            let ready = back + self.queue.head.new_ones();
+            if ready > 0 || ends.is_some_and(|ends| ends <= now) {
                 return Ok(ready.max(1));
             }
-            let due = next_ms.map(|at| Duration::from_millis(at.saturating_sub(now)));
+            let due = (back_ms < u64::MAX).then(|| Duration::from_millis(back_ms.saturating_sub(now_ms)));
+            let ends = ends.map(|ends| ends.saturating_duration_since(now));
             let wait = [due, ends].into_iter().flatten().min().map_or(LOOK_EVERY_IDLE, |wait| wait.min(LOOK_EVERY));
             // Either way it looks again.
             let _ = tokio::time::timeout(wait, changed.changed()).await;
@@ -335,27 +358,22 @@ impl Queue for Pulled {
     }
 
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Token>>, Trouble> {
-        let (queue, expired) = (self.queue.name.clone(), self.queue.take_ended());
-        let change = Change::Claim { queue, max, expired: expired.clone(), now_ms: self.store.now_ms() };
-        self.queue.asked.fetch_add(max, Ordering::Relaxed);
-        let changed = self.store.change(change).await;
-        self.queue.asked.fetch_sub(max, Ordering::Relaxed);
-        self.queue.notify();
-        match changed {
-            Ok(Changed::Claimed(given)) => {
-                self.queue.keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
-                Ok(given.into_iter().map(|given| claimed(given, self.store.name())).collect())
-            }
-            Ok(Changed::Done | Changed::Swapped(_)) => Ok(Vec::new()),
-            Err(why) => {
-                self.queue.keep(expired, Instant::now());
-                Err(why.to_string())
-            }
+        let head = &self.queue.head;
+        let ended = self.queue.claims().take_ended(Instant::now());
+        let mut given = match ended.is_empty() && head.back_ms() > self.store.now_ms() {
+            true => Vec::new(),
+            false => self.claim(max, ended).await?,
+        };
+        match self.store.give_new(head, max - given.len()) {
+            Ok(new) => given.extend(new),
+            // What came back is claimed; what is wrong shows at the next pull.
+            Err(_) if !given.is_empty() => {}
+            Err(why) => return Err(why.to_string()),
         }
-    }
-
-    fn pulls_max(&self) -> usize {
-        PULLS_MAX
+        self.queue.claims().keep(given.iter().map(|given| given.token.clone()), Instant::now() + CLAIM);
+        // Who else waits for this queue learns when these claims end.
+        self.queue.notify();
+        Ok(given.into_iter().map(|given| claimed(given, self.store.name())).collect())
     }
 
     async fn settle(&self, claim: &Token, settlement: &Settlement) -> Result<(), Trouble> {
@@ -369,8 +387,8 @@ impl Queue for Pulled {
         self.store.change(change).await.map_err(|why| why.to_string())?;
         {
             let mut claims = self.queue.claims();
-            if claims.get(&claim.sequence).is_some_and(|(token, _)| token == claim) {
-                claims.remove(&claim.sequence);
+            if claims.of(claim).is_some() {
+                claims.all.remove(&claim.sequence);
             }
         }
         if matches!(settlement, Settlement::Retry { .. } | Settlement::GiveBack { .. }) {
@@ -380,9 +398,7 @@ impl Queue for Pulled {
     }
 
     async fn extend(&self, claim: &Token) -> Result<(), Trouble> {
-        if let Some((token, ends)) = self.queue.claims().get_mut(&claim.sequence)
-            && token == claim
-        {
+        if let Some(ends) = self.queue.claims().of(claim) {
             *ends = Instant::now() + CLAIM;
         }
         Ok(())
@@ -394,36 +410,42 @@ impl Queue for Pulled {
     }
 
     async fn standing(&self) -> Result<Standing, Trouble> {
-        let (standing, oldest_ms) = self.look(|snapshot| queue::standing(snapshot, &self.queue.name))?;
+        let claimed = self.queue.claims().all.len() as u64;
+        let (standing, oldest_ms) = self.look(|snapshot| queue::standing(snapshot, &self.queue.name, claimed))?;
         let oldest_age = oldest_ms.map(|at| Duration::from_millis(now_ms().saturating_sub(at)));
         Ok(Standing { oldest_age, ..standing })
     }
 
     async fn out(&self) -> Result<Out, Trouble> {
         let (now, now_ms) = (Instant::now(), self.store.now_ms());
-        let claimed = self.queue.claims().values().filter(|(_, ends)| *ends > now).count() as u64;
-        let (all, waits) = self.look(|snapshot| queue::out(snapshot, &self.queue.name, now_ms))?;
-        Ok(Out { all, later: claimed + waits })
+        let (claimed, later) = {
+            let claims = self.queue.claims();
+            let later = claims.all.values().filter(|(_, ends)| *ends > now).count() as u64;
+            (claims.all.keys().copied().collect::<HashSet<_>>(), later)
+        };
+        let (back, waits) = self.look(|snapshot| queue::out(snapshot, &self.queue.name, &claimed, now_ms))?;
+        Ok(Out { all: claimed.len() as u64 + back, later: later + waits })
     }
 
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble> {
         let after = after.and_then(queue::of_letter).map(|(_, sequence)| sequence);
-        let of = (&*self.queue.name, self.component.as_str());
+        let of = (&*self.queue.name, &*self.component);
         self.look(|snapshot| queue::letters_after(snapshot, of, after, max))
     }
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
         let own = |(queue, _): &(String, u64)| **queue == *self.queue.name;
-        let Some((queue, sequence)) = queue::of_letter(id).filter(own) else { return Ok(None) };
-        let of = (queue.as_str(), self.component.as_str());
+        let Some((_, sequence)) = queue::of_letter(id).filter(own) else { return Ok(None) };
+        let of = (&*self.queue.name, &*self.component);
         let found = self.look(|snapshot| queue::letters_after(snapshot, of, sequence.checked_sub(1), 1))?;
         let Some(letter) = found.into_iter().find(|letter| letter.id == id) else { return Ok(None) };
         let change = match fate {
             Fate::Replay => {
+                let queue = self.queue.name.clone();
                 let id = queue::known_by(letter.message.id.clone(), &queue, self.store.name(), sequence);
                 Change::Replay { queue, sequence, id, now_ms: self.store.now_ms() }
             }
-            Fate::Drop => Change::Forget { queue, sequence },
+            Fate::Drop => Change::Forget { queue: self.queue.name.clone(), sequence },
         };
         match self.store.change(change).await {
             Ok(_) => {
@@ -450,6 +472,20 @@ impl Queue for Pulled {
 }
 
 impl Pulled {
+    /// Ends these claims, and claims what came back.
+    async fn claim(&self, max: usize, expired: Vec<Token>) -> Result<Vec<Given>, Trouble> {
+        let queue = self.queue.name.clone();
+        let change = Change::Claim { queue, max, expired: expired.clone(), now_ms: self.store.now_ms() };
+        match self.store.change(change).await {
+            Ok(Changed::Claimed(given)) => Ok(given),
+            Ok(Changed::Done | Changed::Swapped(_)) => Ok(Vec::new()),
+            Err(why) => {
+                self.queue.claims().keep(expired, Instant::now());
+                Err(why.to_string())
+            }
+        }
+    }
+
     fn look<T>(&self, look: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>) -> Result<T, Trouble> {
         self.store.look(look).map_err(|why| why.to_string())
     }

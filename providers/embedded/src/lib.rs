@@ -13,7 +13,8 @@
 //!
 //! - `keyvalue`: what each operation means, on an open table;
 //! - `store`: the file under it, with one writer that commits for many;
-//! - `gathered`: what one commit writes, and whether it waits for more;
+//! - `gathered`: what one commit writes;
+//! - `head`: up to where each queue has given out what is new;
 //! - `queue`: what each change of a durable queue means, on open tables;
 //! - `durable`: durable queues, and the links that are woken by them;
 //! - `depot`: queues for what sources of other technologies took over;
@@ -26,6 +27,7 @@ mod depot;
 mod durable;
 mod entries;
 mod gathered;
+mod head;
 mod keyvalue;
 mod messaging;
 mod queue;

@@ -1,11 +1,13 @@
 //! What each change of a durable queue means, on open tables. Nothing here knows of files, threads or clocks.
 //!
-//! A message that waits is in `DUE`, ordered by when it may be given out; one that is worked on is in `CLAIMED`; it is in
-//! exactly one of the two until it is taken off. What is known of a message is apart from the message itself, so that
-//! another try does not write its body anew. Whoever opens the file finds in `CLAIMED` what was worked on when the
-//! process died.
+//! A new message is in `MESSAGES` alone, and stays so when it is given out for the first time, which writes nothing: up to
+//! where that was done, `head.rs` knows. One that came back waits in `DUE`, ordered by when it may be given out; one that is
+//! worked on again is in `CLAIMED`. What is known of such a message is apart from the message itself, so that another try
+//! does not write its body anew. Whoever opens the file finds what was worked on when the process died: in `CLAIMED`, and
+//! of what was given out for the first time all of which nothing more is known.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use trellis_provider::delivery::{DeadLetter, Settlement, Standing};
 use trellis_wire::{CallError, Message};
 
 use crate::clock::KEPT_EVERY_MS;
+use crate::head::{Noted, Stand};
 
 /// Messages that one queue may hold.
 pub const QUEUE_MESSAGES_MAX: u64 = 1_000_000;
@@ -35,10 +38,9 @@ const QUEUES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("queu
 const MESSAGES: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_messages");
 /// (queue, sequence) -> [`Kept`]: of what was not simply published and, at most, given out once.
 const RECORDS: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_records");
-/// (queue, milliseconds since 1970, sequence): what waits, and until when. What is new waits until [`NEW_MS`]: it goes behind
-/// all that was given out before and is due, and what is replayed before that.
+/// (queue, milliseconds since 1970, sequence): what came back, and until when it waits. What is replayed comes before that.
 const DUE: TableDefinition<'static, (&str, u64, u64), ()> = TableDefinition::new("queue_due");
-/// (queue, sequence) -> attempt: what was given out.
+/// (queue, sequence) -> attempt: what was given out again.
 const CLAIMED: TableDefinition<'static, (&str, u64), u32> = TableDefinition::new("queue_claimed");
 /// (queue, sequence) -> dead letter.
 const DEAD: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("queue_dead");
@@ -60,7 +62,9 @@ pub const PUBLISHED_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
 /// Keys of a ledger in one list.
 const LEDGER_KEYS_MAX: usize = 10_000;
 
-/// When what was never given out is due in the order of a queue. It may be given out at any time.
+/// Bytes of messages that are given out at a time, but for the last: they are read on the thread that asks.
+const NEW_BYTES_MAX: usize = 256 * 1_024;
+/// When what is new was due for builds that had it in `DUE`.
 const NEW_MS: u64 = 1 << 63;
 
 /// What is known of a queue.
@@ -74,6 +78,8 @@ pub(crate) struct Meta {
     bytes: u64,
     dead_bytes: u64,
     dead: u64,
+    /// Up to where messages were given out, at the last commit. `None`: an earlier build wrote it.
+    given: Option<u64>,
 }
 
 /// What is known of a message besides what it is.
@@ -97,6 +103,8 @@ pub struct Token {
     pub(crate) queue: Arc<str>,
     pub(crate) sequence: u64,
     pub(crate) attempt: u32,
+    /// The message is given out for the first time: the file knows nothing of that.
+    pub(crate) is_first: bool,
 }
 
 /// A change, carried out whole or not at all. Times are in milliseconds since 1970.
@@ -108,14 +116,14 @@ pub(crate) enum Change {
     Publish { queues: Vec<Arc<str>>, message: Message, now_ms: u64 },
     /// Puts messages into a queue, in this order, and a note in the place of its former one.
     Keep { queue: Arc<str>, messages: Vec<Message>, note: Bytes, now_ms: u64 },
-    /// Ends the `expired` claims, then claims up to `max` messages.
+    /// Ends the `expired` claims, then claims up to `max` messages of those that came back.
     Claim { queue: Arc<str>, max: usize, expired: Vec<Token>, now_ms: u64 },
     /// Settles a claimed message; `component` is named in its dead letter, for which there is room up to `dead_bytes_max`.
-    Settle { token: Token, settlement: Settlement, component: String, dead_bytes_max: u64, now_ms: u64 },
+    Settle { token: Token, settlement: Settlement, component: Arc<str>, dead_bytes_max: u64, now_ms: u64 },
     /// Puts a dead letter back into its queue, as if it were new; `id` is what handlers know its message by.
-    Replay { queue: String, sequence: u64, id: String, now_ms: u64 },
+    Replay { queue: Arc<str>, sequence: u64, id: String, now_ms: u64 },
     /// Forgets a dead letter.
-    Forget { queue: String, sequence: u64 },
+    Forget { queue: Arc<str>, sequence: u64 },
     /// An attempt is over and the claim goes on.
     Note { token: Token, fault: Option<String> },
     /// Writes or removes an entry of the ledger if it is `old`.
@@ -178,7 +186,7 @@ type Outcome<T> = Result<Result<T, CallError>, StorageError>;
 /// The tables of all queues, open in one transaction.
 pub(crate) struct Tables<'t> {
     /// What was read or changed of queues in this transaction; [`Tables::finish`] writes it.
-    metas: HashMap<String, Meta>,
+    metas: HashMap<Arc<str>, Meta>,
     /// When the latest of its changes is made.
     latest_ms: u64,
     queues: Table<'t, &'static str, &'static [u8]>,
@@ -211,12 +219,20 @@ impl<'t> Tables<'t> {
         })
     }
 
-    /// Writes what is known of the queues, and of the time, once for all changes.
-    pub(crate) fn finish(mut self) -> Result<(), StorageError> {
+    /// Writes what is known of the queues, and of the time, once for all changes; `given` says up to where messages of a
+    /// queue were given out. Returns how those stand.
+    pub(crate) fn finish(mut self, given: impl Fn(&str) -> Option<u64>) -> Result<Vec<Stand>, StorageError> {
         self.keep_clock()?;
-        self.metas
-            .iter()
-            .try_for_each(|(name, meta)| self.queues.insert(name.as_str(), written(meta).as_slice()).map(drop))
+        let mut stands = Vec::with_capacity(self.metas.len());
+        for (queue, mut meta) in std::mem::take(&mut self.metas) {
+            let given = given(&queue).or(meta.given).unwrap_or_default();
+            meta.given = Some(given);
+            self.queues.insert(&*queue, written(&meta).as_slice())?;
+            let first = self.due.range::<(&str, u64, u64)>((&*queue, 0, 0)..=(&*queue, u64::MAX, u64::MAX))?.next();
+            let back_ms = first.transpose()?.map(|(at, _)| at.value().1);
+            stands.push(Stand { queue, last: meta.last, given, back_ms });
+        }
+        Ok(stands)
     }
 
     /// Carries out one change in the open transaction.
@@ -225,14 +241,14 @@ impl<'t> Tables<'t> {
         self.latest_ms = self.latest_ms.max(change.now_ms());
         match change {
             Change::Create { queue, filters } => {
-                let mut meta = self.meta(queue)?.unwrap_or_default();
-                meta.filters.clone_from(filters);
-                self.put_meta(queue, meta);
+                self.meta(queue)?.filters.clone_from(filters);
                 Ok(Ok(Changed::Done))
             }
             Change::Publish { queues, message, now_ms } => Ok(self.publish(queues, message, None, *now_ms)?.map(done)),
             Change::Keep { queue, messages, note, .. } => Ok(self.keep(queue, messages, note)?.map(done)),
             Change::Claim { queue, max, expired, now_ms } => {
+                // Where there is nothing to give out any more, that is to be known.
+                self.meta(queue)?;
                 for token in expired {
                     self.end_claim(token)?;
                 }
@@ -242,12 +258,11 @@ impl<'t> Tables<'t> {
                 Ok(self.settle(token, settlement, (component, *dead_bytes_max), *now_ms)?.map(done))
             }
             Change::Replay { queue, sequence, id, now_ms } => {
-                let letter =
-                    self.dead.get((queue.as_str(), *sequence))?.map(|letter| read::<DeadLetter>(letter.value()));
+                let letter = self.dead.get((&**queue, *sequence))?.map(|letter| read::<DeadLetter>(letter.value()));
                 let Some(letter) = letter.transpose()? else { return Ok(Err(no_letter(queue, *sequence))) };
                 let message = Message { id: id.clone(), published_ms: Some(*now_ms), attempt: 0, ..letter.message };
                 // Published first: a queue that is full must not cost the letter.
-                if let Err(why) = self.publish(&[queue.as_str().into()], &message, Some(&letter.id), *now_ms)? {
+                if let Err(why) = self.publish(std::slice::from_ref(queue), &message, Some(&letter.id), *now_ms)? {
                     return Ok(Err(why));
                 }
                 self.take_letter(queue, *sequence)?;
@@ -256,6 +271,10 @@ impl<'t> Tables<'t> {
             Change::Note { token, fault } => self.note(token, fault.as_deref()).map(done).map(Ok),
             Change::Swap { queue, key, old, new, keep_ms, now_ms } => {
                 self.sweep(*now_ms)?;
+                // Who finds the entry when the machine has died must find that its message was given out.
+                if self.queues.get(&**queue)?.is_some() {
+                    self.meta(queue)?;
+                }
                 let new = new.as_deref().map(|value| (now_ms.saturating_add(*keep_ms), value));
                 self.swap((queue, key), old.as_deref(), new, *now_ms).map(Changed::Swapped).map(Ok)
             }
@@ -282,7 +301,7 @@ impl<'t> Tables<'t> {
             if is_named && self.is_known(queue, &message.id, now_ms)? {
                 continue;
             }
-            let mut meta = self.meta(queue)?.unwrap_or_default();
+            let mut meta = self.meta(queue)?.clone();
             meta.bytes += bytes.len() as u64;
             meta.messages += 1;
             meta.last += 1;
@@ -295,10 +314,10 @@ impl<'t> Tables<'t> {
             self.messages.insert((&**queue, meta.last), bytes.as_slice())?;
             if let Some(letter) = replay_of {
                 self.put_kept(queue, meta.last, &Kept { replay_of: Some(letter.to_owned()), ..Kept::default() })?;
+                // It goes before all others: of an ordered link it may be what they wait for.
+                self.due.insert((&**queue, 0, meta.last), ())?;
             }
-            // What is replayed goes before all others: of an ordered link it may be what they wait for.
-            self.due.insert((&**queue, if replay_of.is_some() { 0 } else { NEW_MS }, meta.last), ())?;
-            self.put_meta(queue, meta);
+            *self.meta(queue)? = meta;
             if is_named {
                 self.note_id(queue, &message.id, now_ms)?;
             }
@@ -306,9 +325,9 @@ impl<'t> Tables<'t> {
         Ok(Ok(()))
     }
 
-    fn keep(&mut self, queue: &str, messages: &[Message], note: &[u8]) -> Outcome<()> {
+    fn keep(&mut self, queue: &Arc<str>, messages: &[Message], note: &[u8]) -> Outcome<()> {
         let bodies: Vec<_> = messages.iter().map(written).collect();
-        let mut meta = self.meta(queue)?.unwrap_or_default();
+        let mut meta = self.meta(queue)?.clone();
         meta.messages += bodies.len() as u64;
         meta.bytes += bodies.iter().map(|body| body.len() as u64).sum::<u64>();
         if meta.messages > QUEUE_MESSAGES_MAX || meta.bytes > QUEUE_BYTES_MAX {
@@ -316,11 +335,10 @@ impl<'t> Tables<'t> {
         }
         for body in bodies {
             meta.last += 1;
-            self.messages.insert((queue, meta.last), body.as_slice())?;
-            self.due.insert((queue, NEW_MS, meta.last), ())?;
+            self.messages.insert((&**queue, meta.last), body.as_slice())?;
         }
-        self.put_meta(queue, meta);
-        self.notes.insert(queue, note)?;
+        *self.meta(queue)? = meta;
+        self.notes.insert(&**queue, note)?;
         Ok(Ok(()))
     }
 
@@ -340,45 +358,37 @@ impl<'t> Tables<'t> {
     fn claim(&mut self, queue: &Arc<str>, max: usize, now_ms: u64) -> Result<Vec<Given>, StorageError> {
         let name = &**queue;
         let mut next = Vec::with_capacity(max);
-        let back = self.due.range::<(&str, u64, u64)>((name, 0, 0)..=(name, now_ms, u64::MAX))?;
-        let new = self.due.range::<(&str, u64, u64)>((name, NEW_MS, 0)..=(name, NEW_MS, u64::MAX))?;
-        for entry in back.chain(new).take(max) {
+        for entry in self.due.range::<(&str, u64, u64)>((name, 0, 0)..=(name, now_ms, u64::MAX))?.take(max) {
             let (_, at, sequence) = entry?.0.value();
             next.push((at, sequence));
         }
         let mut given = Vec::with_capacity(next.len());
         for (at, sequence) in next {
             self.due.remove((name, at, sequence))?;
-            let before = self.record(name, sequence)?;
-            let (is_new, mut kept) = (before.is_none(), before.unwrap_or_default());
+            let mut kept = self.record(name, sequence)?.unwrap_or_default();
             let again = std::mem::replace(&mut kept.given, true);
             kept.attempts = kept.attempts.saturating_add(1);
-            // What its claim says of a new one is enough: most messages are given out once, and taken off.
-            if !is_new {
-                self.put_kept(name, sequence, &kept)?;
-            }
+            self.put_kept(name, sequence, &kept)?;
             self.claimed.insert((name, sequence), kept.attempts)?;
             let message = self.message(name, sequence)?;
-            given.push(Given {
-                token: Token { queue: queue.clone(), sequence, attempt: kept.attempts },
-                message,
-                kept,
-                again,
-            });
+            let token = Token { queue: queue.clone(), sequence, attempt: kept.attempts, is_first: false };
+            given.push(Given { token, message, kept, again });
         }
         Ok(given)
     }
 
     /// Counts an attempt whose claim goes on: the next one is under way then.
     fn note(&mut self, token: &Token, fault: Option<&str>) -> Result<(), StorageError> {
-        let at = (&*token.queue, token.sequence);
-        if self.claimed.get(at)?.is_none_or(|attempt| attempt.value() != token.attempt) {
+        // From here on the file knows of the claim.
+        if !self.take_claim(token)? {
             return Ok(());
         }
+        let (name, sequence) = (&*token.queue, token.sequence);
+        self.claimed.insert((name, sequence), token.attempt)?;
         let mut kept = self.kept(token)?;
         note_fault(&mut kept, fault);
         kept.attempts = kept.attempts.saturating_add(1);
-        self.put_kept(at.0, at.1, &kept)
+        self.put_kept(name, sequence, &kept)
     }
 
     fn swap(
@@ -438,7 +448,11 @@ impl<'t> Tables<'t> {
 
     /// Whether the claim stood. It is gone then.
     fn take_claim(&mut self, token: &Token) -> Result<bool, StorageError> {
+        self.meta(&token.queue)?;
         let at = (&*token.queue, token.sequence);
+        if token.is_first && self.records.get(at)?.is_none() {
+            return Ok(self.messages.get(at)?.is_some());
+        }
         let removed = self.claimed.remove(at)?.map(|attempt| attempt.value());
         match removed {
             // Another claim on the same message stands, and goes on.
@@ -478,9 +492,7 @@ impl<'t> Tables<'t> {
             return Ok(Ok(()));
         }
         match settlement {
-            Settlement::Ack | Settlement::Drop { .. } | Settlement::DeadLetter { .. } => {
-                self.take_off(name, sequence)?
-            }
+            Settlement::Ack | Settlement::Drop { .. } | Settlement::DeadLetter { .. } => self.take_off(token)?,
             Settlement::Retry { after, fault } => {
                 let mut kept = self.kept(token)?;
                 note_fault(&mut kept, fault.as_deref());
@@ -502,15 +514,12 @@ impl<'t> Tables<'t> {
     /// Writes a dead letter and takes the message off, unless there is no room for it: then the claim stands.
     fn bury(&mut self, token: &Token, letter: &DeadLetter, dead_bytes_max: u64) -> Outcome<()> {
         let (name, sequence) = (&*token.queue, token.sequence);
-        let mut meta = self.meta(name)?.unwrap_or_default();
         let (forgotten, freed) = self.forget_old(name, letter.at_ms)?;
+        let meta = self.meta(&token.queue)?;
         meta.dead_bytes = meta.dead_bytes.saturating_sub(freed);
         meta.dead = meta.dead.saturating_sub(forgotten);
-        self.put_meta(name, meta.clone());
         let bytes = written(letter);
-        meta.dead_bytes += bytes.len() as u64;
-        meta.dead += 1;
-        if meta.dead_bytes > dead_bytes_max {
+        if meta.dead_bytes + bytes.len() as u64 > dead_bytes_max {
             return Ok(Err(CallError::Unavailable(format!(
                 "the dead letters of queue `{name}` have {dead_bytes_max} bytes, their part of what those of its app may \
                  hold, and no more fit: look at them with `trellis dead-letters list`, then replay or drop them"
@@ -520,8 +529,10 @@ impl<'t> Tables<'t> {
             return Ok(Ok(()));
         }
         self.dead.insert((name, sequence), bytes.as_slice())?;
-        self.put_meta(name, meta);
-        self.take_off(name, sequence).map(Ok)
+        let meta = self.meta(&token.queue)?;
+        meta.dead_bytes += bytes.len() as u64;
+        meta.dead += 1;
+        self.take_off(token).map(Ok)
     }
 
     /// Forgets the dead letters that have been kept long enough. Returns how many that were and how many bytes they held.
@@ -546,39 +557,35 @@ impl<'t> Tables<'t> {
         }
     }
 
-    fn take_letter(&mut self, name: &str, sequence: u64) -> Result<Option<DeadLetter>, StorageError> {
-        let (letter, bytes) = match self.dead.remove((name, sequence))? {
+    fn take_letter(&mut self, queue: &Arc<str>, sequence: u64) -> Result<Option<DeadLetter>, StorageError> {
+        let (letter, bytes) = match self.dead.remove((&**queue, sequence))? {
             Some(bytes) => (read(bytes.value())?, bytes.value().len() as u64),
             None => return Ok(None),
         };
-        let mut meta = self.meta(name)?.unwrap_or_default();
+        let meta = self.meta(queue)?;
         meta.dead_bytes = meta.dead_bytes.saturating_sub(bytes);
         meta.dead = meta.dead.saturating_sub(1);
-        self.put_meta(name, meta);
         Ok(Some(letter))
     }
 
-    fn take_off(&mut self, name: &str, sequence: u64) -> Result<(), StorageError> {
-        let bytes = self.messages.remove((name, sequence))?.map_or(0, |message| message.value().len() as u64);
-        self.records.remove((name, sequence))?;
-        let mut meta = self.meta(name)?.unwrap_or_default();
+    fn take_off(&mut self, token: &Token) -> Result<(), StorageError> {
+        let at = (&*token.queue, token.sequence);
+        let bytes = self.messages.remove(at)?.map_or(0, |message| message.value().len() as u64);
+        self.records.remove(at)?;
+        let meta = self.meta(&token.queue)?;
         meta.messages = meta.messages.saturating_sub(1);
         meta.bytes = meta.bytes.saturating_sub(bytes);
-        self.put_meta(name, meta);
         Ok(())
     }
 
-    fn meta(&self, name: &str) -> Result<Option<Meta>, StorageError> {
-        match self.metas.get(name) {
-            Some(meta) => Ok(Some(meta.clone())),
-            None => self.queues.get(name)?.map(|meta| read(meta.value())).transpose(),
-        }
-    }
-
-    fn put_meta(&mut self, name: &str, meta: Meta) {
-        match self.metas.get_mut(name) {
-            Some(known) => *known = meta,
-            None => drop(self.metas.insert(name.to_owned(), meta)),
+    /// What is known of a queue, to be written at the end.
+    fn meta(&mut self, queue: &Arc<str>) -> Result<&mut Meta, StorageError> {
+        match self.metas.entry(queue.clone()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(new) => {
+                let meta = self.queues.get(&**queue)?.map(|meta| read_meta(meta.value()));
+                Ok(new.insert(meta.transpose()?.unwrap_or_default()))
+            }
         }
     }
 
@@ -603,18 +610,63 @@ impl<'t> Tables<'t> {
         }
     }
 
-    /// Gives out again whatever was claimed when the process died.
-    pub(crate) fn recover(&mut self) -> Result<usize, StorageError> {
+    /// Gives out again whatever was given out when the process died, which has noted so. How many that were.
+    pub(crate) fn recover(&mut self, noted: &Noted) -> Result<usize, StorageError> {
         let mut claims = Vec::new();
         for entry in self.claimed.iter()? {
             let (at, attempt) = entry?;
             let (queue, sequence) = at.value();
-            claims.push(Token { queue: queue.into(), sequence, attempt: attempt.value() });
+            claims.push(Token { queue: queue.into(), sequence, attempt: attempt.value(), is_first: false });
         }
         for token in &claims {
             self.end_claim(token)?;
         }
-        Ok(claims.len())
+        let names = self.queues.iter()?.map(|entry| Ok(entry?.0.value().into()));
+        let mut recovered = claims.len();
+        for queue in names.collect::<Result<Vec<Arc<str>>, StorageError>>()? {
+            let listed = self.take_listed(&queue)?;
+            let meta = self.meta(&queue)?;
+            let given = meta.given.or(listed).unwrap_or(meta.last).max(noted.of(&queue)).min(meta.last);
+            meta.given = Some(given);
+            recovered += self.recover_first(&queue, given)?;
+        }
+        Ok(recovered)
+    }
+
+    /// The messages of a queue up to this one of which nothing is known, and that do not wait, were given out for the first
+    /// time.
+    fn recover_first(&mut self, queue: &Arc<str>, given: u64) -> Result<usize, StorageError> {
+        let (name, mut first) = (&**queue, Vec::new());
+        for entry in self.messages.range::<(&str, u64)>((name, 0)..=(name, given))? {
+            let (_, sequence) = entry?.0.value();
+            if self.records.get((name, sequence))?.is_none() {
+                first.push(Token { queue: queue.clone(), sequence, attempt: 1, is_first: true });
+            }
+        }
+        if !first.is_empty() {
+            let waiting = self.due.range::<(&str, u64, u64)>((name, 0, 0)..=(name, u64::MAX, u64::MAX))?;
+            let waiting = waiting.map(|entry| Ok(entry?.0.value().2)).collect::<Result<HashSet<_>, StorageError>>()?;
+            first.retain(|token| !waiting.contains(&token.sequence));
+        }
+        first.iter().try_for_each(|token| self.end_claim(token))?;
+        Ok(first.len())
+    }
+
+    /// Takes what is new out of `DUE`, where earlier builds had it, and says up to where messages were given out then;
+    /// `None`: nothing new was there.
+    fn take_listed(&mut self, queue: &Arc<str>) -> Result<Option<u64>, StorageError> {
+        let listed = (&**queue, NEW_MS, 0)..=(&**queue, NEW_MS, u64::MAX);
+        let mut sequences = Vec::new();
+        for entry in self.due.extract_from_if::<(&str, u64, u64), _>(listed, |_, ()| true)? {
+            sequences.push(entry?.0.value().2);
+        }
+        for sequence in &sequences {
+            // What is replayed has a record already, and goes before what is new.
+            if self.record(queue, *sequence)?.is_some() {
+                self.due.insert((&**queue, 0, *sequence), ())?;
+            }
+        }
+        Ok(sequences.first().map(|first| first - 1))
     }
 }
 
@@ -641,37 +693,60 @@ pub(crate) fn known_by(own: String, queue: &str, store: u64, sequence: u64) -> S
     if own.is_empty() { format!("{queue}-{store:016x}-{sequence}") } else { own }
 }
 
-/// How many messages of a queue may be given out now, up to `max`, and when the next one may.
-pub(crate) fn due(
+/// What was never given out of a queue: what stands behind `given` up to `last`, `max` messages at most. With it, up to
+/// where nothing else is new then.
+pub(crate) fn new(
     snapshot: &ReadTransaction,
-    name: &str,
-    now_ms: u64,
+    queue: &Arc<str>,
+    (given, last): (u64, u64),
     max: usize,
-) -> Result<(usize, Option<u64>), redb::Error> {
-    let Some(table) = existing(snapshot.open_table(DUE))? else { return Ok((0, None)) };
-    let new = table.range::<(&str, u64, u64)>((name, NEW_MS, 0)..=(name, NEW_MS, u64::MAX))?.take(max).count();
-    let mut ready = new;
-    for entry in table.range::<(&str, u64, u64)>((name, 0, 0)..(name, NEW_MS, 0))?.take(max - new) {
-        let (_, at_ms, _) = entry?.0.value();
-        if at_ms > now_ms {
-            return Ok((ready, Some(at_ms)));
+) -> Result<(Vec<Given>, u64), redb::Error> {
+    let (Some(messages), Some(records)) =
+        (existing(snapshot.open_table(MESSAGES))?, existing(snapshot.open_table(RECORDS))?)
+    else {
+        return Ok((Vec::new(), given));
+    };
+    let behind = (&**queue, given + 1)..=(&**queue, last);
+    // What is replayed waits in `DUE`.
+    let replayed = records.range::<(&str, u64)>(behind.clone())?.map(|entry| Ok(entry?.0.value().1));
+    let replayed: HashSet<u64> = replayed.collect::<Result<_, StorageError>>()?;
+    let (mut new, mut bytes) = (Vec::new(), 0);
+    for entry in messages.range::<(&str, u64)>(behind)? {
+        let (at, message) = entry?;
+        let (_, sequence) = at.value();
+        if replayed.contains(&sequence) {
+            continue;
         }
-        ready += 1;
+        let token = Token { queue: queue.clone(), sequence, attempt: 1, is_first: true };
+        new.push(Given { token, message: read(message.value())?, kept: Kept::default(), again: false });
+        bytes += message.value().len();
+        if new.len() == max || bytes >= NEW_BYTES_MAX {
+            return Ok((new, sequence));
+        }
     }
-    Ok((ready, None))
+    Ok((new, last))
 }
 
-/// How a queue stands; ages are the caller's to work out: when the oldest was published is what it gets.
-pub(crate) fn standing(snapshot: &ReadTransaction, name: &str) -> Result<(Standing, Option<u64>), redb::Error> {
+/// How many of the messages of a queue that came back may be given out now, up to `max`.
+pub(crate) fn due(snapshot: &ReadTransaction, name: &str, now_ms: u64, max: usize) -> Result<usize, redb::Error> {
+    let Some(table) = existing(snapshot.open_table(DUE))? else { return Ok(0) };
+    Ok(table.range::<(&str, u64, u64)>((name, 0, 0)..=(name, now_ms, u64::MAX))?.take(max).count())
+}
+
+/// How a queue stands of which so many messages are claimed; ages are the caller's to work out: when the oldest was
+/// published is what it gets.
+pub(crate) fn standing(
+    snapshot: &ReadTransaction,
+    name: &str,
+    claimed: u64,
+) -> Result<(Standing, Option<u64>), redb::Error> {
     let Some(queues) = existing(snapshot.open_table(QUEUES))? else { return Ok(Default::default()) };
-    let meta: Meta = queues.get(name)?.map_or_else(|| Ok(Meta::default()), |meta| read(meta.value()))?;
-    let all = (name, 0)..=(name, u64::MAX);
-    let claimed = match existing(snapshot.open_table(CLAIMED))? {
-        Some(table) => table.range::<(&str, u64)>(all.clone())?.count() as u64,
-        None => 0,
-    };
+    let meta = queues.get(name)?.map(|meta| read_meta(meta.value())).transpose()?.unwrap_or_default();
     let oldest = match existing(snapshot.open_table(MESSAGES))? {
-        Some(table) => table.range::<(&str, u64)>(all)?.next().transpose()?.map(|(_, message)| read(message.value())),
+        Some(table) => {
+            let first = table.range::<(&str, u64)>((name, 0)..=(name, u64::MAX))?.next().transpose()?;
+            first.map(|(_, message)| read(message.value()))
+        }
         None => None,
     };
     let oldest: Option<Message> = oldest.transpose()?;
@@ -680,23 +755,25 @@ pub(crate) fn standing(snapshot: &ReadTransaction, name: &str) -> Result<(Standi
     Ok((standing, oldest.and_then(|message| message.published_ms)))
 }
 
-/// How many messages of a queue were given out and are not settled, and how many wait for a time to come.
-pub(crate) fn out(snapshot: &ReadTransaction, name: &str, now_ms: u64) -> Result<(u64, u64), redb::Error> {
-    let (Some(records), Some(claimed), Some(due)) = (
-        existing(snapshot.open_table(RECORDS))?,
-        existing(snapshot.open_table(CLAIMED))?,
-        existing(snapshot.open_table(DUE))?,
-    ) else {
+/// How many messages of a queue were given out before and are not `claimed`, and how many of those that came back wait for
+/// a time to come.
+pub(crate) fn out(
+    snapshot: &ReadTransaction,
+    name: &str,
+    claimed: &HashSet<u64>,
+    now_ms: u64,
+) -> Result<(u64, u64), redb::Error> {
+    let (Some(records), Some(due)) = (existing(snapshot.open_table(RECORDS))?, existing(snapshot.open_table(DUE))?)
+    else {
         return Ok((0, 0));
     };
-    let all = (name, 0)..=(name, u64::MAX);
-    let mut out = claimed.range::<(&str, u64)>(all.clone())?.count() as u64;
-    for entry in records.range::<(&str, u64)>(all)? {
+    let mut out = 0;
+    for entry in records.range::<(&str, u64)>((name, 0)..=(name, u64::MAX))? {
         let (at, kept) = entry?;
         let kept: Kept = read(kept.value())?;
-        out += u64::from(kept.given && claimed.get(at.value())?.is_none());
+        out += u64::from(kept.given && !claimed.contains(&at.value().1));
     }
-    let later = due.range::<(&str, u64, u64)>((name, now_ms + 1, 0)..(name, NEW_MS, 0))?.count() as u64;
+    let later = due.range::<(&str, u64, u64)>((name, now_ms + 1, 0)..=(name, u64::MAX, u64::MAX))?.count() as u64;
     Ok((out, later))
 }
 
@@ -763,21 +840,13 @@ pub(crate) fn letters_after(
     Ok(letters)
 }
 
-/// Whether any message was claimed.
-pub(crate) fn has_claims(snapshot: &ReadTransaction) -> Result<bool, redb::Error> {
-    Ok(match existing(snapshot.open_table(CLAIMED))? {
-        Some(table) => table.iter()?.next().transpose()?.is_some(),
-        None => false,
-    })
-}
-
 /// Every queue with what it takes.
 pub(crate) fn queues(snapshot: &ReadTransaction) -> Result<Vec<(String, Meta)>, redb::Error> {
     let Some(table) = existing(snapshot.open_table(QUEUES))? else { return Ok(Vec::new()) };
     let mut queues = Vec::new();
     for entry in table.iter()? {
         let (name, meta) = entry?;
-        queues.push((name.value().to_owned(), read(meta.value())?));
+        queues.push((name.value().to_owned(), read_meta(meta.value())?));
     }
     Ok(queues)
 }
@@ -837,4 +906,62 @@ fn written(value: &impl Serialize) -> Vec<u8> {
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StorageError> {
     postcard::from_bytes(bytes).map_err(|why| StorageError::Corrupted(format!("an entry of a queue: {why}")))
+}
+
+/// What earlier builds wrote ends before `given`: a zero there says that it is not known.
+fn read_meta(bytes: &[u8]) -> Result<Meta, StorageError> {
+    read(&[bytes, &[0]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::backends::InMemoryBackend;
+    use redb::{Builder, ReadableDatabase as _};
+
+    use super::*;
+
+    /// What an earlier build knew of a queue.
+    #[derive(Serialize)]
+    struct Earlier {
+        filters: Vec<String>,
+        last: u64,
+        messages: u64,
+        bytes: u64,
+        dead_bytes: u64,
+        dead: u64,
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_build_is_taken_over() {
+        let database = Builder::new().create_with_backend(InMemoryBackend::new()).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut tables = Tables::open(&transaction).unwrap();
+            let earlier = Earlier { filters: vec![], last: 5, messages: 4, bytes: 400, dead_bytes: 0, dead: 0 };
+            tables.queues.insert("mail", written(&earlier).as_slice()).unwrap();
+            for sequence in 2..=5 {
+                let message = Message { body: format!("{sequence}").into(), ..Message::default() };
+                tables.messages.insert(("mail", sequence), written(&message).as_slice()).unwrap();
+            }
+            // The second was worked on for the first time, the third waits for its next try, the fifth is replayed.
+            tables.claimed.insert(("mail", 2), 1).unwrap();
+            tables.put_kept("mail", 3, &Kept { attempts: 1, given: true, ..Kept::default() }).unwrap();
+            tables.put_kept("mail", 5, &Kept { replay_of: Some("mail-1".into()), ..Kept::default() }).unwrap();
+            for (due_ms, sequence) in [(1_000, 3), (NEW_MS, 4), (NEW_MS, 5)] {
+                tables.due.insert(("mail", due_ms, sequence), ()).unwrap();
+            }
+        }
+        let queue: Arc<str> = "mail".into();
+        let mut tables = Tables::open(&transaction).unwrap();
+        assert_eq!(tables.recover(&Noted::default()).unwrap(), 1);
+        let back = tables.claim(&queue, 10, 2_000).unwrap();
+        let told = |given: &Given| (given.token.sequence, given.token.attempt, given.kept.kills, given.again);
+        let back: Vec<_> = back.iter().map(told).collect();
+        assert_eq!(back, [(2, 2, 1, true), (5, 1, 0, false), (3, 2, 0, true)]);
+        let stand = tables.finish(|_| None).unwrap().remove(0);
+        assert_eq!((stand.last, stand.given, stand.back_ms), (5, 3, None));
+        transaction.commit().unwrap();
+        let (new, up_to) = new(&database.begin_read().unwrap(), &queue, (3, 5), 10).unwrap();
+        assert_eq!((new.iter().map(told).collect::<Vec<_>>(), up_to), (vec![(4, 1, 0, false)], 5));
+    }
 }

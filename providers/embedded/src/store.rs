@@ -3,15 +3,15 @@
 //!
 //! A commit waits for the disk, and costs nearly the same for one write as for a hundred. So while one commit is under
 //! way further writes gather, and the next commit takes them all: each caller is answered once its own write is on
-//! disk. A commit waits for what is about to come as well, for at most half as long as the last one took.
+//! disk.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageError};
@@ -21,8 +21,9 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::gathered::{Asked, Gathered, Waiting};
+use crate::head::{Head, Heads};
 use crate::keyvalue::{self, Operation, Read, TABLE, Write};
-use crate::queue::{self, Change, Changed, Tables};
+use crate::queue::{self, Change, Changed, Given, Tables};
 
 /// What the waiting writes may hold together, in KiB: 64 MiB. Further callers wait for room, for at most [`QUEUE_WAIT`].
 const WAITING_KIB_MAX: u32 = 64 * 1_024;
@@ -32,8 +33,8 @@ const QUEUE_WAIT: Duration = Duration::from_secs(10);
 const READS_MAX: usize = 32;
 /// What a write counts as at least, in KiB: so no more than 1,024 wait.
 const WAITING_KIB_MIN: u32 = 64;
-/// The longest that a commit waits for what is about to come.
-const GATHER_MAX: Duration = Duration::from_millis(2);
+/// The ending of the file that notes up to where queues have given out what is new.
+const GIVEN: &str = "given";
 /// redb's page cache: 64 MiB.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
 
@@ -69,6 +70,7 @@ pub(crate) struct Store {
     writer: Option<JoinHandle<()>>,
     clock: Clock,
     name: u64,
+    heads: Arc<Heads>,
 }
 
 /// What the writer is woken for.
@@ -96,14 +98,16 @@ impl Store {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.clone() },
             why => OpenError::Failed { path: path.clone(), problem: why.to_string() },
         })?;
-        let recovered = recover(&database);
-        let (clock, name) =
+        let recovered = recover(&database, &path.with_extension(GIVEN));
+        let (clock, name, heads) =
             recovered.map_err(|why| OpenError::Failed { path: path.clone(), problem: why.to_string() })?;
+        let heads = Arc::new(heads);
         let file = Arc::new(File {
             path,
             open: Box::new(open),
             database: RwLock::new(Some(database)),
             problem: Mutex::new(None),
+            heads: heads.clone(),
         });
         let (queue, work) = mpsc::channel();
         let writer = std::thread::Builder::new()
@@ -115,7 +119,7 @@ impl Store {
             .map_err(|why| OpenError::Failed { path: file.path.clone(), problem: why.to_string() })?;
         let room = Arc::new(Semaphore::new(WAITING_KIB_MAX as usize));
         let turns = Arc::new(Semaphore::new(READS_MAX));
-        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer), clock, name })
+        Ok(Self { file, queue: Some(queue), room, turns, writer: Some(writer), clock, name, heads })
     }
 
     /// Carries out one operation on the store of this name.
@@ -162,6 +166,24 @@ impl Store {
             let _ = queue.send(Work::Reopen { _room });
         }
         looked
+    }
+
+    /// Where a queue stands; `None`: there is none of this name on disk.
+    pub(crate) fn head(&self, queue: &str) -> Option<Arc<Head>> {
+        self.heads.of(queue)
+    }
+
+    /// Gives out up to `max` messages of a queue that were never given out. That is noted, for whoever opens the store after
+    /// this process was killed.
+    pub(crate) fn give_new(&self, head: &Head, max: usize) -> Result<Vec<Given>, CallError> {
+        let _giving = head.giving();
+        let (given, last) = (head.given(), head.last());
+        if max == 0 || given >= last {
+            return Ok(Vec::new());
+        }
+        let (new, up_to) = self.look(|snapshot| queue::new(snapshot, &head.queue, (given, last), max))?;
+        self.heads.give(head, up_to).map_err(|why| CallError::Unavailable(self.file.text(&why.into())))?;
+        Ok(new)
     }
 
     /// Has a change of a queue on disk.
@@ -226,6 +248,7 @@ struct File {
     open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
     database: RwLock<Option<Database>>,
     problem: Mutex<Option<String>>,
+    heads: Arc<Heads>,
 }
 
 impl File {
@@ -242,31 +265,26 @@ impl File {
 
     /// The writer: until the store is dropped.
     fn write_all(&self, work: mpsc::Receiver<Work>) {
-        // Messages that are given out, and how long the last commit took.
-        let (mut out, mut took) = (0, Duration::ZERO);
         while let Ok(first) = work.recv() {
-            let gathered = gather(first, &work, out, (took / 2).min(GATHER_MAX));
+            let gathered = gather(first, &work);
             self.reopen_if_failed();
             if !gathered.is_empty() {
-                let began = Instant::now();
-                out = self.commit(gathered, out);
-                took = began.elapsed();
+                self.commit(gathered);
             }
         }
     }
 
-    /// Commits what is gathered and answers each of its callers. How many messages are given out then, of `out` before.
-    fn commit(&self, gathered: Gathered, out: usize) -> usize {
+    /// Commits what is gathered and answers each of its callers.
+    fn commit(&self, gathered: Gathered) {
         let committed = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match database.as_ref() {
-                Some(database) => commit_to(database, &gathered).map_err(|why| self.failed(&why)),
+                Some(database) => commit_to(database, &self.heads, &gathered).map_err(|why| self.failed(&why)),
                 None => Err(self.closed()),
             }
         };
         match committed {
             Ok((answers, changed)) => {
-                let out = gathered.out_after(out, changed.iter().map(given).sum());
                 for (waiting, answer) in gathered.writes.into_iter().zip(answers) {
                     // The caller may be gone: a sandbox past its deadline.
                     let _ = waiting.answer.send(answer);
@@ -274,7 +292,6 @@ impl File {
                 for (asked, answer) in gathered.changes.into_iter().zip(changed) {
                     let _ = asked.answer.send(answer);
                 }
-                out
             }
             Err(why) => {
                 for waiting in gathered.writes {
@@ -283,7 +300,6 @@ impl File {
                 for asked in gathered.changes {
                     let _ = asked.answer.send(Err(why.clone()));
                 }
-                out
             }
         }
     }
@@ -348,10 +364,9 @@ impl File {
     }
 }
 
-/// What waits for the writer, and what comes within `patience` where more is about to.
-fn gather(first: Work, work: &mpsc::Receiver<Work>, out: usize, patience: Duration) -> Gathered {
+/// What waits for the writer.
+fn gather(first: Work, work: &mpsc::Receiver<Work>) -> Gathered {
     let mut gathered = Gathered::default();
-    let until = Instant::now() + patience;
     let mut next = Some(first);
     while let Some(work_item) = next {
         match work_item {
@@ -359,21 +374,9 @@ fn gather(first: Work, work: &mpsc::Receiver<Work>, out: usize, patience: Durati
             Work::Change(asked) => gathered.change(asked),
             Work::Reopen { .. } => {}
         }
-        next = match () {
-            () if gathered.is_full() => None,
-            () if gathered.expects_more(out) => work.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
-            () => work.try_recv().ok(),
-        };
+        next = if gathered.is_full() { None } else { work.try_recv().ok() };
     }
     gathered
-}
-
-/// How many messages a change gave out.
-fn given(changed: &Result<Changed, CallError>) -> usize {
-    match changed {
-        Ok(Changed::Claimed(given)) => given.len(),
-        _ => 0,
-    }
 }
 
 /// Opens or makes a database of which its owner alone may read.
@@ -382,24 +385,24 @@ fn open_database(path: &PathBuf) -> Result<Database, DatabaseError> {
     Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)
 }
 
-/// What was worked on when the last process died is given out again. The store's clock, and its name in ids of messages.
-fn recover(database: &Database) -> Result<(Clock, u64), redb::Error> {
+/// What was worked on when the last process died is given out again. The store's clock, its name in ids of messages, and
+/// where its queues stand.
+fn recover(database: &Database, given: &Path) -> Result<(Clock, u64, Heads), redb::Error> {
     let snapshot = database.begin_read()?;
     let (clock, known) = (Clock::after(queue::clock_ms(&snapshot)?), queue::store_name(&snapshot)?);
     let name = known.unwrap_or_else(|| Uuid::now_v7().as_u64_pair().1);
-    if known.is_some() && !queue::has_claims(&snapshot)? {
-        return Ok((clock, name));
-    }
+    let (heads, noted) = Heads::open(given, name)?;
     let transaction = database.begin_write()?;
     queue::name_store(&transaction, name)?;
     let mut tables = Tables::open(&transaction)?;
-    let recovered = tables.recover()?;
-    tables.finish()?;
+    let recovered = tables.recover(&noted)?;
+    let stands = tables.finish(|_| None)?;
     transaction.commit()?;
+    heads.begin(name, stands)?;
     if recovered > 0 {
         tracing::info!(recovered, "messages that were worked on when the node died are given out again");
     }
-    Ok((clock, name))
+    Ok((clock, name, heads))
 }
 
 /// The outer error is the storage's, the inner one the caller's.
@@ -430,7 +433,7 @@ fn read_nothing(read: Read) -> KeyValueAnswer {
 type Committed = (Vec<Result<KeyValueAnswer, CallError>>, Vec<Result<Changed, CallError>>);
 
 /// One transaction for all: when it returns, every write in it is on disk, or none is.
-fn commit_to(database: &Database, gathered: &Gathered) -> Result<Committed, redb::Error> {
+fn commit_to(database: &Database, heads: &Heads, gathered: &Gathered) -> Result<Committed, redb::Error> {
     let Gathered { writes, changes, .. } = gathered;
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
@@ -441,16 +444,16 @@ fn commit_to(database: &Database, gathered: &Gathered) -> Result<Committed, redb
         let each = writes.iter().map(|waiting| keyvalue::write(&mut table, &waiting.store, &waiting.write));
         each.collect::<Result<Vec<_>, StorageError>>()?
     };
-    let changed = if changes.is_empty() {
-        Vec::new()
+    let (changed, stands) = if changes.is_empty() {
+        (Vec::new(), Vec::new())
     } else {
         let mut tables = Tables::open(&transaction)?;
         let each = changes.iter().map(|asked| tables.carry_out(&asked.change));
         let changed = each.collect::<Result<Vec<_>, StorageError>>()?;
-        tables.finish()?;
-        changed
+        (changed, tables.finish(|queue| heads.of(queue).map(|head| head.given()))?)
     };
     transaction.commit()?;
+    heads.committed(stands);
     Ok((answers, changed))
 }
 
@@ -593,7 +596,8 @@ mod tests {
         // One that cannot be carried out takes nothing from its neighbours.
         let mut gathered = Gathered::default();
         writes.into_iter().for_each(|waiting| gathered.write(waiting));
-        let (committed, _) = commit_to(&database, &gathered).unwrap();
+        let (heads, _) = Heads::open(&dir.path().join("x.given"), 1).unwrap();
+        let (committed, _) = commit_to(&database, &heads, &gathered).unwrap();
         assert_eq!(committed[0], Ok(KeyValueAnswer::Number(1)));
         assert_eq!(committed[1], Ok(KeyValueAnswer::Swapped(Err(None))));
         assert_eq!(committed[2], Ok(KeyValueAnswer::Number(3)));

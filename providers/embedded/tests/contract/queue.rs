@@ -297,6 +297,31 @@ fn what_kills_its_node_is_given_up() {
     });
 }
 
+/// What was noted beside the store and not yet written to its disk goes with the machine.
+#[test]
+fn a_machine_that_dies_takes_only_what_was_given_out_since_the_last_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    process(async || {
+        let (provider, worker) = (open(dir.path()), Worker::new(3));
+        worker.wake(&provider, queue("orders")).await;
+        for body in ["hang before", "ok", "hang after"] {
+            provider.publish(message("orders", body)).await.unwrap();
+            until("it is worked on", || worker.attempts(body) == [1]).await;
+            if body == "ok" {
+                until("it is settled", || trigger(&provider).standing().now_or_never().unwrap().unwrap().claimed == 1)
+                    .await;
+            }
+        }
+    });
+    std::fs::remove_file(dir.path().join("embedded.given")).unwrap();
+    process(async || {
+        let (provider, worker) = (open(dir.path()), Worker::new(3));
+        worker.wake(&provider, queue("orders")).await;
+        until("both come again", || worker.woken.lock().unwrap().len() == 2).await;
+        assert_eq!((worker.attempts("hang before"), worker.attempts("hang after")), (vec![2], vec![1]));
+    });
+}
+
 #[tokio::test]
 async fn the_end_of_a_link_gives_nothing_up() {
     let dir = tempfile::tempdir().unwrap();

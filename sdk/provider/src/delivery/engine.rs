@@ -6,12 +6,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,11 +27,10 @@ use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 /// The pauses of a link when the node is short of something, or the broker does not carry out what it is told.
 pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Messages that a link settles beside those that it runs, if it runs fewer.
+const SETTLING_MIN: usize = 64;
 /// How often a settlement is tried that the broker does not take. The claim is extended meanwhile.
 const SETTLE_TRIES: u32 = 20;
-
-/// How a pull went.
-type Pulled = Result<(), Trouble>;
 
 /// The engine of one link.
 pub struct Engine<Q: Queue> {
@@ -47,6 +46,9 @@ pub struct Engine<Q: Queue> {
     /// When other nodes were told last how first attempts ended.
     pub(super) told_at: tokio::sync::Mutex<Instant>,
     pub(super) runs: TaskTracker,
+    /// Messages that were run and are being settled, and told when they are fewer.
+    settling: AtomicUsize,
+    settled: Notify,
 }
 
 /// What a run needs: its place under the caps, and its permit.
@@ -74,6 +76,8 @@ impl<Q: Queue> Engine<Q> {
             pause_is_kept: AtomicBool::new(false),
             told_at: tokio::sync::Mutex::new(Instant::now()),
             runs: TaskTracker::new(),
+            settling: AtomicUsize::new(0),
+            settled: Notify::new(),
         }))
     }
 
@@ -106,31 +110,26 @@ impl<Q: Queue> Engine<Q> {
 
     async fn pull_all(self: &Arc<Self>, stop: &CancellationToken) {
         let mut pauses = self.pauses();
-        // Each says how it went, so that another may begin.
-        let (ended, mut ends) = mpsc::channel::<Pulled>(self.queue.pulls_max());
-        (0..self.queue.pulls_max()).for_each(|_| drop(ended.try_send(Ok(()))));
-        while let Some(Some(pulled)) = stop.run_until_cancelled(ends.recv()).await {
-            let mut last = pulled;
-            loop {
-                match last {
-                    Ok(()) => pauses.reset(),
-                    Err(why) => {
-                        if !self.held_off(why, &mut pauses, stop).await {
-                            return;
-                        }
+        while let Some(gathered) = stop.run_until_cancelled(self.gather()).await {
+            let pulled = match gathered {
+                // Not broken off: what it claims is run or given back.
+                Ok(turns) => self.pull(turns, stop).await,
+                Err(Error::ShuttingDown) => return,
+                Err(why) => {
+                    // What the broker says is internal. Nobody says when there are permits again.
+                    if !matches!(why, Error::Internal(_)) {
+                        pauses.shorten();
+                    }
+                    Err(why.to_string())
+                }
+            };
+            match pulled {
+                Ok(()) => pauses.reset(),
+                Err(why) => {
+                    if !self.held_off(why, &mut pauses, stop).await {
+                        return;
                     }
                 }
-                last = match self.round(stop, &ended).await {
-                    Ok(()) => break,
-                    Err(Error::ShuttingDown) => return,
-                    Err(why) => {
-                        // What the broker says is internal. Nobody says when there are permits again.
-                        if !matches!(why, Error::Internal(_)) {
-                            pauses.shorten();
-                        }
-                        Err(why.to_string())
-                    }
-                };
             }
         }
     }
@@ -186,22 +185,8 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// Waits until there is something to do and leave to do it, and begins it.
-    async fn round(self: &Arc<Self>, stop: &CancellationToken, ended: &mpsc::Sender<Pulled>) -> Result<(), Error> {
-        let gathered = stop.run_until_cancelled(self.gather()).await;
-        let turns = gathered.ok_or(Error::ShuttingDown)??;
-        let (engine, stop, ended) = (self.clone(), stop.clone(), ended.clone());
-        // Not dropped in the middle: what it claims is run or given back.
-        self.runs.spawn(async move {
-            let pulled = engine.pull(turns, &stop).await;
-            // Who began it may be gone.
-            let _ = ended.try_send(pulled);
-        });
-        Ok(())
-    }
-
     /// Pulls a message for each turn, and has it delivered.
-    async fn pull(self: &Arc<Self>, mut turns: VecDeque<Turn>, stop: &CancellationToken) -> Pulled {
+    async fn pull(self: &Arc<Self>, mut turns: VecDeque<Turn>, stop: &CancellationToken) -> Result<(), Trouble> {
         let pulled = self.queue.pull(turns.len()).await;
         let trouble = pulled.as_ref().err().cloned();
         if trouble.is_none() {
@@ -218,6 +203,7 @@ impl<Q: Queue> Engine<Q> {
 
     /// Permits for the messages that wait: one at least, and as many more as are free at once.
     async fn gather(&self) -> Result<VecDeque<Turn>, Error> {
+        self.settled_some().await;
         let most = self.leave(PULL_MAX).await;
         let waiting = self.ready().await.map_err(Error::Internal)?;
         let most = waiting.clamp(1, most);
@@ -230,6 +216,17 @@ impl<Q: Queue> Engine<Q> {
             }
         }
         Ok(turns)
+    }
+
+    /// Waits while more messages are being settled than are run.
+    async fn settled_some(&self) {
+        let too_many = || {
+            let running = usize::try_from(self.progress.counts().in_flight.load(Ordering::Relaxed)).unwrap_or_default();
+            self.settling.load(Ordering::Relaxed) > running.max(SETTLING_MIN)
+        };
+        while too_many() {
+            self.settled.notified().await;
+        }
     }
 
     /// Waits while the link pauses, and says how many of so many messages may be begun then.
@@ -276,9 +273,11 @@ impl<Q: Queue> Engine<Q> {
             None => Settlement::GiveBack { after: Duration::ZERO },
             Some(turn) => self.handle(turn, &taken).await,
         };
-        // Its permit is free: who waits for that claims the next message first, so that one commit may have both.
-        tokio::task::yield_now().await;
+        // Its permit is free: the next message runs while this one is settled.
+        self.settling.fetch_add(1, Ordering::Relaxed);
         self.settle(&taken, &settlement).await;
+        self.settling.fetch_sub(1, Ordering::Relaxed);
+        self.settled.notify_one();
     }
 
     /// Has the broker carry it out, again while it does not. What is never carried out is given out again.

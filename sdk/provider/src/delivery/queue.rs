@@ -51,11 +51,6 @@ pub trait Queue: Send + Sync + 'static {
         None
     }
 
-    /// Pulls that may be under way at one time: more than one where several cost hardly more than one.
-    fn pulls_max(&self) -> usize {
-        1
-    }
-
     /// Carries out a settlement. A claim that has ended meanwhile is no error: the message is given out again.
     ///
     /// # Errors
