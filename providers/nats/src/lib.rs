@@ -23,6 +23,7 @@ mod ledgers;
 mod letters;
 mod marks;
 mod publish;
+mod pulls;
 mod replays;
 mod stored;
 mod stream;

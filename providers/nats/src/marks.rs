@@ -16,6 +16,7 @@ use async_nats::jetstream::consumer::Info;
 use async_nats::jetstream::{Context, stream};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::delivery::Trouble;
 
@@ -23,6 +24,10 @@ use crate::tail::{existing, tail};
 
 /// Marks that are written at a time, and that wait for that.
 const WRITTEN_AT_ONCE: usize = 256;
+/// Where nobody waits for the next message of a key, for how many marks, and how long, a writing waits: each costs the server
+/// as much as a publisher's message.
+const GATHERED: usize = 16;
+const GATHERED_WITHIN: Duration = Duration::from_millis(1);
 /// Writings that are kept of one stream, for so long: many times what a server may forget.
 const KEPT_MAX: u64 = 20_000;
 const KEPT: Duration = Duration::from_secs(10 * 60);
@@ -46,11 +51,14 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    pub(crate) fn new(context: Context, stream: &str, consumer: &str) -> Self {
+    /// Those of a consumer of this stream; `at_once`: none waits for others to be written with it.
+    pub(crate) fn new(context: Context, stream: &str, consumer: &str, at_once: bool) -> Self {
         let (waiting, marks) = mpsc::channel(WRITTEN_AT_ONCE);
         let bucket = format!("TRELLIS_MARKS_{stream}");
         let of = format!("$KV.{bucket}.{consumer}");
-        let writer = Writer { context: context.clone(), bucket: bucket.clone(), of: of.clone(), stream: stream.into() };
+        let gathered = if at_once { 1 } else { GATHERED };
+        let stream = stream.into();
+        let writer = Writer { context: context.clone(), bucket: bucket.clone(), of: of.clone(), stream, gathered };
         let writer = AbortOnDropHandle::new(tokio::spawn(writer.run(marks)));
         Self { context, bucket, of, waiting, _writer: writer }
     }
@@ -98,12 +106,15 @@ struct Writer {
     of: String,
     /// The stream whose messages are marked.
     stream: String,
+    /// How many marks a writing waits for.
+    gathered: usize,
 }
 
 impl Writer {
     async fn run(self, mut waiting: mpsc::Receiver<Mark>) {
         let mut marks = Vec::new();
         while waiting.recv_many(&mut marks, WRITTEN_AT_ONCE).await > 0 {
+            self.gather(&mut waiting, &mut marks).await;
             // A link has one consumer, and another only after that was made anew.
             let made = marks[0].made;
             for mark in marks.extract_if(.., |mark| mark.made != made) {
@@ -115,6 +126,16 @@ impl Writer {
             for mark in marks.drain(..) {
                 // Who waited may be gone.
                 let _ = mark.set.send(written.clone());
+            }
+        }
+    }
+
+    async fn gather(&self, waiting: &mut mpsc::Receiver<Mark>, marks: &mut Vec<Mark>) {
+        let until = Instant::now() + GATHERED_WITHIN;
+        while marks.len() < self.gathered {
+            let more = waiting.recv_many(marks, WRITTEN_AT_ONCE);
+            if !matches!(timeout_at(until, more).await, Ok(1..)) {
+                return;
             }
         }
     }

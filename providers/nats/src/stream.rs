@@ -45,6 +45,7 @@ use crate::connection::{Connection, Connections, REQUEST_MAX};
 use crate::ledger::{Entry, KvLedger};
 use crate::letters::{self, Letters};
 use crate::marks::{Marks, made};
+use crate::pulls::Pulls;
 use crate::replays::{self, Replays};
 use crate::tail::{self, existing};
 use crate::unreadable::unreadable;
@@ -301,6 +302,7 @@ struct Pulled {
     seen: Mutex<Option<Seen>>,
     ledger: KvLedger,
     marks: Marks,
+    pulls: Pulls,
     clock: Arc<ServerClock>,
     /// Of an ordered link, and when they are asked for next.
     replays: Option<Replays>,
@@ -338,9 +340,10 @@ impl Pulled {
         let context = connection.jetstream(wanted.domain.as_deref());
         let clock = Arc::new(ServerClock::new(context.clone(), wanted.stream.clone()));
         let ledger = KvLedger::new(context.clone(), &wanted.stream, wanted.consumer.clone(), clock.clone());
-        let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer);
-        let replays = wanted.policy.order_by.is_some();
-        let replays = replays.then(|| Replays::new(context.clone(), &wanted.stream, &wanted.consumer));
+        let is_ordered = wanted.policy.order_by.is_some();
+        let marks = Marks::new(context.clone(), &wanted.stream, &wanted.consumer, is_ordered);
+        let pulls = Pulls::new(context.clone(), connection.client.clone());
+        let replays = is_ordered.then(|| Replays::new(context.clone(), &wanted.stream, &wanted.consumer));
         let (bound, pending, replays_at) = (Mutex::default(), AtomicUsize::new(0), Mutex::new(Instant::now()));
         let (looked_at, set_aside, seen) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
         Self {
@@ -355,6 +358,7 @@ impl Pulled {
             seen,
             ledger,
             marks,
+            pulls,
             clock,
             replays,
             replays_at,
@@ -487,20 +491,57 @@ impl Pulled {
         }
     }
 
-    /// A message that was given out after `asked`.
+    /// Messages that were given out after `asked`, first those that came back.
     async fn claimed(
+        &self,
+        bound: &Bound,
+        messages: Vec<jetstream::Message>,
+        asked: Instant,
+    ) -> Result<Vec<Claimed<Claim>>, Trouble> {
+        let (mut new, mut again) = (Vec::with_capacity(messages.len()), Vec::new());
+        for message in messages {
+            let info = message.info().map_err(|why| why.to_string())?;
+            match info.delivered > 1 || self.is_replay(&message) || bound.noted.contains(&info.stream_sequence) {
+                true => again.push(self.claimed_again(bound, message, asked)),
+                false => new.push(self.claim(bound, message, None, asked)?),
+            }
+        }
+        let mut claimed = futures::future::try_join_all(again).await?;
+        claimed.append(&mut new);
+        Ok(claimed)
+    }
+
+    /// One that was given out before.
+    async fn claimed_again(
         &self,
         bound: &Bound,
         message: jetstream::Message,
         asked: Instant,
     ) -> Result<Claimed<Claim>, Trouble> {
+        let (sequence, delivered) = message.info().map(numbers).map_err(|why| why.to_string())?;
+        let entry = self.ledger.entry(&key(self.is_replay(&message), sequence), delivered).await;
+        self.claim(bound, message, Some(entry), asked)
+    }
+
+    fn is_replay(&self, message: &jetstream::Message) -> bool {
+        let from = |replays: &Replays| message.info().is_ok_and(|info| info.stream == replays.stream);
+        self.replays.as_ref().is_some_and(from)
+    }
+
+    /// A message of which this is in the ledger, if it may have something.
+    fn claim(
+        &self,
+        bound: &Bound,
+        message: jetstream::Message,
+        entry: Option<Entry>,
+        asked: Instant,
+    ) -> Result<Claimed<Claim>, Trouble> {
         let info = message.info().map_err(|why| why.to_string())?;
-        let (sequence, delivered) = (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1).max(1));
         let published_ms = u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).ok();
-        let is_replay = self.replays.as_ref().is_some_and(|replays| info.stream == replays.stream);
-        let again = delivered > 1 || is_replay || bound.noted.contains(&sequence);
-        let key = if is_replay { format!("r{sequence}") } else { sequence.to_string() };
-        let entry = if again { self.ledger.entry(&key, delivered).await } else { Entry::default() };
+        let (sequence, delivered) = numbers(info);
+        let is_replay = self.is_replay(&message);
+        let key = key(is_replay, sequence);
+        let (again, entry) = (entry.is_some(), entry.unwrap_or_default());
         let unaccounted = u32::try_from((delivered - 1).saturating_sub(entry.settled)).unwrap_or(u32::MAX);
         let attempt = entry.attempts.saturating_add(unaccounted).saturating_add(1);
         let entry = Entry { kills: entry.kills.saturating_add(unaccounted), ..entry };
@@ -589,8 +630,8 @@ impl Pulled {
         }
         let bound = self.consumer().await?;
         let info = bound.consumer.get_info().await.map_err(|why| self.failed("looking at", why))?;
-        for message in unreadable(&self.context, &info).await? {
-            let Claimed { claim, .. } = self.claimed(&bound, message, Instant::now()).await?;
+        let found = unreadable(&self.context, &info).await?;
+        for Claimed { claim, .. } in self.claimed(&bound, found, Instant::now()).await? {
             if self.set_aside().contains(&claim.sequence) {
                 continue;
             }
@@ -634,52 +675,40 @@ impl Pulled {
 
     /// Takes what the server gives out now: what is replayed, then what is in the stream.
     async fn fetch(&self, max: usize) -> Result<Vec<jetstream::Message>, Trouble> {
-        let (bound, mut fetched) = (self.consumer().await?, Vec::new());
+        let (bound, mut fetched) = (self.consumer().await?, Vec::with_capacity(max));
         if let Some(replays) = bound.replays.as_ref().filter(|_| *self.replays_at() <= Instant::now()) {
-            fetched = self.fetch_from(replays, max).await?;
+            self.fetch_from(replays, max, &mut fetched).await?;
             if fetched.is_empty() {
                 *self.replays_at() = Instant::now() + replays::LOOK_EVERY;
             }
         }
-        if fetched.len() == max {
+        let replayed = fetched.len();
+        if replayed == max {
             return Ok(fetched);
         }
-        match self.fetch_from(&bound.consumer, max - fetched.len()).await {
-            Ok(others) => {
-                if let Some(Ok(info)) = others.last().map(jetstream::Message::info) {
-                    self.pending.store(usize::try_from(info.pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
-                }
-                fetched.extend(others);
-            }
-            Err(why) if fetched.is_empty() => return Err(why),
-            // What is replayed is there; what is wrong shows at the next pull.
-            Err(_) => {}
+        self.fetch_from(&bound.consumer, max, &mut fetched).await?;
+        if let Some(Ok(info)) = fetched[replayed..].last().map(jetstream::Message::info) {
+            self.pending.store(usize::try_from(info.pending).unwrap_or(PULL_MAX), Ordering::Relaxed);
         }
         Ok(fetched)
     }
 
+    /// Adds what one consumer has, up to `max` in all.
     async fn fetch_from(
         &self,
         consumer: &Consumer<pull::Config>,
         max: usize,
-    ) -> Result<Vec<jetstream::Message>, Trouble> {
-        let messages = consumer.fetch().max_messages(max).messages().await;
-        let mut messages = messages.map_err(|why| self.failed("pulling from", why))?;
-        let mut fetched = Vec::new();
-        // The server answers at once. Where the connection broke in between it never does, and the library waits for ever.
-        let silent = || Some(Err("the server does not answer".into()));
-        while let Some(next) = timeout(REQUEST_MAX, messages.next()).await.unwrap_or_else(|_| silent()) {
-            match next {
-                Ok(message) => fetched.push(message),
-                Err(why) if fetched.is_empty() => return Err(self.failed("pulling from", why)),
+        fetched: &mut Vec<jetstream::Message>,
+    ) -> Result<(), Trouble> {
+        match self.pulls.take(consumer, max, fetched).await {
+            Err(why) if fetched.is_empty() => Err(self.failed("pulling from", why)),
+            Err(why) => {
                 // What came before it is run; what is wrong shows at the next pull.
-                Err(why) => {
-                    self.failed("pulling from", why);
-                    break;
-                }
+                self.failed("pulling from", why);
+                Ok(())
             }
+            Ok(()) => Ok(()),
         }
-        Ok(fetched)
     }
 }
 
@@ -736,13 +765,13 @@ impl Queue for Pulled {
         let fetched = self.fetch(max).await?;
         // Looked at after they came: the server may have died and come back while they were waited for.
         let bound = self.consumer().await?;
-        let mut claiming = Vec::new();
+        let mut messages = Vec::with_capacity(fetched.len());
         for message in fetched {
             if !self.is_done(&bound, &message).await {
-                claiming.push(self.claimed(&bound, message, asked));
+                messages.push(message);
             }
         }
-        let claimed = futures::future::try_join_all(claiming).await?;
+        let claimed = self.claimed(&bound, messages, asked).await?;
         Ok(self.without_taken_off(&bound, claimed).await)
     }
 
@@ -839,6 +868,16 @@ impl Pulled {
         let at_ms = u64::try_from(next.time.unix_timestamp_nanos() / 1_000_000).ok()?;
         Some(Duration::from_millis(self.clock.known_ms()?.saturating_sub(at_ms)))
     }
+}
+
+/// What names a message in the ledger.
+fn key(is_replay: bool, sequence: u64) -> String {
+    if is_replay { format!("r{sequence}") } else { sequence.to_string() }
+}
+
+/// Where a message stands in its stream, and how often it was delivered.
+fn numbers(info: jetstream::message::Info<'_>) -> (u64, u64) {
+    (info.stream_sequence, u64::try_from(info.delivered).unwrap_or(1).max(1))
 }
 
 async fn take_off_unseen(message: &jetstream::Message) {

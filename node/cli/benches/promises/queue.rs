@@ -18,7 +18,7 @@ use crate::bare::Handler;
 use crate::node::Node;
 use crate::table::{Figures, Table, count, times};
 
-/// How many messages are given out at a time. For Trellis: as many permits as that.
+/// How many messages are given out at a time. For Trellis: as many permits as that. `BENCH_BATCHES="1 64"` takes others.
 const BATCHES: &[usize] = &[1, 4, 16, 64, 256];
 
 /// How often the node is asked how many it has done: often enough to be exact, seldom enough to cost it nothing.
@@ -31,7 +31,10 @@ pub(crate) fn bench(scale: Scale) -> String {
         Table::new(&["queue", "batch", "bare loop, per second", "Trellis, per second", "beside the bare loop"]);
     let runtime = Runtime::new().unwrap();
     let handler = Arc::new(Handler::load("test_ack"));
-    for batch in BATCHES.iter().copied().take(scale.or(BATCHES.len(), 1)) {
+    let given = std::env::var("BENCH_BATCHES").ok();
+    let given = given.map(|text| text.split(' ').map(|batch| batch.parse().unwrap()).collect::<Vec<usize>>());
+    let batches = given.unwrap_or_else(|| BATCHES.to_vec());
+    for &batch in batches.iter().take(scale.or(batches.len(), 1)) {
         for (name, bare, ours) in [
             (
                 "embedded (redb, fsync)",
