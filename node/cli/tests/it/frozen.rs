@@ -8,7 +8,7 @@ use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 
 use crate::apps::eventually;
-use crate::lattice::{held_by, id, known, lattice, of, under_load};
+use crate::lattice::{follows, held_by, id, known, lattice, leads, of, position, under_load};
 use crate::node::Node;
 
 /// Long enough that the others go on without it.
@@ -18,12 +18,26 @@ pub(crate) const LAST_FAILURE_MAX: Duration = Duration::from_secs(5);
 /// How long clients go on after it woke up.
 const AFTER: Duration = Duration::from_secs(5);
 
-/// The node that is so, as the last one of the lattice sees it; never the last one itself.
-fn position(nodes: &[Node], is: impl Fn(&Value) -> bool) -> usize {
-    let last = nodes.last().unwrap();
-    let stays = id(last);
-    let found = known(last).into_iter().find(|one| one["id"] != stays.as_str() && is(one)).unwrap();
-    nodes.iter().position(|node| found["id"] == id(node).as_str()).unwrap()
+/// Freezes the node that is so while clients ask the last one, and lets it go on.
+pub(crate) fn freeze_under_load(nodes: &[Node], name: &str, is: impl Fn(&Value) -> bool) {
+    let (asked, frozen) = (nodes.last().unwrap(), &nodes[position(nodes, is)]);
+    let seen = under_load(asked.at("far"), AFTER, || {
+        frozen.signal("STOP");
+        thread::sleep(FROZEN);
+        assert_eq!(of(asked, &id(frozen), "state"), "lost", "after {FROZEN:?}");
+        frozen.signal("CONT");
+    });
+    println!("froze the {name}: {} ok, {} failed, the last after {:?}", seen.ok, seen.failed.len(), seen.latest());
+    assert!(seen.ok > 100, "{seen:?}");
+    assert!(seen.latest() < LAST_FAILURE_MAX, "nor does it harm anybody when it wakes up: {:?}", seen.failed);
+    assert!(seen.failed.len() < 60, "what was under way there is lost, and no more: {:?}", seen.failed);
+    for node in nodes {
+        eventually("everyone is there for everyone", || {
+            let known = known(node);
+            known.iter().all(|one| one["state"] == "ready").then_some(())
+        });
+    }
+    asked.until_ready("far");
 }
 
 #[test]
@@ -32,34 +46,9 @@ fn whoever_freezes_the_others_go_on_and_it_finds_its_way_back() {
     let nodes = lattice(&nats, 5);
     // The last node holds nothing and stays: clients ask it.
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    let asked = nodes.last().unwrap();
-    let is_leader = |one: &Value| one["leader"] == true;
-    let is_follower = |one: &Value| one["role"] == "voter" && one["leader"] == false;
-    let is_holder = |one: &Value| one["labels"]["n"] == "3";
-    for (name, frozen) in [
-        ("leader", position(&nodes, is_leader)),
-        ("follower", position(&nodes, is_follower)),
-        ("a holder", position(&nodes, is_holder)),
-    ] {
-        let frozen = &nodes[frozen];
-        let seen = under_load(asked.at("far"), AFTER, || {
-            frozen.signal("STOP");
-            thread::sleep(FROZEN);
-            assert_eq!(of(asked, &id(frozen), "state"), "lost", "after {FROZEN:?}");
-            frozen.signal("CONT");
-        });
-        println!("froze the {name}: {} ok, {} failed, the last after {:?}", seen.ok, seen.failed.len(), seen.latest());
-        assert!(seen.ok > 100, "{seen:?}");
-        assert!(seen.latest() < LAST_FAILURE_MAX, "nor does it harm anybody when it wakes up: {:?}", seen.failed);
-        assert!(seen.failed.len() < 60, "what was under way there is lost, and no more: {:?}", seen.failed);
-        for node in &nodes {
-            eventually("everyone is there for everyone", || {
-                let known = known(node);
-                known.iter().all(|one| one["state"] == "ready").then_some(())
-            });
-        }
-        asked.until_ready("far");
-    }
+    freeze_under_load(&nodes, "leader", leads);
+    freeze_under_load(&nodes, "follower", follows);
+    freeze_under_load(&nodes, "holder", |one| one["labels"]["n"] == "3");
 }
 
 #[test]

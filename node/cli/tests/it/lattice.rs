@@ -12,7 +12,7 @@ use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, http, link, provider};
 use crate::client::{connect, get, head, read, send};
-use crate::frozen::LAST_FAILURE_MAX;
+use crate::frozen::{LAST_FAILURE_MAX, freeze_under_load};
 use crate::node::{DataDir, Node};
 use crate::trellis::command;
 
@@ -55,12 +55,16 @@ pub(crate) fn of(asked: &Node, other: &str, what: &str) -> Value {
     known(asked).iter().find(|one| one["id"] == other).map(|one| one[what].clone()).unwrap_or_default()
 }
 
+/// The trait that places a component on the nodes with these labels, `1|2`.
+fn on(nodes: &str) -> String {
+    format!(
+        "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
+    )
+}
+
 /// A component on the nodes with these labels, behind an HTTP server on every node.
 pub(crate) fn held_by(name: &str, guest: &str, nodes: &str, more: &[String]) -> String {
-    let spread = format!(
-        "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
-    );
-    let traits = [&[spread], more].concat();
+    let traits = [&[on(nodes)], more].concat();
     let everywhere = http(name, "max_body_bytes: '50000000'").replacen(
         "traits:\n",
         "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n",
@@ -246,41 +250,72 @@ pub(crate) fn under_load(at: SocketAddr, after: Duration, what: impl FnOnce()) -
     seen.into_inner().unwrap()
 }
 
+pub(crate) fn leads(one: &Value) -> bool {
+    one["leader"] == true
+}
+
+pub(crate) fn follows(one: &Value) -> bool {
+    one["role"] == "voter" && one["leader"] == false
+}
+
+fn learns(one: &Value) -> bool {
+    one["role"] == "learner"
+}
+
+/// Where the node stands that is so, as the last one of them sees it; never the last one itself.
+pub(crate) fn position(nodes: &[Node], is: impl Fn(&Value) -> bool) -> usize {
+    let last = nodes.last().unwrap();
+    let stays = id(last);
+    let found = known(last).into_iter().find(|one| one["id"] != stays.as_str() && is(one)).unwrap();
+    nodes.iter().position(|node| found["id"] == id(node).as_str()).unwrap()
+}
+
+/// Kills the node that is so while clients ask the last one, and starts it again.
+fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, name: &str, is: impl Fn(&Value) -> bool) {
+    let position = position(nodes, is);
+    let killed = nodes.remove(position);
+    let (victim, last) = (id(&killed), nodes.last().unwrap());
+    let n = known(last).iter().find(|one| one["id"] == victim.as_str()).unwrap()["labels"]["n"].clone();
+    let mut data_dir = None;
+    let seen = under_load(last.at("far"), Duration::from_secs(15), || data_dir = Some(killed.kill()));
+    let latest = seen.latest();
+    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}", seen.ok, seen.failed.len());
+    assert!(seen.ok > 100, "{seen:?}");
+    assert!(latest < LAST_FAILURE_MAX, "{:?}", seen.failed);
+    assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
+    eventually("it is lost", || (of(last, &victim, "state") == "lost").then_some(()));
+    let back = node(nats, &data_dir.unwrap(), n.as_str().unwrap().parse().unwrap(), &[]);
+    assert_eq!(id(&back), victim);
+    eventually("it is back", || (of(last, &victim, "state") == "ready").then_some(()));
+    nodes.insert(position, back);
+    nodes.last().unwrap().until_ready("far");
+}
+
 #[test]
 fn whoever_is_killed_the_others_go_on() {
     let nats = NatsServer::start(false);
     let mut nodes = lattice(&nats, 5);
-    nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    let role = |asked: &Node, wanted: &dyn Fn(&Value) -> bool| -> String {
-        known(asked).iter().find(|one| wanted(one)).unwrap()["id"].as_str().unwrap().to_owned()
-    };
     // The last node holds nothing and stays: clients ask it.
-    let stays = id(&nodes[4]);
-    let leads = |one: &Value| one["leader"] == true && one["id"] != stays.as_str();
-    let follows = |one: &Value| one["role"] == "voter" && one["leader"] == false && one["id"] != stays.as_str();
-    let holds = |one: &Value| one["labels"]["n"] == "3";
-    for (name, wanted) in [("leader", &leads as &dyn Fn(&Value) -> bool), ("follower", &follows), ("a holder", &holds)]
-    {
-        let victim = role(&nodes[4], wanted);
-        let position = nodes.iter().position(|node| id(node) == victim).unwrap();
-        let n = known(&nodes[4]).iter().find(|one| one["id"] == victim.as_str()).unwrap()["labels"]["n"].clone();
-        let killed = nodes.remove(position);
-        let last = nodes.last().unwrap();
-        let mut data_dir = None;
-        let seen = under_load(last.at("far"), Duration::from_secs(15), || data_dir = Some(killed.kill()));
-        let latest = seen.latest();
-        println!("killed the {name}: {} ok, {} failed, the last after {latest:?}", seen.ok, seen.failed.len());
-        assert!(seen.ok > 100, "{seen:?}");
-        assert!(latest < LAST_FAILURE_MAX, "{:?}", seen.failed);
-        assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
-        eventually("it is lost", || (of(last, &victim, "state") == "lost").then_some(()));
-        let n = n.as_str().unwrap().parse().unwrap();
-        let back = node(&nats, &data_dir.unwrap(), n, &[]);
-        assert_eq!(id(&back), victim);
-        eventually("it is back", || (of(last, &victim, "state") == "ready").then_some(()));
-        nodes.insert(position, back);
-        nodes.last().unwrap().until_ready("far");
-    }
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
+    kill_under_load(&nats, &mut nodes, "leader", leads);
+    kill_under_load(&nats, &mut nodes, "follower", follows);
+    kill_under_load(&nats, &mut nodes, "holder", |one| one["labels"]["n"] == "3");
+}
+
+#[test]
+fn a_learner_that_is_killed_or_freezes_is_missed_as_any_holder() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 4);
+    // The first votes for sure.
+    nodes.rotate_left(1);
+    eventually("three vote and one learns", || {
+        let known = known(&nodes[0]);
+        let voters = known.iter().filter(|one| one["role"] == "voter").count();
+        (voters == 3 && known.iter().filter(|one| learns(one)).count() == 1).then_some(())
+    });
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
+    kill_under_load(&nats, &mut nodes, "learner", learns);
+    freeze_under_load(&nodes, "learner", learns);
 }
 
 #[test]
@@ -364,4 +399,32 @@ fn two_lattices_of_one_name_refuse_each_other() {
         .unwrap();
     let stderr = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(1) && stderr.contains("two lattices named default answer"), "{stderr}");
+}
+
+#[test]
+fn what_an_app_shares_serves_other_apps_on_other_nodes() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 2);
+    let platform = app("platform", &[component("ping", "test_ping", "", &[on("2")]), provider("keyvalue", "embedded")]);
+    let shared = "{name: platform, annotations: {experimental.wasmcloud.dev/shared: 'true'}}";
+    let of_platform = |name: &str, kind: &str| {
+        format!(
+            "\n    - name: {name}\n      type: {kind}\n      properties: {{application: {{name: platform, component: {name}}}}}\n"
+        )
+    };
+    let calls = component("caller", "test_caller", "", &[on("1"), link("ping", "test:calls/pinging")]);
+    let caller = app("caller", &[calls, of_platform("ping", "component"), http("caller", "")]);
+    let keeps = component("keeper", "test_kv", "", &[on("1"), link("keyvalue", "wasi:keyvalue/store, atomics, batch")]);
+    let keeper = app("keeper", &[keeps, of_platform("keyvalue", "capability"), http("keeper", "")]);
+
+    nodes[0].deploy(&platform);
+    let refused = nodes[1].try_deploy(&caller).failed(1);
+    assert!(refused.contains("platform/ping is not shared"), "{refused}");
+    nodes[0].deploy(&platform.replace("{name: platform}", shared));
+    nodes[1].deploy(&caller);
+    nodes[1].deploy(&keeper);
+    assert_eq!(get(nodes[0].at("caller"), "/?n=3").unwrap().ok().lines().count(), 3);
+    assert_eq!(send(nodes[0].at("keeper"), "POST", "/sum?by=2", &[], b"").unwrap().ok(), "2");
+    let used = nodes[0].trellis(&["undeploy", "platform"]).failed(1);
+    assert!(used.contains("undeploy caller first") || used.contains("undeploy keeper first"), "{used}");
 }
