@@ -80,7 +80,7 @@ chart_until() {
 }
 
 letters() { "$trellis" dead-letters list pipeline -o json; }
-count() { python3 -c 'import json, sys; print(len(json.load(sys.stdin)))'; }
+count() { python3 -c 'import json, sys; print(len(json.load(sys.stdin)["dead_letters"]))'; }
 
 step 'set up, build trellis and the guests'
 deploy/setup/setup.sh rust tools nats
@@ -159,7 +159,7 @@ step 'a poison order: the coupon FRIENDS takes one part in 0 off, in every versi
 show "$trellis" publish orders "{\"number\": $((orders + 401)), \"customer\": \"Grace\", \"cents\": 450, \"coupon\": \"FRIENDS\"}"
 one_letter() { [ "$(letters | count)" = 1 ]; }
 await 60 one_letter || fail 'the poison order was not put aside within 60 s'
-id=$(letters | python3 -c 'import json, sys; print(json.load(sys.stdin)[0]["id"])')
+id=$(letters | python3 -c 'import json, sys; print(json.load(sys.stdin)["dead_letters"][0]["id"])')
 show "$trellis" dead-letters show pipeline "$id"
 
 step 'the coupon is put right, and the order replayed'

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
-    AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLetterStatus, DeployReply, DeployRequest,
+    AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLettersStatus, DeployReply, DeployRequest,
     InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
     RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
 };
@@ -274,7 +274,7 @@ impl Admin {
         &self,
         of: &Scope,
         chosen: &[(&str, String)],
-    ) -> Result<Vec<DeadLetterStatus>, AdminError> {
+    ) -> Result<DeadLettersStatus, AdminError> {
         let component = of.component().map(|component| ("component", component.to_owned()));
         let pairs = component.iter().chain(chosen).map(|(key, value)| format!("{key}={}", encoded(value)));
         let path =

@@ -1,13 +1,14 @@
 //! Triggers: the links by which queues wake components, on this node and on others. Any node answers what is asked of any
 //! of them: it asks those that run them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use trellis_manifest::Tech;
 use trellis_placement::{Direction, HeldLink, Life};
 use trellis_provider::Histogram;
@@ -23,6 +24,8 @@ use crate::shares::Shares;
 
 /// Dead letters in one answer of a node.
 const PAGE: usize = 100;
+/// How long all other nodes together may take that are asked for dead letters: less than a client waits.
+const ROUND_WAIT: Duration = Duration::from_secs(10);
 /// How long a broker may take to say how its queue stands.
 const STANDING_WAIT: Duration = Duration::from_secs(2);
 
@@ -84,6 +87,23 @@ pub(crate) struct Stands {
     pub(crate) claimed: u64,
     pub(crate) oldest_age_ms: Option<u64>,
     pub(crate) dead: Option<u64>,
+}
+
+/// Where the dead letters of a link are.
+struct Place {
+    link: LinkId,
+    /// The nodes to ask.
+    nodes: BTreeSet<NodeId>,
+    /// Each of them has its own; else each sees all.
+    apart: bool,
+}
+
+/// What was found of an app's dead letters.
+#[derive(Debug, Default)]
+pub(crate) struct Letters {
+    pub(crate) found: Vec<Found>,
+    /// What is missing: who did not say what it has, and why.
+    pub(crate) problems: Vec<String>,
 }
 
 /// A dead letter that was found on some node.
@@ -209,12 +229,16 @@ const fn tech(held: &HeldLink) -> Option<Tech> {
 impl Triggers {
     /// Asks one node, which may be this one.
     async fn ask<T: DeserializeOwned>(&self, node: NodeId, question: &Question) -> Result<T, String> {
+        self.hear(node, question).await?
+    }
+
+    /// What one node says, which may be this one. The outer error: it says nothing.
+    async fn hear<T: DeserializeOwned>(&self, node: NodeId, question: &Question) -> Result<Result<T, String>, String> {
         let answer = match node == self.me {
             true => self.answer(question.clone()).await.into(),
             false => self.dispatch.elsewhere().ask(node, question).await?,
         };
-        let read: Result<Result<T, String>, _> = postcard::from_bytes(&answer);
-        read.map_err(|why| format!("node {node} answers in other words: {why}"))?
+        postcard::from_bytes(&answer).map_err(|why| format!("node {node} answers in other words: {why}"))
     }
 
     /// Publishes a message to what is embedded, at its home, where a link there takes the subject. How many queues and links
@@ -256,55 +280,147 @@ impl Triggers {
         (views, problems)
     }
 
-    /// Where the dead letters are of an app, or of one component: each link with the nodes to ask. A queue that every node
-    /// sees is asked about once, one of the node's own on each, which is the home alone where there is one.
-    fn places(&self, app: &AppName, of: Option<&ComponentName>) -> Vec<(LinkId, Vec<NodeId>)> {
-        let mut places = BTreeMap::<LinkId, (Tech, Vec<NodeId>)>::new();
+    /// Where the dead letters are of an app, or of one component. A queue that every node sees is the same on each; one of
+    /// the node's own is not, and is at the home alone where there is one. Who is lost may have had one, whose letters it
+    /// still has.
+    fn places(&self, app: &AppName, of: Option<&ComponentName>) -> Vec<Place> {
+        let (state, mut places) = (self.shares.state(), BTreeMap::<LinkId, Place>::new());
+        let lost = || state.nodes().iter().filter(|(_, node)| node.is_lost()).map(|(id, _)| *id).collect();
         for node in self.nodes() {
             for held in self.shares.of(node).links() {
                 let component = &held.link.component;
-                let asked = component.app == *app && of.is_none_or(|of| component.name == *of);
-                if let (true, Some(tech)) = (asked, tech(held)) {
-                    places.entry(held.link.id.clone()).or_insert_with(|| (tech, Vec::new())).1.push(node);
-                }
+                let is_asked = component.app == *app && of.is_none_or(|of| component.name == *of);
+                let (true, Direction::Wakes { provider, tech }) = (is_asked, &held.direction) else { continue };
+                let apart = matches!(tech, Tech::Embedded | Tech::Mqtt);
+                let has_home = held.is_pulled_at_home() || state.kept_at(provider).is_some();
+                let nodes = if apart && !has_home { lost() } else { BTreeSet::new() };
+                let place = || Place { link: held.link.id.clone(), nodes, apart };
+                places.entry(held.link.id.clone()).or_insert_with(place).nodes.insert(node);
             }
         }
-        let asked = places.into_iter().map(|(link, (tech, mut nodes))| {
-            nodes.sort_by_key(|node| (*node != self.me, self.liveness.life(*node) != Life::Alive));
-            if !matches!(tech, Tech::Embedded | Tech::Mqtt) {
-                nodes.truncate(1);
-            }
-            (link, nodes)
-        });
-        asked.collect()
+        places.into_values().collect()
     }
 
     /// Up to [`DEAD_LETTERS_MAX`] dead letters of an app or one component that `wanted` takes, oldest first in each queue.
+    ///
+    /// # Errors
+    /// Nobody said anything.
     pub(crate) async fn find(
         &self,
         (app, of): (&AppName, Option<&ComponentName>),
         wanted: impl Fn(&Found) -> bool,
-    ) -> Result<Vec<Found>, String> {
-        let mut all = Vec::new();
-        for (link, nodes) in self.places(app, of) {
-            let several = nodes.len() > 1;
-            for node in nodes {
-                self.find_in(&link, (node, several), &wanted, &mut all).await?;
+    ) -> Result<Letters, String> {
+        let (mut letters, mut has_answer, mut round) = (Letters::default(), false, Round::of(self));
+        for place in self.places(app, of) {
+            let mut problems = Vec::new();
+            for node in round.in_turn(&place) {
+                match round.find_in(&place, node, &wanted, &mut letters.found).await {
+                    Ok(()) if place.apart => has_answer = true,
+                    Ok(()) => {
+                        has_answer = true;
+                        problems.clear();
+                        break;
+                    }
+                    Err(why) => problems.push(format!("dead letters of {} on {why}", place.link)),
+                }
             }
+            letters.problems.extend(problems);
         }
-        Ok(all)
+        match has_answer || letters.problems.is_empty() {
+            true => Ok(letters),
+            false => Err(letters.problems.join("\n")),
+        }
     }
 
+    /// Decides on a dead letter of an app. Whether there is such a one: a second time there is not.
+    ///
+    /// # Errors
+    /// It was not found, and who may have it did not say.
+    pub(crate) async fn decide(&self, app: &AppName, id: &str, fate: Fate) -> Result<bool, String> {
+        let on_node = |(own, node): (_, &str)| Some((own, node.parse::<NodeId>().ok()?));
+        let (own, on) = id.rsplit_once('@').and_then(on_node).map_or((id, None), |(own, node)| (own, Some(node)));
+        let (mut problem, mut round) = (None, Round::of(self));
+        for place in self.places(app, None) {
+            let mut why = None;
+            for node in round.in_turn(&place).into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
+                let question = Question::Decide(place.link.clone(), own.into(), fate);
+                match round.ask::<Option<DeadLetter>>(node, &question).await {
+                    Ok(Some(_)) => return Ok(true),
+                    Ok(None) if place.apart => {}
+                    Ok(None) => {
+                        why = None;
+                        break;
+                    }
+                    Err(unsaid) => why = Some(format!("dead letters of {} on {unsaid}", place.link)),
+                }
+            }
+            problem = problem.or(why);
+        }
+        problem.map_or(Ok(false), Err)
+    }
+
+    /// Has the triggers of a component go on that paused by themselves, wherever they are. How many that were.
+    pub(crate) async fn resume_all(&self, component: &ComponentKey) -> usize {
+        let (nodes, question) = (self.nodes(), Question::Resume(component.clone()));
+        let asked = nodes.iter().map(|node| self.ask::<usize>(*node, &question));
+        futures::future::join_all(asked).await.into_iter().flatten().sum()
+    }
+}
+
+/// One look through the lattice for dead letters, which takes no longer than [`ROUND_WAIT`] of other nodes.
+struct Round<'a> {
+    triggers: &'a Triggers,
+    until: Instant,
+    /// Who said nothing, and why: it is not asked again for each link.
+    silent: BTreeMap<NodeId, String>,
+}
+
+impl<'a> Round<'a> {
+    fn of(triggers: &'a Triggers) -> Self {
+        Self { triggers, until: Instant::now() + ROUND_WAIT, silent: BTreeMap::new() }
+    }
+
+    /// Whom to ask of a place, best first.
+    fn in_turn(&self, place: &Place) -> Vec<NodeId> {
+        let Triggers { me, liveness, .. } = self.triggers;
+        let mut nodes: Vec<NodeId> = place.nodes.iter().copied().collect();
+        nodes.sort_by_key(|node| (node != me, liveness.life(*node) != Life::Alive));
+        nodes
+    }
+
+    /// Asks one node, unless it is known to be silent.
+    ///
+    /// # Errors
+    /// Names the node.
+    async fn ask<T: DeserializeOwned>(&mut self, node: NodeId, question: &Question) -> Result<T, String> {
+        let heard = match self.silent.get(&node) {
+            Some(why) => Err(why.clone()),
+            None => self.hear(node, question).await.inspect_err(|why| drop(self.silent.insert(node, why.clone()))),
+        };
+        let named = |why| format!("node {}: {why}", self.triggers.shares.state().named(node));
+        heard.flatten().map_err(named)
+    }
+
+    async fn hear<T: DeserializeOwned>(&self, node: NodeId, question: &Question) -> Result<Result<T, String>, String> {
+        let asked = self.triggers.hear(node, question);
+        if node == self.triggers.me {
+            return asked.await;
+        }
+        let late = |_| Err(format!("it did not answer within the {ROUND_WAIT:?} that others are waited for"));
+        tokio::time::timeout_at(self.until, asked).await.unwrap_or_else(late)
+    }
+
+    /// Finds those of a place that one node has.
     async fn find_in(
-        &self,
-        link: &LinkId,
-        (node, several): (NodeId, bool),
+        &mut self,
+        place: &Place,
+        node: NodeId,
         wanted: impl Fn(&Found) -> bool,
         all: &mut Vec<Found>,
     ) -> Result<(), String> {
-        let mut after = None;
+        let (mut after, several) = (None, place.apart && place.nodes.len() > 1);
         loop {
-            let question = Question::Letters(link.clone(), after.take());
+            let question = Question::Letters(place.link.clone(), after.take());
             let page: Vec<DeadLetter> = self.ask(node, &question).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.id.clone());
@@ -320,30 +436,5 @@ impl Triggers {
                 }
             }
         }
-    }
-
-    /// Decides on a dead letter of an app. Whether there is such a one: a second time there is not.
-    pub(crate) async fn decide(&self, app: &AppName, id: &str, fate: Fate) -> Result<bool, String> {
-        let on_node = |(own, node): (_, &str)| Some((own, node.parse::<NodeId>().ok()?));
-        let (own, on) = id.rsplit_once('@').and_then(on_node).map_or((id, None), |(own, node)| (own, Some(node)));
-        let mut problem = None;
-        for (link, nodes) in self.places(app, None) {
-            for node in nodes.into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
-                let question = Question::Decide(link.clone(), own.into(), fate);
-                match self.ask::<Option<DeadLetter>>(node, &question).await {
-                    Ok(Some(_)) => return Ok(true),
-                    Ok(None) => {}
-                    Err(why) => problem = Some(why),
-                }
-            }
-        }
-        problem.map_or(Ok(false), Err)
-    }
-
-    /// Has the triggers of a component go on that paused by themselves, wherever they are. How many that were.
-    pub(crate) async fn resume_all(&self, component: &ComponentKey) -> usize {
-        let (nodes, question) = (self.nodes(), Question::Resume(component.clone()));
-        let asked = nodes.iter().map(|node| self.ask::<usize>(*node, &question));
-        futures::future::join_all(asked).await.into_iter().flatten().sum()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
-use trellis_daemon::api::types::{DEAD_LETTERS_MAX, DeadLetterStatus};
+use trellis_daemon::api::types::{DEAD_LETTERS_MAX, DeadLetterStatus, DeadLettersStatus};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
@@ -13,7 +13,9 @@ use crate::scope::Scope;
 
 /// List, show, replay and drop messages that were given up
 ///
-/// Wherever they are: any node asks those that run the app. They are kept for 14 days.
+/// Wherever they are: any node asks those that run the app. They are kept for 14 days. Where a node does not answer that may
+/// have some of its own, `list` shows those of the others, `replay` and `drop` do what they can; all name it on standard
+/// error, and fail.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis dead-letters list orders
@@ -114,6 +116,15 @@ enum Fate {
     Drop,
 }
 
+impl Fate {
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Replay => "replayed",
+            Self::Drop => "dropped",
+        }
+    }
+}
+
 impl Chosen {
     /// Those that were given up before the last `since`, where that is said.
     fn pairs(&self, since: Option<Duration>) -> Vec<(&'static str, String)> {
@@ -128,27 +139,34 @@ impl Chosen {
 async fn named(of: &Scope, ids: &[String], connection: &Connection) -> Result<Vec<DeadLetterStatus>, Failure> {
     let mut letters = Vec::with_capacity(ids.len());
     for id in ids {
-        let found = connection.open().dead_letters(of, &[("id", id.clone())]).await?.into_iter().next();
-        letters.push(found.ok_or_else(|| Failure::Usage(format!("there is no dead letter {id} of {of}")))?);
+        let DeadLettersStatus { dead_letters, problems } =
+            connection.open().dead_letters(of, &[("id", id.clone())]).await?;
+        match dead_letters.into_iter().next() {
+            Some(letter) => letters.push(letter),
+            None => {
+                whole(&format!("no dead letter {id} of {of} was found"), &problems)?;
+                return Err(Failure::Usage(format!("there is no dead letter {id} of {of}")));
+            }
+        }
     }
     Ok(letters)
 }
 
-/// Decides on those of these ids, or on all that are chosen, as many as there are. On how many it did: somebody else may
-/// have decided on one meanwhile.
+/// Decides on those of these ids, or on all that are chosen, as many as there are, and says how many that were: somebody
+/// else may have decided on one meanwhile.
 async fn decide(
     (of, ids, chosen): (&Scope, &[String], &Chosen),
     (fate, rate): (Fate, Option<u32>),
     connection: &Connection,
-) -> Result<usize, Failure> {
+) -> Result<(), Failure> {
     let (begun, mut since, mut decided) = (Instant::now(), None, 0);
-    loop {
-        let letters = match ids.is_empty() {
+    let problems = loop {
+        let DeadLettersStatus { dead_letters, problems } = match ids.is_empty() {
             true => connection.open().dead_letters(of, &chosen.pairs(since)).await?,
-            false => named(of, ids, connection).await?,
+            false => DeadLettersStatus { dead_letters: named(of, ids, connection).await?, problems: Vec::new() },
         };
-        let (some, before) = (letters.len(), decided);
-        for letter in letters {
+        let (some, before) = (dead_letters.len(), decided);
+        for letter in dead_letters {
             let pause = rate.map(|rate| tokio::time::sleep(Duration::from_secs(1) / rate));
             let done = match fate {
                 Fate::Replay => connection.open().replay_dead_letter(&of.app, &letter.id).await?,
@@ -160,10 +178,20 @@ async fn decide(
             }
         }
         if !ids.is_empty() || some < DEAD_LETTERS_MAX || decided == before {
-            return Ok(decided);
+            break problems;
         }
         // What was replayed may be given up anew meanwhile.
         since = Some(begun.elapsed());
+    };
+    print(&format!("{decided} {}", fate.done()))?;
+    whole("not all may have been found", &problems)
+}
+
+/// Fails where a node did not say what it has.
+fn whole(what: &str, problems: &[String]) -> Result<(), Failure> {
+    match problems {
+        [] => Ok(()),
+        _ => Err(Failure::Failed(format!("{what}:\n{}", problems.join("\n")))),
     }
 }
 
@@ -171,28 +199,31 @@ impl DeadLetters {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         match self.action {
             Action::List { of, chosen, output } => {
-                let letters = connection.open().dead_letters(&of, &chosen.pairs(None)).await?;
-                Ok(output.print(&letters, |letters| render(letters))?)
+                let listed = connection.open().dead_letters(&of, &chosen.pairs(None)).await?;
+                output.print(&listed, render)?;
+                whole("there may be more", &listed.problems)
             }
             Action::Show { of, id, output } => {
                 let letter = named(&of, &[id], connection).await?.remove(0);
                 Ok(output.print(&letter, render_whole)?)
             }
             Action::Replay { of, ids, chosen, rate } => {
-                let replayed = decide((&of, &ids, &chosen), (Fate::Replay, rate), connection).await?;
-                Ok(print(&format!("{replayed} replayed"))?)
+                decide((&of, &ids, &chosen), (Fate::Replay, rate), connection).await
             }
             Action::Drop { of, ids, chosen, all: _ } => {
-                let dropped = decide((&of, &ids, &chosen), (Fate::Drop, None), connection).await?;
-                Ok(print(&format!("{dropped} dropped"))?)
+                decide((&of, &ids, &chosen), (Fate::Drop, None), connection).await
             }
         }
     }
 }
 
-fn render(letters: &[DeadLetterStatus]) -> String {
-    if letters.is_empty() {
-        return "no dead letters".into();
+fn render(listed: &DeadLettersStatus) -> String {
+    let letters = &listed.dead_letters;
+    match (letters.is_empty(), listed.problems.is_empty()) {
+        (true, true) => return "no dead letters".into(),
+        // What is said on standard error is all there is to say.
+        (true, false) => return String::new(),
+        (false, _) => {}
     }
     let rows = letters.iter().map(|letter| {
         [

@@ -132,6 +132,15 @@ impl Node {
         serde_json::from_str(&self.trellis(&["status", app, "-o", "json"]).ok()).unwrap()
     }
 
+    /// The dead letters of an app, or of one component, that these options choose. Every node says what it has.
+    #[track_caller]
+    pub(crate) fn dead_letters(&self, of: &str, more: &[&str]) -> Vec<Value> {
+        let listed = self.trellis(&[&["dead-letters", "list", of, "-o", "json"], more].concat()).ok();
+        let mut listed: Value = serde_json::from_str(&listed).unwrap();
+        assert_eq!(listed["problems"], Value::Array(Vec::new()), "{listed:#}");
+        serde_json::from_value(listed["dead_letters"].take()).unwrap()
+    }
+
     /// Where an app's HTTP server listens.
     #[track_caller]
     pub(crate) fn at(&self, app: &str) -> SocketAddr {

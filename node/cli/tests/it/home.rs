@@ -167,9 +167,7 @@ fn a_queue_at_home_wakes_holders_on_other_nodes_and_is_handled_from_any() {
     eventually("they wait", || (trigger(&nodes[1])["waiting"] == 2).then_some(()));
     nodes[2].trellis(&["resume", "worker/worker"]).ok();
     eventually("it goes on", || (done(101) == "1").then_some(()));
-    let letters = |asked: &Node| -> Vec<Value> {
-        serde_json::from_str(&asked.trellis(&["dead-letters", "list", "worker", "-o", "json"]).ok()).unwrap()
-    };
+    let letters = |asked: &Node| asked.dead_letters("worker", &[]);
     let dead = eventually("one is a dead letter", || letters(&nodes[1]).pop());
     nodes[2].trellis(&["dead-letters", "drop", "worker", dead["id"].as_str().unwrap()]).ok();
     assert!(letters(&nodes[0]).is_empty());

@@ -67,7 +67,7 @@ fn place(node: &Node, order: &str) {
 }
 
 fn letters(node: &Node) -> Vec<Value> {
-    serde_json::from_str(&node.trellis(&["dead-letters", "list", "pipeline", "-o", "json"]).ok()).unwrap()
+    node.dead_letters("pipeline", &[])
 }
 
 #[test]

@@ -39,9 +39,7 @@ fn until_stored(node: &Node, key: &str, expected: &str) {
 #[track_caller]
 pub(crate) fn letters(node: &Node, app: &str, count: usize) -> Vec<Value> {
     eventually(&format!("{app} has {count} dead letters"), || {
-        let listed: Value =
-            serde_json::from_str(&node.trellis(&["dead-letters", "list", app, "-o", "json"]).ok()).ok()?;
-        listed.as_array().filter(|letters| letters.len() == count).cloned()
+        Some(node.dead_letters(app, &[])).filter(|letters| letters.len() == count)
     })
 }
 

@@ -178,9 +178,7 @@ fn ticks_that_are_given_up_are_dead_letters_of_their_own_timers() {
     let node = Node::start(&[]);
     let timers = ["one", "two"].map(|name| timer(name, "{every: 2s, body: dead-letter}"));
     node.deploy(&clock("embedded", &timers));
-    let letters = || -> Vec<Value> {
-        serde_json::from_str(&node.trellis(&["dead-letters", "list", "clock", "-o", "json"]).ok()).unwrap()
-    };
+    let letters = || node.dead_letters("clock", &[]);
     let id = eventually("both timers gave up the same tick", || {
         let ids: Vec<_> = letters().iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
         let time = |id: &str| id.rsplit_once('-').unwrap().0.to_owned();

@@ -374,8 +374,7 @@ impl Torture {
         for component in QUEUES {
             for reason in ["refused", "max-attempts", "max-faults", "max-age", "killed-its-node"] {
                 let of = format!("torture/{component}");
-                let listed = self.nodes[0].trellis(&["dead-letters", "list", &of, "--reason", reason, "-o", "json"]);
-                let listed: Vec<Value> = serde_json::from_str(&listed.ok()).unwrap();
+                let listed = self.nodes[0].dead_letters(&of, &["--reason", reason]);
                 assert!(listed.len() < LISTED_MAX, "there are more than one list has");
                 for letter in listed {
                     let (_, n) = letter["body_text"].as_str().unwrap().split_once(' ').unwrap();

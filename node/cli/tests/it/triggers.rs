@@ -7,6 +7,7 @@ use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, http, link, link_from, provider, waking};
 use crate::client::get;
+use crate::lattice::{id, lattice, of};
 use crate::node::{DataDir, Node};
 
 /// A handler that keeps what it saw in a store of its node, woken by this source.
@@ -37,9 +38,7 @@ fn until(node: &Node, what: &str, so: impl Fn(&Value) -> bool) -> Value {
 #[track_caller]
 fn letters(node: &Node, more: &[&str], count: usize) -> Vec<Value> {
     eventually(&format!("there are {count} dead letters"), || {
-        let args = [&["dead-letters", "list", "post", "-o", "json"], more].concat();
-        let listed: Value = serde_json::from_str(&node.trellis(&args).ok()).ok()?;
-        listed.as_array().filter(|letters| letters.len() == count).cloned()
+        Some(node.dead_letters("post", more)).filter(|letters| letters.len() == count)
     })
 }
 
@@ -155,6 +154,74 @@ fn any_node_lists_replays_and_drops_the_dead_letters_of_a_stream() {
     nodes[1].trellis(&["dead-letters", "replay", "post", &first]).failed(2);
     assert_eq!(nodes[0].trellis(&["dead-letters", "drop", "post", &again]).ok(), "1 dropped\n");
     letters(&nodes[1], &[], 1);
+}
+
+/// Queues of each node's own on all of three, and a stream that the second and the third pull from.
+fn own_queues_and_a_stream() -> String {
+    let traits = |nodes: &str| {
+        let there = format!("{{instances: 9, spread: [{{name: there, requirements: {{n: '{nodes}'}}}}]}}");
+        let store = link("store", "wasi:keyvalue/store, atomics, batch");
+        [store, link("bus", "trellis:messaging/producer"), format!("{{type: spreadscaler, properties: {there}}}")]
+    };
+    let wakes = |component: &str, config: &str| [link_from(component, "trellis:messaging/handler", component, config)];
+    let everywhere = "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n";
+    app(
+        "post",
+        &[
+            component("mailer", "test_messages", "", &traits("1")),
+            component("sorter", "test_messages", "", &traits("2|3")),
+            // It has a home, where `trellis publish` goes.
+            provider("store", "embedded"),
+            waking("bus", "embedded", &wakes("mailer", "{queue: mail}")).replacen("traits:\n", everywhere, 1),
+            waking("stream", "nats", &wakes("sorter", "{stream: ORDERS, subject: 'orders.>', create: 'true'}")),
+        ],
+    )
+}
+
+#[test]
+fn a_node_that_is_silent_hides_no_dead_letters_of_others() {
+    let nats = NatsServer::start(true);
+    let nodes = lattice(&nats, 3);
+    nodes[0].deploy(&own_queues_and_a_stream());
+    eventually("all pull", || {
+        let all: Value = serde_json::from_str(&nodes[0].trellis(&["triggers", "-o", "json"]).ok()).ok()?;
+        let pulling: u64 = all["triggers"].as_array()?.iter().filter_map(|trigger| trigger["nodes"].as_u64()).sum();
+        (pulling == 3 + 2).then_some(())
+    });
+    for subject in ["mail", "orders.a"] {
+        nodes[0].trellis(&["publish", subject, "dead-letter"]).ok();
+    }
+    let all = letters(&nodes[0], &[], 2);
+    let silent = id(&nodes[1]);
+    let list = |more: &[&str]| nodes[0].trellis(&[&["dead-letters", "list", "post"], more].concat());
+    let lists_what_there_is = || {
+        let listed = list(&["-o", "json"]);
+        let said: Value = serde_json::from_str(&listed.stdout).unwrap();
+        assert_eq!(said["dead_letters"], Value::from(all.clone()));
+        let problems = said["problems"].as_array().unwrap();
+        assert!(
+            problems.len() == 1 && problems[0].as_str().unwrap().contains(&silent),
+            "the stream is whole: {said:#}"
+        );
+        let why = listed.failed(1);
+        assert!(why.contains("there may be more:\ndead letters of ") && why.contains(&silent), "{why}");
+    };
+    nodes[1].signal("STOP");
+    lists_what_there_is();
+    eventually("it is lost", || (of(&nodes[0], &silent, "state") == "lost").then_some(()));
+    lists_what_there_is();
+    assert!(list(&["--reason", "max-age"]).stdout.is_empty(), "it does not say that there are none");
+    let there = format!("mail-1@{silent}");
+    for action in ["show", "replay", "drop"] {
+        let why = nodes[0].trellis(&["dead-letters", action, "post", &there]).failed(1);
+        assert!(why.contains(&format!("no dead letter {there} of post was found:\n")), "{why}");
+    }
+    let dropped = nodes[0].trellis(&["dead-letters", "drop", "post", "--all"]);
+    assert_eq!(dropped.stdout, "2 dropped\n");
+    assert!(dropped.failed(1).contains("not all may have been found:\n"));
+    nodes[1].signal("CONT");
+    eventually("the list is whole again", || (list(&[]).code == 0).then_some(()));
+    assert_eq!(list(&[]).ok(), "no dead letters\n");
 }
 
 #[test]

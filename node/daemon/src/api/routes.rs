@@ -30,16 +30,17 @@ use trellis_wire::{
 use super::access::Role;
 use super::problem::Refusal;
 use super::types::{
-    AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeployReply,
-    DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus, PublishReply,
-    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
+    AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeadLettersStatus,
+    DeployReply, DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus,
+    PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest,
+    TriggersStatus,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
 use crate::backup::BackupError;
 use crate::far::message::Origin;
 use crate::node::Node;
-use crate::triggers::Found;
+use crate::triggers::{Found, Letters};
 use crate::{backup, clock, deploy, explain, membership, proposal, status};
 
 /// The largest JSON body, in bytes: a manifest and little else.
@@ -119,8 +120,8 @@ pub(super) fn routes() -> Vec<Route> {
         Some(shape::<RollbackRequest>), Some(shape::<RollbackReply>), post(rollback)),
         route!(DEPLOY "post" "/v1/apps/{app}/components/{component}/invoke" "Runs a wasi:cli/run component once.",
         Some(shape::<InvokeRequest>), Some(shape::<InvokeReply>), post(invoke)),
-        route!(READ "get" "/v1/apps/{app}/dead-letters" "Messages that were given up; `component=`, `reason=`, `older_than_ms=` and `id=` choose.",
-        None, Some(shape::<Vec<DeadLetterStatus>>), get(dead_letters)),
+        route!(READ "get" "/v1/apps/{app}/dead-letters" "Messages that were given up, and which nodes did not say what they have; `component=`, `reason=`, `older_than_ms=` and `id=` choose.",
+        None, Some(shape::<DeadLettersStatus>), get(dead_letters)),
         route!(DEPLOY "post" "/v1/apps/{app}/dead-letters/{id}/replay" "Puts a dead letter back into its queue, once.",
         None, None, post(replay_dead_letter)),
         route!(DEPLOY "delete" "/v1/apps/{app}/dead-letters/{id}" "Forgets a dead letter.", None, None, delete(drop_dead_letter)),
@@ -498,13 +499,14 @@ async fn dead_letters(
     State(node): State<Arc<Node>>,
     Path(app): Path<String>,
     query: Result<Query<DeadLetterQuery>, QueryRejection>,
-) -> Answer<Json<Vec<DeadLetterStatus>>> {
+) -> Answer<Json<DeadLettersStatus>> {
     let Query(query) = query.map_err(|why| Refusal::bad_request(why.body_text()))?;
     let component = query.component.as_ref().map(|name| name.parse::<ComponentName>().map_err(bad_name)).transpose()?;
     let (app, now_ms) = (app_name(&app)?, clock::now_ms());
     known(&node, &app, component.as_ref())?;
     let found = node.triggers.find((&app, component.as_ref()), |found| query.takes(found, now_ms)).await;
-    let shown = found.map_err(Refusal::unavailable)?.into_iter().map(|Found { letter, id }| DeadLetterStatus {
+    let Letters { found, problems } = found.map_err(Refusal::unavailable)?;
+    let shown = found.into_iter().map(|Found { letter, id }| DeadLetterStatus {
         id,
         queue: letter.queue,
         component: letter.component,
@@ -523,7 +525,7 @@ async fn dead_letters(
         detail: letter.detail,
         at_ms: letter.at_ms,
     });
-    Ok(Json(shown.collect()))
+    Ok(Json(DeadLettersStatus { dead_letters: shown.collect(), problems }))
 }
 
 /// Whether there is such an app, and such a component in one of its versions.

@@ -439,7 +439,16 @@ pub struct PublishReply {
 /// Dead letters in one answer at most. More are there where it has as many.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 
-/// One of `GET /v1/apps/{app}/dead-letters` (`?component=`): a message that was given up.
+/// `GET /v1/apps/{app}/dead-letters` (`?component=`): messages that were given up.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DeadLettersStatus {
+    /// Those that were found.
+    pub dead_letters: Vec<DeadLetterStatus>,
+    /// What may be missing: which node did not say what it has, and why. Empty: all that have it answered.
+    pub problems: Vec<String>,
+}
+
+/// A message that was given up.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetterStatus {
     /// To show, replay or drop it by.

@@ -248,10 +248,13 @@ impl Elsewhere {
         self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await.ok()
     }
 
-    /// Asks a node about its triggers.
+    /// Asks a node about its triggers; one that is gone says nothing.
     pub(crate) async fn ask(&self, node: NodeId, question: &Question) -> Result<Bytes, String> {
         let what = || What::Ask(question.clone());
-        let taken = self.offer(&[node], what, (&Bytes::new(), true), ASK_WAIT).await;
+        let taken = match self.liveness.is_gone(node) {
+            true => Err(NotTaken::Busy(home::heard(&self.liveness, node))),
+            false => self.offer(&[node], what, (&Bytes::new(), true), ASK_WAIT).await,
+        };
         let is_home = self.shares.state().home_node() == Some(node);
         let line = taken.map_err(|why| match why.text(node) {
             why if is_home => self.not_home(node, &why),
