@@ -241,25 +241,36 @@ impl Triggers {
         postcard::from_bytes(&answer).map_err(|why| format!("node {node} answers in other words: {why}"))
     }
 
-    /// Publishes a message to what is embedded, at its home, where a link there takes the subject. How many queues and links
-    /// took it; `None`: none is there that would.
+    /// Publishes a message to what is embedded and takes its subject: what has a home there, what each node has of its own on
+    /// this one. How many queues and links took it; `None`: none is there that would.
     ///
     /// # Errors
     /// As for a guest's publish; the home is away.
-    pub(crate) async fn publish_at_home(&self, message: &Message) -> Result<Option<usize>, CallError> {
-        let Some(home) = self.shares.state().home_node() else { return Ok(None) };
-        let share = self.shares.of(home);
-        let takes = |held: &HeldLink| {
-            tech(held) == Some(Tech::Embedded) && trellis_embedded::takes(&held.link.config, &message.subject)
-        };
-        if !share.links().any(|held| takes(held)) {
-            return Ok(None);
+    pub(crate) async fn publish(&self, message: &Message) -> Result<Option<usize>, CallError> {
+        let home = self.shares.state().home_node().filter(|home| self.is_taken(*home, message, true));
+        let own = Some(self.me).filter(|me| self.is_taken(*me, message, false));
+        let mut took = None;
+        for node in BTreeSet::from_iter(home.into_iter().chain(own)) {
+            let more = match node == self.me {
+                true => self.providers.embedded.publish(message.clone()).await?,
+                false => self.dispatch.elsewhere().publish(node, message.clone()).await?,
+            };
+            took = Some(took.unwrap_or(0) + more);
         }
-        let took = match home == self.me {
-            true => self.providers.embedded.publish(message.clone()).await?,
-            false => self.dispatch.elsewhere().publish(home, message.clone()).await?,
+        Ok(took)
+    }
+
+    /// Whether an embedded link of a node takes a message: one that has a home, or one of the node's own.
+    fn is_taken(&self, node: NodeId, message: &Message, has_home: bool) -> bool {
+        let state = self.shares.state();
+        let takes = |held: &HeldLink| match &held.direction {
+            Direction::Wakes { provider, tech: Tech::Embedded } => {
+                state.kept_at(provider).is_some() == has_home
+                    && trellis_embedded::takes(&held.link.config, &message.subject)
+            }
+            _ => false,
         };
-        Ok(Some(took))
+        self.shares.of(node).links().any(|held| takes(held))
     }
 
     fn nodes(&self) -> Vec<NodeId> {

@@ -170,7 +170,6 @@ fn own_queues_and_a_stream() -> String {
         &[
             component("mailer", "test_messages", "", &traits("1")),
             component("sorter", "test_messages", "", &traits("2|3")),
-            // It has a home, where `trellis publish` goes.
             provider("store", "embedded"),
             waking("bus", "embedded", &wakes("mailer", "{queue: mail}")).replacen("traits:\n", everywhere, 1),
             waking("stream", "nats", &wakes("sorter", "{stream: ORDERS, subject: 'orders.>', create: 'true'}")),
@@ -188,8 +187,9 @@ fn a_node_that_is_silent_hides_no_dead_letters_of_others() {
         let pulling: u64 = all["triggers"].as_array()?.iter().filter_map(|trigger| trigger["nodes"].as_u64()).sum();
         (pulling == 3 + 2).then_some(())
     });
-    for subject in ["mail", "orders.a"] {
-        nodes[0].trellis(&["publish", subject, "dead-letter"]).ok();
+    for (subject, via) in [("mail", "nats and embedded, to 1 subscription"), ("orders.a", "nats")] {
+        let said = nodes[2].trellis(&["publish", subject, "dead-letter"]).ok();
+        assert_eq!(said, format!("published to {subject} via {via}\n"), "a queue of the asked node's own");
     }
     let all = letters(&nodes[0], &[], 2);
     let silent = id(&nodes[1]);

@@ -455,7 +455,7 @@ async fn publish(State(node): State<Arc<Node>>, Take(request): Take<PublishReque
     let has_nats = node.nats_url.is_some();
     // First, so that what is refused there has not gone out on NATS yet.
     let embedded = match has_nats {
-        true => node.triggers.publish_at_home(&message).await,
+        true => node.triggers.publish(&message).await,
         false => node.providers.embedded.publish(message.clone()).await.map(Some),
     };
     let embedded = embedded.map_err(|why| match why {
