@@ -16,7 +16,8 @@ use crate::{Node, Patience, State};
 pub const LEARNERS_MAX: usize = 32;
 /// How many entries a node may lack and still be made a voter.
 const LAG_MAX: u64 = 64;
-/// Within this time the nodes are counted that vanish together.
+/// Within this time the nodes are counted that vanish together. Those at the edge are not: laptops are shut as people go
+/// home. Nor are those that had been lost before: their silence is no news.
 const BURST: Duration = Duration::from_secs(60);
 /// A lost node that the leader itself has not heard for so long is forgotten. Not by the wall clock: one that is wrong
 /// would forget nodes that only restart.
@@ -68,12 +69,13 @@ pub struct Membership {
     patience: Patience,
     /// When each node was last heard. A node that was never heard counts from when it was first looked for.
     heard: BTreeMap<NodeId, Duration>,
-    /// Who gave a sign of life since it was last silent. A fresh start is none.
+    /// Who gave a sign of life since it was last silent, and since this process started or was last deaf. A fresh start is
+    /// none.
     signs: BTreeSet<NodeId>,
     /// Who said that it ends.
     left: BTreeSet<NodeId>,
-    /// When each node that is silent now was first found so.
-    vanished: BTreeMap<NodeId, Duration>,
+    /// When each node that is silent now was first found so, and whether it had given a sign of life before.
+    vanished: BTreeMap<NodeId, (Duration, bool)>,
     /// Who vanished together with too many others, for as long as they are silent.
     frozen: BTreeSet<NodeId>,
 }
@@ -97,6 +99,7 @@ impl Membership {
         if node == self.me && self.is_deaf(now) {
             // The bus is back, or this process goes on: what was missed meanwhile says nothing about the others.
             self.heard.values_mut().for_each(|heard| *heard = now);
+            self.signs.clear();
         }
         self.left.remove(&node);
         self.signs.insert(node);
@@ -138,7 +141,8 @@ impl Membership {
         }
     }
 
-    /// Who is silent and yet not declared lost, because over a third of the lattice vanished within a minute.
+    /// Who is silent and yet not declared lost, because over a third of the nodes vanished within a minute that are not at the
+    /// edge.
     pub fn frozen(&self) -> &BTreeSet<NodeId> {
         &self.frozen
     }
@@ -165,22 +169,33 @@ impl Membership {
     fn count_the_silent(&mut self, state: &State, now: Duration) {
         let silent: BTreeSet<NodeId> =
             state.nodes().keys().copied().filter(|id| self.life(*id, now) == Life::Silent).collect();
-        self.signs.retain(|id| !silent.contains(id));
         self.vanished.retain(|id, _| silent.contains(id));
+        for &id in &silent {
+            self.vanished.entry(id).or_insert((now, self.signs.contains(&id)));
+        }
+        self.signs.retain(|id| !silent.contains(id));
         let undeclared = |id: &NodeId| state.node(*id).is_some_and(|node| !node.is_lost());
         // Declared lost by hand, a node is frozen no longer.
         self.frozen.retain(|id| silent.contains(id) && undeclared(id));
-        for &id in &silent {
-            self.vanished.entry(id).or_insert(now);
-        }
-        let fresh = |(id, since): (&NodeId, &Duration)| {
-            // Who says goodbye did not vanish.
-            (!self.left.contains(id) && now.saturating_sub(*since) < BURST).then_some(*id)
-        };
-        let together: Vec<NodeId> = self.vanished.iter().filter_map(fresh).collect();
-        if together.len() >= 2 && together.len() * 3 > state.nodes().len() {
+        let together = self.vanished_together(state, now);
+        let rest =
+            state.nodes().iter().filter(|(id, node)| !node.is_lost() && !node.facts.edge && !together.contains(id));
+        if together.len() >= 2 && together.len() * 3 > together.len() + rest.count() {
             self.frozen.extend(together.into_iter().filter(undeclared));
         }
+    }
+
+    /// Who vanished within [`BURST`], declared lost by now or not.
+    fn vanished_together(&self, state: &State, now: Duration) -> BTreeSet<NodeId> {
+        let is_fresh = |(id, &(since, heard)): (&NodeId, &(Duration, bool))| {
+            let node = state.node(*id)?;
+            // This process may find a node silent, or learn that it is lost, long after it was lost.
+            let is_news = heard || !node.is_lost();
+            // Who says goodbye did not vanish.
+            let vanished = is_news && !self.left.contains(id) && !node.facts.edge;
+            (vanished && now.saturating_sub(since) < BURST).then_some(*id)
+        };
+        self.vanished.iter().filter_map(is_fresh).collect()
     }
 
     fn fates(&self, state: &State, now: Duration) -> Vec<Decision> {
@@ -534,6 +549,113 @@ mod tests {
         lattice.alive.remove(&id(2));
         lattice.seconds(7);
         assert!(lattice.is_lost(2));
+    }
+
+    /// Nodes die; the rest are the lattice a minute and more later.
+    fn lattice_without(nodes: u64, edges: u64, dead: &[u64]) -> Lattice {
+        let mut lattice = Lattice::of(nodes);
+        (nodes..nodes + edges).for_each(|n| lattice.join(id(n), true));
+        lattice.seconds(10);
+        for n in dead {
+            lattice.alive.remove(&id(*n));
+            lattice.seconds(70);
+            assert!(lattice.is_lost(*n));
+        }
+        lattice
+    }
+
+    /// A node dies, and is lost as soon as it has been silent for long enough.
+    fn dies_alone(lattice: &mut Lattice, n: u64) {
+        lattice.alive.remove(&id(n));
+        let lost = lattice.seconds(6).into_iter().find(|decision| matches!(decision, Decision::Lost(_)));
+        assert_eq!((lost, lattice.membership.frozen()), (Some(Decision::Lost(id(n))), &BTreeSet::new()));
+    }
+
+    #[test]
+    fn those_long_lost_did_not_vanish_just_now_because_the_leader_starts_anew() {
+        // Three servers, two at the edge; and five servers. Both times the last two have been away for long.
+        for (nodes, edges) in [(3, 2), (5, 0)] {
+            let mut lattice = lattice_without(nodes, edges, &[3, 4]);
+            lattice.membership = Membership::new(id(0), Patience::default(), lattice.now);
+            assert_eq!(lattice.seconds(10), []);
+            dies_alone(&mut lattice, 2);
+        }
+    }
+
+    #[test]
+    fn those_long_lost_did_not_vanish_just_now_because_the_leader_was_deaf() {
+        for (nodes, edges) in [(3, 2), (5, 0)] {
+            let mut lattice = lattice_without(nodes, edges, &[3, 4]);
+            let alive = std::mem::take(&mut lattice.alive);
+            lattice.seconds(4);
+            lattice.alive = alive;
+            assert_eq!(lattice.seconds(10), []);
+            dies_alone(&mut lattice, 2);
+        }
+    }
+
+    #[test]
+    fn who_was_declared_lost_while_the_leader_was_deaf_did_not_vanish_just_now() {
+        let mut lattice = lattice_without(5, 0, &[]);
+        let alive = std::mem::take(&mut lattice.alive);
+        lattice.seconds(30);
+        // Another one led meanwhile.
+        [3, 4].iter().for_each(|n| lattice.apply(Command::Lost(id(*n))));
+        lattice.alive = alive.into_iter().filter(|node| ![id(3), id(4)].contains(node)).collect();
+        assert_eq!(lattice.seconds(10), []);
+        dies_alone(&mut lattice, 2);
+    }
+
+    #[test]
+    fn who_learns_late_that_nodes_are_lost_does_not_take_that_for_news() {
+        let mut lattice = lattice_without(5, 0, &[3, 4]);
+        let agreed = lattice.state.clone();
+        // All voters start anew; until there is a leader, the state is as of long ago.
+        lattice.membership = Membership::new(id(0), Patience::default(), lattice.now);
+        [3, 4].iter().for_each(|n| lattice.apply(Command::Back(id(*n))));
+        assert_eq!(lattice.seconds(8), []);
+        assert_eq!(lattice.membership.frozen(), &BTreeSet::from([id(3), id(4)]));
+        lattice.state = agreed;
+        assert_eq!(lattice.second(), []);
+        dies_alone(&mut lattice, 2);
+    }
+
+    #[test]
+    fn a_leader_that_starts_anew_does_not_end_a_freeze() {
+        let mut lattice = lattice_without(5, 0, &[]);
+        lattice.alive = BTreeSet::from([id(0), id(3), id(4)]);
+        lattice.seconds(100);
+        lattice.membership = Membership::new(id(0), Patience::default(), lattice.now);
+        assert_eq!(lattice.seconds(100), []);
+        assert_eq!(lattice.membership.frozen(), &BTreeSet::from([id(1), id(2)]));
+    }
+
+    #[test]
+    fn the_first_of_those_that_vanish_together_may_be_lost_before_the_others_are_missed() {
+        let mut lattice = lattice_without(5, 0, &[]);
+        dies_alone(&mut lattice, 1);
+        lattice.alive.remove(&id(2));
+        assert_eq!(lattice.seconds(100), []);
+        assert_eq!(lattice.membership.frozen(), &BTreeSet::from([id(2)]));
+    }
+
+    #[test]
+    fn nodes_at_the_edge_and_those_long_lost_are_no_part_of_the_third() {
+        // However many laptops are shut at once, each is lost, and no server is frozen with them.
+        let mut lattice = lattice_without(3, 6, &[]);
+        lattice.alive.retain(|node| *node < id(2));
+        let lost: Vec<Decision> = (2..9).map(|n| Decision::Lost(id(n))).collect();
+        assert_eq!(lattice.seconds(8), lost);
+        // Nor do many laptops hide that the servers vanish.
+        let mut lattice = lattice_without(4, 20, &[]);
+        lattice.alive.retain(|node| ![id(2), id(3)].contains(node));
+        assert_eq!(lattice.seconds(20), []);
+        assert_eq!(lattice.membership.frozen(), &BTreeSet::from([id(2), id(3)]));
+        // Nor do those that were lost before.
+        let mut lattice = lattice_without(7, 0, &[4, 5, 6]);
+        lattice.alive.retain(|node| ![id(2), id(3)].contains(node));
+        lattice.seconds(20);
+        assert_eq!(lattice.membership.frozen(), &BTreeSet::from([id(2), id(3)]));
     }
 
     /// Xorshift: a seed gives the same lattice every time.

@@ -1,5 +1,5 @@
 //! A node that freezes and goes on: it is not dead, nobody can tell, and it wakes up with an old view of the world. What
-//! clients of another node notice is counted.
+//! clients of another node notice is counted. And nodes that vanish together: nothing of theirs is placed anew by itself.
 
 use std::thread;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 
 use crate::apps::eventually;
-use crate::lattice::{follows, held_by, id, known, lattice, leads, of, position, under_load};
-use crate::node::Node;
+use crate::lattice::{follows, held_by, id, known, lattice, leads, node, of, position, under_load};
+use crate::node::{DataDir, Node};
 
 /// Long enough that the others go on without it.
 const FROZEN: Duration = Duration::from_secs(10);
@@ -65,6 +65,12 @@ fn a_short_freeze_moves_nothing() {
     assert_eq!(generation(), before);
 }
 
+/// Which nodes hold the component of app `far`.
+fn holders(asked: &Node) -> Vec<String> {
+    let holders = asked.status("far")["components"][0]["holders"].as_array().unwrap().clone();
+    holders.into_iter().map(|one| one["node"].as_str().unwrap().to_owned()).collect()
+}
+
 #[test]
 fn when_too_many_vanish_nothing_moves_until_a_person_says_so() {
     let nats = NatsServer::start(false);
@@ -80,14 +86,32 @@ fn when_too_many_vanish_nothing_moves_until_a_person_says_so() {
         status.contains("`trellis nodes thaw` places it anew now").then_some(status)
     });
     assert!(frozen.contains("is placed nowhere else until they are back"), "{frozen}");
-    let holders = || {
-        let status = nodes[0].status("far");
-        let holders = status["components"][0]["holders"].as_array().unwrap().clone();
-        holders.into_iter().map(|one| one["node"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-    };
     thread::sleep(FROZEN);
-    assert!(holders().iter().any(|holder| gone.contains(holder)), "nothing moved");
+    assert!(holders(&nodes[0]).iter().any(|holder| gone.contains(holder)), "nothing moved");
     nodes[1].trellis(&["nodes", "thaw"]).ok();
-    eventually("the one that is left holds all of it", || (holders() == [id(&nodes[2])]).then_some(()));
+    eventually("the one that is left holds all of it", || (holders(&nodes[0]) == [id(&nodes[2])]).then_some(()));
+    nodes[0].until_ready("far");
+}
+
+#[test]
+fn nodes_at_the_edge_freeze_nobody_nor_do_those_lost_before_a_restart() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    let edges = [4, 5].map(|n| node(&nats, &DataDir::new(), n, &["--edge"]));
+    nodes[0].deploy(&held_by("far", "test_misbehave", "2|3", &[]));
+    let lost = edges.map(|edge| (id(&edge), edge.kill()).0);
+    for edge in &lost {
+        eventually("it is lost", || (of(&nodes[0], edge, "state") == "lost").then_some(()));
+    }
+    for n in 1..=3 {
+        let ended = nodes.remove(0);
+        let data_dir = ended.data_dir().clone();
+        assert!(ended.stop().success());
+        nodes.push(node(&nats, &data_dir, n, &[]));
+        eventually("it is back", || (of(&nodes[0], &id(&nodes[2]), "state") == "ready").then_some(()));
+    }
+    let left = id(&nodes[2]);
+    nodes.remove(1).kill();
+    eventually("what it held is on the other", || (holders(&nodes[0]) == [&*left]).then_some(()));
     nodes[0].until_ready("far");
 }

@@ -7,8 +7,8 @@ use crate::output::print;
 /// Place anew what nodes hold that vanished together
 ///
 /// When over a third of the nodes vanish within a minute, what they hold stays theirs until they are back: so many at once
-/// is the network or a mistake, and the few that are left could not carry it. This gives those nodes up for now; whichever
-/// comes back is taken in again.
+/// is the network or a mistake, and the few that are left could not carry it. Nodes at the edge are not counted. This gives
+/// the others up for now; whichever comes back is taken in again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   trellis nodes thaw")]
