@@ -19,9 +19,6 @@ use crate::level::{HOME_LEVEL, ORDERED_TOPICS_LEVEL, TooOld};
 use crate::state::done_if;
 use crate::{Applied, Direction, HeldLink, Refusal, Release, State, Versions};
 
-/// How much of a node's id is shown beside a name that others have too: the last characters, which no two share by time.
-const ID_END: usize = 8;
-
 /// Where the lattice's home is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Home {
@@ -71,20 +68,6 @@ impl State {
             Home::At(node) => Some(node),
             Home::Unsettled | Home::GivenUp => None,
         }
-    }
-
-    /// A node's name, for people; where others have it too, with the end of its id.
-    pub fn shown(&self, node: NodeId) -> String {
-        let Some(known) = self.node(node) else { return node.to_string() };
-        let (name, id) = (&known.facts.name, node.to_string());
-        let same = self.nodes().values().filter(|other| other.facts.name == *name).count();
-        if same == 1 { name.clone() } else { format!("{name} (..{})", &id[id.len() - ID_END..]) }
-    }
-
-    /// A node's name and id, for people.
-    pub fn named(&self, node: NodeId) -> String {
-        let name = self.node(node).map(|known| known.facts.name.as_str());
-        name.map_or_else(|| node.to_string(), |name| format!("{name} ({node})"))
     }
 
     /// The home, if that is where a provider runs in some version.

@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLettersStatus, DeployReply, DeployRequest,
-    InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeStatus, Problem, PublishReply, PublishRequest,
-    RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
+    InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeReply, NodeStatus, Problem, PublishReply,
+    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
 };
 use trellis_wire::{AppName, ComponentKey, Digest, NodeKey};
 
@@ -130,11 +130,6 @@ impl Admin {
         self.get("/v1/nodes").await
     }
 
-    /// Whether the node of this name or id is the home.
-    pub(crate) async fn is_home(&self, node: &str) -> Result<bool, AdminError> {
-        Ok(self.nodes().await?.iter().any(|known| known.home && (known.id == node || known.name == node)))
-    }
-
     /// The lattice, and the node that answers.
     pub(crate) async fn lattice(&self) -> Result<LatticeStatus, AdminError> {
         self.get("/v1/lattice").await
@@ -156,20 +151,21 @@ impl Admin {
     }
 
     /// Forgets a node that will not come back.
-    pub(crate) async fn forget(&self, node: &str) -> Result<(), AdminError> {
-        self.ask(Method::DELETE, &format!("/v1/nodes/{}", encoded(node)), None, AGREE_WITHIN).await.map(drop)
+    pub(crate) async fn forget(&self, node: &str) -> Result<NodeReply, AdminError> {
+        let path = format!("/v1/nodes/{}", encoded(node));
+        self.parsed(self.ask(Method::DELETE, &path, None, AGREE_WITHIN).await?).await
     }
 
     /// Drains a node, or ends that.
-    pub(crate) async fn drain(&self, node: &str, on: bool) -> Result<(), AdminError> {
+    pub(crate) async fn drain(&self, node: &str, on: bool) -> Result<NodeReply, AdminError> {
         let path = format!("/v1/nodes/{}/{}", encoded(node), if on { "drain" } else { "undrain" });
-        self.ask(Method::POST, &path, None, AGREE_WITHIN).await.map(drop)
+        self.parsed(self.ask(Method::POST, &path, None, AGREE_WITHIN).await?).await
     }
 
     /// Changes labels of a node.
-    pub(crate) async fn label(&self, node: &str, request: &LabelsRequest) -> Result<(), AdminError> {
+    pub(crate) async fn label(&self, node: &str, request: &LabelsRequest) -> Result<NodeReply, AdminError> {
         let path = format!("/v1/nodes/{}/labels", encoded(node));
-        self.ask(Method::PUT, &path, Some(json(request)), AGREE_WITHIN).await.map(drop)
+        self.parsed(self.ask(Method::PUT, &path, Some(json(request)), AGREE_WITHIN).await?).await
     }
 
     /// Changes the lattice's timings.

@@ -9,19 +9,20 @@ use crate::output::print;
 /// It goes on holding what no other node may hold until then; `trellis status APP` shows what moved where. What
 /// trellis://embedded keeps is never moved: a node that is its home goes on answering for it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  trellis drain cellar")]
+#[command(after_help = "Examples:
+  trellis drain cellar
+  trellis drain ..67b1e9fc")]
 pub(crate) struct Drain {
-    /// The node: its id, or its name where only one has it
+    /// The node: its name, its id, or the first or last digits of that, as tables show them
     node: String,
 }
 
 impl Drain {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let admin = connection.open();
-        admin.drain(&self.node, true).await?;
-        print(&format!("{} is drained: it holds nothing until `trellis undrain {}`", self.node, self.node))?;
-        if admin.is_home(&self.node).await? {
+        let node = connection.open().drain(&self.node, true).await?;
+        let word = if node.name.contains(' ') { &node.id } else { &node.name };
+        print(&format!("{} is drained: it holds nothing until `trellis undrain {word}`", node.name))?;
+        if node.home {
             print("it stays the home: what trellis://embedded keeps is unavailable while the node is not running")?;
         }
         Ok(())

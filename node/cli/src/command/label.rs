@@ -16,7 +16,7 @@ use crate::output::print;
   trellis label cellar zone=eu disk=ssd
   trellis label cellar zone-                takes a label away")]
 pub(crate) struct Label {
-    /// The node: its id, or its name where only one has it
+    /// The node: its name, its id, or the first or last digits of that, as tables show them
     node: String,
     /// The labels
     #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
@@ -32,8 +32,8 @@ impl Label {
                 return Err(Failure::Usage(format!("label `{key}` is given twice")));
             }
         }
-        connection.open().label(&self.node, &LabelsRequest { labels }).await?;
-        Ok(print(&format!("{} labelled: {}", self.node, self.labels.join(" ")))?)
+        let node = connection.open().label(&self.node, &LabelsRequest { labels }).await?;
+        Ok(print(&format!("{} labelled: {}", node.name, self.labels.join(" ")))?)
     }
 }
 

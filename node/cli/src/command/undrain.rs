@@ -9,13 +9,13 @@ use crate::output::print;
 #[command(after_help = "Example:
   trellis undrain cellar")]
 pub(crate) struct Undrain {
-    /// The node: its id, or its name where only one has it
+    /// The node: its name, its id, or the first or last digits of that, as tables show them
     node: String,
 }
 
 impl Undrain {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        connection.open().drain(&self.node, false).await?;
-        Ok(print(&format!("{} may hold things again", self.node))?)
+        let node = connection.open().drain(&self.node, false).await?;
+        Ok(print(&format!("{} may hold things again", node.name))?)
     }
 }

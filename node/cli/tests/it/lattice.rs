@@ -128,8 +128,16 @@ fn three_nodes_are_one_lattice() {
     let short = format!("(..{})", &id(&nodes[1])[28..]);
     assert!(explained.contains(&short), "{short}: {explained}");
     assert!(nodes[0].trellis(&["status", "far"]).ok().contains(&short));
-    nodes[0].trellis(&["label", &id(&nodes[2]), "n=2"]).ok();
-    nodes[1].trellis(&["drain", &id(&nodes[1])]).ok();
+    // A node is named as it was shown.
+    let name = of(&nodes[0], &id(&nodes[1]), "name").as_str().unwrap().to_owned();
+    let several = nodes[1].trellis(&["drain", &name]).failed(1);
+    assert!(several.contains(&format!("`{name}` may be ")) && several.contains(&id(&nodes[2])), "{several}");
+    nodes[0].trellis(&["label", &id(&nodes[2])[28..], "n=2"]).ok();
+    let drained = nodes[1].trellis(&["drain", &format!("{name} {short}")]).ok();
+    assert!(
+        drained.starts_with(&format!("{name} {short} is drained")) && drained.contains(&id(&nodes[1])),
+        "{drained}"
+    );
     eventually("what the drained node held is on the other", || {
         let status = nodes[0].status("far");
         let holders = status["components"][0]["holders"].as_array().unwrap().clone();

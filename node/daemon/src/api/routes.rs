@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
-use trellis_placement::{Applied, Command, Life, Refusal as Why, TrustChange, check_label};
+use trellis_placement::{Applied, Command, Life, NoNode, Refusal as Why, TrustChange, check_label};
 use trellis_provider::Want;
 use trellis_provider::delivery::Fate;
 use trellis_raft::ProposeError;
@@ -31,8 +31,8 @@ use super::access::Role;
 use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeadLettersStatus,
-    DeployReply, DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeStatus,
-    PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest,
+    DeployReply, DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeReply,
+    NodeStatus, PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest,
     TriggersStatus,
 };
 use super::{metrics, openapi};
@@ -101,10 +101,10 @@ pub(super) fn routes() -> Vec<Route> {
         route!(READ "get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
         route!(ADMIN "post" "/v1/nodes/thaw" "Places anew what frozen nodes hold: those that vanished together with too many.",
         None, None, post(thaw)),
-        route!(ADMIN "delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, None, delete(forget)),
-        route!(ADMIN "post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, None, post(drain)),
-        route!(ADMIN "post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, None, post(undrain)),
-        route!(ADMIN "put" "/v1/nodes/{node}/labels" "Changes labels of a node.", Some(shape::<LabelsRequest>), None, put(label)),
+        route!(ADMIN "delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, Some(shape::<NodeReply>), delete(forget)),
+        route!(ADMIN "post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, Some(shape::<NodeReply>), post(drain)),
+        route!(ADMIN "post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, Some(shape::<NodeReply>), post(undrain)),
+        route!(ADMIN "put" "/v1/nodes/{node}/labels" "Changes labels of a node.", Some(shape::<LabelsRequest>), Some(shape::<NodeReply>), put(label)),
         route!(ADMIN "put" "/v1/trust/nodes/{key}" "Lets a node with this key join without the join token.", None, None, put(allow)),
         route!(ADMIN "delete" "/v1/trust/nodes/{key}" "Lets it no longer; a node that is a member stays one.", None, None, delete(disallow)),
         route!(ADMIN "put" "/v1/trust/token" "Sets another join token.", Some(shape::<TokenRequest>), None, put(set_token)),
@@ -193,35 +193,34 @@ async fn nodes(State(node): State<Arc<Node>>) -> Json<Vec<NodeStatus>> {
     Json(status::nodes(&node))
 }
 
-/// A node by its id, or by its name where only one has it.
-fn node_id(node: &Node, text: &str) -> Answer<NodeId> {
+/// The node that a person means, and what is answered once it is changed.
+fn meant(node: &Node, text: &str) -> Answer<(NodeId, Json<NodeReply>)> {
     let state = node.raft.state().borrow().clone();
-    if let Ok(id) = text.parse::<NodeId>() {
-        return state.node(id).map(|_| id).ok_or_else(|| Refusal::not_found(Why::UnknownNode(id).to_string()));
-    }
-    let mut named = state.nodes().iter().filter(|(_, known)| known.facts.name == text).map(|(id, _)| *id);
-    match (named.next(), named.next()) {
-        (Some(id), None) => Ok(id),
-        (Some(_), Some(_)) => Err(Refusal::conflict(format!("several nodes are named `{text}`: say its id instead"))),
-        (None, _) => Err(Refusal::not_found(format!("no node is `{text}`; `trellis nodes` lists them"))),
-    }
+    let id = state.meant(text).map_err(|why| match why {
+        NoNode::Unknown(_) => Refusal::not_found(why.to_string()),
+        NoNode::Several { .. } => Refusal::conflict(why.to_string()),
+    })?;
+    let home = state.home_node() == Some(id);
+    Ok((id, Json(NodeReply { id: id.to_string(), name: state.shown(id), home })))
 }
 
 /// A node that is silent and not declared lost, because too many vanished at once, is given up by this.
-async fn forget(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
-    let id = node_id(&node, &name)?;
+async fn forget(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<NodeReply>> {
+    let (id, reply) = meant(&node, &name)?;
     if node.liveness.life(id) == Life::Silent {
         drop(propose(&node, Command::Lost(id)).await?);
     }
-    propose(&node, Command::Forget(id)).await
+    propose(&node, Command::Forget(id)).await.map(|_| reply)
 }
 
-async fn drain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
-    propose(&node, Command::Drain { node: node_id(&node, &name)?, on: true }).await
+async fn drain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<NodeReply>> {
+    let (id, reply) = meant(&node, &name)?;
+    propose(&node, Command::Drain { node: id, on: true }).await.map(|_| reply)
 }
 
-async fn undrain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<serde_json::Value>> {
-    propose(&node, Command::Drain { node: node_id(&node, &name)?, on: false }).await
+async fn undrain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<NodeReply>> {
+    let (id, reply) = meant(&node, &name)?;
+    propose(&node, Command::Drain { node: id, on: false }).await.map(|_| reply)
 }
 
 async fn allow(State(node): State<Arc<Node>>, Path(key): Path<String>) -> Answer<Json<serde_json::Value>> {
@@ -265,11 +264,12 @@ async fn label(
     State(node): State<Arc<Node>>,
     Path(name): Path<String>,
     Take(request): Take<LabelsRequest>,
-) -> Answer<Json<serde_json::Value>> {
+) -> Answer<Json<NodeReply>> {
     // Whatever is there already can be taken away.
     let mut set = request.labels.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
     set.try_for_each(|(key, value)| check_label(key, value)).map_err(|why| Refusal::bad_request(why.to_string()))?;
-    propose(&node, Command::Label { node: node_id(&node, &name)?, labels: request.labels }).await
+    let (id, reply) = meant(&node, &name)?;
+    propose(&node, Command::Label { node: id, labels: request.labels }).await.map(|_| reply)
 }
 
 async fn explain(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<AppExplanation>> {

@@ -323,6 +323,18 @@ impl From<Patience> for TimingsBody {
     }
 }
 
+/// What a change of a node, `/v1/nodes/{node}...`, is answered with: which node was meant. A path names it by its id, its
+/// name, a part of its id that only one has at its beginning or end (4 digits or more), or as it is shown.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct NodeReply {
+    /// Its id.
+    pub id: String,
+    /// How it is shown: by its name, with the end of its id where others have that name too.
+    pub name: String,
+    /// Whether it is the home, or was when it was forgotten.
+    pub home: bool,
+}
+
 /// `PUT /v1/nodes/{node}/labels`: changes labels of a node.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct LabelsRequest {

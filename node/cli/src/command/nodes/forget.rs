@@ -12,17 +12,15 @@ use crate::output::print;
 #[command(after_help = "Example:
   trellis nodes forget 01890a5d-ac96-774b-bcce-b302099a8057")]
 pub(crate) struct Forget {
-    /// The node: its id, or its name where only one has it
+    /// The node: its name, its id, or the first or last digits of that, as tables show them
     node: String,
 }
 
 impl Forget {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let admin = connection.open();
-        let is_home = admin.is_home(&self.node).await?;
-        admin.forget(&self.node).await?;
-        print(&format!("{} is forgotten", self.node))?;
-        if is_home {
+        let node = connection.open().forget(&self.node).await?;
+        print(&format!("{} is forgotten", node.name))?;
+        if node.home {
             print("it was the home: what trellis://embedded kept went with it, and another node begins with nothing")?;
         }
         Ok(())
