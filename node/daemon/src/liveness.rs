@@ -90,6 +90,11 @@ impl Liveness {
         sheet.nodes.contains_key(&node).then(|| sheet.membership.silence(node, self.now())).flatten()
     }
 
+    /// Whether this node does not hear itself: its own bus has been gone for a while.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.lock().membership.is_deaf(self.now())
+    }
+
     /// Whether a node has been silent for so long that it need not be asked: also one that said goodbye may still answer.
     pub(crate) fn is_gone(&self, node: NodeId) -> bool {
         self.silence(node).is_some_and(|silence| silence >= self.patience().lost)

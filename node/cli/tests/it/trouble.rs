@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use trellis_bus::testing::NatsServer;
 
@@ -31,9 +31,19 @@ fn nats_is_killed_and_comes_back_and_no_node_needs_a_restart() {
     let mut nats = NatsServer::start(false);
     let nodes = lattice(&nats, 3);
     nodes[0].deploy(&held_by("far", "test_misbehave", "2", &[]));
-    let holder = nodes[1].at("far");
+    let (holder, elsewhere) = (nodes[1].at("far"), nodes[0].at("far"));
+    // Far less than the 30 s that an event waits for nodes that are busy: its client learns that nobody can be asked.
+    let refused_within = |at_most: Duration| {
+        let asked = Instant::now();
+        let refused = get(elsewhere, "/").unwrap();
+        assert!(asked.elapsed() < at_most, "{:?}", asked.elapsed());
+        let told = "busy: this node is not connected to its bus, and only other nodes hold far/far\n";
+        assert_eq!((refused.status, refused.header("retry-after"), &*refused.text()), (503, Some("1"), told));
+    };
     nats.kill();
+    refused_within(Duration::from_secs(8));
     thread::sleep(Duration::from_secs(8));
+    refused_within(Duration::from_secs(2));
     // Longer than anyone waits for a node: what is held goes on, and nobody is taken for dead.
     assert_eq!(get(holder, "/").unwrap().ok(), "ok");
     for node in &nodes {

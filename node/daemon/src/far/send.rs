@@ -40,6 +40,9 @@ const ASK_WAIT: Duration = Duration::from_secs(10);
 /// The pause before those who were busy are asked again, and the longest before they are asked for a permit to pull with.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const BUSY_PAUSE_MAX: Duration = Duration::from_millis(800);
+/// How long an event waits for this node's own bus to be connected again, where only other nodes hold its component. Where
+/// the bus has been gone for so long that this node does not hear itself, it does not wait.
+const RECONNECT_WAIT: Duration = Duration::from_secs(2);
 
 /// The other nodes, as the data plane sees them.
 pub(crate) struct Elsewhere {
@@ -68,6 +71,8 @@ pub(crate) struct Routed {
 enum NotTaken {
     /// Those who could are busy, suspect, or did not answer.
     Busy(String),
+    /// Nobody was asked: this node's own bus is not connected.
+    CutOff(String),
     /// There is none that could.
     Nobody,
     /// It cannot be offered as it is, or was refused for good.
@@ -77,7 +82,7 @@ enum NotTaken {
 impl NotTaken {
     fn text(self, whose: impl std::fmt::Display) -> String {
         match self {
-            Self::Busy(why) | Self::Never(why) => format!("{whose}: {why}"),
+            Self::Busy(why) | Self::CutOff(why) | Self::Never(why) => format!("{whose}: {why}"),
             Self::Nobody => format!("no other node holds {whose}"),
         }
     }
@@ -155,7 +160,7 @@ impl Elsewhere {
             let reserved = match self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await
             {
                 Ok(line) => Some(line),
-                Err(NotTaken::Busy(_)) => {
+                Err(NotTaken::Busy(_) | NotTaken::CutOff(_)) => {
                     pause = rest(freed, pause).await;
                     continue;
                 }
@@ -184,7 +189,7 @@ impl Elsewhere {
                 Err(why) => Err(lost(why)),
             },
             Err(NotTaken::Never(why)) => Err(CallError::Denied(why)),
-            Err(NotTaken::Busy(why)) => Err(lost(why)),
+            Err(NotTaken::Busy(why) | NotTaken::CutOff(why)) => Err(lost(why)),
             Err(NotTaken::Nobody) => Err(lost(format!("{provider} runs on no node"))),
         }
     }
@@ -389,7 +394,7 @@ impl Elsewhere {
         within: Duration,
     ) -> Result<Line, NotTaken> {
         let state = self.shares.state();
-        let mut busy = None;
+        let (mut busy, mut cut_off) = (None, true);
         for to in self.in_turn(nodes) {
             let exchange = Uuid::now_v7();
             let offer = Offer {
@@ -413,7 +418,9 @@ impl Elsewhere {
                 return Err(NotTaken::Never(format!("its head is longer than {HEAD_BYTES_MAX} bytes")));
             }
             let mut line = self.lines.open(exchange, true, to).expect("only what is offered can be unwanted");
-            match self.sealed.ask(to, &subject, &question, TAKE_WAIT).await {
+            let answered = self.sealed.ask(to, &subject, &question, TAKE_WAIT).await;
+            cut_off &= matches!(answered, Err(SealedError::Bus(BusError::Disconnected(_))));
+            match answered {
                 Ok(answer) => match frame::decode(&answer) {
                     Ok(Taken::Accepted) => return Ok(line),
                     Ok(Taken::Done(back, first)) => {
@@ -437,7 +444,11 @@ impl Elsewhere {
             }
             line.done();
         }
-        Err(busy.map_or(NotTaken::Nobody, NotTaken::Busy))
+        Err(match busy {
+            None => NotTaken::Nobody,
+            Some(why) if cut_off => NotTaken::CutOff(why),
+            Some(why) => NotTaken::Busy(why),
+        })
     }
 
     /// Sends the rest of the body and waits for the reply. After a node took it, its loss is told and not mended.
@@ -520,6 +531,7 @@ impl Turn {
         let (head, body) = cargo::event_out(event);
         let load = Load::of(body).map_err(|why| Error::Internal(why.to_string()))?;
         let (first, whole) = (load.first.clone(), load.rest.is_none());
+        let mut cut_off = None;
         loop {
             let holders = match &self.reserved {
                 // It may have lost the permit with its life: then any other is as good.
@@ -535,8 +547,13 @@ impl Turn {
                     return Ok(self.finish(line, load, at_most).await);
                 }
                 Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component))),
-                Err(NotTaken::Busy(why)) => {
+                Err(NotTaken::CutOff(why)) => {
                     self.reserved = None;
+                    self.check_bus(*cut_off.get_or_insert_with(Instant::now))?;
+                    why
+                }
+                Err(NotTaken::Busy(why)) => {
+                    (self.reserved, cut_off) = (None, None);
                     why
                 }
                 Err(NotTaken::Nobody) if self.dispatch.holding(&self.component).is_none() => {
@@ -557,6 +574,17 @@ impl Turn {
                 return Err(Error::Busy(format!("no node took an event for {}: {why}", self.component)));
             }
         }
+    }
+
+    /// Says that this node's own bus is gone, which has been seen disconnected since then, where it was waited for in vain
+    /// and the event cannot run here.
+    fn check_bus(&self, since: Instant) -> Result<(), Error> {
+        let goes_on = since.elapsed() < RECONNECT_WAIT && !self.elsewhere.liveness.is_deaf();
+        if goes_on || self.dispatch.holding(&self.component).is_some() {
+            return Ok(());
+        }
+        let component = &self.component;
+        Err(Error::Busy(format!("this node is not connected to its bus, and only other nodes hold {component}")))
     }
 
     fn what(&self, head: &Head, delivers: bool) -> What {
