@@ -42,6 +42,7 @@ mod recover;
 mod risen;
 mod rollouts;
 mod secrets;
+mod seldom;
 mod shards;
 mod shares;
 mod status;

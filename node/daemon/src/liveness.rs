@@ -36,6 +36,7 @@ use crate::events::{Events, Report};
 use crate::leases::Leases;
 use crate::proposal;
 use crate::providers::Providers;
+use crate::seldom::Seldom;
 
 /// How often the leader looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -67,12 +68,15 @@ struct Sheet {
     /// How far each node is that follows from outside the log.
     applied: BTreeMap<NodeId, u64>,
     stranger: Option<(LatticeId, NodeId, Instant)>,
+    /// Of lines about strangers.
+    strangers: Seldom,
 }
 
 impl Liveness {
     pub(crate) fn new(me: NodeId, patience: Patience) -> Self {
         let membership = Membership::new(me, patience, Duration::ZERO);
-        let sheet = Sheet { membership, nodes: BTreeMap::new(), applied: BTreeMap::new(), stranger: None };
+        let (nodes, applied, strangers) = (BTreeMap::new(), BTreeMap::new(), Seldom::default());
+        let sheet = Sheet { membership, nodes, applied, stranger: None, strangers };
         Self { origin: Instant::now(), me, sheet: Mutex::new(sheet) }
     }
 
@@ -206,11 +210,13 @@ impl Liveness {
         self.lock().nodes.get_mut(&node).map(|known| known.page(page)).unwrap_or_default()
     }
 
-    /// Another lattice of this name was heard.
+    /// Another lattice of this name was heard, or whoever reaches the bus says so: only its members could tell.
     fn note(&self, theirs: LatticeId, node: NodeId) {
         let mut sheet = self.lock();
-        if sheet.stranger.is_none_or(|(known, ..)| known != theirs) {
-            tracing::error!(%theirs, %node, "another lattice of this name is on the same NATS");
+        if sheet.stranger.is_none_or(|(known, ..)| known != theirs)
+            && let Some(left_out) = sheet.strangers.due(Instant::now())
+        {
+            tracing::error!(%theirs, %node, left_out, "another lattice of this name is on the same NATS");
         }
         sheet.stranger = Some((theirs, node, Instant::now()));
     }

@@ -21,6 +21,7 @@ use crate::join::{Answer, Challenges, Here, Nonce, Question, Said};
 use crate::node::{Node, Options};
 use crate::proposal;
 use crate::risen::{Parting, risen};
+use crate::seldom::Seldom;
 
 /// How long members of a lattice may take to say that they are there.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
@@ -259,6 +260,8 @@ struct Asking<'a> {
     facts: &'a NodeFacts,
     sealed: &'a Sealed,
     answers: Subscription,
+    /// Of lines about answers that are none.
+    unclear: Seldom,
 }
 
 /// An answer, and who gave it.
@@ -277,7 +280,7 @@ enum Admission {
 impl<'a> Asking<'a> {
     async fn new(facts: &'a NodeFacts, sealed: &'a Sealed) -> Result<Self, MembershipError> {
         let answers = sealed.bus().subscribe(&subject::joining(sealed.lattice(), facts.id), None).await?;
-        Ok(Self { facts, sealed, answers })
+        Ok(Self { facts, sealed, answers, unclear: Seldom::default() })
     }
 
     async fn ask(&self, question: &Question) -> Result<(), MembershipError> {
@@ -296,7 +299,12 @@ impl<'a> Asking<'a> {
                 Ok(_) => {}
                 Err(why) => {
                     let lattice = self.sealed.lattice();
-                    tracing::warn!("something answers for lattice {lattice} that is not understood: {why}");
+                    if let Some(left_out) = self.unclear.due(std::time::Instant::now()) {
+                        tracing::warn!(
+                            left_out,
+                            "something answers for lattice {lattice} that is not understood: {why}"
+                        );
+                    }
                 }
             }
         }
@@ -638,9 +646,19 @@ async fn be_introduced(node: &Node, facts: &NodeFacts, state: &State) {
     tracing::debug!(node = %unknown, "a node spoke that is not known here; members were asked who is one");
 }
 
+/// What is remembered of those who ask. Anybody may, who reaches the bus.
+#[derive(Default)]
+struct Door {
+    challenges: Challenges,
+    /// Of lines about questions that are none.
+    unclear: Seldom,
+    /// Of lines about nodes that are not admitted.
+    refused: Seldom,
+}
+
 async fn answer(node: &Node) {
     let subject = subject::join(&node.lattice);
-    let mut challenges = Challenges::default();
+    let mut door = Door::default();
     loop {
         match node.control.bus().subscribe(&subject, None).await {
             Ok(mut questions) => {
@@ -648,8 +666,12 @@ async fn answer(node: &Node) {
                     let asked = presented(&question.subject, &question.payload).map_err(|why| why.to_string());
                     let asked = asked.and_then(|by| Ok((frame::decode(&by.body).map_err(|why| why.to_string())?, by)));
                     match asked {
-                        Ok((question, by)) => reply(node, &mut challenges, question, &by).await,
-                        Err(why) => tracing::warn!("a question on {subject} is not understood: {why}"),
+                        Ok((question, by)) => reply(node, &mut door, question, &by).await,
+                        Err(why) => {
+                            if let Some(left_out) = door.unclear.due(std::time::Instant::now()) {
+                                tracing::warn!(left_out, "a question on {subject} is not understood: {why}");
+                            }
+                        }
                     }
                 }
             }
@@ -660,19 +682,19 @@ async fn answer(node: &Node) {
 }
 
 /// Answers one question, if it is for this node to answer.
-async fn reply(node: &Node, challenges: &mut Challenges, question: Question, by: &Presented) {
+async fn reply(node: &Node, door: &mut Door, question: Question, by: &Presented) {
     let leads = node.raft.leadership().borrow().me;
     let (echo, said) = match question {
         Question::Who(nonce) => {
             let now = std::time::Instant::now();
-            (nonce, Said::Present(leads.then(|| challenges.keep(by.from, rand::random(), now)).flatten()))
+            (nonce, Said::Present(leads.then(|| door.challenges.keep(by.from, rand::random(), now)).flatten()))
         }
         Question::Incarnation(nonce) => (nonce, Said::Incarnation(*node.raft.state().borrow().incarnation())),
         Question::Admit { facts, lattice, challenge, proof } => {
-            if !leads || !challenges.take(by.from, challenge, std::time::Instant::now()) {
+            if !leads || !door.challenges.take(by.from, challenge, std::time::Instant::now()) {
                 return;
             }
-            match admit(node, *facts, (lattice, challenge), proof.as_ref(), by).await {
+            match admit(node, *facts, (lattice, challenge), proof.as_ref(), by, &mut door.refused).await {
                 Ok(()) => match node.raft.state().borrow().incarnation().number {
                     0 => (challenge, Said::Admitted),
                     number => (challenge, Said::AdmittedTo(number)),
@@ -715,6 +737,7 @@ async fn admit(
     (wanted, challenge): (LatticeId, Nonce),
     proof: Option<&trellis_trust::Proof>,
     by: &Presented,
+    refused: &mut Seldom,
 ) -> Result<(), Option<String>> {
     let state = node.raft.state().borrow().clone();
     let (ours, trust) = state.lattice_id().zip(state.trust()).ok_or(None)?;
@@ -727,7 +750,10 @@ async fn admit(
     if state.node(facts.id).is_none() {
         let admits = trust.admits(ours, &challenge, (facts.id, facts.key), proof);
         admits.map_err(|why| {
-            tracing::warn!(node = %facts.id, key = %facts.key, name = facts.name, "a node is not admitted: {why}");
+            if let Some(left_out) = refused.due(std::time::Instant::now()) {
+                let (node, key, name) = (facts.id, facts.key, &facts.name);
+                tracing::warn!(%node, %key, name, left_out, "a node is not admitted: {why}");
+            }
             Some(why.to_string())
         })?;
     }

@@ -1,24 +1,31 @@
 //! Frames that no node would send, on every subject that a node listens to: noise, frames that were heard and then cut,
 //! changed and doubled, and frames of another version. The lattice goes on, and nobody's memory grows with them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use tokio::runtime::Runtime;
 use trellis_bus::testing::NatsServer;
-use trellis_wire::subject;
+use trellis_bus::{Bus, Memory, members};
+use trellis_wire::{LatticeId, NodeId, subject};
+use uuid::Uuid;
 
 use crate::apps::{eventually, hello, image};
 use crate::client::{get, send};
-use crate::lattice::{held_by, id, known, lattice};
-use crate::node::Node;
+use crate::lattice::{held_by, id, known, lattice, node};
+use crate::node::{DataDir, Node};
 
 /// How many frames are kept of each kind of subject, and how often each is sent again.
 const KEPT_MAX: usize = 24;
 const CHANGED: u64 = 12;
 /// How much more memory a node may have used afterwards.
 const MORE_BYTES_MAX: u64 = 64 << 20;
+/// How many frames of each kind a flood has.
+const FLOOD: u128 = 500;
+/// After so long one more line of a kind is written.
+const NEXT_LINE: Duration = Duration::from_secs(10);
 
 /// What is said on the bus while `what` happens, by kind of subject: subject and payload.
 fn heard(nats: &NatsServer, what: impl FnOnce()) -> BTreeMap<String, Vec<(String, Vec<u8>)>> {
@@ -131,5 +138,51 @@ fn hostile_frames_on_every_subject_harm_nothing() {
         let more = node.peak_bytes().saturating_sub(before);
         assert!(more < MORE_BYTES_MAX, "{} needed {more} bytes more", node.admin);
         assert!(!node.log().contains("panicked"), "{}", node.log());
+    }
+}
+
+/// A heartbeat of a lattice that there is not, as anybody can make it.
+fn of_no_lattice(n: u128) -> (String, Vec<u8>) {
+    let (node, lattice) = (NodeId::new(Uuid::from_u128(n)), LatticeId::new(Uuid::from_u128(n << 64)));
+    let [stranger] = members::members(&Bus::Memory(Memory::alone()), lattice, [node]);
+    let subject = subject::heartbeat(&"default".parse().unwrap(), node);
+    let frame = stranger.seal().announce(&subject, b"I live").unwrap();
+    (subject, frame)
+}
+
+#[test]
+fn a_flood_of_frames_does_not_fill_the_logs() {
+    let nats = NatsServer::start(false);
+    let node = node(&nats, &DataDir::new(), 1, &["--bootstrap"]);
+    let lines =
+        |what: &str| node.log().lines().filter(|line| line.contains(what)).map(str::to_owned).collect::<Vec<_>>();
+    let runtime = Runtime::new().unwrap();
+    let client = runtime.block_on(async_nats::connect(&nats.url)).unwrap();
+    let flood = |frames: std::ops::Range<u128>| {
+        runtime.block_on(async {
+            for n in frames {
+                let (subject, frame) = of_no_lattice(n);
+                client.publish(subject, frame.into()).await.unwrap();
+                let join = subject::join(&"default".parse().unwrap());
+                client.publish(join, format!("junk {n}").into()).await.unwrap();
+            }
+            client.flush().await.unwrap();
+        });
+    };
+    let began = Instant::now();
+    flood(1..FLOOD);
+    for what in ["is not understood", "another lattice of this name is on the same NATS"] {
+        let n = Cell::new(FLOOD);
+        let told = eventually("the count of those that were left out", || {
+            // Each of another lattice, so that it is news.
+            flood(n.get()..n.get() + 1);
+            n.set(n.get() + 1);
+            let told = lines(what);
+            (told.len() > 1).then_some(told)
+        });
+        let due = 1 + began.elapsed().as_secs() / NEXT_LINE.as_secs();
+        assert!(told.len() as u64 <= due, "{} lines in {:?}", told.len(), began.elapsed());
+        let left_out = told[1].split("left_out=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        assert!(left_out.parse::<u128>().unwrap() >= FLOOD / 2, "{told:?}");
     }
 }
