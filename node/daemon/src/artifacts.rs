@@ -112,9 +112,12 @@ impl Artifacts {
                 name => (name.into_owned(), false),
             };
             let Ok(digest) = name.parse::<Digest>() else { continue };
-            let touched = entry.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
             let is_done_with = !wanted(digest) || (in_part && self.has(digest));
-            if is_done_with && touched.elapsed().is_ok_and(|since| since > age) {
+            if !is_done_with {
+                continue;
+            }
+            let touched = entry.metadata().and_then(|metadata| metadata.modified()).map_err(failed)?;
+            if touched.elapsed().is_ok_and(|since| since > age) {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
                 removed.extend((!in_part).then_some(digest));
             }

@@ -53,6 +53,8 @@ const REACH_MAX: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(60);
 /// How long an artifact that no version names is kept: an upload comes before its deploy.
 const UNWANTED_AGE: Duration = Duration::from_secs(3600);
+/// How often such artifacts are looked for.
+const SWEPT_EVERY: Duration = Duration::from_secs(600);
 
 /// What it needs to carry out steps.
 pub(crate) struct Reconcile {
@@ -89,6 +91,7 @@ impl Reconcile {
         let mut retry = RETRY_FIRST;
         let mut handing = Handing::new();
         let mut idle = tokio::time::interval(IDLE);
+        let mut swept = tokio::time::interval(SWEPT_EVERY);
         let mut reread = tokio::time::interval(secrets::POLL);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -116,10 +119,8 @@ impl Reconcile {
                 () = changed => {}
                 () = tokio::time::sleep(wait), if !all_done => {}
                 _ = reread.tick(), if self.secrets.are_used() => self.secrets.refresh().await,
-                _ = idle.tick() => {
-                    self.dispatch.unload_idle(IDLE);
-                    self.sweep(&state).await;
-                }
+                _ = idle.tick() => self.dispatch.unload_idle(IDLE),
+                _ = swept.tick() => self.sweep(&state).await,
             }
         }
     }

@@ -3,19 +3,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use trellis_wire::{Digest, Error};
 
 use crate::cache;
+use crate::clock::Clock;
 use crate::component::{Component, ComponentError};
 use crate::flavor::Flavor;
 use crate::inspect::{self, Inspection};
 use crate::limits::{Budget, Memory};
-
-/// How often a guest that computes lets others go on. Also how late a deadline may strike such a guest.
-const TICK: Duration = Duration::from_millis(10);
 
 /// What a node gives its sandboxes.
 #[derive(Debug, Clone)]
@@ -54,6 +51,8 @@ pub struct Engine {
     sandboxes_max: u32,
     memory: Arc<Budget>,
     wasi_p3: bool,
+    /// Behind the flavors, whose end it waits for.
+    clock: Clock,
 }
 
 impl Engine {
@@ -69,14 +68,11 @@ impl Engine {
             .collect::<Result<_, _>>()?;
         cache::tidy(&cache_dir, &flavors.iter().map(Flavor::cache).collect::<Vec<_>>())
             .map_err(|why| EngineError::CacheDir { path: cache_dir, why })?;
-        tick(&flavors)?;
-        Ok(Arc::new(Self {
-            flavors,
-            sandboxes: Arc::new(Semaphore::new(sandboxes_max as usize)),
-            sandboxes_max,
-            memory: Budget::new(memory_bytes_max),
-            wasi_p3,
-        }))
+        let sandboxes = Arc::new(Semaphore::new(sandboxes_max as usize));
+        let clock = Clock::start(flavors.iter().map(|flavor| flavor.wasmtime().weak()).collect(), sandboxes.clone())
+            .map_err(|why| EngineError::Unsupported(format!("no thread for the clock: {why}")))?;
+        let memory = Budget::new(memory_bytes_max);
+        Ok(Arc::new(Self { flavors, sandboxes, sandboxes_max, memory, wasi_p3, clock }))
     }
 
     /// Looks at an artifact without compiling it.
@@ -157,24 +153,18 @@ impl Engine {
     pub(crate) fn sandbox(&self) -> Result<OwnedSemaphorePermit, Error> {
         let max = self.sandboxes_max;
         let full = |_| Error::Busy(format!("all {max} sandboxes of this node are in use (--max-sandboxes)"));
-        self.sandboxes.clone().try_acquire_owned().map_err(full)
+        let place = self.sandboxes.clone().try_acquire_owned().map_err(full)?;
+        self.clock.go_on();
+        Ok(place)
+    }
+
+    /// Whether the clock that interrupts guests stands still, as it does soon when there is no sandbox.
+    pub fn is_idle(&self) -> bool {
+        self.clock.stands()
     }
 
     /// The memory of one run.
     pub(crate) fn memory(&self, limit_bytes: u64) -> Memory {
         Memory::new(self.memory.clone(), limit_bytes)
     }
-}
-
-/// Starts the clock that interrupts guests: a thread of its own, for busy guests may hold every async thread. It ends
-/// when the engine is gone.
-fn tick(flavors: &[Flavor]) -> Result<(), EngineError> {
-    let engines: Vec<_> = flavors.iter().map(|flavor| flavor.wasmtime().weak()).collect();
-    let ticking = move || {
-        while engines.iter().all(|engine| engine.upgrade().map(|engine| engine.increment_epoch()).is_some()) {
-            std::thread::sleep(TICK);
-        }
-    };
-    let thread = std::thread::Builder::new().name("trellis-epoch".into()).spawn(ticking);
-    thread.map(drop).map_err(|why| EngineError::Unsupported(format!("no thread for the clock: {why}")))
 }

@@ -10,6 +10,7 @@
 //! by the next; a guest that spins, waits, grows or traps ends its own run and no other.
 
 mod cache;
+mod clock;
 mod component;
 mod engine;
 mod fault;

@@ -81,6 +81,20 @@ async fn a_guest_that_spins_ends_at_its_deadline_and_starves_nobody() {
 }
 
 #[tokio::test]
+async fn the_clock_stands_still_without_sandboxes_and_goes_on_with_the_next() {
+    let lab = Lab::new().timeout(Duration::from_millis(300));
+    lab.component("classic");
+    for _ in 0..2 {
+        while !lab.engine.is_idle() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let spins = lab.get("classic", "/loop").await;
+        assert_eq!(spins.unwrap_err(), Failure::Fault(Fault::Deadline { limit_ms: 300 }));
+        lab.all_gone().await;
+    }
+}
+
+#[tokio::test]
 async fn a_guest_that_waits_for_ever_ends_at_its_deadline() {
     let lab = Lab::new().timeout(Duration::from_millis(100));
     for guest in BOTH {
