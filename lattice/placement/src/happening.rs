@@ -7,7 +7,7 @@ use std::sync::Arc;
 use trellis_wire::{AppName, ComponentKey, LinkId, NodeId};
 
 use crate::pairs::{is_same, pairs};
-use crate::{Lease, Node, Release, State, Versions};
+use crate::{End, Lease, Node, Release, State, Versions};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub enum Happening {
     NodeDrained(NodeId),
     /// A drained node may hold things again.
     NodeUndrained(NodeId),
+    /// Labels of a node are others than before: each that is, with its value now; `None`: it is gone.
+    NodeLabelled(NodeId, BTreeMap<String, Option<String>>),
     /// What is embedded is on this node from now on.
     HomeSet(NodeId),
     /// A version begins to take another's place, step by step.
@@ -52,6 +54,8 @@ pub enum Happening {
         version: String,
         /// What ran before.
         before: String,
+        /// Why that was taken back, where it was.
+        why: Option<String>,
     },
     /// A version waits for something before it runs.
     AppWaits {
@@ -112,6 +116,8 @@ fn nodes(before: &State, after: &State, all: &mut Vec<Happening>) {
             (true, false) => all.push(Happening::NodeBack(id)),
             _ => {}
         }
+        let labels = old.map(|old| relabelled(old, node)).filter(|labels| !labels.is_empty());
+        all.extend(labels.map(|labels| Happening::NodeLabelled(id, labels)));
         match (old.is_some_and(|old| old.drained), node.drained) {
             (false, true) => all.push(Happening::NodeDrained(id)),
             (true, false) => all.push(Happening::NodeUndrained(id)),
@@ -120,6 +126,21 @@ fn nodes(before: &State, after: &State, all: &mut Vec<Happening>) {
     }
     let gone = before.nodes().keys().filter(|id| after.node(**id).is_none());
     all.extend(gone.map(|id| Happening::NodeForgotten(*id)));
+}
+
+/// The labels that differ, as they are now.
+fn relabelled(old: &Node, new: &Node) -> BTreeMap<String, Option<String>> {
+    let (was, is) = (old.labels(), new.labels());
+    let keys = was.keys().chain(is.keys()).filter(|key| was.get(*key) != is.get(*key));
+    keys.map(|key| ((*key).to_owned(), is.get(key).map(|value| (*value).to_owned()))).collect()
+}
+
+/// Why a version was taken back, if it was.
+fn taken_back(versions: Option<&Versions>, version: &str) -> Option<String> {
+    match &versions?.get(version)?.ended.as_ref()?.how {
+        End::RolledBack(why) => Some(why.clone()),
+        End::Replaced(_) | End::Undeployed => None,
+    }
 }
 
 fn app(name: &AppName, old: Option<&Versions>, new: Option<&Versions>, after: &State, all: &mut Vec<Happening>) {
@@ -141,7 +162,8 @@ fn app(name: &AppName, old: Option<&Versions>, new: Option<&Versions>, after: &S
             let place = |version: &str| old?.kept().iter().position(|kept| kept.release.version == version);
             all.push(match before {
                 Some(before) if place(&version).is_some_and(|now| Some(now) < place(&before)) => {
-                    Happening::AppRolledBack { app, version, before }
+                    let why = taken_back(new, &before);
+                    Happening::AppRolledBack { app, version, before, why }
                 }
                 before => Happening::AppDeployed { app, version, before },
             });
@@ -158,7 +180,8 @@ fn app(name: &AppName, old: Option<&Versions>, new: Option<&Versions>, after: &S
         && given_up != *is
     {
         let (version, before) = (is.version.clone(), given_up.version.clone());
-        all.push(Happening::AppRolledBack { app: name.clone(), version, before });
+        let why = taken_back(new, &before);
+        all.push(Happening::AppRolledBack { app: name.clone(), version, before, why });
     }
     let waits = new.and_then(Versions::next);
     if let Some(next) = waits.filter(|next| old.and_then(Versions::next) != Some(*next)) {

@@ -13,8 +13,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLettersStatus, DeployReply, DeployRequest,
-    InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeReply, NodeStatus, Problem, PublishReply,
-    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest, TriggersStatus,
+    DrainReply, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeReply, NodeStatus, Problem, PublishReply,
+    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, STALE, ThawReply, TimingsBody, TokenRequest,
+    TriggersStatus,
 };
 use trellis_wire::{AppName, ComponentKey, Digest, NodeKey};
 
@@ -156,9 +157,15 @@ impl Admin {
         self.parsed(self.ask(Method::DELETE, &path, None, AGREE_WITHIN).await?).await
     }
 
-    /// Drains a node, or ends that.
-    pub(crate) async fn drain(&self, node: &str, on: bool) -> Result<NodeReply, AdminError> {
-        let path = format!("/v1/nodes/{}/{}", encoded(node), if on { "drain" } else { "undrain" });
+    /// Drains a node.
+    pub(crate) async fn drain(&self, node: &str) -> Result<DrainReply, AdminError> {
+        let path = format!("/v1/nodes/{}/drain", encoded(node));
+        self.parsed(self.ask(Method::POST, &path, None, AGREE_WITHIN).await?).await
+    }
+
+    /// Ends that.
+    pub(crate) async fn undrain(&self, node: &str) -> Result<NodeReply, AdminError> {
+        let path = format!("/v1/nodes/{}/undrain", encoded(node));
         self.parsed(self.ask(Method::POST, &path, None, AGREE_WITHIN).await?).await
     }
 
@@ -179,8 +186,8 @@ impl Admin {
     }
 
     /// Has what frozen nodes hold placed anew.
-    pub(crate) async fn thaw(&self) -> Result<(), AdminError> {
-        self.ask(Method::POST, "/v1/nodes/thaw", None, AGREE_WITHIN).await.map(drop)
+    pub(crate) async fn thaw(&self) -> Result<ThawReply, AdminError> {
+        self.parsed(self.ask(Method::POST, "/v1/nodes/thaw", None, AGREE_WITHIN).await?).await
     }
 
     /// Puts a version of an app and deploys it.
@@ -328,10 +335,11 @@ impl Admin {
         Ok(Lines::new(self.endpoint.clone(), answer.into_body()))
     }
 
-    /// Writes a backup to `out`, piece by piece. How many bytes it has.
-    pub(crate) async fn backup(&self, out: &mut impl std::io::Write) -> Result<u64, AdminError> {
+    /// Writes a backup to `out`, piece by piece. How many bytes it has, and whether the node that gave it is cut off.
+    pub(crate) async fn backup(&self, out: &mut impl std::io::Write) -> Result<(u64, bool), AdminError> {
         let answer = self.ask(Method::GET, "/v1/backup", None, WORK_WITHIN).await?;
-        save(&self.endpoint, answer.into_body(), out).await
+        let is_stale = answer.headers().contains_key(STALE);
+        Ok((save(&self.endpoint, answer.into_body(), out).await?, is_stale))
     }
 
     /// Brings back a backup.

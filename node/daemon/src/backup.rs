@@ -15,7 +15,7 @@ use trellis_wire::{Digest, frame};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, Artifacts};
 use crate::node::Node;
-use crate::proposal;
+use crate::{cut_off, proposal};
 
 /// The first line.
 const MAGIC: &[u8] = b"trellis backup 1\n";
@@ -63,12 +63,16 @@ pub(crate) struct Restored {
     pub(crate) artifacts: usize,
 }
 
-/// A backup as a stream of bytes. Every artifact is on this node when this returns.
+/// A backup as a stream of bytes. Every artifact is on this node when this returns. With `is_stale` it is of what this node
+/// knows, where the others cannot be asked.
 pub(crate) async fn backup(
     node: &Arc<Node>,
+    is_stale: bool,
 ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, BackupError> {
     let unavailable = |why: String| BackupError::Unavailable(why);
-    node.raft.read_barrier().await.map_err(|why| unavailable(why.to_string()))?;
+    if !is_stale {
+        node.raft.read_barrier().await.map_err(|why| unavailable(why.to_string()))?;
+    }
     let state = node.raft.state().borrow().clone();
     let kept = state.apps().flat_map(|(_, versions)| versions.kept()).map(|kept| &kept.release);
     let mut digests: Vec<Digest> =
@@ -141,6 +145,7 @@ pub(crate) async fn restore(
 ) -> Result<Restored, BackupError> {
     let check = || if node.raft.state().borrow().is_empty() { Ok(()) } else { Err(BackupError::NotEmpty) };
     check()?;
+    cut_off::certainly(node).map_or(Ok(()), |why| Err(BackupError::Unavailable(why)))?;
     let mut reader = Reader { body, buffer: Vec::new(), hash: Sha256::new() };
     if reader.take(MAGIC.len()).await.ok().as_deref() != Some(MAGIC) {
         return Err(BackupError::Unusable("it does not begin as one: name what `trellis backup` wrote".into()));

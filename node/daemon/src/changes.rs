@@ -1,11 +1,12 @@
-//! What a deploy changes, for people: one line for each entry of the manifest, one for each move of permits.
+//! What a deploy changes, for people: one line for each entry of the manifest, one for each move of permits. And what
+//! nobody holds any more once a node is drained.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use trellis_manifest::App;
 use trellis_placement::{Command, Release, State, plan};
-use trellis_wire::{AppName, NodeId};
+use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::proposal;
 
@@ -60,11 +61,8 @@ const FORESEEN_MAX: usize = 200;
 
 /// `api: node laptop 0 -> 10 permits`: how permits of `app` would move from `before` once everything that follows from
 /// `after` is carried out, a roll-out's steps included.
-pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<String> {
-    for _ in 0..FORESEEN_MAX {
-        let Some(next) = follows(&after, app) else { break };
-        after.apply(&proposal::entry(next));
-    }
+pub(crate) fn moves(before: &State, after: State, app: &AppName) -> Vec<String> {
+    let after = foreseen(after, |state| follows(state).or_else(|| step(state, app)));
     let (old, new) = (permits(before, app), permits(&after, app));
     let places: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let moved = places.into_iter().filter(|place| old.get(place) != new.get(place));
@@ -77,18 +75,49 @@ pub(crate) fn moves(before: &State, mut after: State, app: &AppName) -> Vec<Stri
         .collect()
 }
 
+/// What a node holds that would be held by nobody once it is drained: one sentence each, with the reason.
+pub(crate) fn unplaced_without(before: &State, node: NodeId) -> Vec<String> {
+    let mut after = before.clone();
+    after.apply(&proposal::entry(Command::Drain { node, on: true }));
+    let after = foreseen(after, follows);
+    let held = before.plan().holdings().iter().filter(|(_, holding)| holding.contains_key(&node));
+    let held: BTreeSet<&ComponentKey> = held.map(|(key, _)| key).collect();
+    let apps: BTreeSet<&AppName> = held.iter().map(|key| &key.app).collect();
+    let mut sentences = Vec::new();
+    for app in apps {
+        let was = before.unplaced(app);
+        let missing = after.unplaced(app).into_iter().filter(|missing| held.contains(&missing.component));
+        let fewer = missing.filter(|missing| {
+            let same = was.iter().find(|was| (&was.component, &was.spread) == (&missing.component, &missing.spread));
+            same.is_none_or(|was| was.placed > missing.placed)
+        });
+        sentences.extend(fewer.map(|missing| missing.to_string()));
+    }
+    sentences
+}
+
+/// The state after everything that `next` says, one after the other.
+fn foreseen(mut state: State, next: impl Fn(&State) -> Option<Command>) -> State {
+    for _ in 0..FORESEEN_MAX {
+        let Some(command) = next(&state) else { break };
+        state.apply(&proposal::entry(command));
+    }
+    state
+}
+
 /// What comes next when every node does what it is to do.
-fn follows(state: &State, app: &AppName) -> Option<Command> {
+fn follows(state: &State) -> Option<Command> {
     let owed = || state.nodes().keys().find_map(|&node| Some((node, state.owes(node)?)));
-    let step = || {
-        let versions = state.app(app)?;
-        let (rollout, newer) = (versions.rollout()?, versions.newer()?);
-        let (version, step) = (newer.version.clone(), rollout.step + 1);
-        Some(Command::Advance { app: app.clone(), version, step })
-    };
-    let planned = plan(state).map(Command::Plan);
     let acked = || owed().map(|(node, generation)| Command::Acked { node, generation });
-    planned.or_else(acked).or_else(step)
+    plan(state).map(Command::Plan).or_else(acked)
+}
+
+/// The next step of an app's roll-out.
+fn step(state: &State, app: &AppName) -> Option<Command> {
+    let versions = state.app(app)?;
+    let (rollout, newer) = (versions.rollout()?, versions.newer()?);
+    let (version, step) = (newer.version.clone(), rollout.step + 1);
+    Some(Command::Advance { app: app.clone(), version, step })
 }
 
 fn permits(state: &State, app: &AppName) -> BTreeMap<(String, NodeId), Option<u32>> {

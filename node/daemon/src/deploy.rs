@@ -15,7 +15,7 @@ use crate::artifacts::{ArtifactError, Artifacts};
 use crate::changes;
 use crate::grants::trait_to_add;
 use crate::node::Node;
-use crate::{oci, proposal};
+use crate::{cut_off, oci, proposal};
 
 /// Why a deploy is not done.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,8 @@ pub(crate) enum DeployError {
 /// Deploys, or says what would change.
 pub(crate) async fn deploy(node: &Node, request: DeployRequest) -> Result<DeployReply, DeployError> {
     let (app, mut findings) = parse(node, &request)?;
+    let refused = cut_off::certainly(node).filter(|_| !request.dry_run);
+    refused.map_or(Ok(()), |why| Err(DeployError::Unavailable(why)))?;
     let artifacts = resolve(node, &app, &request).await?;
     let (here, absent) = artifacts.iter().partition(|(_, digest)| node.artifacts.has(**digest));
     check_components(node, &app, here).await?;

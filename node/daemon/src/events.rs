@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use trellis_placement::{Happening, State, happenings};
 use trellis_provider::delivery::PAUSED;
+use trellis_raft::{Leadership, Raft};
 use trellis_wire::{ComponentKey, LatticeId, LinkId, NodeId};
 
 use crate::api::types::CloudEvent;
@@ -46,15 +47,21 @@ impl Events {
         Self { me, tail: Tail::new(KEPT_EVENTS_MAX) }
     }
 
-    /// Takes what changes in the state, until `shutdown`. What was before is no event.
-    pub(crate) async fn run(self: Arc<Self>, mut states: watch::Receiver<Arc<State>>, shutdown: CancellationToken) {
+    /// Takes what changes in the state, and who leads, until `shutdown`. What was before is no event.
+    pub(crate) async fn run(self: Arc<Self>, raft: Raft, shutdown: CancellationToken) {
+        let (mut states, mut leaders) = (raft.state(), raft.leadership());
         let mut before = states.borrow_and_update().clone();
+        let mut led = None;
+        self.elected(&before, &mut led, &leaders.borrow_and_update().clone());
         loop {
+            // Ends with the node, or with Raft; both at once are told one after the other.
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 changed = states.changed() => if changed.is_err() { return },
+                changed = leaders.changed() => if changed.is_err() { return },
             }
             let after = states.borrow_and_update().clone();
+            self.elected(&after, &mut led, &leaders.borrow_and_update().clone());
             if before.lattice_id().is_some() {
                 for happening in happenings(&before, &after) {
                     let (kind, subject, data) = told(&happening, &before, &after);
@@ -63,6 +70,18 @@ impl Events {
             }
             before = after;
         }
+    }
+
+    /// Tells who leads, where that is another node than before, or the same one anew. Who is the first to be known led before.
+    fn elected(&self, state: &State, led: &mut Option<(NodeId, u64)>, now: &Leadership) {
+        let Some(leader) = now.leader else { return };
+        let before = led.replace((leader, now.term));
+        if before.is_none() || before == *led {
+            return;
+        }
+        let (node, name) = (leader.to_string(), name(state, leader));
+        let data = json!({ "node": node, "name": name, "term": now.term });
+        self.push(state, "leader.elected", node, data);
     }
 
     /// Takes what a node reports.
@@ -146,6 +165,11 @@ fn told(happening: &Happening, before: &State, after: &State) -> (&'static str, 
         Happening::NodeForgotten(node) => of_node("node.forgotten", *node),
         Happening::NodeDrained(node) => of_node("node.drained", *node),
         Happening::NodeUndrained(node) => of_node("node.undrained", *node),
+        Happening::NodeLabelled(node, labels) => {
+            let (kind, subject, mut data) = of_node("node.labelled", *node);
+            data["labels"] = json!(labels);
+            (kind, subject, data)
+        }
         Happening::HomeSet(node) => of_node("home.set", *node),
         Happening::AppDeployed { app, version, before } => {
             ("app.deployed", app.to_string(), json!({ "app": app, "version": version, "before": before }))
@@ -153,9 +177,11 @@ fn told(happening: &Happening, before: &State, after: &State) -> (&'static str, 
         Happening::AppRolling { app, version, before } => {
             ("app.rolling", app.to_string(), json!({ "app": app, "version": version, "before": before }))
         }
-        Happening::AppRolledBack { app, version, before } => {
-            ("app.rolled_back", app.to_string(), json!({ "app": app, "version": version, "before": before }))
-        }
+        Happening::AppRolledBack { app, version, before, why } => (
+            "app.rolled_back",
+            app.to_string(),
+            json!({ "app": app, "version": version, "before": before, "why": why }),
+        ),
         Happening::AppWaits { app, version, waits_for } => {
             ("app.waits", app.to_string(), json!({ "app": app, "version": version, "waits_for": waits_for }))
         }
@@ -184,6 +210,22 @@ mod tests {
 
     use super::*;
     use crate::board::Mark;
+
+    #[test]
+    fn a_leader_is_told_when_another_leads_or_the_same_one_anew() {
+        let node = |n: u128| NodeId::new(uuid::Uuid::from_u128(n));
+        let (events, state, mut led) = (Events::new(node(1)), State::default(), None);
+        let mut told = |leader: Option<NodeId>, term: u64| {
+            events.elected(&state, &mut led, &Leadership { leader, term, me: false });
+            events.follow(usize::MAX, |_| true).0.len()
+        };
+        assert_eq!(told(None, 0), 0);
+        assert_eq!(told(Some(node(1)), 1), 0, "it led before");
+        assert_eq!(told(None, 2), 0);
+        assert_eq!(told(Some(node(1)), 1), 0, "it was only out of sight");
+        assert_eq!(told(Some(node(2)), 3), 1);
+        assert_eq!(told(Some(node(2)), 4), 2, "anew");
+    }
 
     #[test]
     fn a_trigger_that_pauses_by_itself_is_told_once_and_when_it_goes_on() {

@@ -12,6 +12,7 @@ mod caps;
 mod changes;
 mod clock;
 mod counts;
+mod cut_off;
 #[cfg(test)]
 mod decoding;
 mod deploy;
@@ -51,7 +52,7 @@ mod telemetry;
 mod triggers;
 
 pub use identity::IdentityError;
-pub use membership::MembershipError;
+pub use membership::{MembershipError, is_automatic_label};
 pub use recover::{RecoverError, Recovered, recover};
 pub use risen::Parting;
 pub use secrets::SecretSources;

@@ -99,6 +99,18 @@ impl Liveness {
         self.lock().membership.is_deaf(self.now())
     }
 
+    /// Whether a node has not been heard for as long as a lost one, or was looked for in vain for so long.
+    pub(crate) fn is_silent(&self, node: NodeId) -> bool {
+        let sheet = self.lock();
+        let silence = sheet.membership.silence(node, self.now());
+        node != self.me && silence.is_some_and(|silence| silence >= sheet.membership.patience().lost)
+    }
+
+    /// Whether any other node was heard since this one started.
+    pub(crate) fn has_heard_others(&self) -> bool {
+        self.lock().nodes.keys().any(|node| *node != self.me)
+    }
+
     /// Whether a node has been silent for so long that it need not be asked: also one that said goodbye may still answer.
     pub(crate) fn is_gone(&self, node: NodeId) -> bool {
         self.silence(node).is_some_and(|silence| silence >= self.patience().lost)

@@ -51,6 +51,12 @@ pub enum MembershipError {
         /// Its id.
         id: LatticeId,
     },
+    /// `--edge --bootstrap`.
+    #[error(
+        "--edge and --bootstrap contradict each other: a node at the edge has no vote, and lattice {0} would have no other \
+         voter. Start it on a node without --edge, and this one without --bootstrap"
+    )]
+    EdgeAlone(LatticeName),
     /// More than one lattice of that name answers.
     #[error(
         "two lattices named {name} answer on this NATS (ids {ids}): give one of them another --lattice or another NATS \
@@ -147,6 +153,9 @@ pub(crate) async fn enter(
             }
         }
         return Ok(raft);
+    }
+    if options.edge && options.bootstrap {
+        return Err(MembershipError::EdgeAlone(options.lattice.clone()));
     }
     check_timings(&raft.state().borrow(), &options.timings)?;
     if options.nats.is_some() {
@@ -779,21 +788,24 @@ pub(crate) fn hostname() -> String {
     known.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "node".into())
 }
 
+/// The labels that each node gives itself. Those that it is started with, or that are set later, lie over them.
+const AUTOMATIC_LABELS: [&str; 8] =
+    ["os", "arch", "hostname", "cpu", "memory", "hostcore.os", "hostcore.arch", "hostcore.osfamily"];
+
+/// Whether each node gives itself this label.
+pub fn is_automatic_label(key: &str) -> bool {
+    AUTOMATIC_LABELS.contains(&key)
+}
+
 /// What the lattice is told of this node.
 pub(crate) fn facts(options: &Options, id: NodeId, key: NodeKey) -> NodeFacts {
     let name = hostname();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let family = std::env::consts::FAMILY;
-    let mut labels = BTreeMap::from([
-        ("os".into(), std::env::consts::OS.into()),
-        ("arch".into(), std::env::consts::ARCH.into()),
-        ("hostname".into(), name.clone()),
-        ("cpu".into(), cores.to_string()),
-        ("memory".into(), format!("{}MiB", options.sandbox_memory_bytes / (1024 * 1024))),
-        ("hostcore.os".into(), std::env::consts::OS.into()),
-        ("hostcore.arch".into(), std::env::consts::ARCH.into()),
-        ("hostcore.osfamily".into(), family.into()),
-    ]);
+    let memory = format!("{}MiB", options.sandbox_memory_bytes / (1024 * 1024));
+    let (os, arch, family) = (std::env::consts::OS, std::env::consts::ARCH, std::env::consts::FAMILY);
+    let values = [os, arch, &name, &cores.to_string(), &memory, os, arch, family];
+    let mut labels: BTreeMap<String, String> =
+        AUTOMATIC_LABELS.iter().zip(values).map(|(key, value)| ((*key).into(), value.into())).collect();
     labels.extend(options.labels.clone());
     NodeFacts::announce_level(&mut labels);
     NodeFacts {

@@ -255,7 +255,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(node.fetch.clone().serve(node.shutdown.clone()));
     tasks.spawn(node.fetch.clone().keep_spares(node.shutdown.clone()));
     tasks.spawn_on(rollouts(&node, options.care).run(node.shutdown.clone()), control.handle());
-    tasks.spawn(node.events.clone().run(node.raft.state(), node.shutdown.clone()));
+    tasks.spawn(node.events.clone().run(node.raft.clone(), node.shutdown.clone()));
     let own = options.timings.over(Patience::default());
     tasks.spawn(planner::run(node.raft.clone(), own, node.shutdown.clone()));
     tasks.spawn(reconcile(&node, &options).run(node.shutdown.clone()));

@@ -11,6 +11,9 @@ use crate::artifacts::Artifacts;
 use crate::identity::{Identity, IdentityError};
 use crate::{clock, membership};
 
+/// The lattice that a file is first taken for, where none is named.
+const LATTICE_DEFAULT: &str = "default";
+
 /// Why a data directory cannot go on without the others.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
@@ -52,17 +55,26 @@ impl Recovered {
     }
 }
 
-/// Reads the data directory of a node that is stopped, and with `write` makes it the only voter of its lattice.
+/// Reads the data directory of a node that is stopped, and with `write` makes it the only voter of its lattice. Without
+/// `lattice` that is whichever it belongs to.
 ///
 /// # Errors
-/// A node uses it, or it is none's.
-pub async fn recover(data_dir: &Path, lattice: LatticeName, write: bool) -> Result<Recovered, RecoverError> {
+/// A node uses it, or it is none's, or not of `lattice`.
+pub async fn recover(data_dir: &Path, lattice: Option<LatticeName>, write: bool) -> Result<Recovered, RecoverError> {
     if !data_dir.join("raft.redb").exists() {
         return Err(RecoverError::NoNode(data_dir.display().to_string()));
     }
     let identity = Identity::open(data_dir)?;
     let (node, host, now_ms) = (identity.seal.node(), membership::hostname(), clock::now_ms());
-    let recovery = trellis_raft::recover(data_dir.into(), node, lattice, host, now_ms, write).await?;
+    let begin = |lattice| trellis_raft::recover(data_dir.into(), node, lattice, host.clone(), now_ms, write);
+    let recovery = match lattice {
+        Some(lattice) => begin(lattice).await,
+        // The file says whose it is before anything of it is read.
+        None => match begin(LATTICE_DEFAULT.parse().expect("it is a valid lattice name")).await {
+            Err(RaftError::OtherLattice { found, .. }) => begin(found).await,
+            done => done,
+        },
+    }?;
     let artifacts = Artifacts::open(data_dir).map_err(|why| RecoverError::Artifacts(why.to_string()))?;
     let lacks = |release: &Arc<Release>| release.artifacts.values().any(|digest| !artifacts.has(*digest));
     let lacking =

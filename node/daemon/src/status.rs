@@ -18,6 +18,7 @@ use crate::api::types::{
     TriggerStatus, TriggersStatus, VersionStatus,
 };
 use crate::board::{Health, Mark};
+use crate::cut_off::{self, silent};
 use crate::home;
 use crate::node::Node;
 use crate::rollouts;
@@ -51,6 +52,10 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppStatus> {
 /// The same, and whether each spare has its copy of the code, which takes asking them: a deploy is ready only then.
 pub(crate) async fn whole(node: &Node, name: &AppName) -> Option<AppStatus> {
     let (mut status, state) = (app(node, name)?, node.shares.state());
+    // Nobody answers a node that is cut off, whatever they have.
+    if cut_off::why(node).is_some() {
+        return Some(status);
+    }
     for (component, spare) in node.fetch.lacking(&state, name).await {
         status.problems.push(rollouts::without_spare(&state, &component, spare));
         if status.state == "ready" {
@@ -84,7 +89,10 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
         status.problems.extend(missing.iter().map(|name| waits_for(name)));
     }
     status.problems.extend(frozen(node, state, &status));
-    status.problems.extend(cut_off(node));
+    if let Some(why) = cut_off::why(node) {
+        // First: it is said of all that follows.
+        status.problems.insert(0, why);
+    }
     Some(status)
 }
 
@@ -260,15 +268,6 @@ fn elsewhere(node: &Node, key: &ComponentKey, holder: NodeId, status: &mut Holde
         status.state = report.health.word().into();
         status.problem = report.health.problem();
     }
-}
-
-/// What is to be said of a node that is late with its heartbeat.
-fn silent(node: &Node, other: NodeId) -> Option<String> {
-    if node.liveness.life(other) == Life::Alive {
-        return None;
-    }
-    let seconds = node.liveness.silence(other)?.as_secs();
-    Some(format!("the node was last heard {seconds} s ago"))
 }
 
 fn asked(scaler: Option<&Scaler>) -> String {
@@ -541,6 +540,7 @@ pub(crate) fn nodes(node: &Node) -> Vec<NodeStatus> {
         state: match (known.is_lost(), known.drained, node.liveness.life(known.facts.id)) {
             (true, ..) => "lost",
             (false, true, _) => "drained",
+            (false, false, Life::Alive | Life::Suspect) if node.liveness.silence(known.facts.id).is_none() => "unheard",
             (false, false, Life::Alive) => "ready",
             (false, false, Life::Suspect) => "suspect",
             (false, false, Life::Silent) => "silent",
@@ -577,25 +577,6 @@ fn role(members: &trellis_raft::Members, node: &trellis_placement::Node) -> &'st
 fn lag(node: &Node, id: NodeId) -> Option<u64> {
     let outside = || Some(node.raft.applied().saturating_sub(node.liveness.applied(id)?));
     node.raft.lag().get(&id).copied().flatten().or_else(outside)
-}
-
-/// Why what this node knows of the lattice may be stale: it is cut off from those who decide.
-fn cut_off(node: &Node) -> Option<String> {
-    let leads = node.raft.leadership().borrow().clone();
-    let serves = "this node serves what it holds, has no leases, and takes no changes until that is over";
-    if leads.me {
-        let silence = node.raft.acknowledged()?.elapsed();
-        return (silence >= node.liveness.patience().suspect).then(|| {
-            let seconds = silence.as_secs();
-            format!("this node leads, and is cut off from the other voters for {seconds} s: {serves}")
-        });
-    }
-    let Some(leader) = leads.leader else { return Some(format!("the lattice has no leader: {serves}")) };
-    if node.liveness.life(leader) == Life::Alive {
-        return None;
-    }
-    let heard = silent(node, leader).unwrap_or_else(|| "not heard since this node started".into());
-    Some(format!("this node is cut off from the leader {leader} ({heard}), and what it knows may be stale: {serves}"))
 }
 
 /// The lattice, and this node in it.
@@ -647,7 +628,7 @@ fn bus(node: &Node) -> String {
 /// Why this node is not ready, one sentence each.
 pub(crate) fn unready(node: &Node) -> Vec<String> {
     let mut problems = Vec::new();
-    problems.extend(cut_off(node));
+    problems.extend(cut_off::why(node));
     let bus = bus(node);
     if bus.starts_with("not connected") || bus.starts_with("refused") {
         problems.push(format!("bus: {bus}"));

@@ -44,6 +44,13 @@ fn what_happens_is_told_from_the_states_alone() {
     assert_eq!(lattice.tells(Command::Drain { node, on: true }), [format!("NodeDrained({node})")]);
     assert_eq!(lattice.tells(Command::Drain { node, on: false }), [format!("NodeUndrained({node})")]);
     assert_eq!(lattice.tells(Command::Home(node)), [format!("HomeSet({node})")]);
+    let mut label = |key: &str, value: Option<&str>| {
+        lattice.tells(Command::Label { node, labels: BTreeMap::from([(key.into(), value.map(Into::into))]) })
+    };
+    let labelled = |labels: &str| [format!("NodeLabelled({node}, {{{labels}}})")];
+    assert_eq!(label("zone", Some("eu")), labelled(r#""zone": Some("eu")"#));
+    assert_eq!(label("zone", Some("eu")), [] as [&str; 0], "it was so");
+    assert_eq!(label("zone", None), labelled(r#""zone": None"#));
 
     let link = "orders/http -> orders/api wasi:http/incoming-handler default";
     let deployed = |version: &str, before: &str| {
@@ -53,11 +60,14 @@ fn what_happens_is_told_from_the_states_alone() {
     let rolling = |version: &str, before: &str| {
         format!(r#"AppRolling {{ app: "orders", version: "{version}", before: Some("{before}") }}"#)
     };
-    let back = r#"AppRolledBack { app: "orders", version: "v1", before: "v2" }"#;
+    let back = |why: &str| format!(r#"AppRolledBack {{ app: "orders", version: "v1", before: "v2", why: {why} }}"#);
     assert_eq!(lattice.tells(orders("v2", 2)), [rolling("v2", "v1")]);
     let (app, version): (trellis_wire::AppName, String) = ("orders".parse().unwrap(), "v2".into());
     let why = "it is never ready".into();
-    assert_eq!(lattice.tells(Command::GiveUp { app: app.clone(), version: version.clone(), why }), [back]);
+    assert_eq!(
+        lattice.tells(Command::GiveUp { app: app.clone(), version: version.clone(), why }),
+        [back(r#"Some("it is never ready")"#)]
+    );
 
     assert_eq!(lattice.tells(orders("v2", 2)), [rolling("v2", "v1")]);
     let step = |version: &str, step| Command::Advance { app: app.clone(), version: version.into(), step };
@@ -68,7 +78,7 @@ fn what_happens_is_told_from_the_states_alone() {
     let by_hand = Command::Rollback { app: app.clone(), version: None };
     assert_eq!(lattice.tells(by_hand), [rolling("v1", "v2")]);
     (1..3).for_each(|n| drop(lattice.tells(step("v1", n))));
-    assert_eq!(lattice.tells(step("v1", 3)), [back]);
+    assert_eq!(lattice.tells(step("v1", 3)), [back("None")]);
     let removed = format!(r#"LinkRemoved("orders", {link})"#);
     let undeployed = lattice.tells(Command::Undeploy(app));
     assert_eq!(undeployed, [removed, r#"AppUndeployed("orders")"#.to_owned()]);

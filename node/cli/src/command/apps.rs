@@ -6,6 +6,9 @@ use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 
+/// What is said where there are none.
+pub(super) const NO_APPS: &str = "no apps yet; deploy one with `trellis deploy FILE`";
+
 /// List the apps
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -25,7 +28,7 @@ impl Apps {
 
 fn render(apps: &[AppSummary]) -> String {
     if apps.is_empty() {
-        return "no apps yet; deploy one with `trellis deploy FILE`".into();
+        return NO_APPS.into();
     }
     let rows = apps.iter().map(|app| {
         [

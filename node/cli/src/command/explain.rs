@@ -1,8 +1,9 @@
 //! `trellis explain`: why an app is placed as it is, what would change that, and where its events went.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use trellis_daemon::api::types::{AppExplanation, ComponentExplanation};
+use trellis_daemon::api::types::{AppExplanation, ComponentExplanation, RoutedEvent};
 use trellis_wire::{AppName, ComponentKey, IdError};
 
 use crate::admin::Connection;
@@ -65,13 +66,24 @@ fn render(explained: &AppExplanation) -> String {
     let mut text: String = explained.notes.iter().map(|note| format!("{note}\n")).collect();
     explained.components.iter().for_each(|component| text += &of_component(component));
     if !explained.routed.is_empty() {
-        let rows = explained
-            .routed
-            .iter()
-            .map(|one| [time(one.at_ms), one.component.clone(), one.to.clone(), one.why.clone()]);
-        text += &format!("\n{}\n", table(["EVENT AT", "COMPONENT", "RAN ON", "BECAUSE"], rows));
+        let rows = folded(&explained.routed).into_iter().map(|(one, events)| {
+            [time(one.at_ms), events.to_string(), one.component.clone(), one.to.clone(), one.why.clone()]
+        });
+        text += &format!("\n{}\n", table(["LAST EVENT AT", "EVENTS", "COMPONENT", "RAN ON", "BECAUSE"], rows));
     }
     text
+}
+
+/// The last of those events that went the same way for the same reason, and how many there are; by the time of the last.
+fn folded(routed: &[RoutedEvent]) -> Vec<(&RoutedEvent, usize)> {
+    let mut by_way = BTreeMap::new();
+    for one in routed {
+        let (last, events) = by_way.entry((&one.component, &one.to, &one.why)).or_insert((one, 0));
+        (*last, *events) = (if one.at_ms < last.at_ms { *last } else { one }, *events + 1);
+    }
+    let mut folded: Vec<_> = by_way.into_values().collect();
+    folded.sort_by_key(|(last, _)| last.at_ms);
+    folded
 }
 
 fn of_component(component: &ComponentExplanation) -> String {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use trellis_daemon::api::types::LabelsRequest;
+use trellis_daemon::is_automatic_label;
 
 use crate::admin::Connection;
 use crate::failure::Failure;
@@ -10,7 +11,8 @@ use crate::output::print;
 
 /// Change labels of a node while it runs
 ///
-/// They lie over those it was started with, and stay when it starts again. What is placed by labels moves.
+/// They lie over those it was started with and those it gives itself (os, arch, hostname, ...), and stay when it starts
+/// again. What is placed by labels moves.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis label cellar zone=eu disk=ssd
@@ -32,7 +34,15 @@ impl Label {
                 return Err(Failure::Usage(format!("label `{key}` is given twice")));
             }
         }
+        let automatic: Vec<String> = labels.keys().filter(|key| is_automatic_label(key)).cloned().collect();
         let node = connection.open().label(&self.node, &LabelsRequest { labels }).await?;
+        for key in automatic {
+            let (name, given) = (&node.name, &self.node);
+            eprintln!(
+                "warning: `{key}` is a label that each node gives itself. What you said lies over it, also after {name} starts \
+                 again, until `trellis label {given} {key}=VALUE` says something else"
+            );
+        }
         Ok(print(&format!("{} labelled: {}", node.name, self.labels.join(" ")))?)
     }
 }

@@ -44,11 +44,11 @@ impl Nodes {
         }
         let admin = connection.open();
         let nodes = admin.nodes().await?;
-        self.output.print(&nodes, |nodes| render(nodes))?;
         if !self.output.is_json() {
+            // First: where the node is cut off, it is said of the list.
             tell(&admin.lattice().await?);
         }
-        Ok(())
+        Ok(self.output.print(&nodes, |nodes| render(nodes))?)
     }
 }
 

@@ -23,9 +23,9 @@ pub(crate) struct Recover {
     /// The node's data directory [default: trellis/LATTICE under $XDG_DATA_HOME or ~/.local/share]
     #[arg(long, env = "TRELLIS_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// The lattice
-    #[arg(long, env = "TRELLIS_LATTICE", value_name = "NAME", default_value = "default")]
-    lattice: LatticeName,
+    /// The lattice [default: the data directory's]
+    #[arg(long, env = "TRELLIS_LATTICE", value_name = "NAME")]
+    lattice: Option<LatticeName>,
     /// Do it: what may be lost was read and understood
     #[arg(long)]
     yes: bool,
@@ -36,7 +36,10 @@ impl Recover {
         debug_assert!(self.new_quorum, "clap requires it");
         let data_dir = match self.data_dir {
             Some(data_dir) => data_dir,
-            None => machine::data_dir(&self.lattice).map_err(Failure::Usage)?,
+            None => {
+                let default = || "default".parse().expect("it is a valid lattice name");
+                machine::data_dir(&self.lattice.clone().unwrap_or_else(default)).map_err(Failure::Usage)?
+            }
         };
         let recovered = trellis_daemon::recover(&data_dir, self.lattice, self.yes).await;
         let recovered = recovered.map_err(|why| Failure::Failed(why.to_string()))?;

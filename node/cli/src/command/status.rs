@@ -1,29 +1,76 @@
-//! `trellis status`: what an app was asked to be, what runs where, and why not. `deploy` ends with the same text.
+//! `trellis status`: what an app was asked to be, what runs where, and why not. `deploy` ends with the same text. Without an
+//! app: how each app is, and what is not well of the lattice.
 
-use trellis_daemon::api::types::{AppStatus, ComponentStatus, Holder, LinkStatus, RolloutStatus};
+use serde::Serialize;
+use trellis_daemon::api::types::{
+    AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LinkStatus, NodeStatus, RolloutStatus,
+};
 use trellis_wire::AppName;
 
+use super::apps::NO_APPS;
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 
-/// Say what of an app runs where, and why not
+/// Say what of an app runs where, and why not; or of all apps how they are
+///
+/// Without an app each app is told in one line, and what is not well of the lattice and its nodes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
+  trellis status
   trellis status orders
   trellis status orders -o json")]
 pub(crate) struct Status {
-    /// The app
-    app: AppName,
+    /// The app; without it, the lattice and all apps
+    app: Option<AppName>,
     #[command(flatten)]
     output: Output,
 }
 
 impl Status {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let status = connection.open().app(&self.app).await?;
-        Ok(self.output.print(&status, render)?)
+        let admin = connection.open();
+        if let Some(app) = &self.app {
+            return Ok(self.output.print(&admin.app(app).await?, render)?);
+        }
+        let (lattice, nodes) = (admin.lattice().await?, admin.nodes().await?);
+        let overview = Overview { apps: admin.apps().await?, lattice, nodes };
+        Ok(self.output.print(&overview, render_all)?)
     }
+}
+
+/// The lattice as a whole: what `apps`, `nodes` and the lattice's own status say.
+#[derive(Serialize)]
+struct Overview {
+    lattice: LatticeStatus,
+    nodes: Vec<NodeStatus>,
+    apps: Vec<AppSummary>,
+}
+
+/// The same for people: one line for each app, and what is not well.
+fn render_all(overview: &Overview) -> String {
+    let Overview { lattice, nodes, apps } = overview;
+    let ready = nodes.iter().filter(|node| node.state == "ready").count();
+    let mut text = format!("lattice {}: {ready} of {} nodes ready\n", lattice.name, nodes.len());
+    text += &match apps.is_empty() {
+        true => format!("\n{NO_APPS}\n"),
+        false => {
+            let rows = apps.iter().map(|app| [app.app.clone(), app.version.clone(), app.state.clone()]);
+            format!("\n{}\n", table(["APP", "VERSION", "STATE"], rows))
+        }
+    };
+    let is_well = |node: &&NodeStatus| node.state == "ready";
+    let unwell = nodes.iter().filter(|node| !is_well(node)).map(|node| {
+        let seen = node.last_seen_ms.map(|ms| format!(", last heard {} s ago", ms / 1000)).unwrap_or_default();
+        format!("node {} ({}) is {}{seen}", node.name, node.id, node.state)
+    });
+    let problems: Vec<String> = lattice.problems.iter().cloned().chain(unwell).collect();
+    text + &not_well(&problems)
+}
+
+/// The list at the end; nothing where there is none.
+fn not_well(problems: &[String]) -> String {
+    if problems.is_empty() { String::new() } else { format!("\nnot well:\n  {}\n", problems.join("\n  ")) }
 }
 
 /// The whole status, for people.
@@ -41,11 +88,7 @@ pub(super) fn render(status: &AppStatus) -> String {
     if let Some(rollout) = &status.rollout {
         text += &format!("\n{}\n", watched(rollout));
     }
-    let missing = missing(status);
-    if !missing.is_empty() {
-        text += &format!("\nnot well:\n  {}\n", missing.join("\n  "));
-    }
-    text
+    text + &not_well(&missing(status))
 }
 
 /// How a roll-out goes.

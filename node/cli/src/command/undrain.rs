@@ -15,7 +15,7 @@ pub(crate) struct Undrain {
 
 impl Undrain {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let node = connection.open().drain(&self.node, false).await?;
+        let node = connection.open().undrain(&self.node).await?;
         Ok(print(&format!("{} may hold things again", node.name))?)
     }
 }

@@ -218,6 +218,71 @@ fn status_shows_holders_links_and_what_is_not_well() {
 }
 
 #[test]
+fn status_without_an_app_is_of_the_lattice_and_of_all_apps() {
+    let node = Scripted::start(|asked, _| match asked.line.as_str() {
+        "GET /v1/lattice" => (200, lattice(&["bus: not connected to nats://hub: refused"]).to_string()),
+        "GET /v1/nodes" => (200, json!([member("cellar", "ready", 300), member("attic", "lost", 9_700)]).to_string()),
+        _ => (200, json!([summary("orders", "ready"), summary("shop", "failed")]).to_string()),
+    });
+    let stdout = trellis(&["status", "--admin", &node.url]).ok();
+    let expected = "lattice home: 1 of 2 nodes ready\n\n\
+                    APP     VERSION  STATE\norders  v1       ready\nshop    v1       failed\n\n\
+                    not well:\n  bus: not connected to nats://hub: refused\n  \
+                    node attic (id-of-attic) is lost, last heard 9 s ago\n";
+    assert_eq!(stdout, expected);
+    let stdout = trellis(&["status", "-o", "json", "--admin", &node.url]).ok();
+    let all: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&all["apps"][1]["state"], &all["nodes"][1]["state"]), (&json!("failed"), &json!("lost")));
+    assert_eq!(all["lattice"]["name"], "home");
+}
+
+fn lattice(problems: &[&str]) -> Value {
+    json!({
+        "name": "home", "id": "l", "node": "n", "leader": null, "bus": "embedded", "version": "0.1.0", "generation": 1,
+        "trust": "this node alone", "problems": problems,
+    })
+}
+
+fn member(name: &str, state: &str, last_seen_ms: u64) -> Value {
+    json!({
+        "id": format!("id-of-{name}"), "name": name, "key": "N", "role": "voter", "leader": false, "state": state,
+        "labels": {}, "version": "0.1.0", "last_seen_ms": last_seen_ms, "running": 0,
+    })
+}
+
+fn summary(app: &str, state: &str) -> Value {
+    json!({ "app": app, "version": "v1", "state": state, "components": 1, "providers": 1, "description": null })
+}
+
+#[test]
+fn events_that_went_the_same_way_are_told_once() {
+    let went = |at_ms: u64, to: &str| json!({ "at_ms": at_ms, "component": "api", "to": to, "why": "it is far" });
+    let routed: Vec<_> = (0..64).map(|n| went(1_795_356_476_123 + n, "cellar")).chain([went(1_000, "attic")]).collect();
+    let body = json!({ "app": "orders", "notes": [], "components": [], "routed": routed }).to_string();
+    let node = Scripted::start(move |_, _| (200, body.clone()));
+    let stdout = trellis(&["explain", "orders", "--admin", &node.url]).ok();
+    let rows: Vec<_> = stdout.lines().filter(|line| line.contains("it is far")).collect();
+    assert_eq!(
+        rows,
+        [
+            "1970-01-01T00:00:01.000Z  1       api        attic   it is far",
+            "2026-11-22T14:07:56.186Z  64      api        cellar  it is far",
+        ]
+    );
+}
+
+#[test]
+fn a_thaw_says_whom_it_gave_up_or_that_nothing_was_frozen() {
+    let node = Scripted::start(|_, before| match before {
+        0 => (200, json!({ "nodes": [] }).to_string()),
+        _ => (200, json!({ "nodes": ["cellar (n)", "attic (m)"] }).to_string()),
+    });
+    let thaw = || trellis(&["nodes", "thaw", "--admin", &node.url]).ok();
+    assert_eq!(thaw(), "nothing was frozen, and nothing is changed\n");
+    assert_eq!(thaw(), "what these nodes held is placed anew: cellar (n), attic (m)\n");
+}
+
+#[test]
 fn config_is_put_got_listed_and_deleted() {
     let node = Scripted::start(|asked, _| match asked.line.as_str() {
         "GET /v1/config" => (200, r#"["redis","smtp"]"#.into()),

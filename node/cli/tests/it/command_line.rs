@@ -82,6 +82,17 @@ fn wrong_settings_of_up_are_told_before_anything_starts() {
 }
 
 #[test]
+fn a_lattice_is_not_started_at_the_edge() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = ["up", "--edge", "--bootstrap", "--admin", "127.0.0.1:0", "--data-dir", dir.path().to_str().unwrap()];
+    let nats = ["--nats", "nats://127.0.0.1:1"];
+    for args in [start.to_vec(), [&start[..], &nats].concat()] {
+        let stderr = trellis(&args).failed(1);
+        assert!(stderr.contains("--edge and --bootstrap contradict each other"), "{stderr}");
+    }
+}
+
+#[test]
 fn completions_know_the_commands() {
     let script = trellis(&["completions", "bash"]).ok();
     assert!(script.contains("_trellis()") && script.contains("undeploy"), "{script}");

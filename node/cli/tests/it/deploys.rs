@@ -434,3 +434,29 @@ fn a_changed_config_reaches_what_runs_and_touches_nothing_else() {
     assert_eq!(cold(), before, "no code is loaded anew");
     assert_eq!(node.status("both")["rollout"], serde_json::Value::Null, "a config is no version");
 }
+
+#[test]
+fn what_nobody_else_can_hold_is_named_when_its_node_is_drained() {
+    let node = Node::start(&[]);
+    node.deploy(&hello("alone", "v1", ANY, &image("hello")));
+    let id = crate::lattice::id(&node);
+    let drained = node.trellis(&["drain", &id]);
+    let missing =
+        "warning: no other node can hold all of alone/hello: 0 of 1 placed for spread `default`: no node fits";
+    assert!(drained.stderr.starts_with(missing), "{drained:?}");
+    drained.ok();
+    assert_eq!(node.trellis(&["drain", &id]).stderr, "", "it holds nothing any more");
+    node.trellis(&["undrain", &id]).ok();
+    node.until_ready("alone");
+
+    let labelled = node.trellis(&["label", &id, "os=plan9", "zone=eu"]);
+    assert!(labelled.stderr.starts_with("warning: `os` is a label that each node gives itself"), "{labelled:?}");
+    assert_eq!(labelled.stderr.lines().count(), 1);
+    eventually("it is told", || {
+        let told = node.trellis(&["events", "-o", "json"]).ok();
+        told.lines().find(|line| line.contains("trellis.node.labelled")).map(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(event["data"]["labels"], serde_json::json!({ "os": "plan9", "zone": "eu" }));
+        })
+    });
+}

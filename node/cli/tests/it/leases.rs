@@ -58,7 +58,14 @@ fn an_edge_node_follows_and_serves_after_a_power_cut_without_a_network() {
         Some(readyz(&edge)).filter(|(_, told)| told.contains("this node serves what it holds, has no leases"))
     });
     assert_eq!(status, 503, "{told}");
-    assert!(edge.trellis(&["status", "edge"]).ok().contains("this node serves what it holds"));
+    let status = edge.trellis(&["status", "edge"]).ok();
+    assert!(
+        status.contains("not well:\n  this node is not connected to the lattice yet, and what it shows"),
+        "{status}"
+    );
+    let nodes = edge.trellis(&["nodes"]);
+    assert!(nodes.stderr.contains("not well: this node is not connected to the lattice yet"), "{nodes:?}");
+    assert_eq!(nodes.stdout.matches("ready").count(), 1, "itself: {nodes:?}");
 }
 
 /// An app whose queue keeps its order, so that one node pulls.

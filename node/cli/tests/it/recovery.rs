@@ -1,5 +1,7 @@
 //! What is left when much is lost: backups, one node of three, a node that is cut off.
 
+use std::time::{Duration, Instant};
+
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 use trellis_bus::{Bus, Memory, members};
@@ -14,6 +16,9 @@ use crate::home;
 use crate::lattice::{id, known, lattice, node, of};
 use crate::node::{DataDir, Node};
 use crate::trellis::{command, trellis};
+
+/// How long a change is proposed before it is given up, where it is not known at once that nothing can come of it.
+const PROPOSED_FOR: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_backup_of_one_lattice_makes_another() {
@@ -189,13 +194,41 @@ fn a_cut_off_node_serves_what_it_holds_but_not_what_is_strict_and_rejoins() {
         });
         let status: Value = node.status("lenient");
         assert!(!status["problems"].as_array().unwrap().is_empty(), "{status}");
+        let asked = Instant::now();
+        for change in [&["undeploy", "lenient"][..], &["config", "put", "colours", "sky=blue"]] {
+            let refused = node.trellis(change).failed(1);
+            assert!(refused.contains("takes no changes until that is over"), "{refused}");
+        }
+        assert!(asked.elapsed() < PROPOSED_FOR, "{:?}", asked.elapsed());
     }
+    let again = nodes[0].try_deploy(&app("more", &[component("more", "hello", "", &[])])).failed(1);
+    assert!(again.contains("takes no changes until that is over"), "{again}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let backup = nodes[0].trellis(&["backup", file.path().to_str().unwrap()]);
+    assert!(backup.stderr.contains("warning: the node is cut off from its lattice"), "{backup:?}");
+    backup.ok();
     nats.restart();
     eventually("all is well again without a new start", || {
         let well = |at| get(at, "/").is_ok_and(|answer| answer.status == 200);
         let ready = |node: &Node| node.status("strict")["state"] == "ready";
         (strict.iter().all(|at| well(*at)) && nodes.iter().all(ready)).then_some(())
     });
+    let configs = nodes[0].trellis(&["config", "list"]).ok();
+    assert!(!configs.contains("colours"), "what was refused has no effect later: {configs}");
+}
+
+/// The data directory knows its lattice.
+#[test]
+fn a_data_directory_is_recovered_without_the_name_of_its_lattice() {
+    let node = Node::start(&["--lattice", "a3b"]);
+    let data_dir = node.data_dir().clone();
+    assert_eq!(node.stop().code(), Some(0));
+    let recover = ["recover", "--new-quorum", "--data-dir", data_dir.path().to_str().unwrap()].map(str::to_owned);
+    let recover: Vec<&str> = recover.iter().map(String::as_str).collect();
+    let told = trellis(&recover).ok();
+    assert!(told.contains("is the only voter of its lattice already"), "{told}");
+    let other = trellis(&[&recover[..], &["--lattice", "b4c"]].concat()).failed(1);
+    assert!(other.contains("belongs to lattice `a3b`, not to `b4c`"), "{other}");
 }
 
 /// Nobody can know what a newer build may have put into the log: an older one says so, and does not go on.

@@ -8,7 +8,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, head, post, put};
 use base64::Engine as _;
@@ -31,9 +31,9 @@ use super::access::Role;
 use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeadLettersStatus,
-    DeployReply, DeployRequest, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine, NodeReply,
-    NodeStatus, PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, TimingsBody, TokenRequest,
-    TriggersStatus,
+    DeployReply, DeployRequest, DrainReply, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine,
+    NodeReply, NodeStatus, PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, STALE,
+    ThawReply, TimingsBody, TokenRequest, TriggersStatus,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -41,7 +41,7 @@ use crate::backup::BackupError;
 use crate::far::message::Origin;
 use crate::node::Node;
 use crate::triggers::{Found, Letters};
-use crate::{backup, clock, deploy, explain, membership, proposal, status};
+use crate::{backup, changes, clock, cut_off, deploy, explain, membership, proposal, status};
 
 /// The largest JSON body, in bytes: a manifest and little else.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -100,9 +100,9 @@ pub(super) fn routes() -> Vec<Route> {
         route!(READ "get" "/v1/lattice" "The lattice, and the node that answers.", None, Some(shape::<LatticeStatus>), get(lattice)),
         route!(READ "get" "/v1/nodes" "The nodes.", None, Some(shape::<Vec<NodeStatus>>), get(nodes)),
         route!(ADMIN "post" "/v1/nodes/thaw" "Places anew what frozen nodes hold: those that vanished together with too many.",
-        None, None, post(thaw)),
+        None, Some(shape::<ThawReply>), post(thaw)),
         route!(ADMIN "delete" "/v1/nodes/{node}" "Forgets a node that will not come back.", None, Some(shape::<NodeReply>), delete(forget)),
-        route!(ADMIN "post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, Some(shape::<NodeReply>), post(drain)),
+        route!(ADMIN "post" "/v1/nodes/{node}/drain" "Moves everything off a node.", None, Some(shape::<DrainReply>), post(drain)),
         route!(ADMIN "post" "/v1/nodes/{node}/undrain" "Lets a drained node hold things again.", None, Some(shape::<NodeReply>), post(undrain)),
         route!(ADMIN "put" "/v1/nodes/{node}/labels" "Changes labels of a node.", Some(shape::<LabelsRequest>), Some(shape::<NodeReply>), put(label)),
         route!(ADMIN "put" "/v1/trust/nodes/{key}" "Lets a node with this key join without the join token.", None, None, put(allow)),
@@ -213,9 +213,13 @@ async fn forget(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answ
     propose(&node, Command::Forget(id)).await.map(|_| reply)
 }
 
-async fn drain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<NodeReply>> {
-    let (id, reply) = meant(&node, &name)?;
-    propose(&node, Command::Drain { node: id, on: true }).await.map(|_| reply)
+async fn drain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<DrainReply>> {
+    let ((id, Json(reply)), before) = (meant(&node, &name)?, node.raft.state().borrow().clone());
+    drop(propose(&node, Command::Drain { node: id, on: true }).await?);
+    let unplaced = tokio::task::spawn_blocking(move || changes::unplaced_without(&before, id)).await;
+    let unplaced =
+        unplaced.map_err(|why| Refusal::internal(format!("what nobody else can hold is not known: {why}")))?;
+    Ok(Json(DrainReply { node: reply, unplaced }))
 }
 
 async fn undrain(State(node): State<Arc<Node>>, Path(name): Path<String>) -> Answer<Json<NodeReply>> {
@@ -278,11 +282,13 @@ async fn explain(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answ
 }
 
 /// Nodes that are silent and not declared lost, because too many vanished at once, are given up for now.
-async fn thaw(State(node): State<Arc<Node>>) -> Answer<Json<serde_json::Value>> {
+async fn thaw(State(node): State<Arc<Node>>) -> Answer<Json<ThawReply>> {
+    let (mut nodes, state) = (Vec::new(), node.raft.state().borrow().clone());
     for id in node.liveness.frozen() {
         drop(propose(&node, Command::Lost(id)).await?);
+        nodes.push(state.named(id));
     }
-    Ok(Json(serde_json::json!({})))
+    Ok(Json(ThawReply { nodes }))
 }
 
 async fn apps(State(node): State<Arc<Node>>) -> Json<Vec<AppSummary>> {
@@ -331,6 +337,8 @@ async fn delete_app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> A
 async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value>> {
     let entry = proposal::entry(command);
     entry.check_size().map_err(|why| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", why.to_string()))?;
+    // Nothing is sent, so that nobody needs to wonder whether it takes effect after all.
+    cut_off::certainly(node).map_or(Ok(()), |why| Err(Refusal::unavailable(why)))?;
     match proposal::commit(&node.raft, entry).await {
         Ok(Applied::Refused(
             why @ (Why::UnknownApp(_) | Why::UnknownComponent(_) | Why::UnknownConfig(_) | Why::UnknownNode(_)),
@@ -426,8 +434,13 @@ async fn delete_config(State(node): State<Arc<Node>>, Path(name): Path<String>) 
 }
 
 async fn get_backup(State(node): State<Arc<Node>>) -> Answer<Response> {
-    let backup = backup::backup(&node).await.map_err(no_backup)?;
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(backup)).into_response())
+    let is_stale = cut_off::certainly(&node).is_some();
+    let backup = backup::backup(&node, is_stale).await.map_err(no_backup)?;
+    let mut answer = ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(backup)).into_response();
+    if is_stale {
+        answer.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+    }
+    Ok(answer)
 }
 
 async fn restore(State(node): State<Arc<Node>>, body: Body) -> Answer<Json<RestoreReply>> {

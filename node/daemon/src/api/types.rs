@@ -7,6 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use trellis_placement::{GivenTimings, Patience};
 
+/// A header of `GET /v1/backup`, `true` where the node is cut off from its lattice: it gives what it knew by then.
+pub const STALE: &str = "trellis-stale";
+
 /// Every answer that is no success. `error` says what happened, where, and what to do.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
@@ -259,7 +262,8 @@ pub struct NodeStatus {
     /// Whether it is the home: what `trellis://embedded` keeps is in its file.
     #[serde(default)]
     pub home: bool,
-    /// `ready`, `suspect` (late), `silent` (late and not declared lost yet), `lost` or `drained`.
+    /// `ready`, `suspect` (late), `silent` (late and not declared lost yet), `lost`, `drained`, or `unheard`: not since the
+    /// answering node started, which was a moment ago.
     pub state: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
@@ -272,6 +276,24 @@ pub struct NodeStatus {
     pub lag: Option<u64>,
     /// Sandboxes alive now, where this node knows.
     pub running: Option<u64>,
+}
+
+/// What `POST /v1/nodes/{node}/drain` comes to.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DrainReply {
+    /// The node.
+    #[serde(flatten)]
+    pub node: NodeReply,
+    /// What the node had and no other node can hold, one sentence each with the reason: it is not held until then.
+    #[serde(default)]
+    pub unplaced: Vec<String>,
+}
+
+/// What `POST /v1/nodes/thaw` did.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ThawReply {
+    /// The nodes that were given up for now. None: nothing was frozen.
+    pub nodes: Vec<String>,
 }
 
 /// `PUT /v1/trust/token`: sets another join token.
@@ -589,8 +611,11 @@ pub struct LogLine {
 
 /// One line of `GET /v1/events` (`?app=&follow=true`): a CloudEvent 1.0 of the lattice. Its types and their `data`:
 ///
-/// - `trellis.node.joined`, `.lost`, `.back`, `.forgotten`, `.drained`, `.undrained`: `node`, `name`;
-/// - `trellis.app.rolling`, `trellis.app.deployed`, `trellis.app.rolled_back`: `app`, `version`, `before` (the version that ran, if one did);
+/// - `trellis.node.joined`, `.lost`, `.back`, `.forgotten`, `.drained`, `.undrained`: `node`, `name`; `.labelled`: those, and
+///   in `labels` each label that is another now, `null` where it is gone;
+/// - `trellis.leader.elected`: `node`, `name`, `term`;
+/// - `trellis.app.rolling`, `trellis.app.deployed`, `trellis.app.rolled_back`: `app`, `version`, `before` (the version that ran, if one did),
+///   and `why` where that one was taken back;
 ///   `trellis.app.waits`: `app`, `version`, `waits_for`; `trellis.app.undeployed`, `.deleted`: `app`;
 /// - `trellis.link.set`, `.removed`: `app`, `link`;
 /// - `trellis.trigger.paused`, `.resumed` (by hand): `app`, `component`;

@@ -16,7 +16,11 @@ pub(super) struct Thaw {}
 
 impl Thaw {
     pub(super) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        connection.open().thaw().await?;
-        Ok(print("what frozen nodes held is placed anew")?)
+        let given_up = connection.open().thaw().await?.nodes;
+        let told = match given_up.is_empty() {
+            true => "nothing was frozen, and nothing is changed".into(),
+            false => format!("what these nodes held is placed anew: {}", given_up.join(", ")),
+        };
+        Ok(print(&told)?)
     }
 }
