@@ -89,6 +89,41 @@ pub enum RaftError {
         /// The id that was asked for.
         wanted: LatticeId,
     },
+    /// An older copy of the data directory was put back. What is missing was acknowledged, and others count on it.
+    #[error(
+        "{}: this data directory is older than what this node acknowledged: node {by} knows that it had entry {known} of the \
+         lattice's log, and it ends at entry {holds}; start with an empty --data-dir (it joins as a new node), then \
+         `trellis nodes forget {this}`",
+        path.display()
+    )]
+    WentBack {
+        /// The file.
+        path: PathBuf,
+        /// This node.
+        this: NodeId,
+        /// Who says so.
+        by: NodeId,
+        /// The last entry that this node is known to have had.
+        known: u64,
+        /// The last entry that it has.
+        holds: u64,
+    },
+    /// The lattice goes on without what this node knows to be agreed on.
+    #[error(
+        "{}: the lattice has lost entry {index} of its log, which this node knows to be agreed on, and goes on with another one \
+         (says node {by}): more voters lost their disks, or had older copies of them put back, than it can bear. To go on \
+         with what the others have, start this node with an empty --data-dir; to go on with what this node has, stop the \
+         others, run `trellis recover --new-quorum` here, and start them with an empty --data-dir",
+        path.display()
+    )]
+    Contradicted {
+        /// The file.
+        path: PathBuf,
+        /// Who leads the others.
+        by: NodeId,
+        /// The entry.
+        index: u64,
+    },
     /// The timing contradicts itself.
     #[error("timing: {0}")]
     Timing(String),
@@ -104,6 +139,11 @@ impl RaftError {
     /// Whether starting again later, with nothing changed, may help.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::DataDirInUse { .. } | Self::DiskFull { .. } | Self::Bus(_) | Self::Stopped(_))
+    }
+
+    /// Whether this node's log and the lattice's have parted for good.
+    pub fn is_parted(&self) -> bool {
+        matches!(self, Self::WentBack { .. } | Self::Contradicted { .. })
     }
 
     /// Whether the data directory belongs to someone else.

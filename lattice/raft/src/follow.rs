@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use trellis_bus::Heard;
 use trellis_wire::{NodeId, frame, subject};
 
+use crate::doubt::Doubt;
 use crate::log::HEAD_BYTES;
 use crate::machine::decode_snapshot;
 use crate::message::{Answer, Ask, Refusal};
@@ -57,6 +58,7 @@ pub(crate) struct Follow {
     pub(crate) progress: Progress,
     pub(crate) network: Network,
     pub(crate) store: Store,
+    pub(crate) doubt: Doubt,
     pub(crate) shelf: Arc<Mutex<Option<Shelved>>>,
     /// Whom to ask for what was missed.
     pub(crate) missed: watch::Sender<Option<NodeId>>,
@@ -234,7 +236,7 @@ impl Follow {
         if told.from == self.network.sealed.node() || self.votes() {
             return None;
         }
-        match self.take(batch).await {
+        match self.take(told.from, batch).await {
             Ok(true) => None,
             Ok(false) => Some(told.from),
             Err(why) => {
@@ -252,8 +254,9 @@ impl Follow {
     }
 
     /// Appends a batch. Whether it follows what this node has.
-    async fn take(&self, batch: AppendEntriesRequest<Types>) -> Result<bool, Refusal> {
+    async fn take(&self, from: NodeId, batch: AppendEntriesRequest<Types>) -> Result<bool, Refusal> {
         check_append(&batch)?;
+        self.doubt.check(from, &batch)?;
         let taken = self.raft.append_entries(batch).await.map_err(|why| Refusal::Stopped(why.to_string()))?;
         Ok(!matches!(taken, AppendEntriesResponse::Conflict))
     }
@@ -284,7 +287,7 @@ impl Follow {
             Answer::Rest(batch) if batch.entries.is_empty() => Ok(None),
             Answer::Rest(batch) => {
                 let upto = batch.entries.last().map(|entry| entry.log_id.index);
-                if !self.take(batch).await.map_err(refused)? {
+                if !self.take(from, batch).await.map_err(refused)? {
                     return Err(AskError::Beside { node: from });
                 }
                 match timeout(APPLY_WAIT, self.progress.applied(upto)).await {

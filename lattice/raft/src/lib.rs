@@ -3,6 +3,8 @@
 //! - `store` is the file under the data directory: the one module that knows redb;
 //! - `log` and `machine` are what openraft wants of it: log and vote, state and snapshots;
 //! - `message`, `network` and `serve` are what nodes say to each other, the asking and the answering side;
+//! - `held` is what others are known to hold of the log, and `doubt` whether this node still holds what it did;
+//! - `silence` is which members do not answer;
 //! - `chance` is what nothing here decides, but the seed of a simulation;
 //! - `progress` is waiting for openraft;
 //! - `follow` is how nodes outside the log keep up with it;
@@ -17,8 +19,10 @@
 //! node, and is checked for sense here. Not promised: protection from a member that lies on purpose.
 
 mod chance;
+mod doubt;
 mod error;
 mod follow;
+mod held;
 mod log;
 mod machine;
 mod message;
@@ -28,6 +32,7 @@ mod progress;
 mod propose;
 mod recover;
 mod serve;
+mod silence;
 mod store;
 mod types;
 

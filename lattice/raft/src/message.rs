@@ -1,6 +1,7 @@
 //! What nodes say to each other about Raft. Each message is a frame of `trellis_wire::frame`, sealed for its receiver by
 //! `trellis_bus::Sealed`; the enums only grow at their ends.
 
+use openraft::Vote;
 use openraft::error::SnapshotMismatch;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
@@ -31,6 +32,10 @@ pub(crate) enum Ask {
     Rest(Option<LogId>),
     /// The snapshot with this id from this byte on, of the same.
     Piece(String, u64),
+    /// Up to where the asker's log is known to go.
+    Held,
+    /// The leader with this vote says that the asked node acknowledged this entry to it, and now lacks it.
+    WentBack(Vote<u128>, LogId),
 }
 
 impl Ask {
@@ -40,7 +45,9 @@ impl Ask {
             Self::Append(_) => RaftRpc::Append,
             Self::Vote(_) => RaftRpc::Vote,
             Self::Snapshot(_) => RaftRpc::Snapshot,
-            Self::Propose(_) | Self::Barrier | Self::Rest(_) | Self::Piece(..) => RaftRpc::Forward,
+            Self::Propose(_) | Self::Barrier | Self::Rest(_) | Self::Piece(..) | Self::Held | Self::WentBack(..) => {
+                RaftRpc::Forward
+            }
         }
     }
 }
@@ -68,6 +75,9 @@ pub(crate) enum Answer {
     Rest(AppendEntriesRequest<Types>),
     /// To [`Ask::Rest`] where the log does not go back so far, and to [`Ask::Piece`].
     Piece(Piece),
+    /// To [`Ask::Held`]: the last committed entry that the asker is known to have had; nothing is known. To
+    /// [`Ask::WentBack`]: the last entry that the answering node has.
+    Held(Option<u64>),
 }
 
 /// Why a node does not do what it was asked.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use openraft::Vote;
 use openraft::error::{
     InstallSnapshotError, PayloadTooLarge, RPCError, RaftError as PeerError, RemoteError, Unreachable,
 };
@@ -23,8 +24,13 @@ use trellis_trust::{Book, Distrust, Refused};
 use trellis_wire::frame::{self, FrameError};
 use trellis_wire::{LatticeId, LatticeSecret, NodeId, NodeKey, subject};
 
+use crate::held::Held;
 use crate::message::{Answer, Ask, Refusal};
-use crate::types::{Member, Types, node};
+use crate::silence::Silences;
+use crate::types::{LogId, Member, Types, node};
+
+/// How long a node may take to say whether its log went back.
+const TELL_WAIT: Duration = Duration::from_secs(2);
 
 /// Why a node did not answer what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,14 @@ pub(crate) enum AskError {
         /// Why.
         why: Refusal,
     },
+    /// It lacks what it acknowledged.
+    #[error("the log of node {node} went back: it lacks entry {known}, which it has acknowledged")]
+    WentBack {
+        /// Who lacks it.
+        node: NodeId,
+        /// The last entry that it acknowledged.
+        known: u64,
+    },
     /// It answered something else.
     #[error("node {node} answers another question")]
     Beside {
@@ -68,6 +82,10 @@ pub(crate) struct Network {
     pub(crate) state: watch::Receiver<Arc<State>>,
     /// How long to leave a peer alone that did not answer.
     pub(crate) pause: Duration,
+    /// What others are known to hold of the log.
+    pub(crate) held: Held,
+    /// Which members do not answer this node as their leader.
+    pub(crate) silences: Silences,
 }
 
 impl Network {
@@ -144,9 +162,56 @@ impl Peer {
         self.network.ask(node(self.target), ask, option.soft_ttl()).await.map_err(|why| Unreachable::new(&why).into())
     }
 
+    /// An answer of which holds what openraft takes for granted.
+    fn sound(&self, answer: AppendEntriesResponse<u128>, sent: &Sent) -> Result<AppendEntriesResponse<u128>, AskError> {
+        let held = &self.network.held;
+        match &answer {
+            AppendEntriesResponse::Success => held.acknowledged(self.target, sent.vote, sent.last, sent.committed),
+            AppendEntriesResponse::PartialSuccess(upto) if sent.prev <= *upto && *upto <= sent.last => {
+                held.acknowledged(self.target, sent.vote, *upto, sent.committed);
+            }
+            AppendEntriesResponse::Conflict if sent.prev.is_some() => {
+                if let Some((known, is_new)) = held.went_back(self.target, sent.vote, sent.prev) {
+                    return Err(self.went_back(sent.vote, known, is_new));
+                }
+            }
+            AppendEntriesResponse::HigherVote(higher) if *higher > sent.vote => {}
+            _ => return Err(AskError::Beside { node: node(self.target) }),
+        }
+        Ok(answer)
+    }
+
+    /// This node goes on without that peer, which openraft would not bear. The peer is told beside what else is done, and stops
+    /// if it finds that it is so.
+    fn went_back(&self, vote: Vote<u128>, known: LogId, is_new: bool) -> AskError {
+        let (network, peer) = (self.network.clone(), node(self.target));
+        tokio::spawn(async move {
+            let holds = network.ask(peer, Ask::WentBack(vote, known), TELL_WAIT).await;
+            let is_whole = matches!(holds, Ok(Answer::Held(Some(holds))) if holds >= known.index);
+            if is_new && !is_whole {
+                tracing::error!(
+                    "node {peer} lacks entry {} of the log, which it has acknowledged: was an older copy of its data directory put \
+                     back? It counts for nothing until it starts with an empty --data-dir, as a new node; then `trellis nodes \
+                     forget {peer}`",
+                    known.index
+                );
+            }
+        });
+        AskError::WentBack { node: peer, known: known.index }
+    }
+
     fn beside<E: std::error::Error>(&self) -> RPCError<u128, Member, PeerError<u128, E>> {
         Unreachable::new(&AskError::Beside { node: node(self.target) }).into()
     }
+}
+
+/// What an append said.
+struct Sent {
+    vote: Vote<u128>,
+    prev: Option<LogId>,
+    /// The last entry that the peer has if it took all.
+    last: Option<LogId>,
+    committed: Option<LogId>,
 }
 
 impl RaftNetwork<Types> for Peer {
@@ -155,20 +220,13 @@ impl RaftNetwork<Types> for Peer {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u128>, RPCError<u128, Member, PeerError<u128>>> {
-        let (vote, prev) = (request.vote, request.prev_log_id);
-        let (entries, last) = (request.entries.len() as u64, request.entries.last().map(|entry| entry.log_id));
-        match self.network.ask(node(self.target), Ask::Append(request), option.soft_ttl()).await {
-            // openraft takes for granted that these hold.
-            Ok(Answer::Append(answer))
-                if match &answer {
-                    AppendEntriesResponse::Success => true,
-                    AppendEntriesResponse::PartialSuccess(upto) => prev <= *upto && *upto <= last.max(prev),
-                    AppendEntriesResponse::Conflict => prev.is_some(),
-                    AppendEntriesResponse::HigherVote(higher) => *higher > vote,
-                } =>
-            {
-                Ok(answer)
-            }
+        let last = request.entries.last().map(|entry| entry.log_id).max(request.prev_log_id);
+        let (vote, prev, committed) = (request.vote, request.prev_log_id, request.leader_commit);
+        let (sent, entries) = (Sent { vote, prev, last, committed }, request.entries.len() as u64);
+        let answer = self.network.ask(node(self.target), Ask::Append(request), option.soft_ttl()).await;
+        self.network.silences.asked(node(self.target), answer.as_ref().err());
+        match answer {
+            Ok(Answer::Append(answer)) => self.sound(answer, &sent).map_err(|why| Unreachable::new(&why).into()),
             Ok(_) => Err(self.beside()),
             // A bus that takes less than it did when the node started. One entry cannot be split: that one waits.
             Err(AskError::Bus(BusError::TooLarge { .. })) if entries > 1 => {
@@ -183,8 +241,14 @@ impl RaftNetwork<Types> for Peer {
         request: InstallSnapshotRequest<Types>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u128>, RPCError<u128, Member, PeerError<u128, InstallSnapshotError>>> {
+        let (vote, upto) = (request.vote, request.meta.last_log_id.filter(|_| request.done));
         match self.ask(Ask::Snapshot(request), &option).await? {
-            Answer::Snapshot(answer) => Ok(answer),
+            Answer::Snapshot(answer) => {
+                if answer.vote == vote {
+                    self.network.held.acknowledged(self.target, vote, upto, upto);
+                }
+                Ok(answer)
+            }
             Answer::Mismatch(mismatch) => {
                 let mismatch = InstallSnapshotError::SnapshotMismatch(mismatch);
                 Err(RemoteError::new(self.target, PeerError::APIError(mismatch)).into())

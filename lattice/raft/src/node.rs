@@ -16,12 +16,15 @@ use trellis_placement::{Command, Entry, LogPoint, State};
 use trellis_wire::{CommandId, LatticeId, LatticeName, NodeId};
 
 use crate::chance::wall_clock_ms;
+use crate::doubt::{Doubt, step_down};
 use crate::follow::Follow;
+use crate::held::Held;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::network::{Network, StateBook};
 use crate::progress::{Metrics, Progress};
 use crate::serve::Server;
+use crate::silence::Silences;
 use crate::store::{Closed, Store};
 use crate::types::{LogId, Member, Types, node, number, point};
 use crate::{BATCH_BYTES_MAX, CHUNK_BYTES_MAX, PROPOSALS_WAITING_MAX, ProposeError, RaftError};
@@ -98,6 +101,8 @@ impl Timing {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries.max(1)),
             snapshot_max_chunk_size: CHUNK_BYTES_MAX as u64,
             max_in_snapshot_log_to_keep: self.kept_entries,
+            // Only once it is known whether the log is what it was.
+            enable_elect: false,
             ..Config::default()
         };
         config.validate().map_err(|why| RaftError::Timing(why.to_string()))
@@ -204,13 +209,21 @@ async fn begin(options: Options, store: Store) -> Result<Raft, RaftError> {
         let why = format!("it takes messages of at most {carried} bytes; set `max_payload` to {BUS_BYTES_MIN} or more");
         return Err(RaftError::Bus(why));
     }
-    let (machine, state) = Machine::restore(store.clone()).await?;
+    let (mut machine, state) = Machine::restore(store.clone()).await?;
     let expected = options.lattice_id;
     let told = Arc::new(AtomicU32::new(0));
     options.sealed.seal().read(Arc::new(StateBook { expected, state: state.clone(), told: told.clone() }));
-    let network = Network { sealed: options.sealed.clone(), expected, state, pause: options.timing.heartbeat };
-    let me = number(options.sealed.node());
-    let raft = openraft::Raft::new(me, Arc::new(config), network.clone(), Log::new(store.clone()), machine)
+    let network = Network {
+        sealed: options.sealed.clone(),
+        expected,
+        held: Held::new(state.clone()),
+        state,
+        pause: options.timing.heartbeat,
+        silences: Silences::default(),
+    };
+    let (me, mut log) = (number(options.sealed.node()), Log::new(store.clone()));
+    step_down(&mut log, &mut machine, me).await.map_err(|why| fatal(&store, &why.into()))?;
+    let raft = openraft::Raft::new(me, Arc::new(config), network.clone(), log, machine)
         .await
         .map_err(|why| fatal(&store, &why))?;
     let started = start(options, raft.clone(), network, store, told).await;
@@ -242,18 +255,20 @@ async fn start(
     }
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let progress = Progress::new(raft.metrics());
+    let (told_failed, failed) = watch::channel(None);
+    let doubt = Doubt::begin(raft.clone(), network.clone(), store.clone(), told_failed.clone()).await;
     let follow = Follow {
         raft: raft.clone(),
         progress: progress.clone(),
         network: network.clone(),
         store: store.clone(),
+        doubt: doubt.clone(),
         shelf: Arc::default(),
         missed: watch::Sender::new(None),
     };
     Server::listen(follow.clone(), &tasks, &stop).await.map_err(|why| RaftError::Bus(why.to_string()))?;
     let (told_leadership, leadership) = watch::channel(Leadership::default());
     let (told_acknowledged, acknowledged) = watch::channel(None);
-    let (told_failed, failed) = watch::channel(None);
     let watcher = Watcher {
         leadership: told_leadership,
         acknowledged: told_acknowledged,
@@ -262,6 +277,7 @@ async fn start(
         store,
     };
     tasks.spawn(watcher.run(raft.metrics()));
+    tasks.spawn(doubt.settle(stop.clone()));
     tasks.spawn(follow.clone().tell(stop.clone()));
     tasks.spawn(follow.clone().listen(stop.clone()));
     tasks.close();
@@ -342,7 +358,7 @@ impl Raft {
     }
 
     /// Becomes `Some` when Raft stops for good because of a fault: the disk failed, or a fault of its own. The node can
-    /// only say so and end; what it acknowledged is safe.
+    /// only say so and end; what it acknowledged is safe, unless [`RaftError::is_parted`].
     pub fn failed(&self) -> watch::Receiver<Option<RaftError>> {
         self.0.failed.clone()
     }
@@ -395,6 +411,11 @@ impl Raft {
     /// The last entry that this node applied, with the leader that it is of.
     pub(crate) fn last_applied(&self) -> Option<LogId> {
         self.0.raft.metrics().borrow().last_applied
+    }
+
+    /// Another node says that it has applied the log up to this index. It is told so if it comes back with less.
+    pub fn heard(&self, other: NodeId, applied: u64) {
+        self.0.network.held.heard(number(other), applied);
     }
 
     /// Adds a node that only listens. Returns before it has caught up; [`Raft::lag`] tells.

@@ -169,9 +169,13 @@ impl Raft {
             Err(AskError::Bus(BusError::NoResponders { .. }) | AskError::Distrust(Distrust::Refused { .. })) => {
                 Attempt::Nothing
             }
-            Err(AskError::Bus(_) | AskError::Frame { .. } | AskError::Beside { .. } | AskError::Distrust(_)) => {
-                Attempt::Unanswered
-            }
+            Err(
+                AskError::Bus(_)
+                | AskError::Frame { .. }
+                | AskError::WentBack { .. }
+                | AskError::Beside { .. }
+                | AskError::Distrust(_),
+            ) => Attempt::Unanswered,
         })
     }
 }
@@ -208,8 +212,12 @@ pub(crate) async fn lead(raft: &openraft::Raft<Types>, ask: Ask) -> Answer {
             Err(PeerError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => Answer::NotLeader(None),
             Err(PeerError::Fatal(why)) => Answer::Refused(Refusal::Stopped(why.to_string())),
         },
-        Ask::Append(_) | Ask::Vote(_) | Ask::Snapshot(_) | Ask::Rest(_) | Ask::Piece(..) => {
-            Answer::Refused(Refusal::Malformed("not a question for a leader".into()))
-        }
+        Ask::Append(_)
+        | Ask::Vote(_)
+        | Ask::Snapshot(_)
+        | Ask::Rest(_)
+        | Ask::Piece(..)
+        | Ask::Held
+        | Ask::WentBack(..) => Answer::Refused(Refusal::Malformed("not a question for a leader".into())),
     }
 }

@@ -8,21 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::error::SnapshotMismatch;
-use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, InstallSnapshotResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse};
 use openraft::{LogIdOptionExt, SnapshotSegmentId};
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_bus::{BusError, Heard, Listening, Reply};
 use trellis_wire::subject::RaftRpc;
-use trellis_wire::{frame, subject};
+use trellis_wire::{NodeId, frame, subject};
 
+use crate::doubt::Doubt;
 use crate::follow::Follow;
 use crate::machine::decode_snapshot;
 use crate::message::{Answer, Ask, Refusal};
 use crate::network::Network;
 use crate::propose::lead;
-use crate::types::{Snapshot, Types};
+use crate::types::{Snapshot, Types, number};
 
 /// How many questions for the leader are worked on at once; more are answered [`Refusal::Busy`].
 const FORWARDED_MAX: usize = 64;
@@ -38,6 +39,7 @@ pub(crate) struct Server {
     raft: openraft::Raft<Types>,
     network: Network,
     follow: Follow,
+    doubt: Doubt,
     /// The snapshot that is coming in. There is one leader, so there is one.
     incoming: Mutex<Incoming>,
     forwarded: Arc<Semaphore>,
@@ -56,8 +58,8 @@ impl Server {
     pub(crate) async fn listen(follow: Follow, tasks: &TaskTracker, stop: &CancellationToken) -> Result<(), BusError> {
         let forwarded = Arc::new(Semaphore::new(FORWARDED_MAX));
         let (incoming, tasks, stop) = (Mutex::default(), tasks.clone(), stop.clone());
-        let (raft, network) = (follow.raft.clone(), follow.network.clone());
-        let server = Arc::new(Self { raft, network, follow, incoming, forwarded, tasks, stop });
+        let (raft, network, doubt) = (follow.raft.clone(), follow.network.clone(), follow.doubt.clone());
+        let server = Arc::new(Self { raft, network, follow, doubt, incoming, forwarded, tasks, stop });
         for rpc in [RaftRpc::Append, RaftRpc::Vote, RaftRpc::Snapshot, RaftRpc::Forward] {
             let words = server.words(rpc).await?;
             server.tasks.spawn(server.clone().run(rpc, words));
@@ -112,7 +114,7 @@ impl Server {
     }
 
     async fn reply(&self, rpc: RaftRpc, asked: Heard) {
-        let answer = tokio::time::timeout(ANSWER_WAIT, self.answer(rpc, &asked.body)).await;
+        let answer = tokio::time::timeout(ANSWER_WAIT, self.answer(rpc, asked.from, &asked.body)).await;
         let answer = answer.unwrap_or(Ok(Answer::Refused(Refusal::Busy))).unwrap_or_else(Answer::Refused);
         if let Answer::Refused(why @ (Refusal::Malformed(_) | Refusal::OtherLattice(_))) = &answer {
             tracing::warn!(?rpc, from = %asked.from, %why, "refused a Raft message");
@@ -128,7 +130,7 @@ impl Server {
         }
     }
 
-    async fn answer(&self, rpc: RaftRpc, body: &[u8]) -> Result<Answer, Refusal> {
+    async fn answer(&self, rpc: RaftRpc, from: NodeId, body: &[u8]) -> Result<Answer, Refusal> {
         let asked: Ask = frame::decode(body).map_err(|why| Refusal::Malformed(why.to_string()))?;
         if asked.rpc() != rpc {
             return Err(Refusal::Malformed(format!("{:?} came on the subject of {rpc:?}", asked.rpc())));
@@ -137,8 +139,10 @@ impl Server {
         match asked {
             Ask::Append(request) => {
                 check_append(&request)?;
-                self.raft.append_entries(request).await.map(Answer::Append).map_err(|why| stopped(&why))
+                self.append(from, request).await.map(Answer::Append)
             }
+            // It does not know yet whether what it acknowledged is still there.
+            Ask::Vote(_) if !self.doubt.is_over() => Err(Refusal::Busy),
             Ask::Vote(request) => self.raft.vote(request).await.map(Answer::Vote).map_err(|why| stopped(&why)),
             Ask::Snapshot(request) => self.take_chunk(request).await,
             Ask::Propose(entry) => {
@@ -152,7 +156,42 @@ impl Server {
             Ask::Barrier => Ok(lead(&self.raft, Ask::Barrier).await),
             Ask::Rest(last) => self.follow.rest(last).await,
             Ask::Piece(id, offset) => self.follow.piece(Some(id), offset).await,
+            Ask::Held => {
+                let (vote, applied) = self.doubt.point();
+                let known = self.network.held.known(number(from), vote, applied);
+                // Nobody counts on what others have.
+                Ok(Answer::Held(known.filter(|_| self.is_member(from))))
+            }
+            Ask::WentBack(vote, known) => {
+                // A later leader may have taken that entry out of this log.
+                let known = Some(known.index).filter(|_| vote >= self.doubt.point().0);
+                Ok(Answer::Held(self.doubt.told(from, known).await))
+            }
         }
+    }
+
+    fn is_member(&self, node: NodeId) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.membership_config.membership().get_node(&number(node)).is_some()
+    }
+
+    /// Takes entries of a leader, and notes what that says of its own log.
+    async fn append(
+        &self,
+        from: NodeId,
+        request: AppendEntriesRequest<Types>,
+    ) -> Result<AppendEntriesResponse<u128>, Refusal> {
+        self.doubt.check(from, &request)?;
+        let (vote, committed) = (request.vote, request.leader_commit);
+        let taken = self.raft.append_entries(request).await.map_err(|why| Refusal::Stopped(why.to_string()))?;
+        if let Some(committed) = committed
+            && vote.leader_id.node_id == number(from)
+            && !matches!(taken, AppendEntriesResponse::HigherVote(_))
+        {
+            self.network.held.heard(number(from), committed.index);
+        }
+        Ok(taken)
     }
 
     /// Takes one chunk; with the last one, installs the snapshot.

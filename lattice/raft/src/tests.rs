@@ -12,6 +12,7 @@ pub(crate) mod seeded;
 mod simulate;
 mod simulated;
 mod transcript;
+mod went_back;
 
 use std::path::Path;
 use std::sync::Arc;

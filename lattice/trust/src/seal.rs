@@ -57,6 +57,8 @@ struct Table {
     disowned_by: Option<NodeId>,
     /// Who names an incarnation of the lattice that is later than what the book knows.
     risen: Option<NodeId>,
+    /// Whether a later start of this node itself was proven.
+    is_superseded: bool,
 }
 
 /// What is remembered of another node.
@@ -163,6 +165,11 @@ impl Seal {
         self.lock().risen.take()
     }
 
+    /// Whether there is a later start of this node than this one: another process has its id and its key, and was met since.
+    pub fn is_superseded(&self) -> bool {
+        self.lock().is_superseded
+    }
+
     /// Seals a word for one node.
     ///
     /// # Errors
@@ -197,6 +204,7 @@ impl Seal {
             Head::Sealed { lattice, from, start, to, count } => {
                 let key = self.member(lattice, from)?;
                 if to != self.start {
+                    self.look_for_twin(subject, (from, key, start), to, (count, clear, rest));
                     return Err(Distrust::OtherStart(from));
                 }
                 self.open_sealed(subject, (from, key, start), count, clear, rest)
@@ -418,6 +426,24 @@ impl Seal {
         Ok(Opened { from, body, ticket: Some(Ticket { lane, count }) })
     }
 
+    /// Who seals a word for a later start of this node has met that one. It may be a stranger's word, so it is opened: this node
+    /// has the keys of all its starts.
+    fn look_for_twin(
+        &self,
+        subject: &str,
+        (from, key, start): (NodeId, NodeKey, Start),
+        to: Start,
+        (count, clear, rest): (u64, &[u8], &[u8]),
+    ) {
+        if !to.is_after(&self.start) {
+            return;
+        }
+        let mut table = self.lock();
+        let Ok(peer) = table.peer(&self.secret, from, key) else { return };
+        let lane = Lane::new(&peer.shared, (from, start), (self.me, to), subject);
+        table.is_superseded |= opened(&lane.0.0, count, clear, rest).is_some();
+    }
+
     fn open_announced(
         &self,
         subject: &str,
@@ -439,6 +465,10 @@ impl Seal {
             // What this start itself said needs no greeting.
             peer.renew(self.start);
             peer.greeted = Some(0);
+            if start.is_after(&self.start) {
+                table.is_superseded = true;
+                return Err(Distrust::OtherStart(from));
+            }
         }
         if peer.is_new(start) {
             return Err(Distrust::NotMet(from));

@@ -18,6 +18,11 @@ impl Start {
         Self { number: last.saturating_add(1).max(now_ms), salt }
     }
 
+    /// Whether this start came later. Of two with one number, in copies of one data directory, one counts as the later.
+    pub(crate) fn is_after(&self, other: &Self) -> bool {
+        (self.number, self.salt) > (other.number, other.salt)
+    }
+
     /// As it goes into the making of keys.
     pub(crate) fn bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];

@@ -317,7 +317,7 @@ impl Pulse {
         let alive = Alive {
             generation: self.board.generation(),
             running: self.dispatch.running() as u64,
-            applied: self.applied(),
+            applied: Some(self.raft.applied()),
             pages: told.marks(),
             counts: told.counts(counts),
         };
@@ -467,7 +467,12 @@ impl Pulse {
             Sign::Goodbye => self.liveness.lock().membership.left(node),
             Sign::Applied(index) => drop(self.liveness.lock().applied.insert(node, index)),
             Sign::Beat(beat) => self.report(node, self.liveness.beat_by(node, *beat)),
-            Sign::Alive(alive) => self.report(node, self.liveness.alive_by(node, *alive)),
+            Sign::Alive(mut alive) => {
+                alive.applied.into_iter().for_each(|index| self.raft.heard(node, index));
+                // How far members are, the leader knows better.
+                alive.applied = alive.applied.filter(|_| !self.raft.members().has(node));
+                self.report(node, self.liveness.alive_by(node, *alive));
+            }
         }
     }
 

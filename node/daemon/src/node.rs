@@ -69,6 +69,8 @@ pub const STOP_MAX: Duration = HANDOVER_MAX
     .saturating_add(WRITTEN_MAX);
 /// How long a failed log may take to say why, after a part of the node ended because of it.
 const REASON_MAX: Duration = Duration::from_secs(1);
+/// How often a node looks whether a later start of its own was met.
+const SUPERSEDED_LOOK: Duration = Duration::from_millis(200);
 /// Threads for Raft and heartbeats alone, so that busy guests delay neither.
 const CONTROL_THREADS: usize = 2;
 
@@ -162,6 +164,15 @@ pub enum RunError {
     /// The log of the lattice cannot be written any more.
     #[error("the node stops: {0}")]
     Storage(String),
+    /// Its log is none that it can go on with in its lattice.
+    #[error("the node stops: {0}")]
+    Log(RaftError),
+    /// A later start of this node is on the lattice's bus.
+    #[error(
+        "the node stops: another process runs with this node's identity (a copy of its data directory?), and started later. One \
+         data directory is one node: stop one of the two for good, and start a copy with an empty --data-dir"
+    )]
+    Superseded,
     /// It is none of its lattice's any more.
     #[error("the node stops: {0}; start it with an empty --data-dir to join as a new node")]
     Parted(Parting),
@@ -417,10 +428,18 @@ fn triggers(
 }
 
 /// Waits until Raft cannot go on.
-async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> String {
-    match watch.wait_for(Option::is_some).await {
-        Ok(why) => why.as_ref().map(ToString::to_string).unwrap_or_default(),
-        Err(_) => "Raft ended".into(),
+async fn failed(mut watch: watch::Receiver<Option<RaftError>>) -> RunError {
+    match watch.wait_for(Option::is_some).await.map(|why| why.clone()) {
+        Ok(Some(why)) if why.is_parted() => RunError::Log(why),
+        Ok(why) => RunError::Storage(why.map(|why| why.to_string()).unwrap_or_default()),
+        Err(_) => RunError::Storage("Raft ended".into()),
+    }
+}
+
+/// Waits until another process is met that is this node, and started later.
+async fn superseded(seal: &Seal) {
+    while !seal.is_superseded() {
+        tokio::time::sleep(SUPERSEDED_LOOK).await;
     }
 }
 
@@ -582,7 +601,8 @@ impl Running {
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let mut ended = tokio::select! {
             () = shutdown => Ok(()),
-            why = failed(self.node.raft.failed()) => Err(RunError::Storage(why)),
+            why = failed(self.node.raft.failed()) => Err(why),
+            () = superseded(self.node.control.seal()) => Err(RunError::Superseded),
             parting = parting(self.node.parted.subscribe()) => Err(RunError::Parted(parting)),
             why = self.tasks.join_next() => Err(RunError::Ended(format!("{why:?}"))),
         };
@@ -590,10 +610,10 @@ impl Running {
         if matches!(ended, Err(RunError::Ended(_)))
             && let Ok(why) = tokio::time::timeout(REASON_MAX, failed(self.node.raft.failed())).await
         {
-            ended = Err(RunError::Storage(why));
+            ended = Err(why);
         }
         // Nobody takes anything from a node that is no member.
-        if !matches!(ended, Err(RunError::Parted(_))) {
+        if !matches!(ended, Err(RunError::Parted(_) | RunError::Log(_) | RunError::Superseded)) {
             self.hand_over().await;
         }
         tracing::info!("shutting down: no new events, those under way end within {DRAIN_MAX:?}");

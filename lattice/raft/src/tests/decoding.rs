@@ -47,6 +47,8 @@ fn changed_messages_are_decoded_or_refused_in_little_memory() {
         Ask::Barrier,
         Ask::Rest(Some(log_id)),
         Ask::Piece("1-3".into(), 300_000),
+        Ask::Held,
+        Ask::WentBack(Vote::new(1, 0x42), log_id),
     ];
     for ask in asks {
         change_and_decode(&frame::encode(&ask), frame::decode::<Ask>);
@@ -60,6 +62,7 @@ fn changed_messages_are_decoded_or_refused_in_little_memory() {
         Answer::Refused(Refusal::Malformed("no such thing".into())),
         Answer::Barrier(Some(3)),
         Answer::Rest(append),
+        Answer::Held(Some(300)),
     ] {
         change_and_decode(&frame::encode(&answer), frame::decode::<Answer>);
     }

@@ -13,23 +13,23 @@ use super::{PATIENCE, has_mark, lattice_id, mark, marked, missing_marks, node, o
 use crate::{Member, MembershipError, Options, ProposeError, Raft, open};
 
 /// Nodes of one lattice, numbered from 1.
-struct Lattice {
-    wire: Wire,
-    dirs: Vec<TempDir>,
+pub(super) struct Lattice {
+    pub(super) wire: Wire,
+    pub(super) dirs: Vec<TempDir>,
 }
 
 impl Lattice {
-    fn new(nodes: usize) -> Self {
+    pub(super) fn new(nodes: usize) -> Self {
         let dirs = (0..nodes).map(|_| TempDir::new().unwrap()).collect();
         Self { wire: Wire::default(), dirs }
     }
 
-    fn options(&self, n: usize) -> Options {
+    pub(super) fn options(&self, n: usize) -> Options {
         options(self.dirs[n - 1].path(), n as u128, Bus::Memory(self.wire.end(&n.to_string())))
     }
 
     /// Opens every node, founds the lattice on the first and makes all of them voters.
-    async fn voters(&self) -> Vec<Raft> {
+    pub(super) async fn voters(&self) -> Vec<Raft> {
         let mut rafts = Vec::new();
         for n in 1..=self.dirs.len() {
             rafts.push(open(self.options(n)).await.unwrap());
@@ -45,7 +45,7 @@ impl Lattice {
 }
 
 /// Waits until these nodes agree on a leader among them, and says which of them it is.
-async fn leader_of(rafts: &[&Raft]) -> usize {
+pub(super) async fn leader_of(rafts: &[&Raft]) -> usize {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let leaders: BTreeSet<_> = rafts.iter().map(|raft| raft.leadership().borrow().leader).collect();
@@ -59,7 +59,7 @@ async fn leader_of(rafts: &[&Raft]) -> usize {
     panic!("no leader among {} nodes", rafts.len());
 }
 
-async fn all_marked(rafts: &[&Raft], n: u128) {
+pub(super) async fn all_marked(rafts: &[&Raft], n: u128) {
     for raft in rafts {
         state_where(raft, &format!("mark {n} on {}", raft.node()), |state| has_mark(state, n)).await;
     }

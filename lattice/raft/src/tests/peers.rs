@@ -193,6 +193,8 @@ async fn whoever_is_no_member_can_ask_nothing() {
 #[test]
 fn messages_are_pinned() {
     assert_eq!(frame::encode(&Ask::Barrier), [frame::VERSION, 4]);
+    assert_eq!(frame::encode(&Ask::Held), [frame::VERSION, 7]);
+    assert_eq!(frame::encode(&Answer::Held(Some(9))), [frame::VERSION, 10, 1, 9]);
     let kinds = [append(None, vec![]), vote(), chunk(0, vec![], false), Ask::Propose(mark(1)), Ask::Barrier];
     for (number, ask) in kinds.into_iter().enumerate() {
         assert_eq!(usize::from(frame::encode(&ask)[1]), number);

@@ -187,6 +187,32 @@ fn what_was_said_before_a_start_is_over_and_the_sender_hears_of_it() {
     assert_eq!(why(b.open("call", &before)), Distrust::OtherStart(id(1)));
 }
 
+/// Two processes may have one node's id and key: a data directory was copied.
+#[test]
+fn a_start_hears_of_a_later_one_of_its_own_node() {
+    let (member, first) = pair();
+    let beat = first.announce("hb", b"here").unwrap();
+    let second = seal(2);
+    assert_eq!(why(second.open("hb", &beat)), Distrust::OtherStart(id(2)));
+    assert!(!second.is_superseded(), "the later one goes on");
+
+    greet(&member, &second).unwrap();
+    let (word, _) = member.seal(id(2), "raft", b"x").unwrap();
+    let mut changed = word.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    assert_eq!(why(first.open("raft", &changed)), Distrust::OtherStart(id(1)));
+    assert!(!first.is_superseded(), "anyone may have made this");
+    assert_eq!(why(first.open("raft", &word)), Distrust::OtherStart(id(1)));
+    assert!(first.is_superseded(), "a member has met the later one");
+
+    let (_, first) = pair();
+    let second = seal(2);
+    let beat = second.announce("hb", b"here").unwrap();
+    assert_eq!(second.open("hb", &beat).unwrap().from, id(2));
+    assert_eq!(why(first.open("hb", &beat)), Distrust::OtherStart(id(2)));
+    assert!(first.is_superseded() && !second.is_superseded(), "it spoke itself");
+}
+
 #[test]
 fn an_announcement_is_heard_once_after_its_sender_was_greeted() {
     let (a, b) = (seal(1), seal(2));

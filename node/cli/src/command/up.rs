@@ -12,8 +12,10 @@ use crate::failure::Failure;
 use crate::output::print;
 use crate::settings::{LogFormat, Settings};
 
-/// Everything from info on, of others only what is wrong.
-const LOG_DEFAULT: &str = "info,openraft=warn,async_nats=warn,cranelift=warn,wasmtime=warn,hyper=warn,h2=warn";
+/// Everything from info on, of others only what is wrong. That a member does not answer, openraft would say with every try, and
+/// we say it once.
+const LOG_DEFAULT: &str = "info,openraft=error,openraft::replication=off,openraft::engine::handler::replication_handler=off,\
+                           async_nats=warn,cranelift=warn,wasmtime=warn,hyper=warn,h2=warn";
 
 /// Start a node on this machine
 ///

@@ -42,6 +42,14 @@ impl DataDir {
         self.0.path().join("data")
     }
 
+    /// A copy, as it is now.
+    pub(crate) fn copied(&self) -> Self {
+        let copy = Self::new();
+        let copied = Command::new("cp").arg("-r").args([self.path(), copy.path()]).status().unwrap();
+        assert!(copied.success());
+        copy
+    }
+
     /// What the nodes that had it wrote to standard error.
     pub(crate) fn log(&self) -> PathBuf {
         self.0.path().join("node.log")

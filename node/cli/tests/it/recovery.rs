@@ -1,5 +1,6 @@
 //! What is left when much is lost: backups, one node of three, a node that is cut off.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ use uuid::Uuid;
 use crate::apps::{app, component, eventually, hello, http, image};
 use crate::client::get;
 use crate::home;
-use crate::lattice::{id, known, lattice, node, of};
+use crate::lattice::{follows, id, known, lattice, node, of, position};
 use crate::node::{DataDir, Node};
 use crate::trellis::{command, trellis};
 
@@ -165,6 +166,76 @@ fn who_was_given_up_stops_when_it_is_back_and_nothing_of_it_is_taken() {
     // Empty, it is a new node.
     let new = node(&nats, &DataDir::new(), 1, &[]);
     eventually("it is told of all", || has(&new, "after").then_some(()));
+}
+
+#[test]
+fn a_voter_put_back_from_an_older_copy_is_told_and_stops_and_the_others_go_on() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    let position = position(&nodes, follows);
+    let voter = nodes.remove(position);
+    let (me, n) = (id(&voter), of(&voter, &id(&voter), "labels")["n"].as_str().unwrap().parse().unwrap());
+    let dir = voter.data_dir().clone();
+    assert_eq!(voter.stop().code(), Some(0));
+    let old = dir.copied();
+    let voter = node(&nats, &dir, n, &[]);
+    eventually("it votes again", || (of(&nodes[0], &me, "state") == "ready").then_some(()));
+    for count in 0..9 {
+        voter.trellis(&["config", "put", "count", &format!("n={count}")]).ok();
+    }
+    let has = |node: &Node, what: &str| node.trellis(&["config", "get", "count"]).stdout == format!("n={what}\n");
+    eventually("it has acknowledged all of it", || has(&voter, "8").then_some(()));
+    drop(voter.kill());
+
+    // As a service that is started again and again: each start ends the same way, and harms nobody.
+    for _ in 0..2 {
+        let mut up = command();
+        up.args(["up", "--admin", "127.0.0.1:0", "--nats", &nats.url, "--data-dir"]).arg(old.path());
+        let ended = up.output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains("this data directory is older than what this node acknowledged"), "{said}");
+        assert!(
+            said.contains(&format!(
+                "start with an empty --data-dir (it joins as a new node), then `trellis nodes forget {me}`"
+            )),
+            "{said}"
+        );
+    }
+    for (count, node) in ["9", "10"].into_iter().zip(&nodes) {
+        assert!(has(node, "8") || count == "10", "nothing is lost");
+        node.trellis(&["config", "put", "count", &format!("n={count}")]).ok();
+        assert!(has(node, count) && !node.log().contains("panicked"), "{}", node.log());
+    }
+    // What it was told to do.
+    let new = node(&nats, &DataDir::new(), n, &[]);
+    eventually("it is lost", || (of(&nodes[0], &me, "state") == "lost").then_some(()));
+    nodes[0].trellis(&["nodes", "forget", &me]).ok();
+    eventually("there are three voters again", || {
+        (known(&new).iter().filter(|one| one["role"] == "voter").count() == 3).then_some(())
+    });
+}
+
+#[test]
+fn of_two_processes_with_one_identity_the_earlier_stops_and_says_why() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    let first = nodes.remove(position(&nodes, follows));
+    let (me, n) = (id(&first), of(&first, &id(&first), "labels")["n"].as_str().unwrap().parse().unwrap());
+    let dir = first.data_dir().clone();
+    let copy = dir.copied();
+    let mut up = command();
+    up.args(["up", "--admin", "127.0.0.1:0", "--nats", &nats.url, "--data-dir"]).arg(copy.path());
+    let mut second = up.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(first.ended().code(), Some(1));
+    let said = std::fs::read_to_string(dir.log()).unwrap();
+    assert!(said.contains("another process runs with this node's identity (a copy of its data directory?)"), "{said}");
+    // It may have ended by itself: what was agreed on since the copy was made, it lacks.
+    drop(second.kill());
+    second.wait().unwrap();
+    let back = node(&nats, &dir, n, &[]);
+    eventually("it goes on alone", || (of(&nodes[0], &me, "state") == "ready").then_some(()));
+    back.trellis(&["config", "put", "colours", "sky=blue"]).ok();
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(crate) struct Alive {
     pub(crate) generation: Generation,
     /// Sandboxes alive.
     pub(crate) running: u64,
-    /// How far in the log the node is, if it follows from outside.
+    /// How far in the log the node is. Older builds say it only if they follow from outside.
     pub(crate) applied: Option<u64>,
     /// The [`Beat::mark`] of each page. Who has another page asks for this one.
     pub(crate) pages: Vec<Mark>,
