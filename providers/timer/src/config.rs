@@ -2,7 +2,7 @@
 //!
 //! | key | holds |
 //! | --- | --- |
-//! | `cron` | `m h dom mon dow`, with seconds in front if you like; `@hourly` and the like |
+//! | `cron` | `m h dom mon dow`, with seconds in front if you like, and a year behind those; `@hourly` and the like |
 //! | `timezone` | where that is meant: `Europe/Berlin`; `UTC` unless said |
 //! | `every` | instead of `cron`: `10s`, `5m`, `1h 30m`; counted from 1970 |
 //! | `missed` | `skip`, `once` (unless said), or `all`: ticks that came while no node was there |
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo};
 use trellis_provider::LinkError;
-use trellis_wire::{Config, Link, pattern, subject};
+use trellis_wire::{Config, Delivery, Link, pattern, subject};
 
 use crate::marks::{Missed, Overlap, PENDING_MAX, Rules};
 use crate::schedule::{EVERY_MAX, EVERY_MIN, Schedule, Wrong};
@@ -51,13 +51,7 @@ impl Wanted {
     /// Names the key and what to write.
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
-        for (key, asked) in [("order_by", link.delivery.order_by.is_some()), ("dedupe", link.delivery.dedupe.is_some())]
-        {
-            if asked {
-                let problem = "a timer hands out each tick once and keeps no order; take it out";
-                return Err(LinkError::config(&format!("delivery.{key}"), problem));
-            }
-        }
+        check_delivery(&link.delivery)?;
         let (schedule, written) = schedule(config)?;
         let missed = missed(config)?;
         let rules = Rules {
@@ -74,15 +68,29 @@ impl Wanted {
     }
 }
 
+/// Refuses by name what a timer would ignore.
+fn check_delivery(asked: &Delivery) -> Result<(), LinkError> {
+    let once = "a timer hands out each tick once and keeps no order; take it out";
+    let letters =
+        "the newest 50 dead letters of a timer stay beside its marks, for `trellis dead-letters`; take it out";
+    let refused = [
+        ("delivery.order_by", asked.order_by.is_some(), once),
+        ("delivery.dedupe", asked.dedupe.is_some(), once),
+        ("delivery.dead_letter", asked.dead_letter.is_some(), letters),
+    ];
+    match refused.into_iter().find(|(_, is_asked, _)| *is_asked) {
+        Some((key, _, problem)) => Err(LinkError::config(key, problem)),
+        None => Ok(()),
+    }
+}
+
 fn schedule(config: &Config) -> Result<(Schedule, String), LinkError> {
     let zone = config.get("timezone");
     match (config.get("cron"), config.get("every")) {
         (Some(cron), None) => {
             let zone = zone.unwrap_or("UTC");
             let schedule = Schedule::cron(cron, zone).map_err(|why| match why {
-                Wrong::Cron(why) => {
-                    LinkError::config("cron", format!("`{cron}`: {why}; write one such as `0 9 * * MON-FRI`"))
-                }
+                Wrong::Cron(why) => LinkError::config("cron", format!("`{cron}`: {why}")),
                 Wrong::Zone => LinkError::config(
                     "timezone",
                     format!("`{zone}` is no time zone; write one such as `Europe/Berlin`"),
@@ -234,7 +242,7 @@ pub(crate) mod tests {
     fn every_error_names_the_key_and_what_to_write() {
         let cases: &[Case] = &[
             (&[], "config `cron`: is missing", "`every: 10s`"),
-            (&[("cron", "* * *")], "config `cron`: `* * *`", "`0 9 * * MON-FRI`"),
+            (&[("cron", "* * *")], "config `cron`: `* * *`: five fields are", "`0 9 * * MON-FRI`"),
             (&[("cron", "@daily"), ("timezone", "Mars")], "config `timezone`: `Mars`", "`Europe/Berlin`"),
             (&[("cron", "@daily"), ("every", "1s")], "config `every`", "one of them"),
             (&[("every", "1s"), ("timezone", "UTC")], "config `timezone`", "take it out"),
@@ -254,9 +262,17 @@ pub(crate) mod tests {
             let error = read(config).unwrap_err();
             assert!(error.starts_with(beginning) && error.contains(hint), "{error}");
         }
-        let mut ordered = link("messaging", "handler", &[("every", "1s")]);
-        ordered.delivery.order_by = Some(trellis_wire::OrderBy::Subject);
-        assert!(Wanted::read(&ordered).unwrap_err().to_string().starts_with("config `delivery.order_by`: a timer"));
+        for (delivery, said) in [
+            (Delivery { order_by: Some(trellis_wire::OrderBy::Subject), ..Delivery::default() }, "order_by`: a timer"),
+            (
+                Delivery { dead_letter: Some("x".into()), ..Delivery::default() },
+                "dead_letter`: the newest 50 dead letters",
+            ),
+        ] {
+            let ignored = Link { delivery, ..link("messaging", "handler", &[("every", "1s")]) };
+            let error = Wanted::read(&ignored).unwrap_err().to_string();
+            assert!(error.starts_with("config `delivery.") && error.contains(said), "{error}");
+        }
         let wrong = Wanted::read(&link("http", "incoming-handler", &[("every", "1s")])).unwrap_err().to_string();
         assert!(wrong.contains("`wasi:cli/run`, not by `trellis:http/incoming-handler`"), "{wrong}");
     }

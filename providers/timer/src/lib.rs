@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `config.rs` | what a link may say |
 //! | `schedule.rs` | when a timer ticks; pure |
+//! | `cron.rs` | cron expressions, and what is wrong with one; pure |
 //! | `marks.rs` | which ticks were seen and what became of them; pure |
 //! | `ticks.rs` | a timer as a queue of ticks |
 //! | `letters.rs` | ticks that were given up; pure |
@@ -17,6 +18,7 @@
 //! differ by up to half the time a claim lasts (5 s).
 
 mod config;
+mod cron;
 mod ledger;
 mod letters;
 mod marks;

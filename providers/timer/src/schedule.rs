@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use croner::Cron;
-use croner::parser::{CronParser, Seconds};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
+
+use crate::cron;
 
 /// The shortest `every`, and what the ticks of a cron schedule are apart at least.
 pub(crate) const EVERY_MIN: Duration = Duration::from_secs(1);
@@ -31,7 +32,7 @@ pub(crate) enum Schedule {
 }
 
 impl Schedule {
-    /// Five fields, or six with seconds in front, or a name such as `@daily`; and the name of a time zone.
+    /// A cron expression, and the name of a time zone.
     ///
     /// # Errors
     /// What is wrong with which of the two.
@@ -39,8 +40,7 @@ impl Schedule {
         if text.len() > CRON_BYTES_MAX {
             return Err(Wrong::Cron(format!("it has {} bytes; at most {CRON_BYTES_MAX} are taken", text.len())));
         }
-        let parser = CronParser::builder().seconds(Seconds::Optional).build();
-        let cron = parser.parse(text).map_err(|why| Wrong::Cron(why.to_string().trim_end_matches('.').into()))?;
+        let cron = cron::parse(text).map_err(Wrong::Cron)?;
         let zone = TimeZone::get(zone).map_err(|_| Wrong::Zone)?;
         let schedule = Self::Cron(Box::new(cron), zone);
         match schedule.after(0) {

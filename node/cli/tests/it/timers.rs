@@ -284,7 +284,8 @@ fn a_timer_stands_still_while_its_ledger_is_away_and_goes_on_with_it() {
 fn a_timer_that_cannot_tick_is_refused_where_it_stands() {
     let node = Node::start(&[]);
     for (config, said) in [
-        ("cron: '61 * * * *'", "config `cron`: `61 * * * *`"),
+        ("cron: '61 * * * *'", "config `cron`: `61 * * * *`: field 1, the minute, has `61`, which is out of bounds"),
+        ("every: 1s, delivery.dead_letter: letters", "config `delivery.dead_letter`: the newest 50 dead letters"),
         ("cron: '0 9 * * *', timezone: Europe/Nowhere", "config `timezone`: `Europe/Nowhere` is no time zone"),
         ("missed: once", "config `cron`: is missing; write `cron: \"0 9 * * *\"` or `every: 10s`"),
         ("every: 10ms", "config `every`: `10ms` is not from 1 s"),
