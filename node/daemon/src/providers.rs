@@ -46,9 +46,9 @@ impl Providers {
         Ok(Self {
             http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
             redis: Arc::new(Redis::new()),
-            rabbitmq: Arc::new(Rabbitmq::new(ledgers(options, &nats, &embedded))),
+            rabbitmq: Arc::new(Rabbitmq::new(ledgers(options, &nats, &embedded, "rabbitmq"))),
             mqtt: Arc::new(Mqtt::new(mqtt)),
-            timer: Arc::new(Timer::new(timers(options, &nats, &embedded))),
+            timer: Arc::new(Timer::new(timers(options, &nats, &embedded), ledgers(options, &nats, &embedded, "ticks"))),
             nats,
             embedded,
         })
@@ -132,10 +132,10 @@ fn timers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Ledg
     Ledger::new(nats.clone(), id, grant)
 }
 
-/// Where the ledgers of RabbitMQ's links are: there as well.
-fn ledgers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>) -> Arc<dyn Ledgers> {
+/// Where the ledgers of a technology's links are: there as well. Not in one bucket with the marks, since entries end.
+fn ledgers(options: &Options, nats: &Arc<Nats>, embedded: &Arc<Embedded>, name: &str) -> Arc<dyn Ledgers> {
     match options.nats {
-        Some(_) => Arc::new(trellis_nats::Ledgers::new(nats.clone(), own_bucket(options, "rabbitmq"))),
+        Some(_) => Arc::new(trellis_nats::Ledgers::new(nats.clone(), own_bucket(options, name))),
         None => embedded.clone(),
     }
 }

@@ -353,7 +353,11 @@ impl Triggers {
         let (mut problem, mut round) = (None, Round::of(self));
         for place in self.places(app, None) {
             let mut why = None;
-            for node in round.in_turn(&place).into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
+            let mut nodes = round.in_turn(&place);
+            // Who is at work for the lattice starts a timer's tick at once; another could only write down that it is to be.
+            let holder = self.shares.state().leases().get(&place.link).map(|lease| lease.node);
+            nodes.sort_by_key(|node| holder != Some(*node) || self.liveness.life(*node) != Life::Alive);
+            for node in nodes.into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
                 let question = Question::Decide(place.link.clone(), own.into(), fate);
                 match round.ask::<Option<DeadLetter>>(node, &question).await {
                     Ok(Some(_)) => return Ok(true),

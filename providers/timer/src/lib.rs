@@ -9,7 +9,7 @@
 //! | `marks.rs` | which ticks were seen and what became of them; pure |
 //! | `ticks.rs` | a timer as a queue of ticks |
 //! | `letters.rs` | ticks that were given up; pure |
-//! | `ledger.rs` | where both are kept |
+//! | `ledger.rs` | where both are kept; what the engine keeps is in a ledger of the lattice's beside it |
 //! | `run.rs` | a tick as a run |
 //!
 //! The promise: a tick has one start while the ledger answers, because it is claimed there before it starts, by the node
@@ -26,21 +26,22 @@ mod run;
 mod schedule;
 mod ticks;
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use ledger::Ledger;
 use trellis_provider::delivery::{Engine, Running, Trigger};
-use trellis_provider::{LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_provider::{Ledgers, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId};
 
 use crate::config::{Wakes, Wanted};
 use crate::ticks::{Health, Ticks};
 
 /// The provider. One value serves every timer of a node.
-#[derive(Debug)]
 pub struct Timer {
     ledger: Ledger,
+    ledgers: Arc<dyn Ledgers>,
     links: Links<Bound>,
 }
 
@@ -67,9 +68,16 @@ impl trellis_provider::Bound for Bound {
 }
 
 impl Timer {
-    /// A provider without timers, whose marks are kept there.
-    pub fn new(ledger: Ledger) -> Self {
-        Self { ledger, links: Links::default() }
+    /// A provider without timers, whose marks are kept in `ledger`, and what is known of their deliveries in `ledgers`, which
+    /// must be as much of the lattice as that.
+    pub fn new(ledger: Ledger, ledgers: Arc<dyn Ledgers>) -> Self {
+        Self { ledger, ledgers, links: Links::default() }
+    }
+}
+
+impl fmt::Debug for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Timer({:?})", self.ledger)
     }
 }
 
@@ -84,7 +92,7 @@ impl Provider for Timer {
             Wakes::Message { .. } => permits,
             Wakes::Run { args } => run::as_runs(permits, args.clone()),
         };
-        let ticks = Ticks::new(self.ledger.clone(), &link, wanted, permits.lease());
+        let ticks = Ticks::new(self.ledger.clone(), &*self.ledgers, &link, wanted, permits.lease());
         let health = ticks.health();
         let engine = Engine::new(link.id, ticks, permits, link.delivery)?;
         self.links.bind(id, Bound { running: Arc::new(Running::begin(engine)), health }).await;

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Settlement, Standing, Trouble,
 };
-use trellis_provider::{Lease, Token, now_ms};
+use trellis_provider::{Lease, Ledgers, Token, now_ms};
 use trellis_wire::{Link, Message};
 use uuid::Uuid;
 
@@ -22,8 +23,8 @@ use crate::schedule::shown;
 pub(crate) const TIME: &str = "trellis-tick-time";
 /// The header with what names a tick in the lattice.
 const ID: &str = "trellis-tick-id";
-/// How often a timer looks at the clock and into the ledger anyway: the one may have been set, and by the other a person
-/// may have had a tick start again, from whatever node.
+/// How often a timer looks at the clock and into the ledger anyway: the one may have been set, and another node may have had a
+/// tick start again.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// How soon it looks again where the ledger did not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -35,6 +36,8 @@ const AHEAD_MAX_MS: u64 = 2_000;
 /// The ticks of one link.
 pub(crate) struct Ticks {
     ledger: Ledger,
+    /// What the engine keeps: pauses, attempts, what handlers published.
+    entries: Arc<dyn Entries>,
     /// The entry with the marks; the one with the dead letters is beside it.
     key: String,
     component: String,
@@ -45,6 +48,8 @@ pub(crate) struct Ticks {
     /// The marks as they were last read or written under one grant of the lease, so that no tick needs a look before its
     /// time.
     known: Mutex<(Option<Token>, Option<Marks>)>,
+    /// Rung where what was known of when to look next is no longer so: a tick has ended, or is to start again.
+    news: Notify,
     /// Both clocks when they were last compared: one of them cannot be set.
     clocks: Mutex<(Instant, u64)>,
     health: Health,
@@ -54,12 +59,20 @@ pub(crate) struct Ticks {
 pub(crate) type Health = Arc<Mutex<Result<(), Trouble>>>;
 
 impl Ticks {
-    pub(crate) fn new(ledger: Ledger, link: &Link, wanted: Wanted, lease: Option<Lease>) -> Self {
+    pub(crate) fn new(
+        ledger: Ledger,
+        ledgers: &dyn Ledgers,
+        link: &Link,
+        wanted: Wanted,
+        lease: Option<Lease>,
+    ) -> Self {
         let key = Uuid::new_v5(&Uuid::NAMESPACE_OID, link.id.to_string().as_bytes()).simple().to_string();
+        let entries = ledgers.ledger(&key);
         let component = link.component.to_string();
         let (known, clocks) = (Mutex::default(), Mutex::new((Instant::now(), now_ms())));
         let health = Arc::new(Mutex::new(Err("the ledger of timers has not answered yet".into())));
-        Self { ledger, key, component, wanted, turn: Default::default(), lease, known, clocks, health }
+        let (turn, news) = (Default::default(), Notify::new());
+        Self { ledger, entries, key, component, wanted, turn, lease, known, news, clocks, health }
     }
 
     /// How it goes.
@@ -86,15 +99,23 @@ impl Ticks {
         let (marks, now) = (self.seen().await?, now_ms());
         let (due, next) = marks.outlook(self.rules(), now);
         if due == 0 {
-            match next.map(|next| Duration::from_millis(next - now)).filter(|wait| *wait < LOOK_EVERY) {
-                Some(wait) => sleep(wait).await,
-                None => {
-                    sleep(LOOK_EVERY).await;
+            self.rest(next.map(|next| Duration::from_millis(next - now))).await;
+        }
+        Ok(due)
+    }
+
+    /// Waits until the next moment at which there is something to do, if there is one, or until a tick has ended before: the
+    /// one behind it may be due. Where that is long, what is known is forgotten then.
+    async fn rest(&self, next: Option<Duration>) {
+        let wait = next.filter(|wait| *wait < LOOK_EVERY);
+        tokio::select! {
+            () = self.news.notified() => {}
+            () = sleep(wait.unwrap_or(LOOK_EVERY)) => {
+                if wait.is_none() {
                     self.known().1 = None;
                 }
             }
         }
-        Ok(due)
     }
 
     fn rules(&self) -> &Rules {
@@ -223,7 +244,8 @@ impl Ticks {
         Claimed {
             message: self.message(claim.at_ms, claim.attempt),
             record: claim.record(now_ms),
-            place: Place { key: claim.at_ms.to_string(), again: claim.attempt > 1, ..Place::default() },
+            // What is given back counts no attempt, so that it is looked up of each tick whether it was begun before.
+            place: Place { key: claim.at_ms.to_string(), again: true, ..Place::default() },
             claim,
         }
     }
@@ -267,6 +289,7 @@ impl Queue for Ticks {
                 "a claim ended before its tick was settled: it starts once more"
             );
         }
+        self.news.notify_one();
         Ok(())
     }
 
@@ -300,12 +323,13 @@ impl Queue for Ticks {
         let Some(letter) = letters.get(id) else { return Ok(None) };
         if let (Fate::Replay, Some(at_ms)) = (fate, letter.message.published_ms) {
             self.change(|marks, now| marks.again(at_ms, now)).await?;
+            self.news.notify_one();
         }
         self.change_letters(|letters| letters.take(id)).await
     }
 
     fn ledger(&self) -> Option<&dyn Entries> {
-        None
+        Some(&*self.entries)
     }
 
     fn keeps_order(&self) -> bool {
@@ -321,4 +345,202 @@ fn drawn() -> u64 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt as _;
+    use trellis_embedded::Embedded;
+    use trellis_provider::delivery::{Engine, Running};
+    use trellis_provider::testing::lab::{Node, until, until_letters, until_settled};
+    use trellis_provider::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Trial, Want};
+    use trellis_wire::{Backoff, CallError, ComponentKey, Delivery, Error, Event, Outcome, Reply, Settle};
+
+    use super::*;
+    use crate::config;
+
+    /// Less than three claims, and than it takes until a timer looks anyway; long enough on a busy machine.
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// A node's disk.
+    struct Disk {
+        embedded: Arc<Embedded>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Disk {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let options = trellis_embedded::Options { data_dir: dir.path().into() };
+            Self { embedded: Arc::new(Embedded::open(options).unwrap()), _dir: dir }
+        }
+
+        /// The ticks of the one timer.
+        fn ticks(&self, config: &[(&str, &str)]) -> Ticks {
+            let link = link(config);
+            self.embedded.grant_own(link.id.clone(), "timers");
+            let ledger = Ledger::new(self.embedded.clone(), link.id.clone(), || std::future::ready(Ok(())).boxed());
+            Ticks::new(ledger, &*self.embedded, &link, Wanted::read(&link).unwrap(), None)
+        }
+
+        /// The same, of which so many were missed.
+        async fn missed(&self, count: u64, period: Duration, config: &[(&str, &str)]) -> Ticks {
+            let ticks = self.ticks(config);
+            let begin = || Marks::begin(ticks.rules(), now_ms() - count * millis(period));
+            ticks.ledger.change(&ticks.key, begin, |_| ()).await.unwrap();
+            ticks
+        }
+    }
+
+    fn link(config: &[(&str, &str)]) -> Link {
+        config::tests::link("messaging", "handler", config)
+    }
+
+    fn run(ticks: Ticks, permits: Permits, policy: Delivery) -> (Arc<Engine<Ticks>>, Running) {
+        let engine = Engine::new(link(&[]).id, ticks, permits, policy).unwrap();
+        (engine.clone(), Running::begin(engine))
+    }
+
+    fn soon() -> Delivery {
+        let backoff =
+            Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(50), ..Backoff::default() };
+        Delivery { max_attempts: 3, backoff, ..Delivery::default() }
+    }
+
+    #[tokio::test]
+    async fn what_was_missed_starts_one_after_the_other_and_not_one_for_each_period() {
+        let (disk, node) = (Disk::new(), Node::new(4));
+        let every = [("every", "5s"), ("missed", "all")];
+        let ticks = disk.missed(100, Duration::from_secs(5), &every).await;
+        let (_, running) = run(ticks, node.permits(&link(&[])), soon());
+        // One for each period would be twelve until the patience ends.
+        until("all that were missed have started", || node.woken().len() >= 100).await;
+        running.end().await;
+        assert!(node.woken().is_sorted_by_key(|tick| tick.published_ms), "none overtakes another");
+    }
+
+    #[tokio::test]
+    async fn what_is_to_start_again_does_not_wait_for_the_end_of_a_claim() {
+        for (body, starts) in [("retry-twice", 3), ("dead", 4)] {
+            let (disk, node) = (Disk::new(), Node::new(1));
+            let ticks = disk.missed(1, Duration::from_secs(3_600), &[("every", "1h"), ("body", body)]).await;
+            let (engine, running) = run(ticks, node.permits(&link(&[])), soon());
+            let began = Instant::now();
+            for start in 1..=starts {
+                until("it starts", || node.woken().len() >= start).await;
+                if body == "dead" && start < starts {
+                    let letter = until_letters(engine.queue(), 1).await.remove(0);
+                    until_settled(engine.queue()).await;
+                    assert!(engine.queue().decide(&letter.id, Fate::Replay).await.unwrap().is_some());
+                }
+            }
+            assert!(began.elapsed() < SOON, "{body}: {:?}", began.elapsed());
+            running.end().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_of_its_own_is_kept_for_whoever_has_the_timer_next() {
+        let disk = Disk::new();
+        let every = [("every", "1s"), ("missed", "all"), ("overlap", "allow"), ("body", "trap")];
+        let ticks = disk.missed(60, Duration::from_secs(1), &every).await;
+        let node = Node::new(4);
+        let (engine, running) = run(ticks, node.permits(&link(&[])), Delivery::default());
+        until("it pauses", || engine.progress().paused_since_ms().is_some()).await;
+        running.end().await;
+
+        let next = Node::saying(4, |_| Ok(Reply::Settle(Settle::Ack)));
+        let (engine, running) = run(disk.ticks(&every), next.permits(&link(&[])), Delivery::default());
+        until("it pauses", || engine.progress().paused_since_ms().is_some()).await;
+        running.end().await;
+        assert_eq!(next.done(), 0, "the next probe is due a minute after the last");
+    }
+
+    /// Permits for code whose first two attempts are its trial, after which it is taken back.
+    struct TakenBack(Node);
+
+    #[async_trait]
+    impl PermitSource for TakenBack {
+        async fn acquire(&self, component: &ComponentKey, want: Want) -> Result<Permit, Error> {
+            self.0.acquire(component, want).await
+        }
+
+        fn trial(&self, _: &ComponentKey, _: &str) -> Trial {
+            if self.0.woken().len() > 2 { Trial::TakenBack } else { Trial::OnTrial }
+        }
+    }
+
+    fn fifth_time_lucky(tick: &Message) -> Outcome {
+        let again = Settle::Retry { after: None, reason: "not yet".into() };
+        Ok(Reply::Settle(if tick.attempt < 5 { again } else { Settle::Ack }))
+    }
+
+    #[tokio::test]
+    async fn attempts_of_code_that_was_taken_back_do_not_count() {
+        let (disk, node) = (Disk::new(), Node::saying(1, fifth_time_lucky));
+        let ticks = disk.missed(1, Duration::from_secs(3_600), &[("every", "1h")]).await;
+        let permits = Permits::new("shop/worker".parse().unwrap(), Arc::new(TakenBack(node.clone())));
+        let (engine, running) = run(ticks, permits, soon());
+        until("three attempts are all it has, beside the first two", || node.done() >= 5).await;
+        running.end().await;
+        assert_eq!(engine.queue().letters(None, 1).await, Ok(Vec::new()));
+    }
+
+    /// A component that publishes, to a broker that does not take it when it is first told.
+    #[derive(Clone)]
+    struct Publishing {
+        why: CallError,
+        runs: Arc<AtomicUsize>,
+        sends: Arc<AtomicUsize>,
+    }
+
+    #[async_trait]
+    impl PermitSource for Publishing {
+        async fn acquire(&self, _: &ComponentKey, _: Want) -> Result<Permit, Error> {
+            Ok(Permit::new(self.clone()))
+        }
+
+        async fn send(&self, _: &ComponentKey, _: Outgoing) -> Result<(), CallError> {
+            match self.sends.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(self.why.clone()),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Run for Publishing {
+        async fn run(self: Box<Self>, event: Event) -> Outcome {
+            panic!("it is woken by messages: {event:?}")
+        }
+
+        async fn deliver(self: Box<Self>, message: Message, _: Duration) -> Delivered {
+            self.runs.fetch_add(1, Ordering::SeqCst);
+            let sends = vec![Outgoing { link: link(&[]).id, message }];
+            Delivered { sends, ..Ok(Reply::Settle(Settle::Ack)).into() }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_sent_is_sent_later_and_what_was_refused_is_made_anew() {
+        let (away, refused) = (CallError::Unavailable("it is away".into()), CallError::Invalid("too large".into()));
+        for (why, runs) in [(away, 1), (refused, 2)] {
+            let publishing = Publishing { why, runs: Arc::default(), sends: Arc::default() };
+            let disk = Disk::new();
+            let ticks = disk.missed(1, Duration::from_secs(3_600), &[("every", "1h")]).await;
+            let permits = Permits::new("shop/worker".parse().unwrap(), Arc::new(publishing.clone()));
+            let (engine, running) = run(ticks, permits, soon());
+            if runs == 2 {
+                let letter = until_letters(engine.queue(), 1).await.remove(0);
+                until_settled(engine.queue()).await;
+                assert!(engine.queue().decide(&letter.id, Fate::Replay).await.unwrap().is_some());
+            }
+            until("it is sent", || publishing.sends.load(Ordering::SeqCst) == 2).await;
+            until_settled(engine.queue()).await;
+            running.end().await;
+            assert_eq!(publishing.runs.load(Ordering::SeqCst), runs, "{:?}", publishing.why);
+        }
+    }
 }

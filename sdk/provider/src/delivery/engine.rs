@@ -290,7 +290,8 @@ impl<Q: Queue> Engine<Q> {
         let is_settled = self.persist("a message cannot be settled", settle).await.is_some();
         if !is_settled {
             tracing::warn!(link = %self.link, ?settlement, "a message could not be settled; it will be given out again");
-        } else if *settlement == Settlement::Ack {
+        } else if matches!(settlement, Settlement::Ack | Settlement::DeadLetter { .. }) {
+            // A dead letter that is replayed is handled anew.
             self.forget_outbox(taken).await;
         }
         is_settled
