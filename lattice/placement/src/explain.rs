@@ -107,6 +107,26 @@ impl State {
         unplaced
     }
 
+    /// Why a provider that runs where its scaler or the home is runs on no node, for people. `None`: it runs on some, or beside
+    /// components, of which is said where they are.
+    pub fn nowhere(&self, provider: &ComponentKey) -> Option<String> {
+        let (_, declared) = self.provider(provider)?;
+        match self.seat(declared) {
+            Seat::Planned if self.holders(provider).is_empty() => {
+                let mut unplaced = self.unplaced(&provider.app).into_iter();
+                let unplaced = unplaced.find(|unplaced| unplaced.component == *provider);
+                let unasked =
+                    || format!("{provider}: 0 instances are asked for: deploy app {} with more", provider.app);
+                Some(unplaced.map_or_else(unasked, |unplaced| unplaced.to_string()))
+            }
+            Seat::Home(None) => Some(format!(
+                "{provider}: the home was forgotten, and the leader has not recorded another one yet: `trellis nodes` shows \
+                 whether there is a node for it that is neither lost nor drained"
+            )),
+            Seat::Planned | Seat::Home(Some(_)) | Seat::Beside => None,
+        }
+    }
+
     /// Why the plan is not ready for the next step of an app's roll-out, for people. What is for the edge is not waited for.
     pub fn unready(&self, app: &AppName) -> Vec<String> {
         let Some(rollout) = self.app(app).and_then(Versions::rollout) else { return Vec::new() };
@@ -167,7 +187,7 @@ impl State {
             return format!("waits until {} gave permits up", waits.join(", "));
         }
         if matches!(demand, Demand::Nodes(_)) && eligible < u64::from(portion.wanted) {
-            return format!("only {eligible} nodes fit");
+            return format!("only {eligible} nodes fit: start more that do, or deploy it with fewer `instances`");
         }
         NOT_PLANNED_YET.into()
     }
@@ -177,12 +197,22 @@ impl State {
             return "the lattice has no nodes".into();
         }
         let unfit =
-            self.nodes().values().filter_map(|node| Some((node, node.fits(portion.requirements, sandboxes).err()?)));
-        let named: Vec<String> =
-            unfit.take(NODES_NAMED_MAX).map(|(node, unfit)| format!("{} {unfit}", self.shown(node.facts.id))).collect();
+            self.nodes().iter().filter_map(|(id, node)| Some((*id, node.fits(portion.requirements, sandboxes).err()?)));
+        let unfit: Vec<(NodeId, Unfit)> = unfit.collect();
+        let named = unfit.iter().take(NODES_NAMED_MAX).map(|(id, unfit)| format!("{} {unfit}", self.shown(*id)));
+        let named: Vec<String> = named.collect();
         let more = self.nodes().len() - named.len();
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        format!("no node fits: {}{more}", named.join("; "))
+        // Of a node that is there more can be said than of one that is not.
+        let is_labelled = |(_, unfit): &&(NodeId, Unfit)| matches!(unfit, Unfit::Label { .. });
+        let helps = unfit.iter().find(is_labelled).or(unfit.first()).map(|(id, unfit)| {
+            format!(
+                "; what helps for {}: {}, or deploy it with a spread that fits",
+                self.shown(*id),
+                unfit.remedy(&id.to_string())
+            )
+        });
+        format!("no node fits: {}{more}{}", named.join("; "), helps.unwrap_or_default())
     }
 }
 

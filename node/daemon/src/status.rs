@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use trellis_bus::Connection;
 use trellis_manifest::{AppLink, Scaler, Tech};
 use trellis_placement::{
-    Assigned, Direction, End, HeldLink, LAST_STEP, Life, Progress, Release, State, Version, Versions,
+    Assigned, Direction, End, HeldLink, LAST_STEP, Life, Progress, Release, State, Unplaced, Version, Versions,
 };
 use trellis_provider::delivery::OUTCOMES;
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
@@ -74,9 +74,10 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
         return Some(empty(state, versions, newest, word, missing.iter().map(|name| waits_for(name)).collect()));
     };
     let mut status = empty(state, versions, release, "ready", Vec::new());
-    status.components = components(node, state, assigned, release);
-    status.links = release.app.links.iter().map(|link| link_status(node, release, link)).collect();
-    status.problems = problems(&status, release);
+    let unplaced = state.unplaced(name);
+    status.components = components(node, state, assigned, (release, &unplaced));
+    status.links = release.app.links.iter().map(|link| link_status(node, state, release, link)).collect();
+    status.problems = problems(&status, release, &unplaced);
     status.state = overall(&status).into();
     status.rollout = rollout(node, state, versions);
     if let Some(rollout) = status.rollout.as_ref().filter(|rollout| rollout.step < rollout.last) {
@@ -195,8 +196,21 @@ fn version(versions: &Versions, kept: &Version) -> VersionStatus {
     }
 }
 
-fn components(node: &Node, state: &State, assigned: &Assigned, release: &Release) -> Vec<ComponentStatus> {
-    let unplaced = state.unplaced(&release.app.name);
+fn components(
+    node: &Node,
+    state: &State,
+    assigned: &Assigned,
+    (release, unplaced): (&Release, &[Unplaced]),
+) -> Vec<ComponentStatus> {
+    // What is another app's is not among this one's.
+    let of_other = |key: &ComponentKey| {
+        let mut unplaced = state.unplaced(&key.app).into_iter();
+        unplaced.find(|missing| missing.component == *key)
+    };
+    let problem = |key: &ComponentKey| match key.app == release.app.name {
+        true => unplaced.iter().find(|missing| missing.component == *key).map(ToString::to_string),
+        false => of_other(key).map(|missing| missing.to_string()),
+    };
     let holders = |key: &ComponentKey| {
         let holding = state.holding(key).into_iter().flatten();
         holding.map(|(holder, permits)| holder_status(node, state, assigned, key, (*holder, *permits))).collect()
@@ -206,7 +220,7 @@ fn components(node: &Node, state: &State, assigned: &Assigned, release: &Release
         digest: release.artifacts.get(name).map(ToString::to_string).unwrap_or_default(),
         asked: asked(component.scaler.as_ref()),
         holders: holders(&release.key(name)),
-        problem: unplaced.iter().find(|missing| missing.component.name == *name).map(ToString::to_string),
+        problem: problem(&release.key(name)),
     };
     release.app.components.iter().map(status).collect()
 }
@@ -280,10 +294,13 @@ fn asked(scaler: Option<&Scaler>) -> String {
     }
 }
 
-fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
+fn link_status(node: &Node, state: &State, release: &Release, link: &AppLink) -> LinkStatus {
     let id = release.link_id(link);
     let is_needed = !is_unasked(release, link.source.as_str()) && !is_unasked(release, link.target.as_str());
-    let (health, at, problem) = of_link(node, &id, is_needed);
+    let (health, at, problem) = match unserved(state, release, link).filter(|_| is_needed) {
+        Some(why) => (Health::Starting, None, Some(why)),
+        None => of_link(node, &id, is_needed),
+    };
     LinkStatus {
         source: link.source.to_string(),
         target: link.target.to_string(),
@@ -294,6 +311,14 @@ fn link_status(node: &Node, release: &Release, link: &AppLink) -> LinkStatus {
         problem,
         lease: lease(node, &id),
     }
+}
+
+/// Why there is nobody at the provider's end of a link, on whichever node the other end is: no event comes, and no call is
+/// answered.
+fn unserved(state: &State, release: &Release, link: &AppLink) -> Option<String> {
+    let ends = [&link.source, &link.target].into_iter();
+    let mut providers = ends.filter(|end| release.app.providers.contains_key(*end)).map(|end| release.key(end));
+    providers.find_map(|provider| state.nowhere(&provider))
 }
 
 /// Who has a link's lease.
@@ -361,12 +386,15 @@ fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String
     if let Some(away) = home_away(node, other, wanted) {
         return (Health::Unwell(away.clone()), None, Some(away));
     }
+    if let Some(silent) = silent(node, other) {
+        return (Health::Starting, None, Some(silent));
+    }
     match node.liveness.link(other, &wanted.link.id) {
         Some(report) if report.mark == Mark::of(wanted) => {
             let problem = report.health.problem();
             (report.health, report.at, problem)
         }
-        _ => (Health::Starting, None, silent(node, other)),
+        _ => (Health::Starting, None, None),
     }
 }
 
@@ -425,7 +453,7 @@ fn is_unasked(release: &Release, name: &str) -> bool {
     component.or(provider).is_some_and(Scaler::is_zero)
 }
 
-fn problems(status: &AppStatus, release: &Release) -> Vec<String> {
+fn problems(status: &AppStatus, release: &Release, unplaced: &[Unplaced]) -> Vec<String> {
     let mut problems = Vec::new();
     for component in &status.components {
         problems.extend(component.problem.iter().map(|why| format!("{}: {why}", component.name)));
@@ -438,9 +466,15 @@ fn problems(status: &AppStatus, release: &Release) -> Vec<String> {
             problems.push(format!("{} on {}: {why}", component.name, holder.name));
         }
     }
+    // Providers, and what a newer version alone has. Nobody waits for what is at the edge.
+    let is_told = |missing: &Unplaced| release.app.components.contains_key(&missing.component.name);
+    let others = unplaced.iter().filter(|missing| !missing.edge && !is_told(missing));
+    problems.extend(others.map(ToString::to_string));
     for link in status.links.iter().filter(|link| link.state != "ready") {
         let why = link.problem.as_deref().unwrap_or("not ready yet");
-        problems.push(format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces));
+        if !problems.iter().any(|told| told == why) {
+            problems.push(format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces));
+        }
     }
     problems
 }
@@ -640,4 +674,51 @@ pub(crate) fn unready(node: &Node) -> Vec<String> {
         problems.push("this node has not gone through what it is to run yet".into());
     }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_manifest::App;
+    use trellis_wire::Digest;
+
+    use super::*;
+
+    fn shop(version: &str) -> Release {
+        let mut app = App::new("shop".parse().unwrap());
+        app.description = Some(version.into());
+        let (artifacts, manifest) = (BTreeMap::new(), Digest::new([0; 32]));
+        Release { app, version: version.into(), artifacts, manifest, replace: false }
+    }
+
+    #[test]
+    fn a_provider_that_is_not_placed_is_a_problem_and_said_once() {
+        let of = |provider: &str, edge| Unplaced {
+            component: format!("shop/{provider}").parse().unwrap(),
+            spread: "far".into(),
+            wanted: 1,
+            placed: 0,
+            why: "no node fits".into(),
+            edge,
+        };
+        let unplaced = [of("kv", false), of("laptop", true)];
+        let link = |why: &str| LinkStatus {
+            source: "api".into(),
+            target: "kv".into(),
+            name: "default".into(),
+            interfaces: "wasi:keyvalue/store".into(),
+            state: "starting".into(),
+            at: None,
+            problem: Some(why.into()),
+            lease: None,
+        };
+        let mut status = empty(&State::default(), &Versions::default(), &shop("v1"), "ready", Vec::new());
+        let told = "shop/kv: 0 of 1 placed for spread `far`: no node fits";
+        status.links = vec![link(told), link("refused")];
+        status.problems = problems(&status, &shop("v1"), &unplaced);
+        assert_eq!(status.problems, [told, "link api -> kv (wasi:keyvalue/store): refused"]);
+        assert_eq!(overall(&status), "deploying");
+        status.links.clear();
+        status.problems = problems(&status, &shop("v1"), &unplaced);
+        assert_eq!((overall(&status), status.problems), ("deploying", vec![told.to_owned()]));
+    }
 }

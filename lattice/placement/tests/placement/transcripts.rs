@@ -58,6 +58,7 @@ impl Runner for Script {
             }
             "waiting" => return Ok(lines(self.lattice.state.waiting(&app()?))),
             "unplaced" => return Ok(lines(self.lattice.state.unplaced(&app()?))),
+            "nowhere" => return Ok(lines(self.lattice.state.nowhere(&first.parse()?))),
             "home" if words.is_empty() => return Ok(home(&self.lattice.state)),
             "home" => Command::Home(node()),
             "explain" => return Ok(explain(&self.lattice.state, &first.parse()?)),

@@ -108,6 +108,38 @@ fn nothing_is_ready_where_nothing_is_asked_for() {
 }
 
 #[test]
+fn nothing_is_ready_whose_provider_runs_nowhere() {
+    let node = Node::start(&[]);
+    let moon = "{type: spreadscaler, properties: {instances: 1, spread: [{name: far, requirements: {zone: moon}}]}}";
+    let api = component("api", "test_kv", "", &[link("kv", "wasi:keyvalue/store, atomics, batch")]);
+    let kv = format!("{}      traits:\n        - {moon}\n", provider("kv", "embedded"));
+    let manifest = app("kvo", &[api, http("api", ""), kv]);
+    let stderr = node.deploy_with(&manifest, &["--wait", "3s"]).failed(1);
+    let told = "kvo/kv: 0 of 1 placed for spread `far`: no node fits";
+    let helps = ["is deployed but not ready after 3s", told, "zone=moon`, or deploy it with a spread that fits"];
+    assert!(helps.iter().all(|part| stderr.contains(part)), "{stderr}");
+    let (_, at_last) = stderr.split_once("error:").unwrap();
+    assert_eq!(at_last.matches(told).count(), 1, "{stderr}");
+    let is_missed = || {
+        let status = node.status("kvo");
+        let links = status["links"].as_array().unwrap();
+        let link = links.iter().find(|link| link["target"] == "kv").unwrap();
+        let why = link["problem"].as_str().unwrap_or_default();
+        (status["state"] == "deploying" && link["state"] == "starting" && why.starts_with(told)).then_some(())
+    };
+    assert_eq!(is_missed(), Some(()), "{}", node.status("kvo"));
+
+    let name = node.trellis(&["nodes", "-o", "json"]).ok();
+    let nodes: serde_json::Value = serde_json::from_str(&name).unwrap();
+    let id = nodes[0]["id"].as_str().unwrap();
+    node.trellis(&["label", id, "zone=moon"]).ok();
+    node.until_ready("kvo");
+    assert_eq!(client::send(node.at("kvo"), "PUT", "/tea", &[], b"4").unwrap().status, 204);
+    node.trellis(&["label", id, "zone-"]).ok();
+    eventually("it is said that the provider runs nowhere any more", is_missed);
+}
+
+#[test]
 fn a_deploy_that_another_one_overtakes_ends_at_once() {
     let node = Node::start(&[]);
     let at = free_address();
