@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, CommandId, ComponentKey, Config, Generation, LatticeId, LatticeName, NodeId, frame};
 
-use crate::{COMMAND_BYTES_MAX, Delta, LeaseMoves, NodeFacts, Part, Patience, Release, TrustChange};
+use crate::{COMMAND_BYTES_MAX, Delta, LeaseMoves, NodeFacts, Part, Patience, Release, Restored, TrustChange};
 
 /// The longest entry the log takes, in bytes. One that does not fit a message would be sent again for ever.
 pub const ENTRY_BYTES_MAX: usize = 64 * 1024;
@@ -124,6 +124,8 @@ pub enum Command {
     Home(NodeId),
     /// The lattice has these timings from now on.
     Timings(Patience),
+    /// Makes what a backup has beside what runs.
+    Restore(Restored),
 }
 
 impl Entry {
@@ -148,7 +150,10 @@ impl Entry {
         }
         let what = match &self.command {
             Command::Deploy(release) => format!("app {} is", release.app.name),
-            Command::PutConfig { name, .. } => format!("config `{name}` is"),
+            Command::Restore(Restored::Version(version)) => format!("app {} is", version.release.app.name),
+            Command::PutConfig { name, .. } | Command::Restore(Restored::Config { name, .. }) => {
+                format!("config `{name}` is")
+            }
             _ => "the command is".into(),
         };
         Err(EntryTooLarge { what, bytes })

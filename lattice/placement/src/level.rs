@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = ORDERED_TOPICS_LEVEL;
+pub const LEVEL: u16 = ENDINGS_LEVEL;
 
-/// The highest level of anything that a lattice relies on once all of its members have it: of any command, and of where
-/// links are pulled.
-const RELIED_ON_LEVEL: u16 = ORDERED_TOPICS_LEVEL;
+/// The highest level of anything that a lattice relies on once all of its members have it: of any command, of where links are
+/// pulled, and of what is written down of versions.
+const RELIED_ON_LEVEL: u16 = ENDINGS_LEVEL;
 
 /// From here on a node takes an offer's acceptance and its reply as one message.
 const DONE_LEVEL: u16 = 2;
@@ -29,6 +29,10 @@ pub(crate) const TIMINGS_LEVEL: u16 = 5;
 /// From here on nodes know that the home pulls MQTT topics whose order is kept.
 pub(crate) const ORDERED_TOPICS_LEVEL: u16 = 6;
 
+/// From here on nodes write down of versions what [`Endings::Told`](crate::versions::Endings) says, and take from a backup what
+/// was.
+pub(crate) const ENDINGS_LEVEL: u16 = 7;
+
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";
 
@@ -44,6 +48,7 @@ impl Command {
             Self::Part(_) => 1,
             Self::Home(_) => HOME_LEVEL,
             Self::Timings(_) => TIMINGS_LEVEL,
+            Self::Restore(_) => ENDINGS_LEVEL,
         }
     }
 }

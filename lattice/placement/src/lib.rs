@@ -42,6 +42,7 @@ mod versions;
 mod watch;
 
 pub use assigned::{AppShare, Assigned, Beside, Direction, HeldComponent, HeldLink, Section};
+pub use backup::Restored;
 pub use called::NoNode;
 pub use caps::part;
 pub use command::{Command, ENTRY_BYTES_MAX, ENTRY_ENVELOPE_BYTES, Entry, EntryTooLarge};

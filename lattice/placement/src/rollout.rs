@@ -12,17 +12,16 @@ use std::sync::Arc;
 use trellis_wire::{AppName, ComponentKey, Digest, NodeId};
 
 use crate::demand::Demand;
-use crate::versions::{End, Ended};
+use crate::level::ENDINGS_LEVEL;
+use crate::versions::{BY_HAND, End, Ended, Endings, Version};
 use crate::{Applied, LAST_STEP, Refusal, Release, Rollout, State, Versions};
 
 impl State {
     /// Why a version of an app was taken back, if it was and has not been deployed again since. What failed under it is
     /// not the failure of what it was to do.
     pub fn rolled_back(&self, app: &AppName, version: &str) -> Option<&str> {
-        match &self.app(app)?.get(version)?.ended {
-            Some(Ended { how: End::RolledBack(why), .. }) => Some(why),
-            _ => None,
-        }
+        let versions = self.app(app)?;
+        taken_back(versions, versions.get(version)?)
     }
 
     /// Whether a component's code belongs to versions alone that were taken back: what it was given to do has not been
@@ -30,15 +29,20 @@ impl State {
     pub fn is_taken_back(&self, component: &ComponentKey, code: Digest) -> bool {
         let Some(versions) = self.app(&component.app) else { return false };
         let of = versions.kept().iter().filter(|kept| kept.release.artifacts.get(&component.name) == Some(&code));
-        let mut of = of.map(|kept| matches!(kept.ended, Some(Ended { how: End::RolledBack(_), .. }))).peekable();
+        let mut of = of.map(|kept| taken_back(versions, kept).is_some()).peekable();
         of.peek().is_some() && of.all(|is_taken_back| is_taken_back)
+    }
+
+    /// What is written down of versions: what all members know how to.
+    fn endings(&self) -> Endings {
+        if self.everyone_knows(ENDINGS_LEVEL) { Endings::Told } else { Endings::Blurred }
     }
 
     /// Begins to roll a release out beside what runs.
     pub(crate) fn begin(&mut self, release: &Arc<Release>, at_ms: u64) {
-        let app = &release.app.name;
+        let (app, endings) = (&release.app.name, self.endings());
         self.plan.unstage(app);
-        self.versions_mut(app).begin(release, at_ms);
+        self.versions_mut(app).begin(release, at_ms, endings);
         self.rolling.insert(app.clone());
     }
 
@@ -48,7 +52,8 @@ impl State {
         if !is_next {
             return Ok(Applied::Unchanged);
         }
-        self.versions_mut(app).advance(at_ms);
+        let endings = self.endings();
+        self.versions_mut(app).advance(at_ms, endings);
         if step == LAST_STEP {
             self.own_configs(app);
             self.listen_as_running(app);
@@ -80,22 +85,28 @@ impl State {
         }
         let older = versions.older().map(|older| older.version.as_str());
         if older.is_some() && version.is_none_or(|version| Some(version) == older) {
-            self.take_back(app, at_ms, End::RolledBack("by hand".into()));
+            self.take_back(app, at_ms, End::RolledBack(BY_HAND.into()));
             return Ok(Applied::Done);
         }
         let to = match version {
             Some(version) => versions.get(version).map(|kept| kept.release.clone()),
-            None => versions.previous().cloned(),
+            None => versions.previous(self.endings()).cloned(),
         };
         let to = to.ok_or_else(|| Refusal::NoSuchVersion { app: app.clone(), version: version.map(str::to_owned) })?;
-        self.deploy(&to, at_ms)
+        let applied = self.deploy(&to, at_ms)?;
+        let is_on_its_way = |versions: &Versions| is_of(versions, &to.version) && !versions.is_deployed(&to.version);
+        if self.app(app).is_some_and(is_on_its_way) && self.endings() == Endings::Told {
+            self.versions_mut(app).leave(at_ms);
+        }
+        Ok(applied)
     }
 
     /// Ends a roll-out in favour of what was before.
     pub(crate) fn take_back(&mut self, app: &AppName, at_ms: u64, how: End) -> bool {
         let Some(rollout) = self.app(app).and_then(Versions::rollout) else { return false };
         let was_last = rollout.is_last();
-        self.versions_mut(app).give_up(at_ms, how);
+        let endings = self.endings();
+        self.versions_mut(app).give_up(at_ms, how, endings);
         if was_last {
             self.own_configs(app);
         }
@@ -113,6 +124,14 @@ impl State {
 
     pub(crate) fn versions_mut(&mut self, app: &AppName) -> &mut Versions {
         Arc::make_mut(self.apps.entry(app.clone()).or_default())
+    }
+}
+
+/// Why a version was taken back, if it was. What is left by hand is so once another version has its place.
+fn taken_back<'a>(versions: &Versions, kept: &'a Version) -> Option<&'a str> {
+    match &kept.ended {
+        Some(Ended { how: End::RolledBack(why), .. }) if !versions.is_deployed(&kept.release.version) => Some(why),
+        _ => None,
     }
 }
 

@@ -97,6 +97,7 @@ impl State {
             Command::Part(part) => self.take_part(entry, part),
             Command::Home(node) => self.settle(*node),
             Command::Timings(patience) => Ok(self.agree_on(*patience)),
+            Command::Restore(restored) => Ok(self.restore(restored, entry.at_ms)),
         }
     }
 

@@ -17,6 +17,9 @@ pub const SHARES: [u8; 4] = [0, 10, 50, 100];
 /// The last step of a roll-out; the one after it ends it.
 pub const LAST_STEP: u8 = SHARES.len() as u8 - 1;
 
+/// Why a version was rolled back that a person had enough of.
+pub(crate) const BY_HAND: &str = "by hand";
+
 /// A version that is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
@@ -24,7 +27,8 @@ pub struct Version {
     pub release: Arc<Release>,
     /// When it was first put, in milliseconds since 1970.
     pub put_ms: u64,
-    /// When it was deployed last, or began to be rolled out, in milliseconds since 1970.
+    /// When all events went to it last, in milliseconds since 1970. `None`: they never did, or not since it began to be
+    /// rolled out again. In a lattice with older builds: when that began.
     pub deployed_ms: Option<u64>,
     /// How that ended. `None`: it has not, or never began.
     pub ended: Option<Ended>,
@@ -42,12 +46,22 @@ pub struct Ended {
 /// In which way a version's time ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
-    /// This version took its place.
+    /// This version took its place; where it was never deployed itself, this one was wanted before it had taken over.
     Replaced(String),
-    /// It was taken back, and why.
+    /// It was taken back, or left by hand, and why.
     RolledBack(String),
     /// The app was undeployed.
     Undeployed,
+}
+
+/// What a lattice writes down of its versions. All of its builds must write the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endings {
+    /// A version is deployed from the beginning of its roll-out on, and what is left by hand is replaced: as builds have it
+    /// that know no better.
+    Blurred,
+    /// A version is deployed once all events go to it, and what is left by hand is rolled back.
+    Told,
 }
 
 /// A version on its way to take another's place.
@@ -146,11 +160,17 @@ impl Versions {
         self.next().or(self.newer()).or(self.deployed())
     }
 
+    /// Whether a version of this name is what runs.
+    pub(crate) fn is_deployed(&self, version: &str) -> bool {
+        self.deployed().is_some_and(|deployed| deployed.version == version)
+    }
+
     /// What was deployed before what runs now, and was not taken back.
-    pub(crate) fn previous(&self) -> Option<&Arc<Release>> {
+    pub(crate) fn previous(&self, endings: Endings) -> Option<&Arc<Release>> {
         let was_good = |kept: &&Version| {
-            let is_deployed = self.deployed().is_some_and(|deployed| deployed.version == kept.release.version);
-            !is_deployed && !matches!(kept.ended, None | Some(Ended { how: End::RolledBack(_), .. }))
+            let came_through = endings == Endings::Blurred || kept.deployed_ms.is_some();
+            let ended_well = !matches!(kept.ended, None | Some(Ended { how: End::RolledBack(_), .. }));
+            came_through && ended_well && !self.is_deployed(&kept.release.version)
         };
         self.kept.iter().filter(was_good).max_by_key(|kept| kept.deployed_ms).map(|kept| &kept.release)
     }
@@ -190,21 +210,21 @@ impl Versions {
     /// Makes a release what runs at once: nothing runs whose place it could take step by step.
     pub(crate) fn run(&mut self, release: &Arc<Release>, at_ms: u64) {
         (self.deployed, self.next, self.rollout) = (Some(Arc::clone(release)), None, None);
-        self.begun(release, at_ms);
+        self.begun(release, Some(at_ms));
     }
 
     /// Begins to roll out a release. What was on its way until now is given up for it.
-    pub(crate) fn begin(&mut self, release: &Arc<Release>, at_ms: u64) {
+    pub(crate) fn begin(&mut self, release: &Arc<Release>, at_ms: u64, endings: Endings) {
         self.next = None;
         if let Some(Rollout { other, .. }) = self.rollout.take() {
             self.end(&other, at_ms, End::Replaced(release.version.clone()));
         }
         self.rollout = Some(Rollout { other: Arc::clone(release), step: 0 });
-        self.begun(release, at_ms);
+        self.begun(release, (endings == Endings::Blurred).then_some(at_ms));
     }
 
     /// Goes on to the next step. After the last one the older version is let go.
-    pub(crate) fn advance(&mut self, at_ms: u64) {
+    pub(crate) fn advance(&mut self, at_ms: u64, endings: Endings) {
         let Some(rollout) = &mut self.rollout else { return };
         rollout.step += 1;
         if rollout.step > LAST_STEP {
@@ -216,11 +236,14 @@ impl Versions {
             if older.version != newer.version {
                 self.end(&older, at_ms, End::Replaced(newer.version.clone()));
             }
+            if endings == Endings::Told {
+                self.begun(&newer, Some(at_ms));
+            }
         }
     }
 
     /// Takes the version back that is on its way, or is watched: what was before runs on.
-    pub(crate) fn give_up(&mut self, at_ms: u64, how: End) {
+    pub(crate) fn give_up(&mut self, at_ms: u64, how: End, endings: Endings) {
         let Some(rollout) = self.rollout.take() else { return };
         let (older, newer) = if rollout.is_last() {
             let newer =
@@ -234,7 +257,29 @@ impl Versions {
             // The same version with other content may have taken its place here too.
             kept.release = older.clone();
             kept.ended = None;
+            if endings == Endings::Told {
+                kept.deployed_ms.get_or_insert(at_ms);
+            }
         }
+    }
+
+    /// What runs is left for what is rolled out in its place. Should that be given up, it is not.
+    pub(crate) fn leave(&mut self, at_ms: u64) {
+        if let Some(deployed) = self.deployed.clone() {
+            self.end(&deployed, at_ms, End::RolledBack(BY_HAND.into()));
+        }
+    }
+
+    /// Keeps a version with all that became of it, where none of that name is kept. Says whether that is so.
+    pub(crate) fn recall(&mut self, version: &Version) -> bool {
+        if self.get(&version.release.version).is_some() {
+            return false;
+        }
+        self.keep(&version.release, version.put_ms);
+        for kept in self.kept.iter_mut().filter(|kept| kept.release.version == version.release.version) {
+            *kept = version.clone();
+        }
+        true
     }
 
     pub(crate) fn wait(&mut self, release: Arc<Release>) {
@@ -264,9 +309,9 @@ impl Versions {
         self.listeners = listeners;
     }
 
-    fn begun(&mut self, release: &Release, at_ms: u64) {
+    fn begun(&mut self, release: &Release, deployed_ms: Option<u64>) {
         for kept in self.kept.iter_mut().filter(|kept| kept.release.version == release.version) {
-            (kept.deployed_ms, kept.ended) = (Some(at_ms), None);
+            (kept.deployed_ms, kept.ended) = (deployed_ms, None);
         }
     }
 

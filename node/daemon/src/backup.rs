@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use futures::{Stream, StreamExt as _};
 use sha2::{Digest as _, Sha256};
-use trellis_placement::{Applied, Command};
+use trellis_placement::{Applied, Command, Entry};
 use trellis_wire::{Digest, frame};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, Artifacts};
@@ -41,6 +41,9 @@ pub(crate) enum BackupError {
          `trellis config del` what is there first"
     )]
     NotEmpty,
+    /// Not all nodes know what is in it. Nothing of it is there.
+    #[error("nothing was restored, because the backup is of a newer Trellis than this lattice: {0}")]
+    TooNew(String),
     /// Something of it did not get through. What came before it is there.
     #[error("restored {done} of {all} commands, then: {why}; delete what is there and restore again")]
     Stopped {
@@ -176,10 +179,16 @@ pub(crate) async fn restore(
         }
     }
     check()?;
-    let all = commands.len();
-    for (done, command) in commands.into_iter().enumerate() {
+    let entries: Vec<Entry> = commands.into_iter().map(proposal::entry).collect();
+    let state = node.raft.state().borrow().clone();
+    entries
+        .iter()
+        .try_for_each(|entry| state.check_level(entry))
+        .map_err(|why| BackupError::TooNew(why.to_string()))?;
+    let all = entries.len();
+    for (done, entry) in entries.into_iter().enumerate() {
         let stopped = |why: String| BackupError::Stopped { done, all, why };
-        match node.raft.propose(proposal::entry(command)).await {
+        match node.raft.propose(entry).await {
             Ok(Applied::Refused(why)) => return Err(stopped(why.to_string())),
             Ok(_) => {}
             Err(why) => return Err(stopped(why.to_string())),

@@ -1,7 +1,7 @@
 //! Explain: why an app is placed as it is, what would change that, and where events for it went. Made from the state and
 //! from what this node did lately; changes nothing.
 
-use trellis_placement::{End, Life, State, Verdict, Versions};
+use trellis_placement::{Life, State, Verdict, Versions};
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::api::types::{AppExplanation, ComponentExplanation, NodeVerdict, RoutedEvent};
@@ -28,7 +28,8 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppExplanation> {
     };
     Some(AppExplanation {
         app: name.to_string(),
-        notes: [of_versions(node, name, versions), of_home(node, &state, versions), node.liveness.problems()].concat(),
+        notes: [of_versions(node, &state, name, versions), of_home(node, &state, versions), node.liveness.problems()]
+            .concat(),
         components: keys.iter().map(component).collect(),
         routed: node
             .dispatch
@@ -65,7 +66,7 @@ fn judged(node: &Node, state: &State, key: &ComponentKey, id: NodeId, verdict: &
 }
 
 /// What became of versions, where that says why the app is as it is.
-fn of_versions(node: &Node, name: &AppName, versions: &Versions) -> Vec<String> {
+fn of_versions(node: &Node, state: &State, name: &AppName, versions: &Versions) -> Vec<String> {
     let mut notes = Vec::new();
     match versions.deployed() {
         Some(deployed) => notes.push(format!("version {} is deployed", deployed.version)),
@@ -75,7 +76,7 @@ fn of_versions(node: &Node, name: &AppName, versions: &Versions) -> Vec<String> 
         notes.push(status::on_its_way(&rollout));
     }
     for kept in versions.kept() {
-        if let Some(End::RolledBack(why)) = kept.ended.as_ref().map(|ended| &ended.how) {
+        if let Some(why) = state.rolled_back(name, &kept.release.version) {
             notes.push(format!("version {} was rolled back: {why}", kept.release.version));
         }
     }

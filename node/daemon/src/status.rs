@@ -181,6 +181,7 @@ fn version(versions: &Versions, kept: &Version) -> VersionStatus {
         _ if is(versions.next()) => ("waiting", None),
         _ if is(versions.deployed()) => ("deployed", None),
         _ if is(versions.newer()) => ("rolling-out", None),
+        Some(End::Replaced(by)) if kept.deployed_ms.is_none() => ("overtaken", Some(format!("by {by}"))),
         Some(End::Replaced(by)) => ("replaced", Some(format!("by {by}"))),
         Some(End::RolledBack(why)) => ("rolled-back", Some(why.clone())),
         Some(End::Undeployed) => ("undeployed", None),
@@ -191,7 +192,8 @@ fn version(versions: &Versions, kept: &Version) -> VersionStatus {
         state: state.into(),
         put_ms: kept.put_ms,
         deployed_ms: kept.deployed_ms,
-        ended_ms: kept.ended.as_ref().map(|ended| ended.at_ms),
+        // What is left by hand runs on until the other one has its place.
+        ended_ms: kept.ended.as_ref().filter(|_| state != "deployed").map(|ended| ended.at_ms),
         why,
     }
 }
@@ -679,7 +681,8 @@ pub(crate) fn unready(node: &Node) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use trellis_manifest::App;
-    use trellis_wire::Digest;
+    use trellis_placement::{Command, Entry};
+    use trellis_wire::{CommandId, Digest};
 
     use super::*;
 
@@ -720,5 +723,29 @@ mod tests {
         status.links.clear();
         status.problems = problems(&status, &shop("v1"), &unplaced);
         assert_eq!((overall(&status), status.problems), ("deploying", vec![told.to_owned()]));
+    }
+
+    #[test]
+    fn history_tells_who_was_overtaken_and_who_is_left_but_runs_still() {
+        let (name, mut state) = ("shop".parse::<AppName>().unwrap(), State::default());
+        let mut apply = |command| {
+            let id = CommandId::new(uuid::Uuid::now_v7());
+            state.apply(&Entry { id, at_ms: 1, command });
+            let versions = state.app(&"shop".parse().unwrap()).unwrap();
+            let told = |kept| {
+                let VersionStatus { version, state, deployed_ms, ended_ms, .. } = version(versions, kept);
+                format!("{version} {state} {} {}", deployed_ms.is_some(), ended_ms.is_some())
+            };
+            versions.kept().iter().map(told).collect::<Vec<_>>()
+        };
+        apply(Command::Deploy(Box::new(shop("v1"))));
+        apply(Command::Deploy(Box::new(shop("v2"))));
+        apply(Command::Deploy(Box::new(shop("v3"))));
+        let steps = 1..=LAST_STEP + 1;
+        let step = |step| Command::Advance { app: name.clone(), version: "v3".into(), step };
+        let past = steps.map(|n| apply(step(n))).last().unwrap();
+        assert_eq!(past, ["v1 replaced true true", "v2 overtaken false true", "v3 deployed true false"]);
+        let past = apply(Command::Rollback { app: name.clone(), version: None });
+        assert_eq!(past, ["v1 rolling-out false false", "v2 overtaken false true", "v3 deployed true false"]);
     }
 }

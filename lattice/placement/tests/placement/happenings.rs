@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use trellis_manifest::Tech;
-use trellis_placement::{Applied, Command, Happening, LeaseMoves, State, happenings};
-use trellis_wire::{ComponentKey, Config, LinkId};
+use trellis_placement::{Applied, Command, Happening, LeaseMoves, NodeFacts, State, happenings};
+use trellis_wire::{AppName, ComponentKey, Config, LinkId};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, provider, release, scaler};
 
@@ -62,7 +62,7 @@ fn what_happens_is_told_from_the_states_alone() {
     };
     let back = |why: &str| format!(r#"AppRolledBack {{ app: "orders", version: "v1", before: "v2", why: {why} }}"#);
     assert_eq!(lattice.tells(orders("v2", 2)), [rolling("v2", "v1")]);
-    let (app, version): (trellis_wire::AppName, String) = ("orders".parse().unwrap(), "v2".into());
+    let (app, version): (AppName, String) = ("orders".parse().unwrap(), "v2".into());
     let why = "it is never ready".into();
     assert_eq!(
         lattice.tells(Command::GiveUp { app: app.clone(), version: version.clone(), why }),
@@ -112,6 +112,58 @@ fn kept(state: &State) -> Vec<String> {
     kept
 }
 
+/// A state made from a backup of another.
+fn restored(state: &State) -> Lattice {
+    let mut restored = Lattice::default();
+    for command in state.commands() {
+        let applied = restored.apply(command);
+        assert!(!matches!(applied, Applied::Refused(_)), "{applied:?}");
+    }
+    restored
+}
+
+#[test]
+fn a_backup_tells_how_versions_ended() {
+    let mut lattice = Lattice::default();
+    let mut labels = BTreeMap::new();
+    NodeFacts::announce_level(&mut labels);
+    lattice.apply(Command::Join(facts(1, "n", 10, labels, false)));
+    let config = |version: &str| [("orders-own".into(), Config::from_iter([("k", version)]))].into();
+    let deploy = |lattice: &mut Lattice, version: &str, code| {
+        let Command::Deploy(mut release) = orders(version, code) else { unreachable!("it is a deploy") };
+        release.app.configs = config(version);
+        release.replace = true;
+        lattice.apply(Command::Deploy(release));
+    };
+    // v1 ran, v2 faulted, v3 was overtaken by v4, and another content of v4 is on its way.
+    let app: AppName = "orders".parse().unwrap();
+    deploy(&mut lattice, "v1", 1);
+    deploy(&mut lattice, "v2", 2);
+    let faulted = Command::GiveUp { app: app.clone(), version: "v2".into(), why: "it faults".into() };
+    lattice.apply(faulted);
+    deploy(&mut lattice, "v3", 3);
+    deploy(&mut lattice, "v4", 4);
+    lattice.settle();
+    let past = |state: &State| {
+        let kept = state.app(&"orders".parse().unwrap()).unwrap().kept().iter();
+        kept.map(|kept| (kept.release.version.clone(), kept.put_ms, kept.deployed_ms, kept.ended.clone())).collect()
+    };
+    let (before, again): (Vec<_>, Vec<_>) = (past(&lattice.state), past(&restored(&lattice.state).state));
+    assert_eq!(again[..3], before[..3]);
+    let mut other = restored(&lattice.state);
+    deploy(&mut lattice, "v4", 5);
+    assert_eq!(kept(&restored(&lattice.state).state), kept(&lattice.state));
+
+    // What ran well before is gone back to there, too, and an app that was stopped has its config.
+    assert_eq!(other.apply(Command::Rollback { app: app.clone(), version: None }), Applied::Done);
+    other.settle();
+    assert_eq!(other.state.app(&app).unwrap().deployed().unwrap().version, "v1");
+    other.apply(Command::Undeploy(app.clone()));
+    let third = restored(&other.state);
+    assert_eq!(kept(&third.state), kept(&other.state));
+    assert_eq!(third.state.configs().get("orders-own").unwrap().owner, Some(app));
+}
+
 #[test]
 fn a_backup_brings_back_apps_versions_and_configs() {
     let mut lattice = Lattice::default();
@@ -149,11 +201,7 @@ fn a_backup_brings_back_apps_versions_and_configs() {
     let told = lattice.tells(Command::Pause { component: paused.clone(), on: true });
     assert_eq!(told, ["TriggerPaused(orders/api)"]);
 
-    let mut restored = Lattice::default();
-    for command in lattice.state.commands() {
-        let applied = restored.apply(command);
-        assert!(!matches!(applied, Applied::Refused(_)), "{applied:?}");
-    }
+    let restored = restored(&lattice.state);
     assert_eq!(kept(&restored.state), kept(&lattice.state));
     assert!(!restored.state.is_empty() && restored.state.is_paused(&paused));
 }

@@ -264,6 +264,7 @@ fn history(state: &State, app: &AppName) -> String {
     let kept = lines(versions.kept().iter().map(|kept| {
         let ended = match &kept.ended {
             None => "runs or never ran".into(),
+            Some(Ended { how: End::Replaced(by), .. }) if kept.deployed_ms.is_none() => format!("overtaken by {by}"),
             Some(Ended { how: End::Replaced(by), .. }) => format!("replaced by {by}"),
             Some(Ended { how: End::RolledBack(why), .. }) => format!("rolled back: {why}"),
             Some(Ended { how: End::Undeployed, .. }) => "undeployed".into(),

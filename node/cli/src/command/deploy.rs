@@ -219,7 +219,7 @@ fn ended(past: &VersionStatus, now: &str) -> Option<String> {
     let why = past.why.as_deref().unwrap_or("the node does not say why");
     match past.state.as_str() {
         "rolled-back" => Some(format!("was rolled back to {now}: {why}")),
-        "replaced" => Some(format!("was replaced {why} while it was waited for")),
+        "replaced" | "overtaken" => Some(format!("was replaced {why} while it was waited for")),
         "undeployed" => Some("was undeployed while it was waited for".into()),
         "kept" => Some(format!("was overtaken before it began; version {now} is there now")),
         _ => None,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use trellis_daemon::api::types::RollbackReply;
 use trellis_wire::AppName;
 
 use super::{deploy, status};
@@ -35,9 +36,17 @@ impl Rollback {
         let admin = connection.open();
         let reply = admin.rollback(&self.app, self.version).await?;
         if !self.output.is_json() {
-            print(&format!("{} goes back to {}", self.app, reply.version))?;
+            print(&told_of(&reply))?;
         }
         let status = deploy::ready(&admin, &self.app, &reply.version, self.wait).await?;
         Ok(self.output.print(&status, status::render)?)
+    }
+}
+
+fn told_of(RollbackReply { app, version, outcome }: &RollbackReply) -> String {
+    match outcome.as_str() {
+        "runs" => format!("{app} {version} runs already; nothing changed"),
+        "on_its_way" => format!("{app} {version} is on its way already; nothing changed"),
+        _ => format!("{app} goes back to {version}"),
     }
 }

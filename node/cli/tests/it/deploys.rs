@@ -140,8 +140,8 @@ fn nothing_is_ready_whose_provider_runs_nowhere() {
 }
 
 #[test]
-fn a_deploy_that_another_one_overtakes_ends_at_once() {
-    let node = Node::start(&[]);
+fn a_deploy_that_another_one_overtakes_ends_at_once_and_is_not_gone_back_to() {
+    let node = Node::start(&["--watch-for", "1s"]);
     let at = free_address();
     // Something has the address of the second version, which therefore never gets ready.
     let other = TcpListener::bind(ANY).unwrap();
@@ -164,6 +164,26 @@ fn a_deploy_that_another_one_overtakes_ends_at_once() {
     node.deploy(&first);
     let stderr = overtaken(&|| node.deploy(&third));
     assert!(stderr.contains("a v2 was replaced by v3"), "{stderr}");
+    let of_second = |key: &str| {
+        let history = node.status("a")["history"].as_array().unwrap().clone();
+        history.into_iter().find(|past| past["version"] == "v2").unwrap()[key].clone()
+    };
+    assert_eq!(
+        [of_second("state"), of_second("deployed_ms")],
+        [serde_json::json!("overtaken"), serde_json::Value::Null]
+    );
+
+    // The way back is to what ran, not to what never did, nor then to what was left.
+    let watched_no_more =
+        || eventually("it is watched no more", || node.status("a")["rollout"].is_null().then_some(()));
+    watched_no_more();
+    let told = node.trellis(&["rollback", "a"]).ok();
+    assert!(told.contains("a goes back to v1"), "{told}");
+    watched_no_more();
+    let refused = node.trellis(&["rollback", "a"]).failed(1);
+    assert!(refused.contains("app a has no version before this one that ran well"), "{refused}");
+    let told = node.trellis(&["rollback", "a", "v1"]).ok();
+    assert!(told.contains("a v1 runs already; nothing changed"), "{told}");
     let stderr = overtaken(&|| drop(node.trellis(&["undeploy", "a"]).ok()));
     assert!(stderr.contains("a v2 was"), "{stderr}");
 }

@@ -27,6 +27,10 @@ fn a_backup_of_one_lattice_makes_another() {
     node.trellis(&["config", "put", "colours", "sky=blue"]).ok();
     node.deploy(&hello("greets", "v1", "127.0.0.1:0", &image("hello")));
     node.deploy(&hello("greets", "v2", "127.0.0.1:0", &image("hello")));
+    // What was taken back is so in the other lattice, too.
+    let third = node.deploy_with(&hello("greets", "v3", "127.0.0.1:0", &image("hello")), &["--no-wait"]);
+    third.ok();
+    node.trellis(&["rollback", "greets"]).ok();
     node.deploy(&hello("stopped", "v1", "127.0.0.1:0", &image("hello")));
     node.trellis(&["undeploy", "stopped"]).ok();
     let folder = tempfile::tempdir().unwrap();
@@ -59,13 +63,18 @@ fn a_backup_of_one_lattice_makes_another() {
     let nowhere = fresh.trellis(&["backup", "/nowhere/lattice.backup"]).failed(1);
     assert!(nowhere.contains("the backup cannot be written to /nowhere/lattice.backup: entity not found"), "{nowhere}");
     let told = fresh.trellis(&["restore", path]).ok();
-    assert!(told.starts_with("restored 8 commands and "), "{told}");
+    assert!(told.starts_with("restored 7 commands and "), "{told}");
     fresh.until_ready("greets");
     assert_eq!(get(fresh.at("greets"), "/").unwrap().ok(), "hello world\n");
     assert_eq!(fresh.status("greets")["version"], "v2");
-    assert_eq!(fresh.status("greets")["versions"], serde_json::json!(["v2", "v1"]));
+    assert_eq!(fresh.status("greets")["versions"], serde_json::json!(["v3", "v2", "v1"]));
+    let states: Vec<Value> =
+        fresh.status("greets")["history"].as_array().unwrap().iter().map(|past| past["state"].clone()).collect();
+    assert_eq!(states, ["rolled-back", "deployed", "replaced"]);
     assert_eq!(fresh.status("stopped")["state"], "undeployed");
     assert_eq!(fresh.trellis(&["config", "get", "colours"]).ok(), "sky=blue\n");
+    let told = fresh.trellis(&["rollback", "greets"]).ok();
+    assert!(told.contains("greets goes back to v1"), "{told}");
 }
 
 #[test]

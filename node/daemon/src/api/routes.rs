@@ -323,11 +323,16 @@ async fn rollback(
     Take(request): Take<RollbackRequest>,
 ) -> Answer<Json<RollbackReply>> {
     let name = app_name(&app)?;
-    drop(propose(&node, Command::Rollback { app: name.clone(), version: request.version }).await?);
+    let applied = apply(&node, Command::Rollback { app: name.clone(), version: request.version }).await?;
     let state = node.raft.state().borrow().clone();
     let versions = state.app(&name).ok_or_else(|| no_app(&name))?;
     let version = versions.next().or(versions.newer()).or(versions.deployed()).ok_or_else(|| no_app(&name))?;
-    Ok(Json(RollbackReply { app: name.to_string(), version: version.version.clone() }))
+    let outcome = match applied {
+        Applied::Unchanged if versions.deployed() == Some(version) => "runs",
+        Applied::Unchanged => "on_its_way",
+        _ => "goes_back",
+    };
+    Ok(Json(RollbackReply { app: name.to_string(), version: version.version.clone(), outcome: outcome.into() }))
 }
 
 async fn delete_app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> Answer<Json<serde_json::Value>> {
@@ -335,6 +340,11 @@ async fn delete_app(State(node): State<Arc<Node>>, Path(app): Path<String>) -> A
 }
 
 async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value>> {
+    apply(node, command).await.map(|_| Json(serde_json::json!({})))
+}
+
+/// Commits a command, and says what came of it.
+async fn apply(node: &Node, command: Command) -> Answer<Applied> {
     let entry = proposal::entry(command);
     entry.check_size().map_err(|why| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", why.to_string()))?;
     // Nothing is sent, so that nobody needs to wonder whether it takes effect after all.
@@ -344,7 +354,7 @@ async fn propose(node: &Node, command: Command) -> Answer<Json<serde_json::Value
             why @ (Why::UnknownApp(_) | Why::UnknownComponent(_) | Why::UnknownConfig(_) | Why::UnknownNode(_)),
         )) => Err(Refusal::not_found(why.to_string())),
         Ok(Applied::Refused(why)) => Err(Refusal::conflict(why.to_string())),
-        Ok(_) => Ok(Json(serde_json::json!({}))),
+        Ok(applied) => Ok(applied),
         Err(ProposeError::TooOld(why)) => Err(Refusal::conflict(why.to_string())),
         Err(why) => Err(Refusal::unavailable(why.to_string())),
     }
@@ -451,7 +461,9 @@ async fn restore(State(node): State<Arc<Node>>, body: Body) -> Answer<Json<Resto
 fn no_backup(why: BackupError) -> Refusal {
     match why {
         BackupError::Unusable(_) => Refusal::bad_request(why.to_string()),
-        BackupError::NotEmpty | BackupError::Stopped { .. } => Refusal::conflict(why.to_string()),
+        BackupError::NotEmpty | BackupError::TooNew(_) | BackupError::Stopped { .. } => {
+            Refusal::conflict(why.to_string())
+        }
         BackupError::Unavailable(_) => Refusal::unavailable(why.to_string()),
     }
 }

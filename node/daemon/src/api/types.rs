@@ -146,11 +146,12 @@ pub struct RolloutStatus {
 pub struct VersionStatus {
     /// Its name.
     pub version: String,
-    /// `deployed`, `rolling-out`, `waiting`, `replaced`, `rolled-back`, `undeployed` or `kept`.
+    /// `deployed`, `rolling-out`, `waiting`, `replaced`, `overtaken` (another one was wanted before it had taken over),
+    /// `rolled-back`, `undeployed` or `kept`.
     pub state: String,
     /// When it was first put, in milliseconds since 1970.
     pub put_ms: u64,
-    /// When it was deployed last.
+    /// When all events went to it last; absent where they never did.
     pub deployed_ms: Option<u64>,
     /// When that ended.
     pub ended_ms: Option<u64>,
@@ -173,6 +174,9 @@ pub struct RollbackReply {
     pub app: String,
     /// The version that it goes back to.
     pub version: String,
+    /// `goes_back`; or, where nothing changed, `runs` or `on_its_way`.
+    #[serde(default)]
+    pub outcome: String,
 }
 
 /// A component in [`AppStatus`].
