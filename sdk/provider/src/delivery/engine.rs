@@ -5,8 +5,8 @@
 //! then: when the node dies, the broker gives it out again. An ordered link is pulled by `ordered` instead.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use trellis_wire::{Delivery, Error, LinkId};
 
+use super::breaker::Leave;
 use super::held::{Held, Taken};
 use super::pauses::Pauses;
 use super::policy::Settlement;
@@ -41,8 +42,8 @@ pub struct Engine<Q: Queue> {
     pub(super) share: Arc<Share>,
     pub(super) held: Arc<Held<Q::Claim>>,
     pub(super) progress: Arc<Progress>,
-    /// Whether the ledger says, as far as this engine knows, that the link pauses by itself.
-    pub(super) pause_is_kept: AtomicBool,
+    /// The pause of the link that the ledger keeps, as far as this engine knows.
+    pub(super) kept_pause: Mutex<Option<u64>>,
     /// When other nodes were told last how first attempts ended.
     pub(super) told_at: tokio::sync::Mutex<Instant>,
     pub(super) runs: TaskTracker,
@@ -51,8 +52,9 @@ pub struct Engine<Q: Queue> {
     settled: Notify,
 }
 
-/// What a run needs: its place under the caps, and its permit.
+/// What a run needs: leave to begin it, its place under the caps, and its permit.
 pub(super) struct Turn {
+    pub(super) leave: Leave,
     pub(super) begun: Begun,
     pub(super) permit: Permit,
 }
@@ -73,7 +75,7 @@ impl<Q: Queue> Engine<Q> {
             share,
             held: Arc::default(),
             progress: Arc::default(),
-            pause_is_kept: AtomicBool::new(false),
+            kept_pause: Mutex::default(),
             told_at: tokio::sync::Mutex::new(Instant::now()),
             runs: TaskTracker::new(),
             settling: AtomicUsize::new(0),
@@ -204,18 +206,24 @@ impl<Q: Queue> Engine<Q> {
     /// Permits for the messages that wait: one at least, and as many more as are free at once.
     async fn gather(&self) -> Result<VecDeque<Turn>, Error> {
         self.settled_some().await;
-        let most = self.leave(PULL_MAX).await;
-        let waiting = self.ready().await.map_err(Error::Internal)?;
-        let most = waiting.clamp(1, most);
-        let mut turns = VecDeque::from([self.turn().await?]);
-        while turns.len() < most {
-            // Looked at once: even the shortest of timers would wait for its tick.
-            match self.turn().now_or_never() {
-                Some(Ok(turn)) => turns.push_back(turn),
-                Some(Err(_)) | None => break,
+        loop {
+            let leave = self.leave().await;
+            let waiting = self.ready().await.map_err(Error::Internal)?;
+            let most = if leave.is_probe() { 1 } else { waiting.clamp(1, PULL_MAX) };
+            let mut turns = VecDeque::from([self.turn(leave).await?]);
+            while turns.len() < most {
+                // Looked at once: even the shortest of timers would wait for its tick.
+                match self.turn(leave).now_or_never() {
+                    Some(Ok(turn)) => turns.push_back(turn),
+                    Some(Err(_)) | None => break,
+                }
             }
+            if self.has_leave(leave) {
+                return Ok(turns);
+            }
+            // The link began to pause, or goes on, while they were waited for.
+            turns.into_iter().for_each(|turn| turn.begun.unused());
         }
-        Ok(turns)
     }
 
     /// Waits while more messages are being settled than are run.
@@ -229,36 +237,44 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// Waits while the link pauses, and says how many of so many messages may be begun then.
-    pub(super) async fn leave(&self, most: usize) -> usize {
+    /// Whether what this leave is for may still begin.
+    pub(super) fn has_leave(&self, leave: Leave) -> bool {
+        lock(&self.progress.breaker).holds(leave)
+    }
+
+    /// Waits while the link pauses, until a message may be begun.
+    pub(super) async fn leave(&self) -> Leave {
         if let Some(until) = self.progress.paused_until() {
             tokio::time::sleep_until(until).await;
         }
         loop {
             let now_ms = self.progress.wall_ms();
-            let wait_ms = lock(&self.progress.breaker).wait_ms(now_ms);
-            match wait_ms {
-                None => {
+            let leave = lock(&self.progress.breaker).leave(now_ms);
+            match leave {
+                Ok(leave) if leave.is_probe() => {
+                    if self.may_probe().await {
+                        return leave;
+                    }
+                }
+                Ok(leave) => {
                     // A person may have ended the pause.
                     self.forget_pause().await;
-                    return most;
+                    return leave;
                 }
-                Some(0) if self.may_probe().await => return 1,
-                Some(0) => {}
                 // A person may end the pause meanwhile.
-                Some(left) => tokio::time::sleep(Duration::from_millis(left.min(1_000))).await,
+                Err(left) => tokio::time::sleep(Duration::from_millis(left.min(1_000))).await,
             }
         }
     }
 
     /// Waits for a place under the caps, then for a permit.
-    pub(super) async fn turn(&self) -> Result<Turn, Error> {
+    pub(super) async fn turn(&self, leave: Leave) -> Result<Turn, Error> {
         let begun = self.share.begin().await;
         let asked = Instant::now();
         match self.permits.acquire(Want::Pull).await {
             Ok(permit) => {
                 self.progress.counts().permit_wait.record(asked.elapsed());
-                Ok(Turn { begun, permit })
+                Ok(Turn { leave, begun, permit })
             }
             Err(why) => {
                 begun.unused();
@@ -267,11 +283,14 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// Runs one message and settles it. Without a turn it is only given back.
+    /// Runs one message and settles it. Without a turn, or the leave for it, it is only given back.
     async fn deliver(self: Arc<Self>, turn: Option<Turn>, taken: Taken<Q::Claim>) {
         let settlement = match turn {
-            None => Settlement::GiveBack { after: Duration::ZERO },
-            Some(turn) => self.handle(turn, &taken).await,
+            Some(turn) if self.has_leave(turn.leave) => self.handle(turn, &taken).await,
+            unused => {
+                unused.into_iter().for_each(|turn| turn.begun.unused());
+                Settlement::GiveBack { after: Duration::ZERO }
+            }
         };
         // Its permit is free: the next message runs while this one is settled.
         self.settling.fetch_add(1, Ordering::Relaxed);

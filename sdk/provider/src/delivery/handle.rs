@@ -12,6 +12,7 @@ use futures::FutureExt as _;
 use tokio::time::Instant;
 use trellis_wire::{CallError, Failure, Fault, Outcome};
 
+use super::breaker::Leave;
 use super::engine::{Engine, PAUSE_MIN, Turn};
 use super::held::Taken;
 use super::ledger::{self, DONE, KEPT};
@@ -44,7 +45,7 @@ enum Mark {
 impl<Q: Queue> Engine<Q> {
     /// Handles one message and says what is to become of it.
     pub(super) async fn handle(&self, turn: Turn, taken: &Taken<Q::Claim>) -> Settlement {
-        let Turn { begun, permit } = turn;
+        let Turn { leave, begun, permit } = turn;
         let known = self.known(taken).await.unwrap_or_else(|why| {
             self.progress.pause(why, PAUSE_MIN);
             Known::Settled(Settlement::GiveBack { after: SOON })
@@ -63,7 +64,7 @@ impl<Q: Queue> Engine<Q> {
         let record = self.refunded(taken).await;
         let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
         let is_ok = settlement == Settlement::Ack;
-        self.count(taken, &settlement).await;
+        self.count(leave, taken, &settlement).await;
         self.note_tried(taken, &settlement, &ran.digest).await;
         let settlement = match settlement {
             Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
@@ -199,14 +200,14 @@ impl<Q: Queue> Engine<Q> {
     }
 
     /// Has the breaker count how a run ended.
-    async fn count(&self, taken: &Taken<Q::Claim>, settlement: &Settlement) {
+    async fn count(&self, leave: Leave, taken: &Taken<Q::Claim>, settlement: &Settlement) {
         let failed = match settlement {
             Settlement::GiveBack { .. } => return,
             Settlement::Ack | Settlement::Drop { .. } => false,
             Settlement::Retry { .. } | Settlement::DeadLetter { .. } => true,
         };
         let now_ms = self.progress.wall_ms();
-        let changed = lock(&self.progress.breaker).ran(taken.record.attempt, failed, now_ms);
+        let changed = lock(&self.progress.breaker).ran(leave, taken.record.attempt, failed, now_ms);
         match changed {
             None => self.compare(if failed { TELL_EVERY } else { TELL_WELL_EVERY }).await,
             Some(change) => self.changed(change).await,
@@ -216,13 +217,10 @@ impl<Q: Queue> Engine<Q> {
     /// While the link pauses, here or elsewhere, nothing is given up.
     async fn unless_paused(&self, settlement: Settlement) -> Settlement {
         if matches!(settlement, Settlement::DeadLetter { .. }) && self.progress.paused_since_ms().is_none() {
-            match self.pause_is_kept.load(Ordering::Relaxed) {
-                // A person ended it.
-                true => self.forget_pause().await,
-                false => {
-                    self.join_pause().await;
-                    self.compare(Duration::ZERO).await;
-                }
+            // One that the ledger keeps was ended by a person, or by a probe.
+            if !self.forget_pause().await {
+                self.join_pause().await;
+                self.compare(Duration::ZERO).await;
             }
         }
         match settlement {

@@ -7,7 +7,7 @@
 //! | `begun/<message>` | runs that did not end, of a message that an ordered link held when a node died | 14 days |
 //! | `tried/<message>` | its attempts by code that may be taken back | 14 days |
 //! | `window/<hash>` | how the last first attempts of a link ended, from when one failed on | an hour |
-//! | `paused/<hash>` | when the next probe of a link is due that paused by itself, in ms since 1970 | 14 days |
+//! | `paused/<hash>` | that a link paused by itself: when the next probe is due, in ms since 1970, and which pause it is | 14 days |
 //! | `left/<hash>` | that who pulled an ordered link last gave all of it back, and in how many ms that is due | 14 days |
 //! | `opens/<hash>` | the replay that is about to be off, and to open a key | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
@@ -154,6 +154,25 @@ pub(super) fn left_key(link: &LinkId) -> String {
     format!("left/{}", hash(&link.to_string()))
 }
 
+/// A pause as it is kept, both big-endian. What cannot be read is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pause {
+    /// When the next probe is due, in milliseconds since 1970.
+    pub(super) probe_ms: u64,
+    /// Drawn by who paused: a node that did not hear of its end must not take the next one for it.
+    pub(super) number: u64,
+}
+
+impl Pause {
+    pub(super) fn read(kept: &[u8]) -> Self {
+        Self { probe_ms: ms(kept), number: kept.get(8..).map_or(0, ms) }
+    }
+
+    pub(super) fn write(self) -> [u8; 16] {
+        (u128::from(self.probe_ms) << 64 | u128::from(self.number)).to_be_bytes()
+    }
+}
+
 /// Milliseconds as they are kept, big-endian: from 1970 to the next probe, or until all that was given back is due. What
 /// cannot be read is 0.
 pub(super) fn ms(kept: &[u8]) -> u64 {
@@ -193,6 +212,14 @@ mod tests {
             assert_eq!(outbox(&parts), Some(sends));
         }
         assert_eq!((parts_of(b"x"), parts_of(&[0; 4]), outbox(&[])), (None, None, None));
+    }
+
+    #[test]
+    fn a_pause_reads_back_also_one_of_an_earlier_build() {
+        let pause = Pause { probe_ms: 1_700_000_000_000, number: u64::MAX - 7 };
+        assert_eq!(Pause::read(&pause.write()), pause);
+        assert_eq!(ms(&pause.write()), pause.probe_ms, "an earlier build reads this");
+        assert_eq!(Pause::read(&7u64.to_be_bytes()), Pause { probe_ms: 7, number: 0 });
     }
 
     #[test]

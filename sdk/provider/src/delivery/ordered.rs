@@ -226,10 +226,16 @@ impl<Q: Queue> Engine<Q> {
         Ok(is_ours.then(|| Duration::from_millis(ledger::ms(&left))))
     }
 
-    /// A turn, once the link does not pause.
+    /// A turn, once the link does not pause, also not since the turn was waited for.
     async fn turn_in_order(&self) -> Result<Turn, Error> {
-        self.leave(1).await;
-        self.turn().await
+        loop {
+            let leave = self.leave().await;
+            let turn = self.turn(leave).await?;
+            if self.has_leave(leave) {
+                return Ok(turn);
+            }
+            turn.begun.unused();
+        }
     }
 
     /// Settles a message that is not tried again here.

@@ -1,16 +1,15 @@
 //! A link that pauses by itself pauses on every node, and on those that begin later: the ledger says so, and whose turn the
 //! next probe is. So do the attempts that it pauses for: from when one failed on, each node adds its own to the ledger, so that
-//! many that have little to do see together what none would see alone. Where nothing fails, nothing is written. Without a
-//! ledger each node pauses for itself.
+//! many that have little to do see together what none would see alone. Where nothing fails, nothing is written. A pause has a
+//! number, so that who ends one that is over by then does not end the next. Without a ledger each node pauses for itself.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::breaker::{Change, PROBE_EVERY_MS};
 use super::engine::Engine;
-use super::ledger::{self, KEPT};
+use super::ledger::{self, KEPT, Pause};
 use super::progress::lock;
 use super::queue::{Ledger, Queue, Trouble};
 use super::window::Window;
@@ -29,9 +28,10 @@ impl<Q: Queue> Engine<Q> {
         let Some(ledger) = self.queue.ledger() else { return };
         match ledger.read(&ledger::paused_key(&self.link)).await {
             Ok(Some(kept)) => {
-                let left_ms = ledger::ms(&kept).saturating_sub(self.progress.wall_ms()).min(PROBE_EVERY_MS);
-                lock(&self.progress.breaker).reopen(self.progress.wall_ms(), left_ms);
-                self.pause_is_kept.store(true, Ordering::Relaxed);
+                let (pause, now_ms) = (Pause::read(&kept), self.progress.wall_ms());
+                let left_ms = pause.probe_ms.saturating_sub(now_ms).min(PROBE_EVERY_MS);
+                lock(&self.progress.breaker).reopen(now_ms, left_ms);
+                *lock(&self.kept_pause) = Some(pause.number);
             }
             Ok(None) => {}
             Err(why) => tracing::debug!(link = %self.link, why, "whether the trigger pauses elsewhere is not known"),
@@ -103,39 +103,60 @@ impl<Q: Queue> Engine<Q> {
     /// The link pauses from now on.
     async fn keep_pause(&self) {
         let Some(ledger) = self.queue.ledger() else { return };
-        let next = next_probe(self.progress.wall_ms());
-        match ledger.swap(&ledger::paused_key(&self.link), None, Some(&next), KEPT).await {
-            // Where it was there already, another paused first.
-            Ok(_) => self.pause_is_kept.store(true, Ordering::Relaxed),
+        let pause = Pause { probe_ms: next_probe(self.progress.wall_ms()), number: rand::random() };
+        match ledger.swap(&ledger::paused_key(&self.link), None, Some(&pause.write()), KEPT).await {
+            Ok(true) => *lock(&self.kept_pause) = Some(pause.number),
+            // Another paused first.
+            Ok(false) => self.join_pause().await,
             Err(why) => {
                 tracing::warn!(link = %self.link, why, "that the trigger pauses by itself is known to this node alone")
             }
         }
     }
 
-    /// The link does not pause any more: a probe went well, or a person said so.
-    pub(super) async fn forget_pause(&self) {
-        let (true, Some(ledger)) = (self.pause_is_kept.load(Ordering::Relaxed), self.queue.ledger()) else { return };
+    /// The link does not pause any more: a probe went well, or a person said so. Whether the ledger was known to keep the
+    /// pause. Another one that began since is joined.
+    pub(super) async fn forget_pause(&self) -> bool {
+        let (Some(number), Some(ledger)) = (*lock(&self.kept_pause), self.queue.ledger()) else { return false };
+        match self.forget(ledger, number).await {
+            Ok(true) => {
+                self.is_over(number);
+                self.join_pause().await;
+            }
+            // It is looked at again before the next message.
+            Ok(false) => {}
+            Err(why) => tracing::debug!(link = %self.link, why, "other nodes do not know yet that the trigger goes on"),
+        }
+        true
+    }
+
+    /// Has the ledger keep this pause no more. Whether it does not.
+    async fn forget(&self, ledger: &dyn Ledger, number: u64) -> Result<bool, Trouble> {
+        let key = ledger::paused_key(&self.link);
+        let Some(kept) = ledger.read(&key).await? else { return Ok(true) };
+        if Pause::read(&kept).number != number {
+            return Ok(true);
+        }
         // The attempts that it paused for first: it must not pause for them again.
-        let forgotten = async {
-            let attempts = ledger.remove(&ledger::window_key(&self.link)).await?;
-            Ok::<_, Trouble>(ledger.remove(&ledger::paused_key(&self.link)).await? && attempts)
-        };
-        // Else it is looked at again before the next message.
-        self.pause_is_kept.store(!matches!(forgotten.await, Ok(true)), Ordering::Relaxed);
+        let attempts = ledger.remove(&ledger::window_key(&self.link)).await?;
+        Ok(attempts && ledger.swap(&key, Some(&kept), None, KEPT).await?)
+    }
+
+    /// The ledger does not keep this pause any more.
+    fn is_over(&self, number: u64) {
+        lock(&self.kept_pause).take_if(|known| *known == number);
     }
 
     /// Whether this node makes the probe that is due. Where the pause is over elsewhere, it is over here too.
     pub(super) async fn may_probe(&self) -> bool {
-        let Some(ledger) = self.queue.ledger().filter(|_| self.pause_is_kept.load(Ordering::Relaxed)) else {
-            return true;
-        };
-        match take_probe(ledger, &ledger::paused_key(&self.link), self.progress.wall_ms()).await {
+        let (Some(number), Some(ledger)) = (*lock(&self.kept_pause), self.queue.ledger()) else { return true };
+        match take_probe(ledger, &ledger::paused_key(&self.link), number, self.progress.wall_ms()).await {
             Ok(Some(is_ours)) => is_ours,
             Ok(None) => {
-                self.pause_is_kept.store(false, Ordering::Relaxed);
+                self.is_over(number);
                 lock(&self.progress.breaker).close();
-                true
+                self.join_pause().await;
+                false
             }
             Err(why) => {
                 tracing::debug!(link = %self.link, why, "whose turn the next probe is cannot be looked up");
@@ -145,16 +166,21 @@ impl<Q: Queue> Engine<Q> {
     }
 }
 
-/// Takes the probe if it is due. `None`: the link does not pause any more.
-async fn take_probe(ledger: &dyn Ledger, key: &str, now_ms: u64) -> Result<Option<bool>, Trouble> {
+/// Takes the probe of this pause if it is due. `None`: it is over, and another may have begun.
+async fn take_probe(ledger: &dyn Ledger, key: &str, number: u64, now_ms: u64) -> Result<Option<bool>, Trouble> {
     let Some(kept) = ledger.read(key).await? else { return Ok(None) };
+    let pause = Pause::read(&kept);
+    if pause.number != number {
+        return Ok(None);
+    }
     // What is further off was written by a node whose clock is wrong, or this one's is.
-    if (1..=PROBE_EVERY_MS).contains(&ledger::ms(&kept).saturating_sub(now_ms)) {
+    if (1..=PROBE_EVERY_MS).contains(&pause.probe_ms.saturating_sub(now_ms)) {
         return Ok(Some(false));
     }
-    ledger.swap(key, Some(&kept), Some(&next_probe(now_ms)), KEPT).await.map(Some)
+    let next = Pause { probe_ms: next_probe(now_ms), number };
+    ledger.swap(key, Some(&kept), Some(&next.write()), KEPT).await.map(Some)
 }
 
-fn next_probe(now_ms: u64) -> [u8; 8] {
-    now_ms.saturating_add(PROBE_EVERY_MS).to_be_bytes()
+const fn next_probe(now_ms: u64) -> u64 {
+    now_ms.saturating_add(PROBE_EVERY_MS)
 }

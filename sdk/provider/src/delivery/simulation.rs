@@ -318,6 +318,8 @@ struct World {
     overlapped: bool,
     /// Nobody takes what handlers publish.
     full: bool,
+    /// What was dead before goes well.
+    mended: bool,
     /// What the lattice thinks of the code that runs first.
     first_code: Option<Trial>,
 }
@@ -349,7 +351,7 @@ impl Node {
             *world.begun.entry(body.clone()).or_default() += 1;
             world.overlapped |= !world.running.insert(key.clone());
         }
-        sleep(Duration::from_millis(100 + u64::from(message.attempt) * 7)).await;
+        sleep(Duration::from_millis(100 + u64::from(message.attempt) * 7 + slow_ms(&body))).await;
         self.sight.alive().await;
         let mut world = self.world.lock().unwrap();
         world.running.remove(&key);
@@ -360,7 +362,7 @@ impl Node {
             "retry-until-5" if message.attempt < 5 => return retry(),
             "trap-once" if message.attempt == 1 => return Err(Fault::NoReply.into()),
             "busy" if world.begun[&body] == 1 => return Err(Error::Busy("no sandbox".into()).into()),
-            "dead" => return Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
+            "dead" if !world.mended => return Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
             "drop" => return Ok(Reply::Settle(Settle::Drop("as asked".into()))),
             _ => {}
         }
@@ -368,6 +370,12 @@ impl Node {
         world.handled.push((place, message.clone()));
         Ok(Reply::Settle(Settle::Ack))
     }
+}
+
+/// How long `slow <ms> ...` takes before it goes well.
+fn slow_ms(body: &str) -> u64 {
+    let ms = body.strip_prefix("slow ").and_then(|rest| rest.split(' ').next());
+    ms.map_or(0, |ms| ms.parse().unwrap())
 }
 
 fn text(message: &Message) -> String {
@@ -447,6 +455,8 @@ struct Lattice {
     policy: Delivery,
     stumbles: u32,
     seed: u64,
+    /// Of each node.
+    permits: usize,
 }
 
 /// A node that runs.
@@ -465,7 +475,7 @@ fn soon() -> Delivery {
 
 impl Lattice {
     fn new(policy: Delivery, seed: u64) -> Self {
-        Self { broker: Arc::default(), world: Arc::default(), policy, stumbles: 0, seed }
+        Self { broker: Arc::default(), world: Arc::default(), policy, stumbles: 0, seed, permits: 4 }
     }
 
     fn publish(&self, subject: &str, body: &str, headers: &[(&str, &str)]) {
@@ -482,7 +492,7 @@ impl Lattice {
         let node = Node {
             sight: sight.clone(),
             world: self.world.clone(),
-            permits: Arc::new(Semaphore::new(4)),
+            permits: Arc::new(Semaphore::new(self.permits)),
             dies_at: Arc::default(),
         };
         let (lease, view) = LeaseHolder::new();
@@ -938,6 +948,89 @@ async fn a_trigger_pauses_by_itself_and_gives_nothing_up_until_a_probe_goes_well
     assert!(node.engine.progress().resume());
     sleep(Duration::from_secs(5)).await;
     assert!(lattice.world.lock().unwrap().begun.values().sum::<u32>() > begun + probes, "it goes on");
+}
+
+/// Three of four are given up at once, and one goes well after so long.
+fn mixed(lattice: &Lattice, count: u32, slow_ms: u64) {
+    for i in 0..count {
+        let body = if i % 4 == 3 { format!("slow {slow_ms} {i}") } else { format!("dead {i}") };
+        lattice.publish(&format!("key{i}"), &body, &[]);
+    }
+}
+
+/// Looks at nodes for so long. None that pauses goes on by itself, and in the end all pause.
+async fn pauses_hold(nodes: &[Running], for_: Duration) {
+    let (began, mut paused) = (Instant::now(), vec![false; nodes.len()]);
+    while began.elapsed() < for_ {
+        for (node, paused) in nodes.iter().zip(&mut paused) {
+            let now = node.engine.progress().paused_since_ms().is_some();
+            assert!(now || !*paused, "it went on after {:?}", began.elapsed());
+            *paused = now;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!paused.contains(&false), "{paused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_holds_though_what_began_before_it_goes_well() {
+    let in_order = || Some(OrderBy::Subject);
+    // Some that go well end soon after it began, some much later; with several nodes it is the lattice's.
+    let cases = [
+        (60, 1, None),
+        (900, 1, None),
+        (50_000, 1, None),
+        (900, 3, None),
+        (60, 1, in_order()),
+        (50_000, 1, in_order()),
+    ];
+    for (slow_ms, count, order_by) in cases {
+        let policy = Delivery { order_by, timeout: Duration::from_secs(100), ..soon() };
+        let mut lattice = Lattice { permits: 10, ..Lattice::new(policy, 1) };
+        mixed(&lattice, 600, slow_ms);
+        let nodes: Vec<_> = (0..count).map(|_| lattice.node()).collect();
+        nodes[0].lease.set(Some(Token(1)));
+        pauses_hold(&nodes, Duration::from_secs(59)).await;
+        let (letters, begun) = (lattice.letters().len(), lattice.world.lock().unwrap().begun.values().sum::<u32>());
+        // More than half of fifty, and what was under way.
+        assert!((20..=25 + 10 * count).contains(&letters), "{letters} were given up, {slow_ms} ms, {count} nodes");
+        assert!(begun as usize <= 50 + 20 * count, "{begun} were begun, {slow_ms} ms, {count} nodes");
+
+        // A probe goes well, sooner or later.
+        lattice.world.lock().unwrap().mended = true;
+        lattice.until_empty().await;
+        assert_eq!((lattice.letters().len(), lattice.handled().len()), (letters, 600 - letters));
+        let first = lattice.world.lock().unwrap().handled.iter().all(|(_, message)| message.attempt == 1);
+        assert!(first, "what was under way and not given up was no attempt");
+        for node in nodes {
+            node.ends().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_hears_late_that_a_pause_is_over_does_not_end_the_next_one() {
+    let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
+    (0..600).for_each(|i| lattice.publish(&format!("key{i}"), &format!("dead {i}"), &[]));
+    let first = lattice.node();
+    first.lease.set(Some(Token(1)));
+    let is_paused = |node: &Running| node.engine.progress().paused_since_ms().is_some();
+    while !is_paused(&first) {
+        sleep(Duration::from_millis(10)).await;
+    }
+    // It knows of that pause, and pulls nothing: it has no lease.
+    let second = lattice.node();
+    sleep(Duration::from_secs(1)).await;
+    assert!(is_paused(&second) && first.engine.progress().resume() && second.engine.progress().resume());
+    sleep(Duration::from_secs(30)).await;
+    assert!(is_paused(&first), "it fails again");
+    let letters = lattice.letters().len();
+    first.ends().await;
+    second.lease.set(Some(Token(2)));
+    sleep(Duration::from_secs(600)).await;
+    assert!(is_paused(&second));
+    assert_eq!(lattice.letters().len(), letters, "nothing is given up");
+    second.ends().await;
 }
 
 #[tokio::test(start_paused = true)]
