@@ -226,24 +226,33 @@ impl Letters<'_> {
     /// Decides on a letter of this component, if there is such a one.
     pub(crate) async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
         let (Some(sequence), Some(stream)) = (self.sequence_of(id), self.stream().await?) else { return Ok(None) };
-        let StreamMessage { headers, payload, time, .. } = match stream.get_raw_message(sequence).await {
-            Ok(found) => found,
-            Err(why) if why.kind() == RawMessageErrorKind::NoMessageFound => return Ok(None),
-            Err(why)
-                if matches!(why.kind(), RawMessageErrorKind::JetStream(refused)
-                    if refused.error_code() == ErrorCode::NO_MESSAGE_FOUND) =>
-            {
-                return Ok(None);
-            }
-            Err(why) => return Err(self.failed(why)),
-        };
+        let Some(found) = self.found(&stream, sequence).await? else { return Ok(None) };
+        let StreamMessage { headers, payload, time, .. } = found;
         let letter = self.letter(sequence, time.unix_timestamp_nanos(), &headers, payload.clone());
         let Some(letter) = letter else { return Ok(None) };
         if fate == Fate::Replay {
             self.replay(&letter, restored(&headers), payload).await?;
         }
-        let deleted = stream.delete_message(sequence).await.map_err(|why| self.failed(why))?;
-        Ok(deleted.then_some(letter))
+        match stream.delete_message(sequence).await {
+            Ok(deleted) => Ok(deleted.then_some(letter)),
+            // Somebody else decided on it meanwhile. The server has one code for whatever keeps it from deleting.
+            Err(_) if self.found(&stream, sequence).await?.is_none() => Ok(None),
+            Err(why) => Err(self.failed(why)),
+        }
+    }
+
+    /// A message of their stream, if it is there.
+    async fn found(&self, stream: &stream::Stream, sequence: u64) -> Result<Option<StreamMessage>, Trouble> {
+        let is_missing = |why: &RawMessageErrorKind| match why {
+            RawMessageErrorKind::NoMessageFound => true,
+            RawMessageErrorKind::JetStream(refused) => refused.error_code() == ErrorCode::NO_MESSAGE_FOUND,
+            _ => false,
+        };
+        match stream.get_raw_message(sequence).await {
+            Ok(found) => Ok(Some(found)),
+            Err(why) if is_missing(&why.kind()) => Ok(None),
+            Err(why) => Err(self.failed(why)),
+        }
     }
 
     async fn replay(&self, letter: &DeadLetter, mut headers: HeaderMap, payload: Bytes) -> Result<(), Trouble> {

@@ -60,6 +60,7 @@ pub async fn contract<B: Broker>(broker: &B) {
         what_is_given_back_was_no_attempt_and_comes_first(broker),
         what_was_given_back_for_later_is_out(broker),
         a_dead_letter_keeps_everything_and_is_decided_on_once(broker),
+        of_two_who_decide_at_one_time_one_does(broker),
         what_is_replayed_comes_before_what_may_wait_for_it(broker),
         a_claim_ends_unless_it_is_extended(broker),
         a_claim_that_ends_is_a_kill_however_often(broker),
@@ -326,6 +327,28 @@ async fn decided<Q: Queue>(queue: &Q, (trapped, headers): (&str, usize), refused
     assert_eq!(decide("nothing", Fate::Drop).await, None);
     assert_eq!(letters(queue, 1).await.len(), 1);
     none(queue).await;
+}
+
+/// Neither fails, and nothing comes twice.
+async fn of_two_who_decide_at_one_time_one_does<B: Broker>(broker: &B) {
+    const COUNT: usize = 8;
+    let (one, other) = (broker.queue("decided").await, broker.queue("decided").await);
+    for i in 0..COUNT {
+        broker.publish("decided", message(&i.to_string())).await;
+    }
+    for claimed in some(&one, COUNT).await {
+        settle(&one, &claimed, dead(Reason::Refused("no".into()), None)).await;
+    }
+    for letter in letters(&one, COUNT).await {
+        let (one, other) = tokio::join!(one.decide(&letter.id, Fate::Replay), other.decide(&letter.id, Fate::Replay));
+        let did =
+            [one, other].map(|decided| decided.expect("one of them is too late, and that is no trouble").is_some());
+        assert_eq!(did.iter().filter(|did| **did).count(), 1, "{did:?}");
+    }
+    let mut again: Vec<_> = some(&other, COUNT).await.iter().map(|claimed| text(&claimed.message)).collect();
+    again.sort();
+    assert!(again.into_iter().eq((0..COUNT).map(|i| i.to_string())), "each once");
+    none(&other).await;
 }
 
 /// By this a parked key opens, however much waits behind it.
