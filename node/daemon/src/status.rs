@@ -519,11 +519,12 @@ fn is_each_nodes_own(system: &str) -> bool {
 /// the most of it, since RabbitMQ shows what one node holds to that node only.
 fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
     let first = &views[0].1;
-    let stands: Vec<Stands> = views.iter().filter_map(|(_, view)| view.standing.clone().ok()).collect();
+    let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
+    let held = sum(|view| view.held);
+    let stands: Vec<Stands> = views.iter().filter_map(|(_, view)| view.stands(held)).collect();
     let most = stands.iter().max_by_key(|stands| stands.waiting.saturating_add(stands.claimed));
     let most = most.map_or(&[][..], std::slice::from_ref);
     let stands = if is_each_nodes_own(&first.system) { &stands[..] } else { most };
-    let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
     let whole = |of: fn(&Stands) -> u64| (!stands.is_empty()).then(|| stands.iter().map(of).sum());
     let outcome = |i: usize| views.iter().map(|(_, view)| view.outcomes[i]).sum::<u64>();
     let problem =
@@ -545,7 +546,7 @@ fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
         claimed: whole(|stands| stands.claimed),
         oldest_age_ms: stands.iter().filter_map(|stands| stands.oldest_age_ms).max(),
         in_flight: sum(|view| view.in_flight),
-        held: sum(|view| view.held),
+        held,
         attempts: sum(|view| view.attempts),
         outcomes: OUTCOMES.iter().enumerate().map(|(i, word)| ((*word).into(), outcome(i))).collect(),
         dead_letters: stands.iter().filter_map(|stands| stands.dead).reduce(|all, more| all + more),

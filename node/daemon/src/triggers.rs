@@ -69,6 +69,7 @@ pub(crate) struct View {
     pub(crate) run: Times,
     /// Since when it pauses by itself, in milliseconds since 1970.
     pub(crate) paused_since_ms: Option<u64>,
+    /// As the broker says it: [`View::stands`] is for people.
     pub(crate) standing: Result<Stands, String>,
     pub(crate) problem: Option<String>,
 }
@@ -118,6 +119,24 @@ impl From<&Histogram> for Times {
     fn from(histogram: &Histogram) -> Self {
         let read = histogram.read();
         Self { count: read.count, sum_us: u64::try_from(read.sum.as_micros()).unwrap_or(u64::MAX) }
+    }
+}
+
+impl Stands {
+    /// The same where a broker counts what waits for its next attempt as given out: what nodes hold, so many messages, is
+    /// given out, and all else waits.
+    pub(crate) fn held_apart(self, held: u64) -> Self {
+        let claimed = self.claimed.min(held);
+        Self { waiting: self.waiting + self.claimed - claimed, claimed, ..self }
+    }
+}
+
+impl View {
+    /// How its queue stands, if that is known, where nodes hold so many of its messages.
+    pub(crate) fn stands(&self, held: u64) -> Option<Stands> {
+        let stands = *self.standing.as_ref().ok()?;
+        // A message that JetStream is told to give out later is unacknowledged until then, like one that is worked on.
+        Some(if self.system == Tech::Nats.as_str() { stands.held_apart(held) } else { stands })
     }
 }
 

@@ -161,6 +161,28 @@ fn any_node_lists_replays_and_drops_the_dead_letters_of_a_stream() {
     letters(&nodes[1], &[], 1);
 }
 
+#[test]
+fn what_waits_for_another_attempt_is_shown_as_waiting() {
+    let nats = NatsServer::start(true);
+    let nodes = two_nodes(&nats);
+    let config = "{stream: ORDERS, subject: 'orders.>', create: 'true', delivery.backoff.initial: 5m}";
+    nodes[0].deploy(&worker(8, "nats", config));
+    for body in ["retry 1", "retry 2", "retry 3", "sleep 8000"] {
+        nodes[0].trellis(&["publish", "orders.x", body]).ok();
+    }
+    let stands = |waiting: u64, claimed: u64| {
+        until(&nodes[1], &format!("{waiting} wait and {claimed} are at work"), |trigger| {
+            trigger["waiting"] == waiting && trigger["claimed"] == claimed
+        })
+    };
+    stands(3, 1);
+    let done = stands(3, 0);
+    assert_eq!((&done["outcomes"]["retry"], &done["outcomes"]["ack"]), (&3.into(), &1.into()), "{done}");
+    let metrics = get(nodes[0].admin.strip_prefix("http://").unwrap().parse().unwrap(), "/metrics").unwrap().ok();
+    let waiting = metrics.lines().find(|line| line.starts_with("trellis_trigger_waiting{")).unwrap();
+    assert!(waiting.ends_with(" 3"), "{waiting}");
+}
+
 /// Queues of each node's own on all of three, and a stream that the second and the third pull from.
 fn own_queues_and_a_stream() -> String {
     let traits = |nodes: &str| {

@@ -96,12 +96,18 @@ const TRIGGER_FIGURES: [TriggerFigure; 7] = [
     ("messaging_client_consumed_messages_total", "Messages that were handed to a handler.", "counter", |view| {
         Some(view.attempts)
     }),
-    ("trellis_trigger_waiting", "Messages that wait in the queue: its lag.", "gauge", |view| {
-        view.standing.as_ref().ok().map(|stands| stands.waiting)
-    }),
-    ("trellis_trigger_claimed", "Messages that are given out and not settled.", "gauge", |view| {
-        view.standing.as_ref().ok().map(|stands| stands.claimed)
-    }),
+    (
+        "trellis_trigger_waiting",
+        "Messages that wait, also between two attempts: the lag. On NATS also those that other nodes hold.",
+        "gauge",
+        |view| view.stands(view.held).map(|stands| stands.waiting),
+    ),
+    (
+        "trellis_trigger_claimed",
+        "Messages that are given out and not settled. On NATS and RabbitMQ those that this node holds.",
+        "gauge",
+        |view| view.stands(view.held).map(|stands| stands.claimed),
+    ),
     ("trellis_trigger_oldest_age_milliseconds", "How long ago the oldest message was published.", "gauge", |view| {
         view.standing.as_ref().ok().and_then(|stands| stands.oldest_age_ms)
     }),

@@ -547,7 +547,7 @@ pub struct TriggerStatus {
     pub state: String,
     /// Nodes that run it.
     pub nodes: usize,
-    /// Messages that wait; absent where the broker does not say.
+    /// Messages that wait, those between two attempts included; absent where the broker does not say.
     pub waiting: Option<u64>,
     /// Messages that are given out and not settled.
     pub claimed: Option<u64>,

@@ -198,8 +198,8 @@ pub struct Out {
 pub struct Standing {
     /// Messages that wait.
     pub waiting: u64,
-    /// Messages that are given out and not settled, on whatever node. Where a broker does not tell them apart, also those
-    /// that wait for their next attempt.
+    /// Messages that are given out and not settled, on whatever node. Where a broker does not tell them apart (NATS), also
+    /// those that wait for their next attempt: people are told that what no node holds waits.
     pub claimed: u64,
     /// How long ago the oldest that waits was published, where the broker can say.
     pub oldest_age: Option<Duration>,
