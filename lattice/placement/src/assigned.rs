@@ -466,6 +466,15 @@ impl State {
         Some(HeldLink { link, direction, secret_refs, refused })
     }
 
+    /// The links of a version that may leave dead letters, from queues and from timers, each with the component that it wakes.
+    pub fn links_with_letters<'a>(&'a self, release: &'a Release) -> impl Iterator<Item = (LinkId, ComponentKey)> + 'a {
+        release.app.links.iter().filter_map(|link| {
+            let (id, config, Some(End { provider, wakes: true })) = self.link_of(release, link) else { return None };
+            let tech = provider.tech()?;
+            (tech == Tech::Timer || has_queue(tech, &config)).then(|| (id, release.key(&link.target)))
+        })
+    }
+
     /// How many links of a version have a queue, and dead letters beside it.
     fn queues(&self, release: &Release) -> u64 {
         let has_queue = |link: &&AppLink| match self.link_of(release, link) {

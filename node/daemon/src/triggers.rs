@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use trellis_manifest::Tech;
-use trellis_placement::{Direction, HeldLink, Life};
+use trellis_placement::{Direction, HeldLink, Life, Release};
 use trellis_provider::Histogram;
 use trellis_provider::delivery::{DeadLetter, Fate, OUTCOMES, Standing, Trigger};
 use trellis_wire::{AppName, CallError, ComponentKey, ComponentName, LinkId, Message, NodeId};
@@ -100,7 +100,7 @@ struct Place {
 }
 
 /// What was found of an app's dead letters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Letters {
     pub(crate) found: Vec<Found>,
     /// What is missing: who did not say what it has, and why.
@@ -310,6 +310,40 @@ impl Triggers {
         (views, problems)
     }
 
+    /// Why nobody can be asked for the dead letters of an app, or of one component: what runs of it is woken by no queue, and
+    /// an earlier version was.
+    pub(crate) fn out_of_reach(&self, app: &AppName, of: Option<&ComponentName>) -> Option<String> {
+        let state = self.shares.state();
+        let versions = state.app(app)?;
+        let leaves_some =
+            |release: &Release| state.links_with_letters(release).any(|(_, woken)| is_asked(&woken, (app, of)));
+        if versions.running().any(|release| leaves_some(release)) {
+            return None;
+        }
+        let before = &versions.kept().iter().rev().find(|kept| leaves_some(&kept.release))?.release.version;
+        Some(match versions.deployed() {
+            None => format!("`{app}` is not deployed: its dead letters are with its broker; deploy it to see them"),
+            Some(release) => format!(
+                "no queue wakes it in version {} of `{app}`: dead letters of version {before} are with its broker; \
+                 deploy that to see them",
+                release.version
+            ),
+        })
+    }
+
+    /// What is not known, for people: of which links that leave dead letters no node can be asked.
+    fn unheld(&self, (app, of): (&AppName, Option<&ComponentName>), places: &[Place]) -> Vec<String> {
+        let state = self.shares.state();
+        let deployed = state.app(app).and_then(|versions| versions.deployed());
+        let links = deployed.into_iter().flat_map(|release| state.links_with_letters(release));
+        let asked = links.filter(|(_, woken)| is_asked(woken, (app, of))).map(|(link, _)| link);
+        let lost = state.nodes().iter().filter(|(_, node)| node.is_lost()).map(|(id, _)| state.named(*id));
+        let lost = lost.collect::<Vec<_>>().join(", ");
+        let who = if lost.is_empty() { lost } else { format!("; lost: {lost}") };
+        let unheld = asked.filter(|link| places.iter().all(|place| place.link != *link));
+        unheld.map(|link| format!("dead letters of {link} are not known: no node has the link{who}")).collect()
+    }
+
     /// Where the dead letters are of an app, or of one component. A queue that every node sees is the same on each; one of
     /// the node's own is not, and is at the home alone where there is one. Who is lost may have had one, whose letters it
     /// still has.
@@ -318,8 +352,7 @@ impl Triggers {
         let lost = || state.nodes().iter().filter(|(_, node)| node.is_lost()).map(|(id, _)| *id).collect();
         for node in self.nodes() {
             for held in self.shares.of(node).links() {
-                let component = &held.link.component;
-                let is_asked = component.app == *app && of.is_none_or(|of| component.name == *of);
+                let is_asked = is_asked(&held.link.component, (app, of));
                 let (true, Direction::Wakes { provider, tech }) = (is_asked, &held.direction) else { continue };
                 let apart = matches!(tech, Tech::Embedded | Tech::Mqtt);
                 let has_home = held.is_pulled_at_home() || state.kept_at(provider).is_some();
@@ -340,8 +373,9 @@ impl Triggers {
         (app, of): (&AppName, Option<&ComponentName>),
         wanted: impl Fn(&Found) -> bool,
     ) -> Result<Letters, String> {
-        let (mut letters, mut has_answer, mut round) = (Letters::default(), false, Round::of(self));
-        for place in self.places(app, of) {
+        let (places, mut has_answer, mut round) = (self.places(app, of), false, Round::of(self));
+        let mut letters = Letters { found: Vec::new(), problems: self.unheld((app, of), &places) };
+        for place in places {
             let mut problems = Vec::new();
             for node in round.in_turn(&place) {
                 match round.find_in(&place, node, &wanted, &mut letters.found).await {
@@ -369,8 +403,9 @@ impl Triggers {
     pub(crate) async fn decide(&self, app: &AppName, id: &str, fate: Fate) -> Result<bool, String> {
         let on_node = |(own, node): (_, &str)| Some((own, node.parse::<NodeId>().ok()?));
         let (own, on) = id.rsplit_once('@').and_then(on_node).map_or((id, None), |(own, node)| (own, Some(node)));
-        let (mut problem, mut round) = (None, Round::of(self));
-        for place in self.places(app, None) {
+        let (places, mut round) = (self.places(app, None), Round::of(self));
+        let mut problem = self.unheld((app, None), &places).into_iter().next();
+        for place in places {
             let mut why = None;
             let mut nodes = round.in_turn(&place);
             // Who is at work for the lattice starts a timer's tick at once; another could only write down that it is to be.
@@ -399,6 +434,11 @@ impl Triggers {
         let asked = nodes.iter().map(|node| self.ask::<usize>(*node, &question));
         futures::future::join_all(asked).await.into_iter().flatten().sum()
     }
+}
+
+/// Whether a component is the one whose dead letters are asked for, or of the app.
+fn is_asked(component: &ComponentKey, (app, of): (&AppName, Option<&ComponentName>)) -> bool {
+    component.app == *app && of.is_none_or(|of| component.name == *of)
 }
 
 /// One look through the lattice for dead letters, which takes no longer than [`ROUND_WAIT`] of other nodes.

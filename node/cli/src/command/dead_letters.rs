@@ -82,10 +82,7 @@ enum Action {
         #[arg(value_name = "APP[/COMPONENT]")]
         of: Scope,
         /// Ids, as listed
-        #[arg(
-            required_unless_present_any = ["all", "reason", "older_than"],
-            conflicts_with_all = ["all", "reason", "older_than"]
-        )]
+        #[arg(conflicts_with_all = ["all", "reason", "older_than"])]
         ids: Vec<String>,
         #[command(flatten)]
         chosen: Chosen,
@@ -210,7 +207,13 @@ impl DeadLetters {
             Action::Replay { of, ids, chosen, rate } => {
                 decide((&of, &ids, &chosen), (Fate::Replay, rate), connection).await
             }
-            Action::Drop { of, ids, chosen, all: _ } => {
+            Action::Drop { of, ids, chosen, all } => {
+                if ids.is_empty() && !all && chosen.pairs(None).is_empty() {
+                    return Err(Failure::Usage(format!(
+                        "which of {of} are to be dropped is not said: name ids, as `trellis dead-letters list {of}` shows \
+                         them, or give --reason WORD, --older-than TIME or --all"
+                    )));
+                }
                 decide((&of, &ids, &chosen), (Fate::Drop, None), connection).await
             }
         }

@@ -183,6 +183,69 @@ fn what_waits_for_another_attempt_is_shown_as_waiting() {
     assert!(waiting.ends_with(" 3"), "{waiting}");
 }
 
+#[test]
+fn dead_letters_of_what_is_not_deployed_are_not_said_to_be_none() {
+    let node = Node::start(&[]);
+    node.deploy(&worker(4, "embedded", "{queue: mail}"));
+    node.trellis(&["publish", "mail", "dead-letter"]).ok();
+    letters(&node, &[], 1);
+    let why = node.trellis(&["dead-letters", "drop", "post"]).failed(2);
+    assert!(why.contains("--all") && why.contains("--reason"), "{why}");
+    let not_found = node.trellis(&["dead-letters", "list", "nobody"]).failed(1);
+    assert!(not_found.contains("there is no app `nobody`"), "{not_found}");
+
+    node.trellis(&["undeploy", "post"]).ok();
+    for action in [&["list"][..], &["replay"], &["drop", "--all"]] {
+        let ran = node.trellis(&[&["dead-letters", action[0], "post"], &action[1..]].concat());
+        assert!(ran.stdout.is_empty(), "{}", ran.stdout);
+        let why = ran.failed(1);
+        assert!(
+            why.contains("`post` is not deployed: its dead letters are with its broker; deploy it to see them"),
+            "{why}"
+        );
+    }
+
+    // What runs has no queue any more.
+    let store = || link("store", "wasi:keyvalue/store, atomics");
+    let without = app(
+        "post",
+        &[component("worker", "test_kv", "", &[store()]), provider("store", "embedded"), http("worker", "")],
+    );
+    node.deploy(&without);
+    let why = node.trellis(&["dead-letters", "list", "post/worker"]).failed(1);
+    assert!(why.contains("no queue wakes it in version "), "{why}");
+
+    node.deploy(&worker(4, "embedded", "{queue: mail}"));
+    letters(&node, &[], 1);
+    assert_eq!(node.trellis(&["dead-letters", "drop", "post", "--all"]).ok(), "1 dropped\n");
+    assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
+}
+
+#[test]
+fn dead_letters_that_only_lost_nodes_could_read_are_not_said_to_be_none() {
+    let nats = NatsServer::start(true);
+    let nodes = lattice(&nats, 3);
+    let there = "instances: 1, spread: [{name: there, requirements: {n: '3'}}]";
+    let config = "{stream: ORDERS, subject: 'orders.>', create: 'true'}";
+    nodes[0].deploy(&worker(1, "nats", config).replace("instances: 1", there));
+    nodes[0].trellis(&["publish", "orders.x", "dead-letter"]).ok();
+    letters(&nodes[0], &[], 1);
+    let lost = id(&nodes[2]);
+    nodes[2].signal("STOP");
+    let list = || nodes[0].trellis(&["dead-letters", "list", "post"]);
+    let why = eventually("it is lost", || {
+        let listed = list();
+        assert!(!listed.stdout.contains("no dead letters"), "{listed:?}");
+        Some(listed.stderr).filter(|why| why.contains("; lost: "))
+    });
+    assert!(why.contains("are not known: no node has the link; lost: ") && why.contains(&lost), "{why}");
+    list().failed(1);
+    nodes[0].trellis(&["dead-letters", "replay", "post"]).failed(1);
+    nodes[2].signal("CONT");
+    eventually("the node is back", || (list().code == 0).then_some(()));
+    letters(&nodes[0], &[], 1);
+}
+
 /// Queues of each node's own on all of three, and a stream that the second and the third pull from.
 fn own_queues_and_a_stream() -> String {
     let traits = |nodes: &str| {

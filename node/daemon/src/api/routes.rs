@@ -529,6 +529,7 @@ async fn dead_letters(
     let component = query.component.as_ref().map(|name| name.parse::<ComponentName>().map_err(bad_name)).transpose()?;
     let (app, now_ms) = (app_name(&app)?, clock::now_ms());
     known(&node, &app, component.as_ref())?;
+    reachable(&node, &app, component.as_ref())?;
     let found = node.triggers.find((&app, component.as_ref()), |found| query.takes(found, now_ms)).await;
     let Letters { found, problems } = found.map_err(Refusal::unavailable)?;
     let shown = found.into_iter().map(|Found { letter, id }| DeadLetterStatus {
@@ -564,6 +565,11 @@ fn known(node: &Node, app: &AppName, component: Option<&ComponentName>) -> Answe
     }
 }
 
+/// Whether there is someone to ask for dead letters.
+fn reachable(node: &Node, app: &AppName, component: Option<&ComponentName>) -> Answer<()> {
+    node.triggers.out_of_reach(app, component).map_or(Ok(()), |why| Err(Refusal::conflict(why)))
+}
+
 async fn replay_dead_letter(
     State(node): State<Arc<Node>>,
     Path((app, id)): Path<(String, String)>,
@@ -579,7 +585,9 @@ async fn drop_dead_letter(
 }
 
 async fn decide(node: &Node, app: &str, id: &str, fate: Fate) -> Answer<Json<serde_json::Value>> {
-    match node.triggers.decide(&app_name(app)?, id, fate).await {
+    let app = app_name(app)?;
+    reachable(node, &app, None)?;
+    match node.triggers.decide(&app, id, fate).await {
         Ok(true) => Ok(Json(serde_json::json!({}))),
         Ok(false) => Err(Refusal::not_found(format!("there is no dead letter {id} of {app}"))),
         Err(why) => Err(Refusal::unavailable(why)),
