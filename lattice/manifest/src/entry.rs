@@ -7,7 +7,7 @@ use crate::finding::{At, Report};
 use crate::links::{self, Side};
 use crate::nearest::{did_you_mean, nearest};
 use crate::reading::{Entry, Kind, Reading};
-use crate::settings;
+use crate::settings::{self, Settings};
 use crate::tree::Node;
 use crate::{Component, Image, Limits, Provider, Scaler, Served, images, level, limits, scaler};
 
@@ -48,11 +48,11 @@ pub(crate) fn read(node: &Node, reading: &mut Reading<'_, '_>) {
         let again = twice(text, at, reading);
         // Two of one name have one generated id; that has been said then.
         let id = id.clone().filter(|(_, id_at)| !again || *id_at != at);
-        reading.entries.push(Entry { name: text.into(), at, id, kind });
+        reading.entries.push(Entry { name: text.into(), at, id, kind, secrets_at: own.secrets_at });
     }
     let (Some(source), Some(code)) = (source, code) else { return };
     let id = id.map_or_else(String::new, |(id, _)| id);
-    let (configs, secrets) = own;
+    let Settings { configs, secrets, .. } = own;
     match kind {
         Some(Kind::Component) => {
             let Some(image) = component_image(code, reading.report) else { return };

@@ -83,14 +83,12 @@ impl<'t> Fields<'t> {
 /// A scalar's text. Numbers and truth values are taken as written: wadm does so in some places, and `port: 8080` says
 /// what it means in all.
 pub(crate) fn text<'t>(node: &'t Node, what: &str, report: &mut Report<'_>) -> Option<&'t str> {
-    match &node.value {
-        Value::Text(text) | Value::Number(text) | Value::Bool(text) => Some(text),
-        Value::Null | Value::List(_) | Value::Map(_) => {
-            let help = "write one value, in quotes if it has `: ` or ` #` in it";
-            report.error(node.at, format!("{what} must be text, not {}", node.kind()), help);
-            None
-        }
+    let text = node.text();
+    if text.is_none() {
+        let help = "write one value, in quotes if it has `: ` or ` #` in it";
+        report.error(node.at, format!("{what} must be text, not {}", node.kind()), help);
     }
+    text
 }
 
 /// A number from `min`, without quotes.

@@ -1,5 +1,7 @@
 //! What is wrong with a manifest, said so that a person can put it right: where, what, and what to write instead.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -103,14 +105,20 @@ impl At {
 pub(crate) struct Report<'a> {
     origin: &'a str,
     lines: Vec<&'a str>,
+    /// How many each line has.
+    chars: Vec<usize>,
     findings: Vec<Finding>,
     errors: usize,
     left_out: usize,
+    /// What is shown in the place of lines with a credential in them, by their number.
+    hidden: BTreeMap<u32, String>,
 }
 
 impl<'a> Report<'a> {
     pub(crate) fn new(source: &'a str, origin: &'a str) -> Self {
-        Self { origin, lines: source.lines().collect(), findings: Vec::new(), errors: 0, left_out: 0 }
+        let chars = source.lines().map(|line| line.chars().count()).collect();
+        let lines = source.lines().collect();
+        Self { origin, lines, chars, findings: Vec::new(), errors: 0, left_out: 0, hidden: BTreeMap::new() }
     }
 
     /// The manifest is refused for this. `help` says what to write instead; empty where the message does.
@@ -122,6 +130,56 @@ impl<'a> Report<'a> {
     /// The manifest is taken in spite of this.
     pub(crate) fn warn(&mut self, at: At, message: impl Into<String>, help: impl Into<String>) {
         self.add(Severity::Warning, at, message.into(), help.into());
+    }
+
+    /// Has the credentials in the text that stands there shown by nothing. `hidden` puts stars for them; where it finds none, as
+    /// the source writes the text in another way, all of it is hidden.
+    pub(crate) fn hide(&mut self, at: At, hidden: impl for<'t> Fn(&'t str) -> Cow<'t, str>) {
+        let pieces = self.pieces(at);
+        let is_seen = pieces.iter().any(|(_, text)| hidden(text) != text.as_str());
+        for ((line, column), text) in pieces {
+            let piece = if is_seen { hidden(&text).into_owned() } else { stars(&text) };
+            let source = self.lines.get(line as usize - 1).copied().unwrap_or_default();
+            let before = self.hidden.entry(line).or_insert_with(|| source.chars().take(LINE_CHARS_MAX).collect());
+            let (head, tail) = (before.chars().take(column), before.chars().skip(column + piece.chars().count()));
+            *before = head.chain(piece.chars()).chain(tail).take(LINE_CHARS_MAX).collect();
+        }
+    }
+
+    /// Has the line shown without what may be a credential, where nobody can say what it is, as it is no YAML.
+    pub(crate) fn hide_unread(&mut self, line: u32) {
+        let source = (line as usize).checked_sub(1).and_then(|index| self.lines.get(index));
+        let Some(shown) = source.map(|source| credentials::hidden_in("url", source)) else { return };
+        let is_between = |c: char| !c.is_alphanumeric() && c != '_';
+        let mut end = 0;
+        let names_one = shown.split_inclusive(is_between).any(|word| {
+            end += word.len();
+            credentials::held(word.trim_end_matches(is_between), "-----BEGIN").is_some()
+        });
+        let end = if names_one { end } else { shown.len() };
+        self.hidden.insert(line, shown[..end].to_owned() + &stars(&shown[end..]));
+    }
+
+    /// The text that stands there, with the line and the column, from 0, of each of its lines; without what is shown nowhere, as
+    /// it begins too far to the right: a manifest may be one long line, with very many credentials.
+    fn pieces(&self, at: At) -> Vec<((u32, usize), String)> {
+        let (mut left, mut column) = (at.length as usize, (at.column as usize).saturating_sub(1));
+        let mut pieces = Vec::new();
+        let before = at.line.saturating_sub(1) as usize;
+        let (lines, chars) =
+            (self.lines.get(before..).unwrap_or_default(), self.chars.get(before..).unwrap_or_default());
+        for (line, (source, chars)) in (at.line.max(1)..).zip(lines.iter().zip(chars)) {
+            if column < LINE_CHARS_MAX {
+                pieces.push(((line, column), source.chars().skip(column).take(left).collect()));
+            }
+            // The end of a line counts as well.
+            left = left.saturating_sub(chars.saturating_sub(column) + 1);
+            column = 0;
+            if left == 0 {
+                break;
+            }
+        }
+        pieces
     }
 
     /// Whether further findings are only counted: then nobody needs to look for what was meant.
@@ -136,6 +194,11 @@ impl<'a> Report<'a> {
     /// Everything that was found, in the order of the source.
     pub(crate) fn finish(mut self) -> Vec<Finding> {
         self.findings.sort_by_key(|finding| (finding.line, finding.column));
+        for finding in &mut self.findings {
+            if let Some(line) = self.hidden.get(&finding.line) {
+                finding.source = shown(line, LINE_CHARS_MAX);
+            }
+        }
         if self.left_out > 0 {
             let severity = if self.errors > 0 { Severity::Error } else { Severity::Warning };
             let message = format!("{} findings more are not shown", self.left_out);
@@ -154,11 +217,6 @@ impl<'a> Report<'a> {
 
     fn finding(&self, severity: Severity, at: At, message: String, help: String) -> Finding {
         let line = (at.line as usize).checked_sub(1).and_then(|index| self.lines.get(index));
-        // A manifest may come from anybody, and what is shown goes to a terminal; and none of its passwords does.
-        let shown = |text: &str, chars_max: usize| -> String {
-            let hidden = credentials::hidden(text);
-            hidden.chars().take(chars_max).map(|c| if c.is_control() { ' ' } else { c }).collect()
-        };
         Finding {
             severity,
             line: at.line,
@@ -170,6 +228,16 @@ impl<'a> Report<'a> {
             source: line.map_or_else(String::new, |line| shown(line, LINE_CHARS_MAX)),
         }
     }
+}
+
+fn stars(text: &str) -> String {
+    text.chars().map(|c| if c.is_whitespace() { c } else { '*' }).collect()
+}
+
+/// A manifest may come from anybody, and what is shown goes to a terminal; and none of its passwords does.
+fn shown(text: &str, chars_max: usize) -> String {
+    let hidden = credentials::hidden(text);
+    hidden.chars().take(chars_max).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -190,6 +258,18 @@ mod tests {
         assert!(findings.last().unwrap().is_error(), "an error that is not shown still is one");
         assert!(findings[0].to_string().lines().all(|line| line.chars().count() < LINE_CHARS_MAX + 10));
         assert!(!findings[0].to_string().contains(['\u{1b}', '\u{7}']));
+    }
+
+    #[test]
+    fn credentials_are_hidden_in_every_line_that_they_stand_in() {
+        let source = "é: [u:p@h, x]\n  'a\\x62'\nafter";
+        let mut report = Report::new(source, "app.yaml");
+        report.error(At { line: 1, column: 4, length: 1 }, "before it was known", "");
+        report.hide(At { line: 1, column: 5, length: 5 }, |text| text.replace(":p@", ":*@").into());
+        report.hide(At { line: 1, column: 12, length: 13 }, credentials::hidden);
+        report.error(At { line: 2, column: 1, length: 1 }, "and after", "");
+        let lines: Vec<_> = report.finish().into_iter().map(|finding| finding.source).collect();
+        assert_eq!(lines, ["é: [u:*@h, **", "  *******"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The config keys that the built-in providers understand, so that a typing error does not go unnoticed.
+//! The config keys and secrets that the built-in providers understand, so that a typing error does not go unnoticed.
 //!
 //! Only a warning hangs on this list; what a key means is decided by its provider.
 
@@ -63,29 +63,37 @@ const REDIS: &[&str] = &[
     "prefix",
     "allowed_subjects",
     "user",
-    "password",
     "tls_ca",
     "tls_cert",
     "tls_key",
 ];
-const RABBITMQ: &[&str] = &[
-    "url",
-    "queue",
-    "exchange",
-    "routing_key",
-    "create",
-    "allowed_subjects",
-    "user",
-    "password",
-    "tls_ca",
-    "tls_cert",
-    "tls_key",
-];
-const MQTT: &[&str] =
-    &["url", "protocol", "topic", "qos", "allowed_subjects", "user", "password", "tls_ca", "tls_cert", "tls_key"];
+const RABBITMQ: &[&str] =
+    &["url", "queue", "exchange", "routing_key", "create", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
+const MQTT: &[&str] = &["url", "protocol", "topic", "qos", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 const TIMER: &[&str] =
     &["cron", "timezone", "every", "missed", "missed_max", "overlap", "jitter", "subject", "body", "args"];
+
+/// The secrets of messaging-nats as wadm has them, and ours.
+const NATS_SECRETS: &[&str] = &["password", "token", "creds", "client_jwt", "client_seed", "tls_ca"];
+/// What lets a link into any other broker.
+const BROKER_SECRETS: &[&str] = &["password", "tls_ca", "tls_cert", "tls_key"];
+const HTTP_SECRETS: &[&str] = &["tls_cert", "tls_priv_key"];
+
+/// Every secret of a provider.
+pub(crate) fn secrets_of(tech: Tech) -> &'static [&'static str] {
+    match tech {
+        Tech::Http => HTTP_SECRETS,
+        Tech::Nats => NATS_SECRETS,
+        Tech::Redis | Tech::Rabbitmq | Tech::Mqtt => BROKER_SECRETS,
+        Tech::Embedded | Tech::Timer => &[],
+    }
+}
+
+/// Those that no config may hold.
+pub(crate) fn secrets_alone_of(tech: Tech) -> impl Iterator<Item = &'static str> {
+    secrets_of(tech).iter().copied().filter(|secret| matches!(*secret, "password" | "token" | "creds"))
+}
 
 /// Every key of a provider that is not of the form `delivery.*`.
 pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
@@ -101,10 +109,13 @@ pub(crate) fn of(tech: Tech) -> impl Iterator<Item = &'static str> + Clone {
     own.iter().chain(ANY).copied()
 }
 
-/// Whether a provider understands a key.
+/// Whether a provider understands a key. What no config may hold counts, as it is refused and no typing error.
 pub(crate) fn is_known(tech: Tech, key: &str) -> bool {
     match key.strip_prefix("delivery.") {
         Some(key) => delivery::KEYS.contains(&key),
-        None => of(tech).any(|known| known == key) || (tech == Tech::Http && key.starts_with("cors_")),
+        None => {
+            of(tech).chain(secrets_alone_of(tech)).any(|known| known == key)
+                || (tech == Tech::Http && key.starts_with("cors_"))
+        }
     }
 }

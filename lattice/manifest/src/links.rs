@@ -6,8 +6,9 @@ use crate::fields::{self, Fields};
 use crate::finding::{At, Report};
 use crate::nearest::did_you_mean;
 use crate::reading::Reading;
+use crate::settings::{self, Settings};
 use crate::tree::{Node, Pair, Value};
-use crate::{AppLink, Delivery, SecretRef, delivery, interfaces, level, settings};
+use crate::{AppLink, Delivery, delivery, interfaces, level};
 
 /// Whose config it is: the rules for names that come twice differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,12 +23,11 @@ pub(crate) struct Linked {
     pub(crate) target_at: At,
     /// One for each interface.
     pub(crate) interfaces_at: Vec<At>,
+    /// One for each secret of the source, and of the target.
+    pub(crate) secrets_at: (Vec<At>, Vec<At>),
     /// The `delivery:` block, and whether it does more than cap.
     pub(crate) delivery: Option<(At, bool)>,
 }
-
-/// One end: the config and secrets there.
-type End = (Vec<String>, Vec<SecretRef>);
 
 /// Reads a link of `source`, which is `None` where the entry's name is refused.
 pub(crate) fn read(node: &Node, source: Option<&ComponentName>, reading: &mut Reading<'_, '_>) {
@@ -37,10 +37,9 @@ pub(crate) fn read(node: &Node, source: Option<&ComponentName>, reading: &mut Re
     let interfaces = interfaces(&fields, reading.report);
     let name = name(&fields, reading.report);
     let target = target(&fields, reading);
-    let (source_configs, source_secrets) = source_end(&fields, reading);
+    let from = source_end(&fields, reading);
     let delivery = fields.pair("delivery").map(|pair| (delivery_block(pair, reading.report), pair.key_at));
-    let (Some((namespace, _)), Some((package, _)), Some((target, target_at, end))) = (namespace, package, target)
-    else {
+    let (Some((namespace, _)), Some((package, _)), Some((target, target_at, to))) = (namespace, package, target) else {
         return;
     };
     let namespace = if namespace == "wrpc" { "wasi" } else { namespace };
@@ -50,7 +49,6 @@ pub(crate) fn read(node: &Node, source: Option<&ComponentName>, reading: &mut Re
         }
     }
     let (Some(source), Some(name)) = (source, name) else { return };
-    let (target_configs, target_secrets) = end;
     let (policy, places) = delivery.unzip();
     let (policy, more_than_caps) = policy.unwrap_or_default();
     let (interfaces, interfaces_at) = interfaces.into_iter().unzip();
@@ -61,14 +59,15 @@ pub(crate) fn read(node: &Node, source: Option<&ComponentName>, reading: &mut Re
         namespace: namespace.into(),
         package: package.into(),
         interfaces,
-        source_configs,
-        target_configs,
-        source_secrets,
-        target_secrets,
+        source_configs: from.configs,
+        target_configs: to.configs,
+        source_secrets: from.secrets,
+        target_secrets: to.secrets,
         delivery: policy,
     };
     let delivery = places.map(|at| (at, more_than_caps));
-    reading.links.push(Linked { link, target_at, interfaces_at, delivery });
+    let secrets_at = (from.secrets_at, to.secrets_at);
+    reading.links.push(Linked { link, target_at, interfaces_at, secrets_at, delivery });
 }
 
 fn interfaces(fields: &Fields<'_>, report: &mut Report<'_>) -> Vec<(String, At)> {
@@ -87,14 +86,15 @@ fn name(fields: &Fields<'_>, report: &mut Report<'_>) -> Option<LinkName> {
 }
 
 /// The target with its config: a mapping, or a bare name as wadm before 0.13 had it.
-fn target(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Option<(ComponentName, At, End)> {
+fn target(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Option<(ComponentName, At, Settings)> {
     let deprecated = deprecated(fields, "target", reading.report);
     let node = fields.need("target", "target: {name: other-component}", reading.report)?;
     if !matches!(node.value, Value::Map(_)) {
         let text = fields::text(node, "`target`", reading.report)?;
         let configs =
             if deprecated { settings::configs(fields, "target_config", Side::Link, reading) } else { Vec::new() };
-        return Some((target_name(text, node.at, reading.report)?, node.at, (configs, Vec::new())));
+        let end = Settings { configs, ..Settings::default() };
+        return Some((target_name(text, node.at, reading.report)?, node.at, end));
     }
     let target = Fields::read(node, &level::TARGET, reading.report)?;
     let name = target.need_text("name", "name: other-component", reading.report);
@@ -109,15 +109,18 @@ fn target_name(text: &str, at: At, report: &mut Report<'_>) -> Option<ComponentN
         .ok()
 }
 
-fn source_end(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> End {
+fn source_end(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Settings {
     let deprecated = deprecated(fields, "source", reading.report);
     match fields.get("source") {
         Some(node) => {
             let source = Fields::read(node, &level::SOURCE, reading.report);
             source.map(|source| settings::read(&source, Side::Link, reading)).unwrap_or_default()
         }
-        None if deprecated => (settings::configs(fields, "source_config", Side::Link, reading), Vec::new()),
-        None => End::default(),
+        None if deprecated => {
+            let configs = settings::configs(fields, "source_config", Side::Link, reading);
+            Settings { configs, ..Settings::default() }
+        }
+        None => Settings::default(),
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct Entry {
     pub(crate) id: Option<(String, At)>,
     /// `None` where the type is wrong.
     pub(crate) kind: Option<Kind>,
+    /// One for each secret.
+    pub(crate) secrets_at: Vec<At>,
 }
 
 /// The `type` of an entry.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Secret, Secrets, credentials};
+use trellis_wire::credentials::{self, Held};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Secret, Secrets};
 
 use crate::finding::At;
 use crate::links::Linked;
-use crate::nearest::nearest;
+use crate::nearest::{did_you_mean, nearest};
 use crate::reading::{Kind, Reading};
-use crate::{AppLink, Delivery, Tech, Way, delivery, keys};
+use crate::{App, AppLink, Delivery, Tech, Way, delivery, keys, settings};
 
 /// Applies all of them.
 pub(crate) fn check(reading: &mut Reading<'_, '_>) {
@@ -20,6 +21,8 @@ pub(crate) fn check(reading: &mut Reading<'_, '_>) {
     orders(reading);
     named_configs(reading);
     config_keys(reading);
+    plain_credentials(reading);
+    secret_names(reading);
     built_in_links(reading);
 }
 
@@ -82,7 +85,7 @@ fn directions(reading: &mut Reading<'_, '_>) {
     let kind_of = |name: &ComponentName| {
         reading.entries.iter().find(|entry| entry.name == name.as_str()).and_then(|entry| entry.kind)
     };
-    for Linked { link, target_at, interfaces_at, delivery } in &reading.links {
+    for Linked { link, target_at, interfaces_at, delivery, .. } in &reading.links {
         let ends = (kind_of(&link.source), kind_of(&link.target));
         let (source, target) = (&link.source, &link.target);
         if ends == (Some(Kind::Provider), Some(Kind::Provider)) {
@@ -165,31 +168,95 @@ fn named_configs(reading: &mut Reading<'_, '_>) {
     }
 }
 
-/// Config that a built-in provider gets is checked for keys that it does not know.
-fn config_keys(reading: &mut Reading<'_, '_>) {
+/// The technology of a provider that is built in.
+fn tech(app: &App, name: &ComponentName) -> Option<Tech> {
+    app.providers.get(name).and_then(|provider| provider.tech())
+}
+
+/// The config that built-in providers get, by name, each with a technology that gets it.
+fn config_of_providers<'r>(app: &'r App, links: &'r [Linked]) -> BTreeMap<&'r str, Tech> {
     let mut of_tech: BTreeMap<&str, Tech> = BTreeMap::new();
-    let tech = |name: &ComponentName| reading.app.providers.get(name).and_then(|provider| provider.tech());
-    for provider in reading.app.providers.values() {
+    for provider in app.providers.values() {
         let tech = provider.tech();
         of_tech.extend(provider.configs.iter().filter_map(|name| Some((name.as_str(), tech?))));
     }
-    for Linked { link, .. } in &reading.links {
-        let (end, tech) = match tech(&link.source) {
+    for Linked { link, .. } in links {
+        let (end, tech) = match tech(app, &link.source) {
             Some(tech) => (&link.source_configs, Some(tech)),
-            None => (&link.target_configs, tech(&link.target)),
+            None => (&link.target_configs, tech(app, &link.target)),
         };
         of_tech.extend(end.iter().filter_map(|name| Some((name.as_str(), tech?))));
     }
-    for (name, tech) in of_tech {
+    of_tech
+}
+
+/// A credential that a built-in provider would find in its config: the lattice would keep and show it.
+fn plain_credentials(reading: &mut Reading<'_, '_>) {
+    let names = config_of_providers(&reading.app, &reading.links).into_keys();
+    let given = names.filter_map(|name| reading.given.get(name));
+    let keys = given.flat_map(|given| given.keys.iter().map(|(key, at)| (key, *at, given.values.get(key))));
+    let found: Vec<_> = keys
+        .filter_map(|(key, at, value)| Some((key.clone(), at, credentials::held(key, value.unwrap_or_default())?)))
+        .collect();
+    for (key, at, held) in found {
+        let help = settings::to_secrets(&key);
+        match held {
+            // That was said where it was read.
+            Held::InAddress => {}
+            Held::Plain => {
+                let message = format!("`{key}` is a credential, which the lattice would keep and show");
+                reading.report.error(at, message, help);
+            }
+            Held::AsWasmcloud => {
+                let message = format!("`{key}` is a credential, which the lattice keeps and shows");
+                reading.report.warn(at, message, help);
+            }
+        }
+    }
+}
+
+/// Secrets that a built-in provider gets are checked for names that it does not know.
+fn secret_names(reading: &mut Reading<'_, '_>) {
+    let own = reading.entries.iter().filter_map(|entry| {
+        let provider = reading.app.providers.get(&ComponentName::new(&entry.name).ok()?)?;
+        Some((provider.tech()?, &provider.secrets, &entry.secrets_at))
+    });
+    let of_links =
+        reading.links.iter().filter_map(|Linked { link, secrets_at, .. }| match tech(&reading.app, &link.source) {
+            Some(tech) => Some((tech, &link.source_secrets, &secrets_at.0)),
+            None => Some((tech(&reading.app, &link.target)?, &link.target_secrets, &secrets_at.1)),
+        });
+    let named = own.chain(of_links).flat_map(|(tech, secrets, places)| {
+        secrets.iter().zip(places).map(move |(secret, at)| (tech, secret.name.clone(), *at))
+    });
+    let unknown: Vec<_> = named.filter(|(tech, name, _)| !keys::secrets_of(*tech).contains(&name.as_str())).collect();
+    for (tech, name, at) in unknown {
+        let known = match keys::secrets_of(tech) {
+            [] => "it takes none".to_owned(),
+            names => format!("known: {}", names.join(", ")),
+        };
+        let help = did_you_mean(&name, keys::secrets_of(tech).iter().copied(), &known);
+        reading.report.warn(at, format!("the {tech} provider does not know the secret `{name}`"), help);
+    }
+}
+
+/// Config that a built-in provider gets is checked for keys that it does not know.
+fn config_keys(reading: &mut Reading<'_, '_>) {
+    for (name, tech) in config_of_providers(&reading.app, &reading.links) {
         let places = reading.given.get(name).map(|given| &given.keys);
         for (key, at) in places.into_iter().flatten().filter(|(key, _)| !keys::is_known(tech, key)) {
             let dotted = key.strip_prefix("delivery.");
             let meant = match dotted {
                 Some(key) => nearest(key, delivery::KEYS.iter().copied()).map(|meant| format!("delivery.{meant}")),
-                None => nearest(key, keys::of(tech)).map(str::to_owned),
+                None => nearest(key, keys::of(tech).chain(keys::secrets_alone_of(tech))).map(str::to_owned),
             };
-            let known = || format!("known: {}", keys::of(tech).collect::<Vec<_>>().join(", "));
-            let help = meant.map_or_else(known, |meant| format!("did you mean `{meant}`?"));
+            let help = match meant {
+                None => format!("known: {}", keys::of(tech).collect::<Vec<_>>().join(", ")),
+                Some(meant) if keys::secrets_alone_of(tech).any(|secret| secret == meant) => {
+                    format!("did you mean `{meant}`? Then {}", settings::to_secrets(&meant))
+                }
+                Some(meant) => format!("did you mean `{meant}`?"),
+            };
             reading.report.warn(*at, format!("the {tech} provider does not know the key `{key}`"), help);
         }
     }
@@ -210,7 +277,7 @@ fn built_in_links(reading: &mut Reading<'_, '_>) {
         let (Some(tech), Some(given)) = (provider.tech(), given) else { continue };
         let config = given.iter().fold(Config::default(), |config, given| config.overlaid_with(&given.values));
         // Where a password stands was said already.
-        if config.iter().any(|(_, value)| credentials::has_password(value)) {
+        if config.iter().any(|(key, value)| credentials::held(key, value) == Some(Held::InAddress)) {
             continue;
         }
         let named = provider.secrets.iter().chain(secrets).map(|secret| (secret.name.as_str(), Secret::new("given")));

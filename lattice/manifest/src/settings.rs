@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use trellis_wire::{Config, credentials};
+use trellis_wire::Config;
+use trellis_wire::credentials::{self, Held};
 
 use crate::fields::{self, Fields};
 use crate::finding::At;
 use crate::links::Side;
 use crate::nearest::did_you_mean;
 use crate::reading::Reading;
-use crate::tree::{Node, Value};
+use crate::tree::Node;
 use crate::{Policy, SecretRef, SecretsBackend, level};
 
 /// Config that the manifest gives properties for.
@@ -21,9 +22,21 @@ pub(crate) struct Given {
     side: Side,
 }
 
-/// Reads both: the names that the lattice knows the config by, and the secrets.
-pub(crate) fn read(fields: &Fields<'_>, side: Side, reading: &mut Reading<'_, '_>) -> (Vec<String>, Vec<SecretRef>) {
-    (configs(fields, "config", side, reading), secrets(fields, reading))
+/// What an entry, or one end of a link, has.
+#[derive(Default)]
+pub(crate) struct Settings {
+    /// The names that the lattice knows the config by.
+    pub(crate) configs: Vec<String>,
+    pub(crate) secrets: Vec<SecretRef>,
+    /// Where the name of each secret stands.
+    pub(crate) secrets_at: Vec<At>,
+}
+
+/// Reads both.
+pub(crate) fn read(fields: &Fields<'_>, side: Side, reading: &mut Reading<'_, '_>) -> Settings {
+    let configs = configs(fields, "config", side, reading);
+    let (secrets, secrets_at) = secrets(fields, reading).into_iter().unzip();
+    Settings { configs, secrets, secrets_at }
 }
 
 /// Reads a list of config under `key`.
@@ -40,7 +53,7 @@ fn config(node: &Node, side: Side, reading: &mut Reading<'_, '_>) -> Option<Stri
         reading.named.push((name.into(), at));
         return Some(name.into());
     };
-    passwords(properties, reading);
+    credentials_in(properties, reading);
     let values = Config::from_iter(fields::texts(properties, "the properties of a config", reading.report));
     let (name, at) = name?;
     let keys = properties.pairs().iter().map(|pair| (pair.key.clone(), pair.key_at)).collect();
@@ -67,12 +80,12 @@ fn give(name: &str, stored: &str, given: Given, reading: &mut Reading<'_, '_>) {
     reading.given.insert(stored.into(), given);
 }
 
-fn secrets(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Vec<SecretRef> {
+fn secrets(fields: &Fields<'_>, reading: &mut Reading<'_, '_>) -> Vec<(SecretRef, At)> {
     let nodes = fields.list("secrets", reading.report);
     nodes.iter().filter_map(|node| secret(node, reading)).collect()
 }
 
-fn secret(node: &Node, reading: &mut Reading<'_, '_>) -> Option<SecretRef> {
+fn secret(node: &Node, reading: &mut Reading<'_, '_>) -> Option<(SecretRef, At)> {
     let report = &mut *reading.report;
     let fields = Fields::read(node, &level::SECRET, report)?;
     let name = fields.need_text("name", "name: api-key", report);
@@ -97,7 +110,9 @@ fn secret(node: &Node, reading: &mut Reading<'_, '_>) -> Option<SecretRef> {
         reading.report.error(at, message, "leave `field` out, or keep the secret in the backend `file`");
     }
     let (field, version) = (field.map(|(text, _)| text.to_owned()), version.map(|(text, _)| text.to_owned()));
-    Some(SecretRef { name: name?.0.into(), policy: policy.into(), backend, key: key?.0.into(), field, version })
+    let (name, at) = name?;
+    let named = SecretRef { name: name.into(), policy: policy.into(), backend, key: key?.0.into(), field, version };
+    Some((named, at))
 }
 
 /// Who holds the secrets of a policy.
@@ -141,15 +156,28 @@ fn backend(policy: &str, at: At, reading: &mut Reading<'_, '_>) -> Option<Secret
     }
 }
 
-/// Passwords in URLs would be in the lattice's log, its state and its status.
-fn passwords(properties: &Node, reading: &mut Reading<'_, '_>) {
+/// A credential would be in the lattice's log, its state and its status. What only a provider knows for one is left to the
+/// rules: here it is only hidden.
+fn credentials_in(properties: &Node, reading: &mut Reading<'_, '_>) {
     for pair in properties.pairs() {
-        let Value::Text(text) = &pair.node.value else { continue };
-        if credentials::has_password(text) {
-            let message = format!("`{}` holds a password, which the lattice would keep and show", pair.key);
-            let help = "take it out of the URL, and name it below `secrets:` beside this `config:`, as in `- {name: password, \
-                        properties: {policy: my-secrets, key: my-password}}`";
-            reading.report.error(pair.node.at, message, help);
+        let Some(text) = pair.node.text() else { continue };
+        match credentials::held(&pair.key, text) {
+            None => {}
+            Some(Held::InAddress) => {
+                reading.report.hide(pair.node.text_at, |text| credentials::hidden_in(&pair.key, text));
+                let message = format!("`{}` holds a password, which the lattice would keep and show", pair.key);
+                let help = format!("take it out of the URL, and {}", to_secrets("password"));
+                reading.report.error(pair.node.at, message, help);
+            }
+            Some(Held::Plain | Held::AsWasmcloud) => reading.report.hide(pair.node.text_at, credentials::hidden),
         }
     }
+}
+
+/// How to write a credential instead.
+pub(crate) fn to_secrets(name: &str) -> String {
+    format!(
+        "name it below `secrets:` beside this `config:`, as in `- {{name: {name}, properties: {{policy: my-secrets, key: \
+         my-{name}}}}}`"
+    )
 }

@@ -22,6 +22,8 @@ const NODES_MAX: usize = 50_000;
 pub(crate) struct Node {
     pub(crate) value: Value,
     pub(crate) at: At,
+    /// Where its text stands: elsewhere, if an alias repeats it here.
+    pub(crate) text_at: At,
 }
 
 /// What YAML can say.
@@ -61,6 +63,14 @@ impl Node {
         match &self.value {
             Value::List(items) => items,
             _ => &[],
+        }
+    }
+
+    /// The text of a scalar, as written.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) | Value::Number(text) | Value::Bool(text) => Some(text),
+            Value::Null | Value::List(_) | Value::Map(_) => None,
         }
     }
 
@@ -116,6 +126,7 @@ fn options() -> Options {
 
 fn refuse(error: &Error, report: &mut Report<'_>) {
     let at = error.location().map_or(At::WHOLE, place);
+    report.hide_unread(at.line);
     let error = match error {
         Error::AliasError { error, .. } => error.without_snippet(),
         error => error,
@@ -176,7 +187,7 @@ fn node(raw: Spanned<Raw>, yaml: &str) -> Node {
         Raw::List(items) => Value::List(items.into_iter().map(|item| node(item, yaml)).collect()),
         Raw::Map(pairs) => Value::Map(pairs.into_iter().map(|(key, value)| pair(key, value, yaml)).collect()),
     };
-    Node { value, at: place(raw.referenced) }
+    Node { value, at: place(raw.referenced), text_at: place(raw.defined) }
 }
 
 fn pair(key: Spanned<String>, value: Spanned<Raw>, yaml: &str) -> Pair {
@@ -286,6 +297,16 @@ mod tests {
         // The scanner's own bound comes first here.
         assert!(refused(&"[".repeat(10_000)).starts_with("this is not YAML: "));
         assert!(refused(&"x".repeat(MANIFEST_BYTES_MAX + 1)).contains("more than 1048576"));
+    }
+
+    #[test]
+    fn what_is_no_yaml_shows_no_credential() {
+        for yaml in ["password: \"hunter2", "a: {token: hunter2, b: [", "url: [u:hunter2@h", "a: [redis://:hunter2@h"] {
+            let mut report = Report::new(yaml, "app.yaml");
+            assert!(read(yaml, &mut report).is_none());
+            let shown = report.finish()[0].to_string();
+            assert!(shown.contains("*******") && !shown.contains("hunter2"), "{shown}");
+        }
     }
 
     #[test]

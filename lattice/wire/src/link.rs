@@ -97,7 +97,9 @@ pub struct Link {
 }
 
 impl Link {
-    /// What is to be kept to oneself: the secret of that name or, as wasmCloud has it, the config value.
+    /// What is to be kept to oneself: the secret of that name, else the config value, as manifests for wasmCloud have it. What
+    /// [`held`](crate::credentials::held) calls `Plain` is refused where config comes into the lattice, and found here only in
+    /// what it kept before.
     pub fn secret(&self, key: &str) -> Option<Secret> {
         self.secrets.get(key).cloned().or_else(|| self.config.get(key).map(Secret::new))
     }

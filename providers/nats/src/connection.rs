@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::LinkError;
-use trellis_wire::{CallError, Link, Secret};
+use trellis_wire::{CallError, Link, Secret, credentials};
 
 use crate::Options;
 use crate::config::{Auth, Ca, Inbox, Settings};
@@ -281,7 +281,7 @@ pub(crate) fn servers(settings: &Settings) -> Result<Vec<ServerAddr>, LinkError>
     let mut servers = Vec::new();
     for url in &settings.urls {
         // A user without a password is a token: secret, too. It is looked for first, so that no other message shows it.
-        if url.contains('@') {
+        if url.contains('@') || credentials::held(key, url).is_some() {
             let problem = "holds a user, password or token, which `status` and logs would show: take it out, and give the \
                            link `secrets:` named `password` (beside config `user`), `token`, `creds`, or `client_seed` \
                            with or without `client_jwt`";
@@ -459,7 +459,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_secret_in_a_url_is_refused_and_never_shown() {
-        for url in ["nats://user:hunter2@host:4222", "nats://hunter2@host", "http://x:hunter2@host"] {
+        for url in
+            ["nats://user:hunter2@host:4222", "nats://hunter2@host", "http://x:hunter2@host", "nats://h?pass=hunter2"]
+        {
             let config = Config::from_iter([("cluster_uris", url)]);
             let refused = Connections::new(Options::default()).get(&link(config)).await.unwrap_err().to_string();
             assert!(refused.starts_with("config `cluster_uris`: ") && refused.contains("client_seed"), "{refused}");

@@ -6,7 +6,8 @@
 //! | `tls_ca` | PEM of the CA to trust instead of the machine's: the text itself or a path |
 //! | `tls_cert`, `tls_key` | PEM of the client's own certificate and key: the text itself or a path |
 
-use trellis_wire::{Config, Link, Secret, credentials};
+use trellis_wire::credentials::{self, Held};
+use trellis_wire::{Config, Link, Secret};
 
 use crate::LinkError;
 
@@ -46,12 +47,12 @@ impl Access {
     }
 }
 
-/// Refuses a URL that holds a password: status, logs and the lattice's state would show it. The message does not.
+/// Refuses an address that holds a password: status, logs and the lattice's state would show it. The message does not.
 ///
 /// # Errors
 /// With the fix.
 pub fn check_url(key: &str, url: &str) -> Result<(), LinkError> {
-    if credentials::has_password(url) {
+    if credentials::held(key, url) == Some(Held::InAddress) {
         let problem = "holds a password, which `status` and logs would show: take it out of the URL, write `user`, and \
                        give `password` as a secret of the link";
         return Err(LinkError::config(key, problem));
@@ -133,6 +134,10 @@ mod tests {
         assert_eq!(alone.to_string(), "config `tls_key`: is needed beside `tls_cert`");
         let why = check_url("url", "amqp://me:s3cret@host/v").unwrap_err().to_string();
         assert!(why.contains("as a secret of the link") && !why.contains("s3cret"), "{why}");
+        for hidden in ["me:s3cret@host", "mqtt://host?password=s3cret", "amqp://host/%2f?token=s3cret"] {
+            let why = check_url("url", hidden).unwrap_err().to_string();
+            assert!(why.contains("as a secret of the link") && !why.contains("s3cret"), "{why}");
+        }
         assert_eq!(check_url("url", "mqtt://host:1883"), Ok(()));
     }
 }

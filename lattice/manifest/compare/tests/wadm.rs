@@ -76,7 +76,13 @@ const REFUSED: &[Difference] = &[
     difference("delivery", "`delivery` in a link's properties that does not fit", "wadm passes over the key"),
     difference(
         "url-password",
-        "a config value that is a URL with a password, or with a NATS server's token",
+        "a config value that is a URL with a password, or with a NATS server's token; so is an address without a scheme, and a \
+         query, under a key that holds addresses",
+        "the lattice would keep and show it; it belongs into `secrets`",
+    ),
+    difference(
+        "plain-credential",
+        "`password`, `token`, `creds`, or a private key itself, in the config of a built-in provider",
         "the lattice would keep and show it; it belongs into `secrets`",
     ),
     difference(

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use trellis_daemon::api::types::ConfigBody;
+use trellis_wire::credentials::{self, Held};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
@@ -84,6 +85,9 @@ async fn put(name: &str, pairs: Vec<Pair>, connection: &Connection) -> Result<()
         if body.values.insert(key.clone(), value).is_some() {
             return Err(Failure::Usage(format!("`{key}` is given twice")));
         }
+    }
+    for (key, _) in body.values.iter().filter(|(key, value)| credentials::held(key, value) == Some(Held::AsWasmcloud)) {
+        eprintln!("`{key}` is a credential, which the lattice keeps and shows: name it in a manifest's `secrets`");
     }
     connection.open().put_config(name, &body).await?;
     Ok(print(&format!("{name} written"))?)

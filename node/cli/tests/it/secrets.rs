@@ -147,6 +147,22 @@ fn a_password_in_a_url_is_refused_where_it_stands_and_not_shown() {
         assert!(said.contains(&format!(":{line}:")) && said.contains("nats://shop:*******@"), "{said}");
         assert!(!said.contains("hunter2"), "{said}");
     }
-    let put = node.trellis(&["config", "put", "c", "url=redis://:hunter2@db"]).failed(1);
-    assert!(put.contains("`url` holds a password") && !put.contains("hunter2"), "{put}");
+    for url in ["redis://:hunter2@db", "u:hunter2@127.0.0.1:5844", "redis://h/?password=hunter2"] {
+        let put = node.trellis(&["config", "put", "c", &format!("url={url}")]).failed(1);
+        assert!(put.contains("`url` holds a password") && !put.contains("hunter2"), "{put}");
+    }
+}
+
+#[test]
+fn a_credential_in_config_is_refused_where_it_stands_and_not_shown() {
+    let node = Node::start(&[]);
+    let manifest = vault(&NatsServer::start(false)).replace("user: shop", "user: shop, password: hunter2");
+    let said = node.try_deploy(&manifest).failed(1);
+    assert!(said.contains("`password` is a credential") && said.contains("below `secrets:`"), "{said}");
+    assert!(said.contains("password: *******") && !said.contains("hunter2"), "{said}");
+    let put = node.trellis(&["config", "put", "c", "password=hunter2"]).failed(1);
+    assert!(put.contains("`password` is a credential") && !put.contains("hunter2"), "{put}");
+    let taken = node.trellis(&["config", "put", "c", "client_seed=SUA"]);
+    assert!(taken.stderr.contains("`client_seed` is a credential, which the lattice keeps"), "{}", taken.stderr);
+    taken.ok();
 }

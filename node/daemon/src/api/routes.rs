@@ -22,9 +22,9 @@ use trellis_provider::delivery::Fate;
 use trellis_raft::ProposeError;
 use trellis_trust::TOKEN_CHARS_MIN;
 use trellis_wire::Secret;
+use trellis_wire::credentials::{self, Held};
 use trellis_wire::{
-    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply,
-    credentials, subject,
+    AppName, CallError, ComponentKey, ComponentName, Config, Digest, Event, IdError, Message, NodeId, Reply, subject,
 };
 
 use super::access::Role;
@@ -430,10 +430,13 @@ async fn put_config(
     Path(name): Path<String>,
     Take(body): Take<ConfigBody>,
 ) -> Answer<Json<serde_json::Value>> {
-    if let Some((key, _)) = body.values.iter().find(|(_, value)| credentials::has_password(value)) {
-        let why = format!(
-            "`{key}` holds a password, which the lattice would keep and show: name it in a manifest's `secrets`"
-        );
+    for (key, value) in &body.values {
+        let what = match credentials::held(key, value) {
+            Some(Held::InAddress) => "holds a password",
+            Some(Held::Plain) => "is a credential",
+            Some(Held::AsWasmcloud) | None => continue,
+        };
+        let why = format!("`{key}` {what}, which the lattice would keep and show: name it in a manifest's `secrets`");
         return Err(Refusal::bad_request(why));
     }
     propose(&node, Command::PutConfig { name, values: Config::from_iter(body.values) }).await
