@@ -46,6 +46,7 @@ const NATS: &[&str] = &[
     "enable_bucket_auto_create",
     "url",
     "stream",
+    "queue",
     "subject",
     "consumer",
     "create",
@@ -57,6 +58,7 @@ const REDIS: &[&str] = &[
     "URL",
     "url",
     "stream",
+    "queue",
     "group",
     "create",
     "delete",
@@ -69,7 +71,8 @@ const REDIS: &[&str] = &[
 ];
 const RABBITMQ: &[&str] =
     &["url", "queue", "exchange", "routing_key", "create", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
-const MQTT: &[&str] = &["url", "protocol", "topic", "qos", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
+const MQTT: &[&str] =
+    &["url", "protocol", "topic", "queue", "qos", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 const TIMER: &[&str] =
     &["cron", "timezone", "every", "missed", "missed_max", "overlap", "jitter", "subject", "body", "args"];

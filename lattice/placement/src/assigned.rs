@@ -548,7 +548,7 @@ fn put(links: &mut BTreeMap<LinkId, Arc<HeldLink>>, id: LinkId, held: Arc<HeldLi
 fn has_queue(tech: Tech, config: &Config) -> bool {
     match tech {
         Tech::Embedded | Tech::Rabbitmq => config.get("queue").is_some(),
-        Tech::Nats | Tech::Redis => config.get("stream").is_some(),
+        Tech::Nats | Tech::Redis => config.get("stream").or_else(|| config.get("queue")).is_some(),
         Tech::Mqtt => config.get("qos") != Some("0"),
         Tech::Http | Tech::Timer => false,
     }

@@ -153,13 +153,33 @@ spec:
                 "delivery.ord",
                 "messages of MQTT 3.1.1 have no headers",
             ),
-            ("redis", "stream: ''", "stream: ''", "config `stream`"),
+            (
+                "mqtt",
+                "topic: orders, delivery.dedupe.key: 'header:k', delivery.dedupe.window: 1h, protocol: 3.1.1",
+                "delivery.ded",
+                "messages of MQTT 3.1.1 have no headers",
+            ),
+            (
+                "mqtt",
+                "topic: orders, delivery.dedupe.key: id, delivery.dedupe.window: 1h",
+                "delivery.ded",
+                "messages of MQTT have no ids",
+            ),
+            ("mqtt", "queue: orders, topic: orders", "queue: order", "stands beside `topic`"),
+            ("redis", "stream: ''", "stream: ''", "config `stream`: is missing"),
+            ("redis", "queue: orders, stream: orders", "queue: order", "stands beside `stream`"),
+            ("nats", "queue: orders, stream: orders", "queue: order", "stands beside `stream`"),
+            ("nats", "queue: orders, subscriptions: orders", "subscription", "stands beside `queue`"),
+            ("nats", "topic: orders", "topic: order", "is a word of another broker; write `stream`, or `queue`"),
+            ("rabbitmq", "stream: orders", "stream: orde", "is a word of another broker; write `queue`"),
+            ("embedded", "stream: orders", "stream: orde", "is a word of another broker; write `queue`"),
             ("redis", "stream: a, url: 'redis://h/two'", "url: 'redis:", "no number as its database"),
             ("nats", "stream: 'a b'", "stream: 'a b", "config `stream`"),
             ("nats", "subscriptions: 'a..b'", "subscription", "config `subscriptions`"),
         ] {
             let found = waking(tech, config);
-            assert!(found.starts_with(&format!("at `{at}")) && found.contains(said), "{tech} {config}: {found}");
+            let is_there = found.lines().any(|line| line.starts_with(&format!("at `{at}")) && line.contains(said));
+            assert!(is_there, "{tech} {config}: {found}");
         }
         let granting = |tech: &str, interface: &str, config: &str| {
             found_in(tech, "user: me", "", &link("broker", interface, "target", config))
@@ -170,6 +190,14 @@ spec:
         assert!(url.contains("redis://HOST:PORT/DATABASE"), "{url}");
         let qos = granting("mqtt", "messaging/producer", "qos: one");
         assert!(qos.contains("config `qos`"), "{qos}");
+    }
+
+    #[test]
+    fn every_broker_takes_queue_for_its_own_word() {
+        let wakes = link("worker", "messaging/handler", "source", "queue: orders");
+        for tech in ["nats", "redis", "rabbitmq", "mqtt"] {
+            assert_eq!(found_in(tech, "user: me", &wakes, ""), "", "{tech}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trellis_provider::{LinkError, Permit, Permits, Want, now_ms};
+use trellis_provider::{LinkError, Permit, Permits, Want, foreign_word, now_ms};
 use trellis_wire::{CallError, Config, Delivery, Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
 
 use crate::subject::{self, Filter};
@@ -238,7 +238,7 @@ fn subscriptions(config: &Config) -> Result<Vec<Subscription>, LinkError> {
         }
         (None, None) => {
             let problem = "is missing; write the subject that wakes the component, such as `subject: orders.placed`";
-            return Err(LinkError::config("subject", problem));
+            return Err(foreign_word(config, "queue").unwrap_or_else(|| LinkError::config("subject", problem)));
         }
     };
     list.split(',').map(|entry| subscription(entry).map_err(|why| LinkError::config(key, why))).collect()

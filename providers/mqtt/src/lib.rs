@@ -15,7 +15,7 @@
 //! | `user`, `password` | the login; the password as a secret |
 //! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, which `mqtts://` needs, and the client's own certificate: PEM or a path |
 //!
-//! A link that wakes a component names its `topic`, with `+` and `#` as wildcards.
+//! A link that wakes a component names its `topic` (or `queue`), with `+` and `#` as wildcards.
 //!
 //! MQTT has no second attempt, no wait and no dead letter. So what is to arrive at least once goes from the server into the
 //! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only. What is to
@@ -40,8 +40,12 @@ use async_trait::async_trait;
 pub use config::{PACKET_BYTES_MAX, RECEIVE_MAX};
 pub use publish::MESSAGE_BYTES_MAX;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Allowed, Depot, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
-use trellis_wire::{Answer, Call, CallError, ComponentKey, Delivery, Link, LinkId, Message, OrderBy};
+use trellis_provider::{
+    Allowed, Depot, LinkError, Links, Permits, Provider, need_queue, no_such_call, no_such_package,
+};
+use trellis_wire::{
+    Answer, Call, CallError, ComponentKey, Dedupe, DedupeKey, Delivery, Link, LinkId, Message, OrderBy,
+};
 use uuid::Uuid;
 
 use crate::config::{Qos, Settings};
@@ -91,8 +95,8 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
 /// nodes share, or one that the home has to itself.
 fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
     let (settings, qos) = (Settings::read(link)?, Qos::read(&link.config)?);
-    let topic = link.config.get("topic").unwrap_or_default();
-    topic::check(topic)?;
+    topic::check(need_queue(&link.config, "topic")?)?;
+    let topic = topic(link);
     let topic = if link.delivery.order_by.is_some() { topic.into() } else { topic::shared(topic, &link.component) };
     match (qos, &link.delivery.order_by) {
         (Qos::AtLeastOnce, _) if link.delivery.dead_letter.is_some() => {
@@ -112,8 +116,30 @@ fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
                            write `qos: \"1\"`";
             Err(LinkError::config("qos", problem))
         }
-        (Qos::AtLeastOnce | Qos::AtMostOnce, _) => Ok((settings, qos, topic)),
+        (Qos::AtLeastOnce | Qos::AtMostOnce, _) => {
+            check_dedupe(link.delivery.dedupe.as_ref(), &settings)?;
+            Ok((settings, qos, topic))
+        }
     }
+}
+
+fn topic(link: &Link) -> &str {
+    need_queue(&link.config, "topic").map_or("", |(_, topic)| topic)
+}
+
+/// By what a message does not have, it is not known again.
+fn check_dedupe(dedupe: Option<&Dedupe>, settings: &Settings) -> Result<(), LinkError> {
+    let problem = match dedupe.map(|dedupe| &dedupe.key) {
+        Some(DedupeKey::Id) => {
+            "`id`: messages of MQTT have no ids; write `header:<name>`, which is a user property of MQTT 5".to_owned()
+        }
+        Some(DedupeKey::Header(name)) if !settings.has_headers() => format!(
+            "`header:{name}`: messages of MQTT 3.1.1 have no headers, which are the user properties of MQTT 5; take `dedupe` \
+             out of the link, or write `protocol: \"5\"` in its config"
+        ),
+        Some(DedupeKey::Header(_)) | None => return Ok(()),
+    };
+    Err(LinkError::config("delivery.dedupe.key", problem))
 }
 
 /// What a link has become.

@@ -10,8 +10,8 @@ pub(crate) fn shared(topic: &str, component: &ComponentKey) -> String {
     format!("$share/{group}/{topic}")
 }
 
-/// Whether a topic can be subscribed to.
-pub(crate) fn check(topic: &str) -> Result<(), LinkError> {
+/// Whether a topic, which stands under that key, can be subscribed to.
+pub(crate) fn check((key, topic): (&str, &str)) -> Result<(), LinkError> {
     let levels: Vec<_> = topic.split('/').collect();
     let last = levels.len() - 1;
     let is_level = |(at, level): (usize, &&str)| match *level {
@@ -22,7 +22,7 @@ pub(crate) fn check(topic: &str) -> Result<(), LinkError> {
     if topic.is_empty() || topic.starts_with('$') || !levels.iter().enumerate().all(is_level) {
         let problem =
             "is no topic: levels between `/`, of which one may be `+` and the last `#`; not beginning with `$`";
-        return Err(LinkError::config("topic", format!("`{topic}` {problem}")));
+        return Err(LinkError::config(key, format!("`{topic}` {problem}")));
     }
     Ok(())
 }
@@ -34,10 +34,10 @@ mod tests {
     #[test]
     fn topics_are_shared_by_the_nodes_of_a_component() {
         let component: ComponentKey = "shop/worker".parse().unwrap();
-        assert_eq!(check("a/+/c/#"), Ok(()));
+        assert_eq!(check(("topic", "a/+/c/#")), Ok(()));
         assert_eq!(shared("a/+/c/#", &component), "$share/shop.worker/a/+/c/#");
         for wrong in ["", "$SYS/#", "a/#/b", "a+/b", "#a"] {
-            assert!(check(wrong).is_err(), "{wrong}");
+            assert!(check(("topic", wrong)).is_err(), "{wrong}");
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use trellis_provider::LinkError;
+use trellis_provider::{LinkError, foreign_word};
 use trellis_wire::{ComponentKey, Config, Link, Secret, pattern, subject};
 
 use crate::Options;
@@ -192,7 +192,8 @@ pub(crate) fn subscriptions(config: &Config, component: &ComponentKey) -> Result
     });
     let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
     if wanted.is_empty() {
-        return Err(LinkError::config(KEY, "is missing: a comma list of subjects, such as `orders.>|workers`"));
+        let missing = LinkError::config(KEY, "is missing: a comma list of subjects, such as `orders.>|workers`");
+        return Err(foreign_word(config, "stream").unwrap_or(missing));
     }
     Ok(wanted)
 }

@@ -40,7 +40,7 @@ pub use config::{Auth, Tls};
 pub use ledgers::Ledgers;
 use tokio::sync::OnceCell;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package, queue};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::config::Settings;
@@ -100,7 +100,7 @@ pub fn check_wake(link: &Link) -> Result<(), LinkError> {
         return Err(unsupported(link, "wake a component by `messaging`"));
     }
     connection::servers(&Settings::read(link, &Options::default())?)?;
-    match link.config.get("stream") {
+    match queue(&link.config, "stream")? {
         Some(_) => stream::check(link),
         None => subscribe::check(link),
     }
@@ -156,7 +156,7 @@ impl Provider for Nats {
         }
         let id = link.id.clone();
         self.remove(&id).await;
-        let bound = if link.config.get("stream").is_some() {
+        let bound = if queue(&link.config, "stream")?.is_some() {
             Bound::Streamed(Arc::new(Streamed::begin(&self.connections, link, permits).await?))
         } else {
             Bound::Subscribed(Arc::new(Subscribed::begin(&self.connections, link, permits).await?))

@@ -36,7 +36,7 @@ use trellis_provider::delivery::{
     CLAIM, Claimed, DeadLetter, Engine, Fate, PULL_MAX, Place, Queue, Ran, Reason, Record, Running, Settlement,
     Standing, Trigger, Trouble,
 };
-use trellis_provider::{LinkError, Permits};
+use trellis_provider::{LinkError, Permits, need_queue};
 use trellis_wire::{CallError, ComponentKey, Delivery, Link, Message, pattern};
 
 use crate::clock::ServerClock;
@@ -116,9 +116,10 @@ struct Wanted {
 impl Wanted {
     fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
-        let stream = name("stream", config.get("stream").unwrap_or_default())?;
+        let (key, stream) = need_queue(config, "stream")?;
+        let stream = name(key, stream)?;
         if config.get("subscriptions").is_some() {
-            let problem = "stands beside `stream`; write `subject` for a part of the stream";
+            let problem = format!("stands beside `{key}`; write `subject` for a part of the stream");
             return Err(LinkError::config("subscriptions", problem));
         }
         let subject = config.get("subject");

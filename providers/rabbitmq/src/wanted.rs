@@ -8,7 +8,7 @@ use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use trellis_provider::delivery::KILLS_MAX;
-use trellis_provider::{LinkError, flag};
+use trellis_provider::{LinkError, flag, need_queue};
 use trellis_wire::{Delivery, Link};
 
 use crate::connection::{Line, NOT_FOUND, PRECONDITION_FAILED, Unanswered, check_name, close, within};
@@ -50,7 +50,8 @@ pub(crate) struct Wanted {
 impl Wanted {
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
-        let queue = check_name("queue", config.get("queue").unwrap_or_default(), NAME_BYTES_MAX)?;
+        let (key, queue) = need_queue(config, "queue")?;
+        let queue = check_name(key, queue, NAME_BYTES_MAX)?;
         let exchange = config.get("exchange").map(|name| check_name("exchange", name, 255)).transpose()?;
         let routing_key = config.get("routing_key").map(|key| check_name("routing_key", key, 255)).transpose()?;
         if routing_key.is_some() && exchange.is_none() {

@@ -3,7 +3,7 @@
 //! | key | means |
 //! | --- | --- |
 //! | `url` | the server; `redis://127.0.0.1:6379` by default |
-//! | `stream` | the stream |
+//! | `stream` (or `queue`) | the stream |
 //! | `group` | the group; made of app and component by default |
 //! | `create` | `"true"` makes a stream, or a group that is named, where there is none |
 //! | `delete` | `"true"` deletes from the stream what was handled: for a stream with one group |
@@ -22,7 +22,7 @@ use trellis_provider::delivery::{
     CLAIM, Claimed, DeadLetter, Engine, Fate, Out, PULL_MAX, Place, Queue, Ran, Record, Running, Settlement, Standing,
     Trouble,
 };
-use trellis_provider::{LinkError, Permits, flag};
+use trellis_provider::{LinkError, Permits, flag, need_queue};
 use trellis_wire::{ComponentKey, Link};
 
 use crate::config::Settings;
@@ -97,7 +97,8 @@ pub(crate) struct Wanted {
 impl Wanted {
     pub(crate) fn read(link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
-        let stream = name("stream", config.get("stream").unwrap_or_default())?;
+        let (key, stream) = need_queue(config, "stream")?;
+        let stream = name(key, stream)?;
         let named = config.get("group").map(|group| name("group", group)).transpose()?;
         let letters = match &link.delivery.dead_letter {
             Some(letters) => name("delivery.dead_letter", letters)?,

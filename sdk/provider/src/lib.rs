@@ -30,6 +30,7 @@ mod lease;
 mod ledgers;
 mod links;
 mod permit;
+mod queue;
 mod share;
 mod shared;
 #[cfg(feature = "testing")]
@@ -49,6 +50,7 @@ pub use lease::{Lease, LeaseHolder, Token};
 pub use ledgers::Ledgers;
 pub use links::{Bound, Links, no_such_call, no_such_package, not_bound};
 pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Trial, Want};
+pub use queue::{foreign_word, need_queue, queue};
 pub use share::{Begun, Caps, Share, Use};
 pub use shared::Shared;
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};

@@ -4,15 +4,12 @@ use std::io::Read as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use trellis_daemon::api::types::{PublishReply, PublishRequest};
+use trellis_daemon::api::types::{PUBLISH_BYTES_MAX, PublishReply, PublishRequest};
 
 use crate::admin::Connection;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::quantity::Pair;
-
-/// The largest body that is read from standard input.
-const BODY_BYTES_MAX: u64 = 32 << 20;
 
 /// Publish one message
 ///
@@ -49,10 +46,10 @@ impl Publish {
 
 fn standard_input() -> Result<Vec<u8>, Failure> {
     let mut body = Vec::new();
-    let read = std::io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut body);
+    let read = std::io::stdin().lock().take(PUBLISH_BYTES_MAX as u64 + 1).read_to_end(&mut body);
     read.map_err(|error| Failure::Usage(format!("cannot read standard input: {error}")))?;
-    if body.len() as u64 > BODY_BYTES_MAX {
-        return Err(Failure::Usage(format!("the body on standard input is larger than {BODY_BYTES_MAX} bytes")));
+    if body.len() > PUBLISH_BYTES_MAX {
+        return Err(Failure::Usage(format!("the body on standard input is larger than {PUBLISH_BYTES_MAX} bytes")));
     }
     Ok(body)
 }

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, stdout};
 use std::time::Duration;
 
 use trellis_daemon::api::types::{TriggerStatus, TriggersStatus};
+use trellis_wire::AppName;
 
 use crate::admin::Connection;
 use crate::failure::Failure;
@@ -21,9 +22,12 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis triggers
+  trellis triggers orders
   trellis triggers -f
   trellis triggers -o json")]
 pub(crate) struct Triggers {
+    /// Only those of this app
+    app: Option<AppName>,
     /// Go on showing them, anew each second
     #[arg(short, long)]
     follow: bool,
@@ -34,22 +38,34 @@ pub(crate) struct Triggers {
 impl Triggers {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         loop {
-            let status = connection.open().triggers().await?;
+            let status = self.ask(connection).await?;
             if self.follow && !self.output.is_json() && stdout().is_terminal() {
                 print(CLEAR)?;
             }
-            self.output.print(&status, render)?;
+            self.output.print(&status, |status| render(status, self.app.as_ref()))?;
             if !self.follow {
                 return Ok(());
             }
             tokio::time::sleep(EVERY).await;
         }
     }
+
+    async fn ask(&self, connection: &Connection) -> Result<TriggersStatus, Failure> {
+        let mut status = connection.open().triggers().await?;
+        let Some(app) = &self.app else { return Ok(status) };
+        status.triggers.retain(|trigger| trigger.component.split('/').next() == Some(app.as_str()));
+        if status.triggers.is_empty() {
+            // Says so if there is no such app.
+            connection.open().app(app).await?;
+        }
+        Ok(status)
+    }
 }
 
-fn render(status: &TriggersStatus) -> String {
+fn render(status: &TriggersStatus, app: Option<&AppName>) -> String {
     if status.triggers.is_empty() {
-        return "no queue and no timer wakes a component".into();
+        let of = app.map_or_else(String::new, |app| format!(" of {app}"));
+        return format!("no queue and no timer wakes a component{of}");
     }
     let heading = [
         "COMPONENT",

@@ -15,7 +15,7 @@ use crate::settings::{LogFormat, Settings};
 /// Everything from info on, of others only what is wrong. That a member does not answer, openraft would say with every try, and
 /// we say it once.
 const LOG_DEFAULT: &str = "info,openraft=error,openraft::replication=off,openraft::engine::handler::replication_handler=off,\
-                           async_nats=warn,cranelift=warn,wasmtime=warn,hyper=warn,h2=warn";
+                           async_nats=warn,cranelift=warn,wasmtime=warn,hyper=warn,h2=warn,lapin=off";
 
 /// Start a node on this machine
 ///

@@ -37,6 +37,9 @@ fn shop(tech: &str, server: &str, source: &str) -> String {
     )
 }
 
+/// The same with what every broker calls a queue, so that only image and server differ.
+const ORDERS: &str = "queue: ORDERS";
+
 /// The manifest works there, and every row of the settle table has its consequence.
 #[track_caller]
 fn moves_to(node: &Node, tech: &str, server: &str, source: &str, publish: impl Fn(&str)) {
@@ -85,22 +88,29 @@ fn handles(node: &Node, tech: &str, bodies: &[(&str, u32)]) {
 #[test]
 fn one_manifest_moves_between_brokers() {
     let node = Node::start(&[]);
-    moves_to(&node, "embedded", "", "queue: ORDERS", |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
+    moves_to(&node, "embedded", "", ORDERS, |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
     drop(node);
 
     let nats = NatsServer::start(true);
     let node = Node::start(&["--nats", &nats.url, "--bootstrap"]);
-    moves_to(&node, "nats", "", "stream: ORDERS", |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
+    moves_to(&node, "nats", "", ORDERS, |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
     drop(node);
 
     let redis = RedisServer::start();
     let node = Node::start(&[]);
-    moves_to(&node, "redis", &format!("url: '{}'", redis.url), "stream: ORDERS", by_redis(&redis));
+    moves_to(&node, "redis", &format!("url: '{}'", redis.url), ORDERS, by_redis(&redis));
     drop(node);
 
     let rabbit = RabbitServer::start();
     let node = Node::start(&[]);
-    moves_to(&node, "rabbitmq", &format!("url: '{}'", rabbit.url), "queue: ORDERS", by_rabbitmq(&rabbit));
+    moves_to(&node, "rabbitmq", &format!("url: '{}'", rabbit.url), ORDERS, by_rabbitmq(&rabbit));
+    drop(node);
+
+    let mosquitto = Mosquitto::start(true);
+    let node = Node::start(&[]);
+    moves_to(&node, "mqtt", &format!("url: '{}'", mosquitto.url), ORDERS, |body| {
+        mosquitto.publish("ORDERS", body.as_bytes());
+    });
 }
 
 fn by_redis(server: &RedisServer) -> impl Fn(&str) {

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::apps::{app, component, eventually, examples, http, image, link, link_from, provider, waking};
 use crate::client::{get, send};
 use crate::node::Node;
+use crate::trellis::fed;
 
 /// Handlers of both kinds, and a window on the store that they write to: `seen/{body}` counts, `last/{body}` tells.
 fn handlers() -> String {
@@ -174,4 +175,11 @@ fn an_order_gets_its_invoice() {
     assert_eq!(reported, "1 invoices, 9.00 in all\norder 1: 9.00\n");
     let logged = node.trellis(&["logs", "orders/invoice"]).ok();
     assert!(logged.contains("order 1: 900 cents EUR, attempt 1"), "{logged}");
+}
+
+#[test]
+fn a_message_that_is_too_large_is_refused_with_what_is_taken() {
+    let node = Node::start(&[]);
+    let said = fed(&["publish", "mail", "-", "--admin", &node.admin], &vec![b'a'; 3 << 20]).failed(1);
+    assert!(said.contains("a message of 3145728 bytes is too large; at most 1048576 are taken"), "{said}");
 }

@@ -58,6 +58,8 @@ fn a_person_pauses_a_component_and_resumes_it() {
     node.deploy(&worker(4, "embedded", "{queue: mail}"));
     node.trellis(&["publish", "mail", "fine 1"]).ok();
     until(&node, "one is handled", |trigger| trigger["outcomes"]["ack"] == 1);
+    assert!(node.trellis(&["triggers", "post"]).ok().contains("post/worker"));
+    assert!(node.trellis(&["triggers", "nobody"]).failed(1).contains("nobody"));
     assert_eq!(
         node.trellis(&["pause", "post/worker"]).ok(),
         "post/worker is paused: queues and timers do not wake it until `trellis resume post/worker`\n"

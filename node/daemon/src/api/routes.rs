@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, head, post, put};
+use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -32,8 +32,8 @@ use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeadLettersStatus,
     DeployReply, DeployRequest, DrainReply, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine,
-    NodeReply, NodeStatus, PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, STALE,
-    ThawReply, TimingsBody, TokenRequest, TriggersStatus,
+    NodeReply, NodeStatus, PUBLISH_BYTES_MAX, PublishReply, PublishRequest, RestoreReply, RollbackReply,
+    RollbackRequest, STALE, ThawReply, TimingsBody, TokenRequest, TriggersStatus,
 };
 use super::{metrics, openapi};
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -45,6 +45,10 @@ use crate::{backup, changes, clock, cut_off, deploy, explain, membership, propos
 
 /// The largest JSON body, in bytes: a manifest and little else.
 const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The same of a message to publish, in base64 and with its headers.
+const PUBLISH_JSON_BYTES_MAX: usize = PUBLISH_BYTES_MAX.div_ceil(3) * 4 + 1024 * 1024;
+/// The largest body of any other request, in bytes, as axum has it.
+const BODY_BYTES_DEFAULT: usize = 2 * 1024 * 1024;
 /// How long `invoke` waits for a permit.
 const INVOKE_WAIT: Duration = Duration::from_secs(30);
 /// Log lines given where the request does not say how many.
@@ -111,7 +115,7 @@ pub(super) fn routes() -> Vec<Route> {
         route!(ADMIN "put" "/v1/timings" "Changes the lattice's timings, on every node, while they run.", Some(shape::<TimingsBody>), None, put(set_timings)),
         route!(READ "get" "/v1/apps" "The apps.", None, Some(shape::<Vec<AppSummary>>), get(apps)),
         route!(DEPLOY "post" "/v1/deploy" "Puts a version of an app and deploys it.",
-        Some(shape::<DeployRequest>), Some(shape::<DeployReply>), post(put_deploy).layer(DefaultBodyLimit::max(JSON_BYTES_MAX))),
+        Some(shape::<DeployRequest>), Some(shape::<DeployReply>), at_most(JSON_BYTES_MAX, post(put_deploy))),
         route!(READ "get" "/v1/apps/{app}" "What was asked, what runs where, and why not.", None, Some(shape::<AppStatus>), get(app)),
         route!(DEPLOY "delete" "/v1/apps/{app}" "Stops an app and forgets its history.", None, None, delete(delete_app)),
         route!(READ "get" "/v1/apps/{app}/manifest" "The manifest of the deployed version, or of the newest.", None, None, get(manifest)),
@@ -138,7 +142,7 @@ pub(super) fn routes() -> Vec<Route> {
         route!(READ "get" "/v1/config/{name}" "One config.", None, Some(shape::<ConfigBody>), get(config)),
         route!(DEPLOY "put" "/v1/config/{name}" "Puts a config in place of what it held.", Some(shape::<ConfigBody>), None, put(put_config)),
         route!(DEPLOY "delete" "/v1/config/{name}" "Deletes a config.", None, None, delete(delete_config)),
-        route!(DEPLOY "post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), post(publish)),
+        route!(DEPLOY "post" "/v1/publish" "Publishes a message.", Some(shape::<PublishRequest>), Some(shape::<PublishReply>), at_most(PUBLISH_JSON_BYTES_MAX, post(publish))),
         route!(READ "get" "/v1/logs" "What guests said, one JSON object on each line; `follow=true` goes on.",
         None, Some(shape::<LogLine>), get(logs)),
         route!(READ "get" "/v1/events" "What happens in the lattice, one CloudEvent on each line; `follow=true` goes on.",
@@ -150,6 +154,16 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
+/// A route whose request may have so many bytes.
+fn at_most(bytes: usize, route: MethodRouter<Arc<Node>>) -> MethodRouter<Arc<Node>> {
+    let route: MethodRouter<Arc<Node>> = route.layer(DefaultBodyLimit::max(bytes));
+    route.layer(Extension(BytesMax(bytes)))
+}
+
+/// What [`at_most`] said, for who is refused.
+#[derive(Clone, Copy)]
+struct BytesMax(usize);
+
 /// JSON in, with our own problem where it does not fit.
 struct Take<T>(T);
 
@@ -157,8 +171,16 @@ impl<T: serde::de::DeserializeOwned> FromRequest<Arc<Node>> for Take<T> {
     type Rejection = Refusal;
 
     async fn from_request(request: axum::extract::Request, node: &Arc<Node>) -> Result<Self, Refusal> {
+        let BytesMax(most) = request.extensions().get().copied().unwrap_or(BytesMax(BODY_BYTES_DEFAULT));
         let taken: Result<Json<T>, JsonRejection> = Json::from_request(request, node).await;
-        taken.map(|Json(value)| Self(value)).map_err(|why| Refusal::new(why.status(), "bad_request", why.body_text()))
+        taken.map(|Json(value)| Self(value)).map_err(|why| match why.status() {
+            status @ StatusCode::PAYLOAD_TOO_LARGE => Refusal::new(
+                status,
+                "too_large",
+                format!("the request has more than {most} bytes, which is the most here"),
+            ),
+            status => Refusal::new(status, "bad_request", why.body_text()),
+        })
     }
 }
 

@@ -453,6 +453,9 @@ pub struct ConfigBody {
     pub values: BTreeMap<String, String>,
 }
 
+/// The largest body of a message that `POST /v1/publish` reads, in bytes. What takes the message may take less, and says so.
+pub const PUBLISH_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// `POST /v1/publish`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct PublishRequest {
