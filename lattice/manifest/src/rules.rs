@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use trellis_wire::credentials::{self, Held};
-use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Secret, Secrets};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Config, Link, LinkId, Part, Secret, Secrets};
 
 use crate::finding::At;
 use crate::links::Linked;
@@ -300,5 +300,5 @@ fn as_given((link, way): (&AppLink, Way), app: &AppName, config: Config, secrets
     let component = if way == Way::Wakes { target } else { source };
     // What does not fit is refused by name when the link is applied.
     let delivery = delivery::overlaid(delivery.clone(), &config).unwrap_or(delivery);
-    Link { id, component, name, namespace, package, interfaces, config, delivery, secrets }
+    Link { id, component, name, namespace, package, interfaces, config, delivery, secrets, part: Part::default() }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use trellis_manifest::{AppLink, DeliveryError, Limits, Provider, SecretRef, Tech, overlaid};
 use trellis_wire::{
     AppName, ComponentKey, ComponentName, Config, DEAD_BYTES_MAX, Delivery, Digest, Generation, Link, LinkId, NodeId,
-    Secrets,
+    Part, Secrets,
 };
 
 use crate::changed::changed_apps;
@@ -424,12 +424,11 @@ impl State {
             Seat::Home(home) => home == Some(node),
             Seat::Beside => is_held(component),
         };
+        let mut part = Part::default();
         let (direction, component, secret_refs) = match end {
             Some(end) if end.wakes => {
-                let seat = self.seat_of_waking(end.provider, &delivery);
-                if !self.wakes(form, versions.rollout(), seat, (&source, &target), node) {
-                    return None;
-                }
+                let wakes = |seat| self.wakes(form, versions.rollout(), seat, (&source, &target), node);
+                part = self.part(end.provider, &delivery, wakes)?;
                 refused = refused.or_else(|| unkept_order(end.provider, &delivery));
                 let refs = overlaid_refs(&end.provider.secrets, &link.source_secrets);
                 (Direction::Wakes { provider: source, tech: end.provider.tech()? }, target, refs)
@@ -462,7 +461,7 @@ impl State {
             _ => delivery,
         };
         let secrets = Secrets::default();
-        let link = Link { id, component, name, namespace, package, interfaces, config, delivery, secrets };
+        let link = Link { id, component, name, namespace, package, interfaces, config, delivery, secrets, part };
         Some(HeldLink { link, direction, secret_refs, refused })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
-use crate::level::ORDERED_TOPICS_LEVEL;
+use crate::level::{CAPPED_TOPICS_LEVEL, ORDERED_TOPICS_LEVEL};
 use crate::pairs::{is_same, pairs};
 use crate::{Plan, State};
 
@@ -20,7 +20,7 @@ pub(crate) fn changed_apps(
 ) -> BTreeSet<AppName> {
     // Of an app that is rolled out it follows from a node's labels, too, who holds which version. Those are few.
     let mut changed = after.rolling.clone();
-    let knows = |state: &State| state.everyone_knows(ORDERED_TOPICS_LEVEL);
+    let knows = |state: &State| [ORDERED_TOPICS_LEVEL, CAPPED_TOPICS_LEVEL].map(|level| state.everyone_knows(level));
     let is_upgraded = || !Arc::ptr_eq(&before.nodes, &after.nodes) && knows(before) != knows(after);
     if before.home != after.home || is_upgraded() {
         // Of each that has something at home; it happens once in the life of most lattices.

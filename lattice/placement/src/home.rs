@@ -5,19 +5,19 @@
 //! There is one home for all apps: what an app publishes may be for another one's queue, and stores may be named across apps.
 //! A provider with a scaler of its own is no part of this: it runs where that says, with data of its own on each node.
 //!
-//! The home also pulls for the links of MQTT that keep an order. An MQTT server divides a topic among those who share it, and
-//! gives nothing out again; so what is to stay in order goes to one node, and onto one disk.
+//! The home also pulls for the links of MQTT that keep an order, or have caps. An MQTT server divides a topic among those who
+//! share it, and gives nothing out again; so what one node alone can keep goes to one node, and onto one disk.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use trellis_manifest::{AppLink, DeliveryError, Provider, Tech, overlaid};
-use trellis_wire::{AppName, ComponentKey, Delivery, NodeId, OrderBy};
+use trellis_wire::{AppName, ComponentKey, Delivery, NodeId, OrderBy, Part};
 
-use crate::level::{HOME_LEVEL, ORDERED_TOPICS_LEVEL, TooOld};
+use crate::level::{CAPPED_TOPICS_LEVEL, HOME_LEVEL, ORDERED_TOPICS_LEVEL, TooOld};
 use crate::state::done_if;
-use crate::{Applied, Direction, HeldLink, Refusal, Release, State, Versions};
+use crate::{Applied, HeldLink, Refusal, Release, State, Versions};
 
 /// Where the lattice's home is.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,12 +103,14 @@ impl State {
         for release in self.running() {
             let is_embedded = |entry| self.served(release, entry).is_some_and(|(_, provider)| has_home(provider));
             for link in &release.app.links {
-                let component = match () {
-                    () if is_embedded(&link.source) => Some(&link.target),
-                    () if is_embedded(&link.target) => Some(&link.source),
-                    // It never ran without a home, so that nothing of it is anywhere.
-                    () if self.is_pulled_at_home(release, link) => None,
-                    () => continue,
+                let component = match self.topic(release, link) {
+                    _ if is_embedded(&link.source) => Some(&link.target),
+                    _ if is_embedded(&link.target) => Some(&link.source),
+                    Some((provider, delivery)) if level_at_home(provider, &delivery).is_some() => {
+                        // In order it never ran without a home, so that nothing of it is anywhere.
+                        delivery.order_by.is_none().then_some(&link.target)
+                    }
+                    _ => continue,
                 };
                 let links: &mut BTreeMap<NodeId, usize> = links.get_or_insert_default();
                 let Some(component) = component else { continue };
@@ -132,22 +134,41 @@ impl State {
 
     /// The same of the provider of a link that wakes, with the link's policy.
     pub(crate) fn seat_of_waking(&self, provider: &Provider, delivery: &Delivery) -> Seat {
-        match self.home {
-            _ if provider.scaler.is_some() || !keeps_topics_in_order(provider, delivery) => self.seat(provider),
-            // Others would not let the home wake what they hold.
-            Home::At(node) if self.everyone_knows(ORDERED_TOPICS_LEVEL) => Seat::Home(Some(node)),
-            _ => Seat::Home(None),
+        let Some(level) = level_at_home(provider, delivery) else { return self.seat(provider) };
+        // Older nodes would not let the home wake what they hold.
+        let is_known = self.everyone_knows(level);
+        if delivery.order_by.is_none() && !(is_known && self.home.is_settled()) {
+            // Each node takes its part, under caps of its own.
+            return self.seat(provider);
         }
+        Seat::Home(self.home_node().filter(|_| is_known))
+    }
+
+    /// What a node takes of the messages of a link that wakes, if anything. `wakes` says whether it is one of those on which
+    /// the provider wakes by its seat.
+    pub(crate) fn part(&self, provider: &Provider, delivery: &Delivery, wakes: impl Fn(Seat) -> bool) -> Option<Part> {
+        let seat = self.seat_of_waking(provider, delivery);
+        let is_topic_at_home = matches!(seat, Seat::Home(_)) && is_topic(provider);
+        match is_topic_at_home {
+            false => wakes(seat).then_some(Part::Own),
+            true if wakes(seat) => Some(Part::All),
+            // In order it was never divided, or else is to come to its end before: see DELIVERY.md.
+            true if delivery.order_by.is_none() => wakes(Seat::Beside).then_some(Part::Stored),
+            true => None,
+        }
+    }
+
+    /// The provider of a link that wakes by MQTT, with the link's policy.
+    fn topic<'a>(&'a self, release: &'a Release, link: &AppLink) -> Option<(&'a Provider, Delivery)> {
+        let (_, provider) = self.served(release, &link.source).filter(|(_, provider)| is_topic(provider))?;
+        let (_, config, _) = self.link_of(release, link);
+        Some((provider, overlaid(link.delivery.clone(), &config).ok()?))
     }
 
     /// Whether a link of a release is pulled at home, though its provider runs elsewhere too.
     pub(crate) fn is_pulled_at_home(&self, release: &Release, link: &AppLink) -> bool {
-        let Some((_, provider)) = self.served(release, &link.source) else { return false };
-        if provider.tech() != Some(Tech::Mqtt) || provider.scaler.is_some() {
-            return false;
-        }
-        let (_, config, _) = self.link_of(release, link);
-        overlaid(link.delivery.clone(), &config).is_ok_and(|delivery| keeps_topics_in_order(provider, &delivery))
+        let topic = self.topic(release, link);
+        topic.is_some_and(|(provider, delivery)| matches!(self.seat_of_waking(provider, &delivery), Seat::Home(_)))
     }
 
     /// Whether the home pulls for a provider that runs elsewhere too, in some version of some app.
@@ -187,15 +208,15 @@ impl State {
 }
 
 impl HeldLink {
-    /// Whether it is pulled at home, wherever else its provider runs.
+    /// Whether this node is the home, which pulls for it wherever else its provider runs.
     pub fn is_pulled_at_home(&self) -> bool {
-        matches!(self.direction, Direction::Wakes { tech: Tech::Mqtt, .. }) && self.link.delivery.order_by.is_some()
+        self.link.part == Part::All
     }
 }
 
 /// Why a provider with this scaler cannot keep the order that a link asks for, if so.
 pub(crate) fn unkept_order(provider: &Provider, delivery: &Delivery) -> Option<DeliveryError> {
-    provider.scaler.as_ref().filter(|_| keeps_topics_in_order(provider, delivery))?;
+    provider.scaler.as_ref().filter(|_| is_topic(provider))?;
     let value = match delivery.order_by.as_ref()? {
         OrderBy::Subject => "subject".into(),
         OrderBy::Header(name) => format!("header:{name}"),
@@ -204,9 +225,16 @@ pub(crate) fn unkept_order(provider: &Provider, delivery: &Delivery) -> Option<D
     Some(DeliveryError { key: "order_by".into(), value, wanted })
 }
 
-/// Whether a link from a provider keeps the order of an MQTT topic.
-fn keeps_topics_in_order(provider: &Provider, delivery: &Delivery) -> bool {
-    provider.tech() == Some(Tech::Mqtt) && delivery.order_by.is_some()
+/// The level of all members from which on the home pulls for a link from a provider, if it is to. With a scaler the provider
+/// pulls where that says, and caps hold for each of those nodes.
+fn level_at_home(provider: &Provider, delivery: &Delivery) -> Option<u16> {
+    let is_for_home = is_topic(provider) && provider.scaler.is_none() && delivery.needs_one_puller();
+    is_for_home.then_some(if delivery.order_by.is_some() { ORDERED_TOPICS_LEVEL } else { CAPPED_TOPICS_LEVEL })
+}
+
+/// Whether what a provider wakes by are MQTT topics.
+fn is_topic(provider: &Provider) -> bool {
+    provider.tech() == Some(Tech::Mqtt)
 }
 
 /// Whether a provider is for the home to run.

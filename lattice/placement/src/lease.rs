@@ -98,8 +98,8 @@ impl Leases {
 }
 
 /// Whether what a technology wakes may be at work on one node of the lattice only, where its link asks for what one node
-/// alone can keep. An embedded queue is one node's anyway, as an MQTT topic is whose order is kept; a timer's ticks always start
-/// from one node.
+/// alone can keep. An embedded queue is one node's anyway, and an MQTT topic of which that is asked is the home's; a timer's ticks
+/// always start from one node.
 fn needs_lease(tech: Tech, asks: bool) -> bool {
     match tech {
         Tech::Http | Tech::Embedded | Tech::Mqtt => false,
@@ -112,10 +112,8 @@ impl HeldLink {
     /// Whether it may be at work on one node of the lattice only, by lease: what keeps an order, what is capped for the
     /// whole lattice, and timers.
     pub fn needs_lease(&self) -> bool {
-        let delivery = &self.link.delivery;
-        let is_capped = delivery.max_in_flight.is_some() || delivery.rate_limit.is_some();
         match &self.direction {
-            Direction::Wakes { tech, .. } => needs_lease(*tech, delivery.order_by.is_some() || is_capped),
+            Direction::Wakes { tech, .. } => needs_lease(*tech, self.link.delivery.needs_one_puller()),
             Direction::Grants { .. } | Direction::GrantsElsewhere { .. } | Direction::Between { .. } => false,
         }
     }

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = ENDINGS_LEVEL;
+pub const LEVEL: u16 = CAPPED_TOPICS_LEVEL;
 
 /// The highest level of anything that a lattice relies on once all of its members have it: of any command, of where links are
 /// pulled, and of what is written down of versions.
-const RELIED_ON_LEVEL: u16 = ENDINGS_LEVEL;
+const RELIED_ON_LEVEL: u16 = CAPPED_TOPICS_LEVEL;
 
 /// From here on a node takes an offer's acceptance and its reply as one message.
 const DONE_LEVEL: u16 = 2;
@@ -32,6 +32,9 @@ pub(crate) const ORDERED_TOPICS_LEVEL: u16 = 6;
 /// From here on nodes write down of versions what [`Endings::Told`](crate::versions::Endings) says, and take from a backup what
 /// was.
 pub(crate) const ENDINGS_LEVEL: u16 = 7;
+
+/// From here on nodes know that the home pulls MQTT topics that are capped for the lattice.
+pub(crate) const CAPPED_TOPICS_LEVEL: u16 = 8;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";

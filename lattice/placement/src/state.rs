@@ -317,7 +317,7 @@ impl State {
     }
 
     /// The nodes on which a provider runs in some version: where its scaler says, at home if it is embedded, or where the
-    /// components are that it is linked with, and at home for those that it wakes in order by MQTT.
+    /// components are that it is linked with, and at home for those that the home wakes by MQTT.
     pub fn provider_nodes(&self, key: &ComponentKey) -> BTreeSet<NodeId> {
         let mut nodes = BTreeSet::new();
         let running = self.app(&key.app).into_iter().flat_map(Versions::running);

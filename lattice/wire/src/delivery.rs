@@ -67,6 +67,11 @@ impl Default for Delivery {
 }
 
 impl Delivery {
+    /// Whether it asks for what one node alone can keep for the whole lattice: an order, or a cap.
+    pub const fn needs_one_puller(&self) -> bool {
+        self.order_by.is_some() || self.max_in_flight.is_some() || self.rate_limit.is_some()
+    }
+
     /// How long after its first attempt a message that the guest always refuses is dead-lettered: the waits between the
     /// attempts, or `max_age`. The time that the attempts themselves take is not in it.
     pub fn gives_up_after(&self) -> Duration {

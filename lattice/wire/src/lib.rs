@@ -29,5 +29,5 @@ pub use id::{
     LinkName, NodeId,
 };
 pub use key::{LatticeSecret, NodeKey};
-pub use link::{Link, LinkId};
+pub use link::{Link, LinkId, Part};
 pub use secret::{Secret, Secrets};

@@ -94,6 +94,21 @@ pub struct Link {
     /// The provider's own secrets with the link's on top, read on this node. They are left out wherever a link is encoded.
     #[serde(skip)]
     pub secrets: Secrets,
+    /// What this node takes of its messages. It follows from what every node knows, and is left out as the secrets are.
+    #[serde(skip)]
+    pub part: Part,
+}
+
+/// What a node takes of the messages of a link that wakes a component, where their source would divide them among nodes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Its part, as each node does that applies the link.
+    #[default]
+    Own,
+    /// All of them: no other node takes any.
+    All,
+    /// Nothing that comes, since another node takes all. What it stored of its own part before is handled here.
+    Stored,
 }
 
 impl Link {

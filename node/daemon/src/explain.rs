@@ -83,7 +83,7 @@ fn of_versions(node: &Node, state: &State, name: &AppName, versions: &Versions) 
     notes
 }
 
-/// Where what is embedded of an app is kept, and where its MQTT topics are pulled in order, if it has any.
+/// Where what is embedded of an app is kept, and where its MQTT topics with an order or caps are pulled, if it has any.
 fn of_home(node: &Node, state: &State, versions: &Versions) -> Vec<String> {
     let Some(home) = state.home_node() else { return Vec::new() };
     let providers =
@@ -101,7 +101,7 @@ fn of_home(node: &Node, state: &State, versions: &Versions) -> Vec<String> {
     }
     if pulls {
         notes.push(format!(
-            "what it is to have of MQTT in order is pulled on node {home}, the home, for every node that holds it"
+            "what it is to have of MQTT in order or under caps is pulled on node {home}, the home, for every node that holds it"
         ));
     }
     notes.into_iter().chain(home::away(state, &node.liveness)).collect()

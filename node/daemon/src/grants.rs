@@ -476,6 +476,7 @@ mod tests {
             config,
             delivery: trellis_wire::Delivery::default(),
             secrets: Default::default(),
+            part: Default::default(),
         }
     }
 

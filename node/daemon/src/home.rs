@@ -1,5 +1,5 @@
-//! The home, for people: which node keeps what `trellis://embedded` keeps and pulls MQTT topics in order, and what it means
-//! that it is away. Which node that is, `placement` decides.
+//! The home, for people: which node keeps what `trellis://embedded` keeps and pulls MQTT topics that have an order or caps, and
+//! what it means that it is away. Which node that is, `placement` decides.
 
 use trellis_placement::{Home, Life, State};
 use trellis_wire::NodeId;
@@ -10,8 +10,8 @@ use crate::liveness::Liveness;
 pub(crate) fn unavailable(state: &State, home: NodeId, why: &str) -> String {
     format!(
         "node {}, the home of what trellis://embedded keeps, does not answer: {why}. Its stores, queues and subjects are \
-         unavailable, and no MQTT topic is pulled in order, until it does: start it again, or give it up, with all that it \
-         keeps, by `trellis nodes forget {home}`",
+         unavailable, and no MQTT topic with an order or caps is pulled, until it does: start it again, or give it up, with \
+         all that it keeps, by `trellis nodes forget {home}`",
         state.named(home)
     )
 }

@@ -210,6 +210,8 @@ spec:
         assert_eq!(found.lines().count(), 1, "{found}");
         let loose = scaled.replace(", delivery.order_by: subject", "");
         assert_eq!(found_in("mqtt", "user: me", &loose, ""), "");
+        let capped = scaled.replace("delivery.order_by: subject", "delivery.max_in_flight: '2'");
+        assert_eq!(found_in("mqtt", "user: me", &capped, ""), "", "each of its nodes has caps of its own");
     }
 
     #[test]

@@ -113,6 +113,7 @@ fn own_bucket(options: &Options, name: &str) -> Link {
         config: Config::from_iter([("bucket", format!("TRELLIS_{}_{name}", options.lattice))]),
         delivery: Default::default(),
         secrets: Default::default(),
+        part: Default::default(),
     }
 }
 

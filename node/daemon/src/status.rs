@@ -11,7 +11,7 @@ use trellis_placement::{
     Assigned, Direction, End, HeldLink, LAST_STEP, Life, Progress, Release, State, Unplaced, Version, Versions,
 };
 use trellis_provider::delivery::OUTCOMES;
-use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId};
+use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId, Part};
 
 use crate::api::types::{
     AppStatus, AppSummary, ComponentStatus, Holder, LatticeStatus, LeaseStatus, LinkStatus, NodeStatus, RolloutStatus,
@@ -351,7 +351,9 @@ pub(crate) fn leased(node: &Node, holder: NodeId, component: &ComponentKey) -> O
 /// it is.
 fn of_link(node: &Node, id: &LinkId, is_needed: bool) -> (Health, Option<String>, Option<String>) {
     let state = node.shares.state();
-    let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links_of(id).next().is_some();
+    // Where only the rest is handled of what was stored, nothing comes by it.
+    let is_open = |held: &Arc<HeldLink>| held.link.part != Part::Stored;
+    let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links_of(id).any(is_open);
     let mut nodes: Vec<_> = state.nodes().values().filter(applies).collect();
     if nodes.is_empty() && !is_needed {
         return (Health::Ready, None, None);

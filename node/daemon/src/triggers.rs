@@ -355,7 +355,9 @@ impl Triggers {
                 let is_asked = is_asked(&held.link.component, (app, of));
                 let (true, Direction::Wakes { provider, tech }) = (is_asked, &held.direction) else { continue };
                 let apart = matches!(tech, Tech::Embedded | Tech::Mqtt);
-                let has_home = held.is_pulled_at_home() || state.kept_at(provider).is_some();
+                // A topic that the home pulls for its caps alone may have been divided before.
+                let is_in_order = held.is_pulled_at_home() && held.link.delivery.order_by.is_some();
+                let has_home = is_in_order || state.kept_at(provider).is_some();
                 let nodes = if apart && !has_home { lost() } else { BTreeSet::new() };
                 let place = || Place { link: held.link.id.clone(), nodes, apart };
                 places.entry(held.link.id.clone()).or_insert_with(place).nodes.insert(node);

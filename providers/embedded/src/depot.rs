@@ -26,6 +26,10 @@ impl Depot for Embedded {
         self.durable.begin(&name(queue), Vec::new(), link, permits).await
     }
 
+    fn has(&self, queue: &str) -> bool {
+        self.durable.has(&name(queue))
+    }
+
     async fn keep(&self, queue: &str, messages: Vec<Message>, note: Bytes) -> Result<(), Trouble> {
         self.durable.keep(&name(queue), messages, note).await.map_err(|why| why.to_string())
     }

@@ -120,6 +120,11 @@ impl Durable {
         Pulled { store, queue, component: component.to_string().into(), dead_bytes_max, entries }
     }
 
+    /// Whether a queue was made.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.queues().contains_key(name)
+    }
+
     /// A queue that was made, as the engine of a link to this component sees it.
     pub(crate) fn find(&self, name: &str, component: &ComponentKey) -> Option<Pulled> {
         let queue = self.queues().get(name).cloned()?;

@@ -56,6 +56,7 @@ async fn trellis() -> (Http, SocketAddr) {
         config,
         delivery: trellis_wire::Delivery::default(),
         secrets: Default::default(),
+        part: Default::default(),
     };
     let http = Http::new(Options::default());
     http.wake(link, Permits::new(component, Arc::new(Hello))).await.expect("a free port");

@@ -33,6 +33,8 @@ const ROOM_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Subscription {
     pub(crate) topic: String,
     pub(crate) qos: Qos,
+    /// Whether the session has it from before, or else is to go without.
+    pub(crate) is_former: bool,
 }
 
 /// A connection that is kept.
@@ -200,8 +202,8 @@ impl Driver {
                     self.begins = Some(begins);
                 }
                 match &self.subscription {
-                    None => self.set(Ok(())),
-                    Some(Subscription { topic, qos }) => line.client.subscribe(topic, *qos)?,
+                    None | Some(Subscription { is_former: true, .. }) => self.set(Ok(())),
+                    Some(Subscription { topic, qos, .. }) => line.client.subscribe(topic, *qos)?,
                 }
             }
             Heard::Subscribed(said) => self.subscribed(said),
@@ -224,7 +226,7 @@ impl Driver {
     }
 
     fn subscribed(&self, said: Result<Qos, String>) {
-        let Some(Subscription { topic, qos }) = &self.subscription else { return };
+        let Some(Subscription { topic, qos, .. }) = &self.subscription else { return };
         let refused = match said {
             Ok(given) if given == *qos => return self.set(Ok(())),
             Ok(_) => "it delivers at most once: write `qos: \"0\"` if that will do".into(),

@@ -18,8 +18,8 @@
 //! A link that wakes a component names its `topic` (or `queue`), with `+` and `#` as wildcards.
 //!
 //! MQTT has no second attempt, no wait and no dead letter. So what is to arrive at least once goes from the server into the
-//! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only. What is to
-//! stay in order goes to one node, the lattice's home: who applies links here sees to that.
+//! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only. What one
+//! node alone can keep, an order or caps, goes to one, the lattice's home: whether that is this one, a link's [`Part`] says.
 //!
 //! `client.rs` is the only file that knows both versions of the protocol, and this crate the only one that knows MQTT.
 
@@ -44,7 +44,7 @@ use trellis_provider::{
     Allowed, Depot, LinkError, Links, Permits, Provider, need_queue, no_such_call, no_such_package,
 };
 use trellis_wire::{
-    Answer, Call, CallError, ComponentKey, Dedupe, DedupeKey, Delivery, Link, LinkId, Message, OrderBy,
+    Answer, Call, CallError, ComponentKey, Dedupe, DedupeKey, Delivery, Link, LinkId, Message, OrderBy, Part,
 };
 use uuid::Uuid;
 
@@ -91,13 +91,10 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
     Qos::read(&link.config).map(drop)
 }
 
-/// The server of a link that wakes a component, how often a message may arrive, and what is subscribed to: a topic that its
-/// nodes share, or one that the home has to itself.
-fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
+/// The server of a link that wakes a component, and how often a message may arrive.
+fn read(link: &Link) -> Result<(Settings, Qos), LinkError> {
     let (settings, qos) = (Settings::read(link)?, Qos::read(&link.config)?);
     topic::check(need_queue(&link.config, "topic")?)?;
-    let topic = topic(link);
-    let topic = if link.delivery.order_by.is_some() { topic.into() } else { topic::shared(topic, &link.component) };
     match (qos, &link.delivery.order_by) {
         (Qos::AtLeastOnce, _) if link.delivery.dead_letter.is_some() => {
             let problem = "dead letters stay on the disk of the node that took the message, for `trellis dead-letters`; \
@@ -118,7 +115,7 @@ fn read(link: &Link) -> Result<(Settings, Qos, String), LinkError> {
         }
         (Qos::AtLeastOnce | Qos::AtMostOnce, _) => {
             check_dedupe(link.delivery.dedupe.as_ref(), &settings)?;
-            Ok((settings, qos, topic))
+            Ok((settings, qos))
         }
     }
 }
@@ -145,8 +142,10 @@ fn check_dedupe(dedupe: Option<&Dedupe>, settings: &Settings) -> Result<(), Link
 /// What a link has become.
 #[derive(Clone)]
 enum Bound {
-    /// Of this id in the depot.
-    Kept(LinkId, Arc<dyn Depot>, Arc<Kept>),
+    /// Of this id in the depot, with the session by which messages come, if any do.
+    Kept(LinkId, Arc<dyn Depot>, Option<Arc<Kept>>),
+    /// Another node takes all, and nothing was ever stored here.
+    Nothing,
     Subscribed(Arc<Subscribed>),
     Publisher(Arc<Publisher>),
 }
@@ -158,7 +157,7 @@ impl trellis_provider::Bound for Bound {
             // The session goes on: the link may be applied anew at once.
             Self::Kept(link, depot, _) => depot.end(link).await,
             Self::Subscribed(subscribed) => subscribed.end().await,
-            Self::Publisher(_) => {}
+            Self::Publisher(_) | Self::Nothing => {}
         }
     }
 }
@@ -175,18 +174,44 @@ impl Mqtt {
         format!("{component}.{}", short(&[&self.options.node, &link.to_string()]))
     }
 
-    async fn keep(&self, link: &Link, settings: Settings, topic: String, permits: Permits) -> Result<Bound, LinkError> {
-        let queue = self.queue(&link.id, &link.component);
-        let depot = &self.options.depot;
-        let owner = if link.delivery.order_by.is_some() { &self.options.lattice } else { &self.options.node };
-        // Of what every server takes: 23 letters and digits.
-        let id = format!("trellis{}", short(&[owner, &link.id.to_string(), &settings.shown(), &topic]));
+    async fn keep(&self, link: &Link, settings: &Settings, permits: Permits) -> Result<Bound, LinkError> {
+        let (queue, depot) = (self.queue(&link.id, &link.component), &self.options.depot);
+        let was_here = depot.has(&queue);
+        if link.part == Part::Stored && !was_here {
+            return Ok(Bound::Nothing);
+        }
         depot.begin(&queue, link.clone(), permits).await?;
-        let opened = self.sessions.open(&link.id, Wanted { settings, id, topic, queue }, depot).await;
+        let opened = self.open(link, settings, was_here).await;
         if opened.is_err() {
             depot.end(&link.id).await;
         }
         Ok(Bound::Kept(link.id.clone(), depot.clone(), opened?))
+    }
+
+    /// Has the session by which this node takes messages of a link, if it is to take any, and no other one.
+    async fn open(&self, link: &Link, settings: &Settings, was_here: bool) -> Result<Option<Arc<Kept>>, LinkError> {
+        let depot = &self.options.depot;
+        // In order, what another session still has would come after later messages.
+        if was_here && link.part != Part::Own && link.delivery.order_by.is_none() {
+            self.sessions.retire(&link.id, self.wanted(link, settings, Part::Own), depot)?;
+        }
+        if link.part == Part::Stored {
+            self.sessions.forget(&link.id);
+            return Ok(None);
+        }
+        self.sessions.open(&link.id, self.wanted(link, settings, link.part), depot).await.map(Some)
+    }
+
+    /// The session by which a node takes this of a link's messages: all, of a topic that it has to itself, or its part of one
+    /// that nodes share.
+    fn wanted(&self, link: &Link, settings: &Settings, part: Part) -> Wanted {
+        let (owner, topic) = match part {
+            Part::All => (&self.options.lattice, topic(link).into()),
+            Part::Own | Part::Stored => (&self.options.node, topic::shared(topic(link), &link.component)),
+        };
+        // Of what every server takes: 23 letters and digits.
+        let id = format!("trellis{}", short(&[owner, &link.id.to_string(), &settings.shown(), &topic]));
+        Wanted { settings: settings.clone(), id, topic, queue: self.queue(&link.id, &link.component) }
     }
 }
 
@@ -195,12 +220,13 @@ impl Provider for Mqtt {
     async fn wake(&self, link: Link, permits: Permits) -> Result<(), LinkError> {
         check_package(&link)?;
         self.remove(&link.id).await;
-        let (settings, qos, topic) = read(&link)?;
+        let (settings, qos) = read(&link)?;
         let id = link.id.clone();
         let bound = match qos {
-            Qos::AtLeastOnce => self.keep(&link, settings, topic, permits).await?,
+            Qos::AtLeastOnce => self.keep(&link, &settings, permits).await?,
             Qos::AtMostOnce => {
                 self.sessions.forget(&id);
+                let topic = topic::shared(topic(&link), &link.component);
                 Bound::Subscribed(Arc::new(Subscribed::begin(link, &settings, topic, permits)?))
             }
         };
@@ -249,7 +275,10 @@ impl Provider for Mqtt {
 
     fn health(&self, link: &LinkId) -> Result<(), String> {
         match self.links.get(link)? {
-            Bound::Kept(link, depot, kept) => kept.health().and_then(|()| depot.health(&link)),
+            Bound::Kept(link, depot, kept) => {
+                kept.map_or(Ok(()), |kept| kept.health()).and_then(|()| depot.health(&link))
+            }
+            Bound::Nothing => Ok(()),
             Bound::Subscribed(subscribed) => subscribed.health(),
             Bound::Publisher(publisher) => publisher.health(),
         }

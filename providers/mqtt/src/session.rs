@@ -4,9 +4,10 @@
 //!
 //! What the server gives again though it is stored is known by `given.rs`, and not stored again.
 //!
-//! Where the link keeps an order, one node of the lattice alone has its session, by an id that is the lattice's: when another
-//! one is the home, the server goes on with what came while there was none. It shares the topic with nobody, since servers keep
-//! the order of a topic only for who has it to himself.
+//! Where one node of the lattice takes all messages of the link, it alone has its session, by an id that is the lattice's: when
+//! another one is the home, the server goes on with what came while there was none. It shares the topic with nobody, since
+//! servers keep the order of a topic only for who has it to himself. Sessions by which nodes had their parts before are given up
+//! then, each by its node, once what is still in it is stored.
 //!
 //! A session lasts longer than the link is applied: while the link is applied anew messages are stored all the same. Only
 //! where the link is placed here no more the node unsubscribes, stores what is still on its way, and has the server forget it.
@@ -33,9 +34,13 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// After so long without a message nothing more is on its way to who has unsubscribed.
 const QUIET: Duration = Duration::from_millis(500);
+/// How long a node goes on with its part after another one is to take all: until that has subscribed. Rather twice than never.
+const HANDOVER: Duration = Duration::from_secs(5);
 /// How often the server is asked to forget a session, and the pause after each time.
 const LEAVE_TRIES: u32 = 6;
 const LEAVE_PAUSE: Duration = Duration::from_secs(2);
+/// The pause before that begins anew, where what the server keeps must still be had.
+const LEAVE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What makes a session this one and no other.
 #[derive(Clone, PartialEq, Eq)]
@@ -62,9 +67,10 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    fn open(wanted: Wanted, depot: Arc<dyn Depot>) -> Result<Arc<Self>, LinkError> {
+    /// Goes on with a session, or begins it; a former one is not begun anew.
+    fn open(wanted: Wanted, depot: Arc<dyn Depot>, is_former: bool) -> Result<Arc<Self>, LinkError> {
         let (inbox, waiting) = mpsc::channel(usize::from(RECEIVE_MAX));
-        let subscription = Subscription { topic: wanted.topic.clone(), qos: Qos::AtLeastOnce };
+        let subscription = Subscription { topic: wanted.topic.clone(), qos: Qos::AtLeastOnce, is_former };
         let session = Session::Lasting(wanted.id.clone());
         let connection = Connection::open(&wanted.settings, &session, Some(subscription), inbox)?;
         let kept = Self {
@@ -99,8 +105,8 @@ impl Kept {
         self.connection.close().await;
     }
 
-    /// Has the server forget it, again while it does not.
-    async fn leave(&self) {
+    /// Has the server forget it, again while it does not. Whether it has.
+    async fn leave(&self) -> bool {
         let mut left = self.try_leave().await;
         for _ in 1..LEAVE_TRIES {
             if left.is_ok() {
@@ -109,10 +115,11 @@ impl Kept {
             sleep(LEAVE_PAUSE).await;
             left = self.try_leave().await;
         }
-        if let Err(why) = left {
+        if let Err(why) = &left {
             let (server, Wanted { id, topic, .. }) = (self.wanted.settings.shown(), &self.wanted);
             tracing::warn!(server, id, topic, "the server still keeps messages that nobody fetches: {why}");
         }
+        left.is_ok()
     }
 
     /// What was done of it before is not done again.
@@ -243,6 +250,8 @@ pub(crate) struct Sessions {
     kept: Mutex<HashMap<LinkId, Arc<Kept>>>,
     /// By the client's id: those that the server is to forget.
     leaving: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
+    /// By the client's id: those that the server is to forget once this node has what is in them.
+    retiring: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
 }
 
 impl Sessions {
@@ -264,11 +273,34 @@ impl Sessions {
                 }
                 // One that is wanted again is not to be forgotten after all.
                 drop(lock(&self.leaving).remove(&wanted.id));
-                Kept::open(wanted, depot.clone())?
+                drop(lock(&self.retiring).remove(&wanted.id));
+                Kept::open(wanted, depot.clone(), false)?
             }
         };
         lock(&self.kept).insert(link.clone(), kept.clone());
         Ok(kept)
+    }
+
+    /// Gives up the session by which this node had its own part of a link's messages, in this process or an earlier one, once
+    /// what it still has is stored. If this process ends before, the next one is to do so.
+    pub(crate) fn retire(&self, link: &LinkId, own: Wanted, depot: &Arc<dyn Depot>) -> Result<(), LinkError> {
+        let id = own.id.clone();
+        let before = lock(&self.kept).extract_if(|of, kept| of == link && kept.wanted.id == id).next();
+        let mut retiring = lock(&self.retiring);
+        retiring.retain(|_, retiring| !retiring.is_finished());
+        let former = match before {
+            Some((_, before)) => before,
+            None if retiring.contains_key(&id) => return Ok(()),
+            None => Kept::open(own, depot.clone(), true)?,
+        };
+        let task = async move {
+            sleep(HANDOVER).await;
+            while !former.leave().await {
+                sleep(LEAVE_AGAIN).await;
+            }
+        };
+        retiring.insert(id, AbortOnDropHandle::new(tokio::spawn(task)));
+        Ok(())
     }
 
     /// Begins to have the server forget the session of a link.
@@ -280,7 +312,9 @@ impl Sessions {
 
     fn leave(&self, kept: Arc<Kept>) {
         let id = kept.wanted.id.clone();
-        let leaving = AbortOnDropHandle::new(tokio::spawn(async move { kept.leave().await }));
+        let leaving = AbortOnDropHandle::new(tokio::spawn(async move {
+            kept.leave().await;
+        }));
         let mut all = lock(&self.leaving);
         all.retain(|_, leaving| !leaving.is_finished());
         all.insert(id, leaving);
@@ -288,6 +322,7 @@ impl Sessions {
 
     /// Ends all of them, and returns when those that are to be forgotten are.
     pub(crate) async fn drain(&self) {
+        lock(&self.retiring).clear();
         let kept: Vec<_> = lock(&self.kept).drain().map(|(_, kept)| kept).collect();
         let leaving: Vec<_> = lock(&self.leaving).drain().map(|(_, leaving)| leaving).collect();
         join_all(kept.iter().map(|kept| kept.close())).await;

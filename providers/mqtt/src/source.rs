@@ -34,7 +34,7 @@ impl Subscribed {
     /// Subscribes to what the link names.
     pub(crate) fn begin(link: Link, settings: &Settings, topic: String, permits: Permits) -> Result<Self, LinkError> {
         let (inbox, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
-        let subscription = Subscription { topic, qos: Qos::AtMostOnce };
+        let subscription = Subscription { topic, qos: Qos::AtMostOnce, is_former: false };
         let subscribed = Self {
             connection: Connection::open(settings, &Session::Passing, Some(subscription), inbox)?,
             stop: CancellationToken::new(),

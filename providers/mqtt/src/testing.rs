@@ -53,7 +53,7 @@ impl Mosquitto {
             let text = format!(
                 "listener {port} 127.0.0.1\n{line}\nuser root\npersistence true\n\
                  persistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n\
-                 log_dest file {folder}/log\nlog_type subscribe\n"
+                 log_dest file {folder}/log\nlog_type subscribe\nlog_type unsubscribe\n"
             );
             std::fs::write(server.config.path().join("conf"), text).expect("a file can be written");
             if server.spawn() {
@@ -90,16 +90,22 @@ impl Mosquitto {
         }
     }
 
-    /// The clients that ever subscribed to a topic.
+    /// The clients that have subscribed to a topic, and not unsubscribed since.
     ///
     /// # Panics
     /// When the server's log cannot be read.
     pub fn subscribers(&self, topic: &str) -> BTreeSet<String> {
         let log = std::fs::read_to_string(self.config.path().join("log")).expect("the server writes a log");
-        // `TIME: CLIENT QOS TOPIC`
-        let words = log.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let subscribed = words.filter(|words| words.len() == 4 && words[3] == topic);
-        subscribed.map(|words| words[1].to_owned()).collect()
+        let mut subscribers = BTreeSet::new();
+        // `TIME: CLIENT QOS TOPIC`, and without the QoS where it unsubscribes.
+        for line in log.lines() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [_time, client, _qos, subscribed] if subscribed == topic => drop(subscribers.insert(client.to_owned())),
+                [_time, client, left] if left == topic => drop(subscribers.remove(client)),
+                _ => {}
+            }
+        }
+        subscribers
     }
 
     /// Kills the server as `kill -9` does.

@@ -921,6 +921,7 @@ mod tests {
                 config: Config::from_iter([("stream", name), ("create", "true")]),
                 delivery: Delivery::default(),
                 secrets: Default::default(),
+                part: Default::default(),
             }
         }
     }

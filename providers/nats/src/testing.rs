@@ -15,5 +15,6 @@ pub(crate) fn link(config: Config) -> Link {
         config,
         delivery: Default::default(),
         secrets: Secrets::default(),
+        part: Default::default(),
     }
 }

@@ -213,6 +213,7 @@ pub(crate) mod tests {
             config: config.iter().copied().collect(),
             delivery: Default::default(),
             secrets: Default::default(),
+            part: Default::default(),
         }
     }
 

@@ -112,6 +112,7 @@ mod tests {
             config: config.iter().copied().collect(),
             delivery: Delivery::default(),
             secrets: Secrets::from_iter(secrets.iter().map(|(name, text)| (*name, Secret::new(text)))),
+            part: Default::default(),
         })
     }
 

@@ -23,6 +23,9 @@ pub trait Depot: Send + Sync + 'static {
     /// The policy asks for what the queue cannot keep, or the queue cannot be made.
     async fn begin(&self, queue: &str, link: Link, permits: Permits) -> Result<(), LinkError>;
 
+    /// Whether a queue was begun once, in this process or an earlier one.
+    fn has(&self, queue: &str) -> bool;
+
     /// Puts messages at the end of a queue that was begun once, in this order, and a note in the place of its former one.
     /// All of that is on disk when this returns.
     ///

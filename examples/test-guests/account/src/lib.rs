@@ -7,11 +7,15 @@
 //! | `done/N` | how often one came to an end with it that is ok |
 //! | `lane/L` | the latest message of a lane that was begun |
 //! | `late/L` | how often one of the lane began or ended after a later one had begun |
+//! | `nap/N` | from when to when one napped with it, in milliseconds of the clock |
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use trellis_component::keyvalue::{Error, Store};
 use trellis_component::messaging::{Message, Refusal};
+
+/// Long enough that those overlap which may.
+const NAP: Duration = Duration::from_millis(100);
 
 trellis_component::messages!(on_message);
 
@@ -24,13 +28,17 @@ fn on_message(message: Message) -> Result<(), Refusal> {
     let lane = message.header("lane").filter(|lane| !lane.is_empty());
     let watch = || lane.map_or(Ok(()), |lane| watch_order(&store, lane, n));
     watch()?;
+    if word == "nap" {
+        nap(&store, n)?;
+    }
     act(word, message.attempt)?;
     watch()?;
     store.increment(&format!("done/{n}"), 1)?;
     Ok(())
 }
 
-/// `retry-twice` refuses two attempts and takes the third; `sleep` takes longer than it may. Any other word is ok.
+/// `retry-twice` refuses two attempts and takes the third; `sleep` takes longer than it may. Any other word is ok, `nap` after
+/// a while.
 fn act(word: &str, attempt: u32) -> Result<(), Refusal> {
     match word {
         "retry-twice" if attempt <= 2 => return Err(Refusal::retry_after(Duration::from_millis(50), "not yet")),
@@ -44,6 +52,13 @@ fn act(word: &str, attempt: u32) -> Result<(), Refusal> {
         _ => {}
     }
     Ok(())
+}
+
+fn nap(store: &Store, n: u64) -> Result<(), Error> {
+    let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let began = now();
+    std::thread::sleep(NAP);
+    store.set(&format!("nap/{n}"), format!("{began} {}", now()))
 }
 
 fn watch_order(store: &Store, lane: &str, n: u64) -> Result<(), Error> {

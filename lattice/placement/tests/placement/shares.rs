@@ -52,7 +52,7 @@ struct Shape {
 
 fn happens() -> impl Strategy<Value = Happens> {
     let (node, app) = (0..NODES, 0..APPS);
-    let shape = (0..3_u8, 0..5_u8, any::<bool>(), 0..3_u8, any::<bool>(), any::<bool>(), 0..2_u8).prop_map(
+    let shape = (0..3_u8, 0..5_u8, any::<bool>(), 0..3_u8, any::<bool>(), any::<bool>(), 0..3_u8).prop_map(
         |(code, spread, scaled, config, uses_provider, uses_component, value)| Shape {
             code,
             spread,
@@ -87,9 +87,13 @@ fn app_name(n: usize) -> AppName {
 }
 
 fn of(value: u8) -> Config {
-    // What keeps an order is pulled at home where it comes by MQTT.
-    let order = (value > 0).then_some(("delivery.order_by", "subject"));
-    [("bucket", &*value.to_string())].into_iter().chain(order).collect()
+    // What keeps an order or has caps is pulled at home where it comes by MQTT.
+    let policy = match value {
+        0 => None,
+        1 => Some(("delivery.order_by", "subject")),
+        _ => Some(("delivery.max_in_flight", "2")),
+    };
+    [("bucket", &*value.to_string())].into_iter().chain(policy).collect()
 }
 
 fn release_of(n: usize, shape: Shape) -> Release {

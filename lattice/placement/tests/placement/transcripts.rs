@@ -15,7 +15,7 @@ use trellis_placement::{
     Applied, Assigned, Beside, Change, Command, Direction, End, Ended, HeldLink, Home, NodeFacts, Release, State, Step,
     diff, plan,
 };
-use trellis_wire::{AppName, ComponentKey, Config, DEAD_BYTES_MAX, NodeId, frame};
+use trellis_wire::{AppName, ComponentKey, Config, DEAD_BYTES_MAX, NodeId, Part, frame};
 
 use crate::lattice::{Lattice, component, facts, link, node_id, pairs, provider, release, scaler};
 
@@ -159,12 +159,17 @@ fn step(step: &Step) -> String {
                 Direction::Between { target } => format!("{} calls {target}", link.component),
             };
             let dead_bytes_max = link.delivery.dead_bytes_max;
-            let part = match dead_bytes_max < DEAD_BYTES_MAX {
+            let part = match link.part {
+                Part::Own => "",
+                Part::All => ", all of it",
+                Part::Stored => ", what it stored",
+            };
+            let letters = match dead_bytes_max < DEAD_BYTES_MAX {
                 true => format!(", dead letters up to {} MiB", dead_bytes_max >> 20),
                 false => String::new(),
             };
             let refused = refused.as_ref().map(|why| format!(", refused: {why}")).unwrap_or_default();
-            format!("add link {direction}{}{part}{refused}", values(&link.config))
+            format!("add link {direction}{}{part}{letters}{refused}", values(&link.config))
         }
     }
 }

@@ -55,6 +55,7 @@ fn link(component: &ComponentKey, package: &str, interface: &str) -> HeldLink {
         config: Config::default(),
         delivery: Delivery::default(),
         secrets: Secrets::default(),
+        part: Default::default(),
     };
     let direction = Direction::Grants { tech: Tech::Http, provider };
     HeldLink { link, direction, secret_refs: Vec::new(), refused: None }

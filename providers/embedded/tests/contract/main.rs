@@ -38,6 +38,7 @@ fn link(app: &str, component: &str, package: &str, config: &[(&str, &str)]) -> L
         config: Config::from_iter(config.iter().copied()),
         delivery: Delivery::default(),
         secrets: Default::default(),
+        part: Default::default(),
     }
 }
 

@@ -150,6 +150,7 @@ pub(crate) fn link(name: &str, config: &[(&str, &str)]) -> Link {
         config: Config::from_iter(config.iter().copied()),
         delivery: trellis_wire::Delivery::default(),
         secrets: Default::default(),
+        part: Default::default(),
     }
 }
 

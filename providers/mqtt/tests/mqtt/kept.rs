@@ -201,6 +201,10 @@ impl Depot for Full {
         self.depot.begin(queue, link, permits).await
     }
 
+    fn has(&self, queue: &str) -> bool {
+        self.depot.has(queue)
+    }
+
     async fn keep(&self, queue: &str, messages: Vec<Message>, note: Bytes) -> Result<(), String> {
         if self.is_full.load(Ordering::SeqCst) {
             return Err("no room".into());

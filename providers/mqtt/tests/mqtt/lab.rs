@@ -11,7 +11,7 @@ use trellis_provider::Provider as _;
 use trellis_provider::delivery::DeadLetter;
 use trellis_provider::testing::Broker;
 use trellis_provider::testing::lab::{self, Node, PATIENCE, until};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message, OrderBy};
+use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message, OrderBy, Part};
 
 /// A node's disk.
 pub(crate) struct Home(tempfile::TempDir);
@@ -101,7 +101,8 @@ pub(crate) struct Lab {
     pub(crate) process: Process,
     pub(crate) publisher: Publisher,
     protocol: &'static str,
-    order: Option<OrderBy>,
+    /// What its links ask for.
+    asks: fn(&mut Link),
     _home: Home,
 }
 
@@ -109,18 +110,31 @@ impl Lab {
     pub(crate) async fn start(protocol: &'static str) -> Self {
         let (server, home) = (Mosquitto::start(true), Home::new());
         let publisher = Publisher::start(&server.url, protocol).await;
-        Self { server, process: home.open(), publisher, protocol, order: None, _home: home }
+        Self { server, process: home.open(), publisher, protocol, asks: |_| {}, _home: home }
     }
 
     /// Whose links keep the order of each topic.
     pub(crate) async fn in_order(protocol: &'static str) -> Self {
-        Self { order: Some(OrderBy::Subject), ..Self::start(protocol).await }
+        let asks = |link: &mut Link| {
+            link.delivery.order_by = Some(OrderBy::Subject);
+            link.part = Part::All;
+        };
+        Self { asks, ..Self::start(protocol).await }
+    }
+
+    /// Whose links are capped for the lattice, at its home.
+    pub(crate) async fn capped(protocol: &'static str) -> Self {
+        let asks = |link: &mut Link| {
+            link.delivery.max_in_flight = Some(2);
+            link.part = Part::All;
+        };
+        Self { asks, ..Self::start(protocol).await }
     }
 
     pub(crate) fn link(&self, config: &[(&str, &str)]) -> Link {
         let server = [("url", self.server.url.as_str()), ("protocol", self.protocol)];
         let mut link = lab::link("messaging", &[&server, config].concat());
-        link.delivery.order_by.clone_from(&self.order);
+        (self.asks)(&mut link);
         link
     }
 }
@@ -136,7 +150,7 @@ impl Broker for Lab {
         }
         // Whose component gets no permit: what comes waits for the test.
         self.process.wake(&link, &Node::new(0)).await;
-        if self.order.is_some() {
+        if link.delivery.order_by.is_some() {
             // It would hold some without one, too. What comes is stored all the same.
             self.process.mqtt.remove(&link.id).await;
         }

@@ -11,7 +11,7 @@ use trellis_mqtt::testing::Mosquitto;
 use trellis_provider::Provider as _;
 use trellis_provider::testing::contract;
 use trellis_provider::testing::lab::{self, Node, PATIENCE, text, until};
-use trellis_wire::{Link, OrderBy};
+use trellis_wire::{Link, OrderBy, Part};
 
 use crate::kept::PROTOCOLS;
 use crate::lab::{Home, Lab, Publisher};
@@ -139,6 +139,7 @@ fn what_is_stored_is_not_handled_again_when_a_process_dies() {
 fn in_order(config: &[(&str, &str)]) -> Link {
     let mut link = lab::link("messaging", config);
     link.delivery.order_by = Some(OrderBy::Subject);
+    link.part = Part::All;
     link
 }
 

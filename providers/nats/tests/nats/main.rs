@@ -36,6 +36,7 @@ fn link(component: &str, package: &str, config: &[(&str, &str)]) -> Link {
         config,
         delivery: trellis_wire::Delivery::default(),
         secrets: Default::default(),
+        part: Default::default(),
     }
 }
 

@@ -40,6 +40,7 @@ pub fn link(package: &str, config: &[(&str, &str)]) -> Link {
         config: config.iter().copied().collect(),
         delivery: Delivery { max_attempts: 4, backoff, ..Delivery::default() },
         secrets: Default::default(),
+        part: Default::default(),
     }
 }
 
