@@ -24,13 +24,12 @@ impl State {
         taken_back(versions, versions.get(version)?)
     }
 
-    /// Whether a component's code belongs to versions alone that were taken back: what it was given to do has not been
-    /// tried yet.
-    pub fn is_taken_back(&self, component: &ComponentKey, code: Digest) -> bool {
-        let Some(versions) = self.app(&component.app) else { return false };
-        let of = versions.kept().iter().filter(|kept| kept.release.artifacts.get(&component.name) == Some(&code));
-        let mut of = of.map(|kept| taken_back(versions, kept).is_some()).peekable();
-        of.peek().is_some() && of.all(|is_taken_back| is_taken_back)
+    /// The version of a component that is rolled out or still watched, if this may be its code. `None`: any may be. Where a
+    /// version changes no code, what its predecessor runs may be it as well.
+    pub fn on_trial(&self, component: &ComponentKey, code: Option<Digest>) -> Option<&str> {
+        let newer = self.app(&component.app)?.newer()?;
+        let its = *newer.artifacts.get(&component.name)?;
+        code.is_none_or(|code| code == its).then_some(newer.version.as_str())
     }
 
     /// What is written down of versions: what all members know how to.

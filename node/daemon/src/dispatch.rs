@@ -12,7 +12,7 @@ use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 use trellis_placement::{Beside, HeldComponent};
 use trellis_provider::delivery::Ran;
-use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Trial, Want};
+use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
 use trellis_wire::{
     Answer, Call, CallError, ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Message, Outcome, Reply,
@@ -514,8 +514,12 @@ impl PermitSource for OfLink {
         Ok(leased(permit, lease, token))
     }
 
-    fn trial(&self, component: &ComponentKey, code: &str) -> Trial {
-        code.parse().map_or(Trial::Settled, |code| self.dispatch.elsewhere.trial(component, code))
+    fn on_trial(&self, component: &ComponentKey, code: &str) -> Option<String> {
+        self.dispatch.elsewhere.on_trial(component, code.parse().ok())
+    }
+
+    fn is_taken_back(&self, component: &ComponentKey, version: &str) -> bool {
+        self.dispatch.elsewhere.is_taken_back(component, version)
     }
 
     async fn send(&self, component: &ComponentKey, outgoing: Outgoing) -> Result<(), CallError> {

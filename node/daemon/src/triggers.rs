@@ -379,7 +379,7 @@ impl Triggers {
         let mut letters = Letters { found: Vec::new(), problems: self.unheld((app, of), &places) };
         for place in places {
             let mut problems = Vec::new();
-            for node in round.in_turn(&place) {
+            for node in round.in_turn(&place, None) {
                 match round.find_in(&place, node, &wanted, &mut letters.found).await {
                     Ok(()) if place.apart => has_answer = true,
                     Ok(()) => {
@@ -409,11 +409,9 @@ impl Triggers {
         let mut problem = self.unheld((app, None), &places).into_iter().next();
         for place in places {
             let mut why = None;
-            let mut nodes = round.in_turn(&place);
             // Who is at work for the lattice starts a timer's tick at once; another could only write down that it is to be.
             let holder = self.shares.state().leases().get(&place.link).map(|lease| lease.node);
-            nodes.sort_by_key(|node| holder != Some(*node) || self.liveness.life(*node) != Life::Alive);
-            for node in nodes.into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
+            for node in round.in_turn(&place, holder).into_iter().filter(|node| on.is_none_or(|on| on == *node)) {
                 let question = Question::Decide(place.link.clone(), own.into(), fate);
                 match round.ask::<Option<DeadLetter>>(node, &question).await {
                     Ok(Some(_)) => return Ok(true),
@@ -456,11 +454,14 @@ impl<'a> Round<'a> {
         Self { triggers, until: Instant::now() + ROUND_WAIT, silent: BTreeMap::new() }
     }
 
-    /// Whom to ask of a place, best first.
-    fn in_turn(&self, place: &Place) -> Vec<NodeId> {
+    /// Whom to ask of a place: this one while it is alive, then this node itself, then whoever else is alive.
+    fn in_turn(&self, place: &Place, first: Option<NodeId>) -> Vec<NodeId> {
         let Triggers { me, liveness, .. } = self.triggers;
         let mut nodes: Vec<NodeId> = place.nodes.iter().copied().collect();
-        nodes.sort_by_key(|node| (node != me, liveness.life(*node) != Life::Alive));
+        nodes.sort_by_key(|node| {
+            let is_silent = liveness.life(*node) != Life::Alive;
+            (first != Some(*node) || is_silent, node != me, is_silent)
+        });
         nodes
     }
 

@@ -1,8 +1,9 @@
 //! Connections to RabbitMQ, shared by links with equal settings. Every wait has an end. A dead node is noticed by the
 //! server within two heartbeats, which is how long its claims last at most.
 
+use std::collections::HashMap;
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -93,7 +94,7 @@ impl Dial for Server {
             _ => why.to_string(),
         })?;
         let opened = Instant::now();
-        Ok(Arc::new(Line { connection, opened, publishing: Mutex::default(), walking: Arc::default() }))
+        Ok(Arc::new(Line { connection, opened, publishing: Mutex::default(), walks: Default::default() }))
     }
 
     async fn look(&self, line: &Arc<Line>) -> Result<(), String> {
@@ -108,8 +109,8 @@ pub(crate) struct Line {
     opened: Instant,
     /// For publishing, with confirms.
     publishing: Mutex<Option<Channel>>,
-    /// Held by whoever walks over a queue of dead letters.
-    pub(crate) walking: Arc<Mutex<()>>,
+    /// By queue of dead letters: held by whoever walks over it.
+    walks: std::sync::Mutex<HashMap<String, Arc<Mutex<()>>>>,
 }
 
 /// No such queue or exchange.
@@ -162,6 +163,13 @@ pub(crate) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) ->
 impl Line {
     pub(crate) async fn channel(&self) -> Result<Channel, Unanswered> {
         within(self.connection.create_channel()).await
+    }
+
+    /// Held by whoever walks over this queue of dead letters.
+    pub(crate) fn walk(&self, queue: &str) -> Arc<Mutex<()>> {
+        // Nothing panics while it holds this lock.
+        let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
+        walks.entry(queue.to_owned()).or_default().clone()
     }
 
     /// How long it stands.

@@ -86,7 +86,8 @@ impl Letters {
 
     pub(crate) async fn count(&self, line: &Line) -> Result<u64, Unanswered> {
         // Who walks holds them, and they are not counted then.
-        let Ok(_nobody_walks) = line.walking.try_lock() else { return Ok(self.counted.load(Ordering::Relaxed)) };
+        let walk = line.walk(&self.dead);
+        let Ok(_nobody_walks) = walk.try_lock() else { return Ok(self.counted.load(Ordering::Relaxed)) };
         let counted = match line.waiting(&line.channel().await?, &self.dead).await {
             Err(Unanswered::Refused(NOT_FOUND, _)) => 0,
             counted => counted?,

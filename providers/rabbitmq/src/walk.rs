@@ -127,7 +127,7 @@ impl Turn {
     async fn wait(line: &Arc<Line>, queue: &str) -> Result<Self, Trouble> {
         let (until, exclusive) = (Instant::now() + TURN_MAX, format!("{queue}.trellis.look"));
         let busy = || format!("somebody else looks through queue `{queue}` at the moment; try again");
-        let own = timeout_at(until, line.walking.clone().lock_owned()).await.map_err(|_| busy())?;
+        let own = timeout_at(until, line.walk(queue).lock_owned()).await.map_err(|_| busy())?;
         loop {
             let channel = line.channel().await?;
             let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use trellis_provider::{Caps, Permit, PermitSource, Permits, Run, Share, Trial, Want};
+use trellis_provider::{Caps, Permit, PermitSource, Permits, Run, Share, Want};
 use trellis_wire::{ComponentKey, Error, Event, LinkId, Message, Outcome, Reply, RunOutput, Settle};
 
 use crate::ticks::TIME;
@@ -32,8 +32,12 @@ impl PermitSource for Runs {
         Ok(Permit::new(AsRun { permit, args: self.args.clone() }))
     }
 
-    fn trial(&self, _: &ComponentKey, code: &str) -> Trial {
-        self.permits.trial(code)
+    fn on_trial(&self, _: &ComponentKey, code: &str) -> Option<String> {
+        self.permits.on_trial(code)
+    }
+
+    fn is_taken_back(&self, _: &ComponentKey, version: &str) -> bool {
+        self.permits.is_taken_back(version)
     }
 
     fn share(&self, link: &LinkId, whole: Caps) -> Arc<Share> {

@@ -355,7 +355,7 @@ mod tests {
     use trellis_embedded::Embedded;
     use trellis_provider::delivery::{Engine, Running};
     use trellis_provider::testing::lab::{Node, until, until_letters, until_settled};
-    use trellis_provider::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Trial, Want};
+    use trellis_provider::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
     use trellis_wire::{Backoff, CallError, ComponentKey, Delivery, Error, Event, Outcome, Reply, Settle};
 
     use super::*;
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(next.done(), 0, "the next probe is due a minute after the last");
     }
 
-    /// Permits for code whose first two attempts are its trial, after which it is taken back.
+    /// Permits for a version whose first two attempts are its trial, after which it is taken back.
     struct TakenBack(Node);
 
     #[async_trait]
@@ -467,8 +467,12 @@ mod tests {
             self.0.acquire(component, want).await
         }
 
-        fn trial(&self, _: &ComponentKey, _: &str) -> Trial {
-            if self.0.woken().len() > 2 { Trial::TakenBack } else { Trial::OnTrial }
+        fn on_trial(&self, _: &ComponentKey, _: &str) -> Option<String> {
+            (self.0.woken().len() <= 2).then(|| "2".into())
+        }
+
+        fn is_taken_back(&self, _: &ComponentKey, version: &str) -> bool {
+            version == "2" && self.0.woken().len() > 2
         }
     }
 
@@ -478,7 +482,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attempts_of_code_that_was_taken_back_do_not_count() {
+    async fn attempts_of_a_version_that_was_taken_back_do_not_count() {
         let (disk, node) = (Disk::new(), Node::saying(1, fifth_time_lucky));
         let ticks = disk.missed(1, Duration::from_secs(3_600), &[("every", "1h")]).await;
         let permits = Permits::new("shop/worker".parse().unwrap(), Arc::new(TakenBack(node.clone())));

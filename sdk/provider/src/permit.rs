@@ -41,9 +41,15 @@ pub trait PermitSource: Send + Sync + 'static {
         Err(CallError::Unavailable(format!("nothing is sent for {component} from here")))
     }
 
-    /// What the lattice thinks of this code of `component`, as [`Ran::digest`] says it.
-    fn trial(&self, _component: &ComponentKey, _code: &str) -> Trial {
-        Trial::Settled
+    /// The version of `component` that is new and may be taken back, if there is one and this may be its code.
+    /// `code`: as [`Ran::digest`] says it; empty where that is not known.
+    fn on_trial(&self, _component: &ComponentKey, _code: &str) -> Option<String> {
+        None
+    }
+
+    /// Whether this version was taken back: what failed under it is not the failure of what it was to do.
+    fn is_taken_back(&self, _component: &ComponentKey, _version: &str) -> bool {
+        false
     }
 
     /// What this node may use of the caps of `link`, which the whole lattice shares. Alone, it is all of them.
@@ -100,9 +106,14 @@ impl Permits {
         self.source.send(&self.component, outgoing).await
     }
 
-    /// What the lattice thinks of this code.
-    pub fn trial(&self, code: &str) -> Trial {
-        self.source.trial(&self.component, code)
+    /// The version on trial whose code this may be, as [`PermitSource::on_trial`] says it.
+    pub fn on_trial(&self, code: &str) -> Option<String> {
+        self.source.on_trial(&self.component, code)
+    }
+
+    /// Whether this version was taken back.
+    pub fn is_taken_back(&self, version: &str) -> bool {
+        self.source.is_taken_back(&self.component, version)
     }
 
     /// This node's share of the caps of a link.
@@ -150,17 +161,6 @@ impl From<Outcome> for Delivered {
     fn from(outcome: Outcome) -> Self {
         Self { outcome, sends: Vec::new(), ran: Ran::default() }
     }
-}
-
-/// What the lattice thinks of a component's code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trial {
-    /// It is what runs, or what nobody knows any more.
-    Settled,
-    /// It is new, and may be taken back.
-    OnTrial,
-    /// It was taken back: what failed under it is not the failure of what it was to do.
-    TakenBack,
 }
 
 /// What a handler published: by which of its links, and what.

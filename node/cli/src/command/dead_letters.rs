@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use trellis_daemon::api::types::{DEAD_LETTERS_MAX, DeadLetterStatus, DeadLettersStatus};
 
-use crate::admin::Connection;
+use crate::admin::{AdminError, Connection};
 use crate::failure::Failure;
 use crate::output::{Output, print, table, time};
 use crate::quantity::Time;
@@ -149,15 +149,18 @@ async fn named(of: &Scope, ids: &[String], connection: &Connection) -> Result<Ve
     Ok(letters)
 }
 
+/// How many may be refused before the rest is left as it is.
+const REFUSED_MAX: usize = 10;
+
 /// Decides on those of these ids, or on all that are chosen, as many as there are, and says how many that were: somebody
-/// else may have decided on one meanwhile.
+/// else may have decided on one meanwhile. One that is refused holds up no other.
 async fn decide(
     (of, ids, chosen): (&Scope, &[String], &Chosen),
     (fate, rate): (Fate, Option<u32>),
     connection: &Connection,
 ) -> Result<(), Failure> {
-    let (begun, mut since, mut decided) = (Instant::now(), None, 0);
-    let problems = loop {
+    let (begun, mut since, mut decided, mut refused) = (Instant::now(), None, 0, Vec::new());
+    let problems = 'all: loop {
         let DeadLettersStatus { dead_letters, problems } = match ids.is_empty() {
             true => connection.open().dead_letters(of, &chosen.pairs(since)).await?,
             false => DeadLettersStatus { dead_letters: named(of, ids, connection).await?, problems: Vec::new() },
@@ -166,10 +169,19 @@ async fn decide(
         for letter in dead_letters {
             let pause = rate.map(|rate| tokio::time::sleep(Duration::from_secs(1) / rate));
             let done = match fate {
-                Fate::Replay => connection.open().replay_dead_letter(&of.app, &letter.id).await?,
-                Fate::Drop => connection.open().drop_dead_letter(&of.app, &letter.id).await?,
+                Fate::Replay => connection.open().replay_dead_letter(&of.app, &letter.id).await,
+                Fate::Drop => connection.open().drop_dead_letter(&of.app, &letter.id).await,
             };
-            decided += usize::from(done);
+            match done {
+                Ok(done) => decided += usize::from(done),
+                Err(why) => {
+                    let goes_on = matches!(why, AdminError::Refused { .. });
+                    refused.push(format!("{}: {why}", letter.id));
+                    if !goes_on || refused.len() >= REFUSED_MAX {
+                        break 'all problems;
+                    }
+                }
+            }
             if let Some(pause) = pause {
                 pause.await;
             }
@@ -181,6 +193,7 @@ async fn decide(
         since = Some(begun.elapsed());
     };
     print(&format!("{decided} {}", fate.done()))?;
+    whole(&format!("not all were {}", fate.done()), &refused)?;
     whole("not all may have been found", &problems)
 }
 

@@ -11,8 +11,8 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use trellis_bus::{BusError, Sealed, SealedError};
-use trellis_placement::{Direction, Life, Node, State, Versions};
-use trellis_provider::{Delivered, Outgoing, Permit, Run, Trial, Want};
+use trellis_placement::{Direction, Life, Node, State};
+use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
 use trellis_wire::{
     Answer, Body, Call, CallError, ComponentKey, Digest, Error, Event, Generation, LinkId, Message, NodeId, Outcome,
     frame, subject,
@@ -285,16 +285,14 @@ impl Elsewhere {
         }
     }
 
-    /// What the lattice thinks of a component's code.
-    pub(crate) fn trial(&self, component: &ComponentKey, code: Digest) -> Trial {
-        let state = self.shares.state();
-        let newer = state.app(&component.app).and_then(Versions::newer);
-        let is_on_trial = newer.is_some_and(|release| release.artifacts.get(&component.name) == Some(&code));
-        match () {
-            () if state.is_taken_back(component, code) => Trial::TakenBack,
-            () if is_on_trial => Trial::OnTrial,
-            () => Trial::Settled,
-        }
+    /// The version of a component that is on trial, if this may be its code.
+    pub(crate) fn on_trial(&self, component: &ComponentKey, code: Option<Digest>) -> Option<String> {
+        self.shares.state().on_trial(component, code).map(str::to_owned)
+    }
+
+    /// Whether a version of a component was taken back.
+    pub(crate) fn is_taken_back(&self, component: &ComponentKey, version: &str) -> bool {
+        self.shares.state().rolled_back(&component.app, version).is_some()
     }
 
     /// The generation of the plan that this node knows.

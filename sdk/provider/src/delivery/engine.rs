@@ -19,15 +19,12 @@ use trellis_wire::{Delivery, Error, LinkId};
 
 use super::breaker::Leave;
 use super::held::{Held, Taken};
-use super::pauses::Pauses;
+use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
 use super::progress::{Progress, lock};
 use super::queue::{PULL_MAX, Queue, Trouble};
 use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 
-/// The pauses of a link when the node is short of something, or the broker does not carry out what it is told.
-pub(super) const PAUSE_MIN: Duration = Duration::from_millis(100);
-pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Messages that a link settles beside those that it runs, if it runs fewer.
 const SETTLING_MIN: usize = 64;
 /// How often a settlement is tried that the broker does not take. The claim is extended meanwhile.

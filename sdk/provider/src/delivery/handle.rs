@@ -13,14 +13,15 @@ use tokio::time::Instant;
 use trellis_wire::{CallError, Failure, Fault, Outcome};
 
 use super::breaker::Leave;
-use super::engine::{Engine, PAUSE_MIN, Turn};
+use super::engine::{Engine, Turn};
 use super::held::Taken;
 use super::ledger::{self, DONE, KEPT};
 use super::pause::{TELL_EVERY, TELL_WELL_EVERY};
+use super::pauses::PAUSE_MIN;
 use super::policy::{self, Reason, Record, Settlement};
 use super::progress::lock;
 use super::queue::{Ledger, Queue, Trouble};
-use crate::{Delivered, Outgoing, Permit, Trial};
+use crate::{Delivered, Outgoing, Permit};
 
 /// How much longer than its timeout a run is waited for, since the node ends it by itself.
 const RUN_GRACE: Duration = Duration::from_secs(5);
@@ -65,7 +66,7 @@ impl<Q: Queue> Engine<Q> {
         let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
         let is_ok = settlement == Settlement::Ack;
         self.count(leave, taken, &settlement).await;
-        self.note_tried(taken, &settlement, &ran.digest).await;
+        let settlement = self.unless_on_trial(taken, &record, settlement, &ran.digest).await;
         let settlement = match settlement {
             Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
             Settlement::DeadLetter { reason, fault, .. } => Settlement::DeadLetter { reason, fault, ran },
@@ -135,34 +136,45 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// What is known of a message without the attempts of code that was taken back. Where that cannot be read, they count.
+    /// What is known of a message without the attempts of versions that were taken back. Where that cannot be read, they
+    /// count.
     async fn refunded(&self, taken: &Taken<Q::Claim>) -> Record {
         let record = taken.record;
         let (Some(ledger), 2..) = (self.queue.ledger(), record.attempt) else { return record };
         let kept = ledger.read(&ledger::tried_key(&taken.place)).await.unwrap_or_default();
         let tried = ledger::tried(kept.as_deref()).into_iter();
-        let taken_back = tried.filter(|tried| self.permits.trial(&tried.code) == Trial::TakenBack);
+        let taken_back = tried.filter(|tried| self.permits.is_taken_back(&tried.version));
         let (attempts, faults) = taken_back
             .fold((0u32, 0u32), |(attempts, faults), tried| (attempts + tried.attempts, faults + tried.faults));
         let attempt = record.attempt.saturating_sub(attempts).max(1);
         Record { attempt, faults: record.faults.saturating_sub(faults), ..record }
     }
 
-    /// An attempt of code that may be taken back is remembered as that code's.
-    async fn note_tried(&self, taken: &Taken<Q::Claim>, settlement: &Settlement, code: &str) {
-        let (Settlement::Retry { fault, .. }, Some(ledger)) = (settlement, self.queue.ledger()) else { return };
-        if self.permits.trial(code) != Trial::OnTrial {
-            return;
-        }
-        let key = ledger::tried_key(&taken.place);
-        let noted = async {
-            let kept = ledger.read(&key).await?;
-            let tried = ledger::tried_again(ledger::tried(kept.as_deref()), code, fault.is_some());
-            ledger.swap(&key, kept.as_deref(), Some(&tried), KEPT).await
+    /// What fails while a version is on trial may be that version's failure: the attempt is remembered as its, and no
+    /// message is given up for it.
+    async fn unless_on_trial(
+        &self,
+        taken: &Taken<Q::Claim>,
+        record: &Record,
+        settlement: Settlement,
+        code: &str,
+    ) -> Settlement {
+        let (Settlement::Retry { fault, .. } | Settlement::DeadLetter { fault, .. }) = &settlement else {
+            return settlement;
         };
-        if let Err(why) = noted.await {
-            tracing::debug!(link = %self.link, why, "an attempt will count even if its code is taken back");
+        let Some(version) = self.permits.on_trial(code) else { return settlement };
+        if let Err(why) = self.note_tried(taken, &version, fault.is_some()).await {
+            tracing::debug!(link = %self.link, why, "an attempt will count even if its version is taken back");
         }
+        policy::on_trial(&self.policy, record, settlement, rand::random())
+    }
+
+    async fn note_tried(&self, taken: &Taken<Q::Claim>, version: &str, faulted: bool) -> Result<(), Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(()) };
+        let key = ledger::tried_key(&taken.place);
+        let kept = ledger.read(&key).await?;
+        let tried = ledger::tried_again(ledger::tried(kept.as_deref()), version, faulted);
+        ledger.swap(&key, kept.as_deref(), Some(&tried), KEPT).await.map(drop)
     }
 
     async fn run_once(&self, permit: Permit, taken: &Taken<Q::Claim>) -> Delivered {

@@ -5,7 +5,7 @@
 //! | `outbox/<message>/<n>` | a part of what its handler published, until that is sent | 14 days |
 //! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
 //! | `begun/<message>` | runs that did not end, of a message that an ordered link held when a node died | 14 days |
-//! | `tried/<message>` | its attempts by code that may be taken back | 14 days |
+//! | `tried/<message>` | its attempts by versions that may be taken back | 14 days |
 //! | `window/<hash>` | how the last first attempts of a link ended, from when one failed on | an hour |
 //! | `paused/<hash>` | that a link paused by itself: when the next probe is due, in ms since 1970, and which pause it is | 14 days |
 //! | `left/<hash>` | that who pulled an ordered link last gave all of it back, and in how many ms that is due | 14 days |
@@ -91,15 +91,15 @@ pub(super) fn count(kept: &[u8]) -> u32 {
     kept.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
-/// Attempts that one code made at a message, and how many of them it faulted on.
+/// Attempts that one version made at a message, and how many of them it faulted on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tried {
-    pub(super) code: String,
+    pub(super) version: String,
     pub(super) attempts: u32,
     pub(super) faults: u32,
 }
 
-/// Where it is kept which code tried a message.
+/// Where it is kept which versions tried a message.
 pub(super) fn tried_key(place: &Place) -> String {
     format!("tried/{}", place.key)
 }
@@ -110,13 +110,13 @@ pub(super) fn tried(kept: Option<&[u8]>) -> Vec<Tried> {
 }
 
 /// The same with one attempt more.
-pub(super) fn tried_again(mut tried: Vec<Tried>, code: &str, faulted: bool) -> Vec<u8> {
-    match tried.iter_mut().find(|known| known.code == code) {
+pub(super) fn tried_again(mut tried: Vec<Tried>, version: &str, faulted: bool) -> Vec<u8> {
+    match tried.iter_mut().find(|known| known.version == version) {
         Some(known) => {
             known.attempts = known.attempts.saturating_add(1);
             known.faults = known.faults.saturating_add(u32::from(faulted));
         }
-        None => tried.push(Tried { code: code.into(), attempts: 1, faults: u32::from(faulted) }),
+        None => tried.push(Tried { version: version.into(), attempts: 1, faults: u32::from(faulted) }),
     }
     postcard::to_stdvec(&tried).expect("plain data can be written")
 }

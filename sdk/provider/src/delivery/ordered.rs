@@ -16,11 +16,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use trellis_wire::{Error, OnDeadLetter};
 
-use super::engine::{Engine, PAUSE_MAX, PAUSE_MIN, Turn};
+use super::engine::{Engine, Turn};
 use super::held::Taken;
 use super::lanes::{BACK, End, LOOK_AHEAD, Lanes};
 use super::ledger::{self, KEPT, PARKED};
-use super::pauses::Pauses;
+use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
 use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
 

@@ -165,6 +165,17 @@ pub fn settle(policy: &Delivery, record: &Record, outcome: &Outcome, jitter01: f
     }
 }
 
+/// What follows where a version ran that is on trial: it may be taken back, and what it failed on is then for another. Until
+/// that is decided the message is tried again.
+pub(super) fn on_trial(policy: &Delivery, record: &Record, settlement: Settlement, jitter01: f64) -> Settlement {
+    match settlement {
+        Settlement::DeadLetter { reason: Reason::MaxAttempts { .. } | Reason::MaxFaults { .. }, fault, .. } => {
+            Settlement::Retry { after: policy.backoff.wait(record.attempt, jitter01), fault }
+        }
+        settlement => settlement,
+    }
+}
+
 fn refused(policy: &Delivery, record: &Record, after: Duration, said: String) -> Settlement {
     if record.attempt >= policy.max_attempts {
         let reason = Reason::MaxAttempts { attempts: record.attempt, said };

@@ -23,7 +23,7 @@ use trellis_wire::{
 use super::policy::{Record, Settlement};
 use super::queue::{CLAIM, Claimed, Ledger, Out, Place, Queue, Standing, Trouble};
 use super::{DeadLetter, Engine, Fate, Ran, Trigger as _};
-use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Trial, Want};
+use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Want};
 
 /// A queue and its ledger in memory.
 #[derive(Default)]
@@ -320,8 +320,15 @@ struct World {
     full: bool,
     /// What was dead before goes well.
     mended: bool,
-    /// What the lattice thinks of the code that runs first.
-    first_code: Option<Trial>,
+    /// The trial of the version that runs first.
+    trial: Option<Trial>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trial {
+    Goes,
+    Stays,
+    TakenBack,
 }
 
 /// A node: permits, handlers by the first word of the body, and an outside that takes what they publish.
@@ -359,7 +366,7 @@ impl Node {
         match body.split(' ').next().unwrap_or_default() {
             "retry-once" if message.attempt == 1 => return retry(),
             "retry" => return retry(),
-            "retry-until-5" if message.attempt < 5 => return retry(),
+            "trap" => return Err(Fault::NoReply.into()),
             "trap-once" if message.attempt == 1 => return Err(Fault::NoReply.into()),
             "busy" if world.begun[&body] == 1 => return Err(Error::Busy("no sandbox".into()).into()),
             "dead" if !world.mended => return Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
@@ -389,9 +396,13 @@ impl PermitSource for Node {
         Ok(Permit::new(Turn { node: self.clone(), _permit: permit }))
     }
 
-    fn trial(&self, _: &ComponentKey, code: &str) -> Trial {
-        let first = self.world.lock().unwrap().first_code;
-        first.filter(|_| code == "first").unwrap_or(Trial::Settled)
+    fn on_trial(&self, _: &ComponentKey, code: &str) -> Option<String> {
+        let goes_on = self.world.lock().unwrap().trial == Some(Trial::Goes);
+        (goes_on && code == "first").then(|| "2".into())
+    }
+
+    fn is_taken_back(&self, _: &ComponentKey, version: &str) -> bool {
+        version == "2" && self.world.lock().unwrap().trial == Some(Trial::TakenBack)
     }
 
     async fn send(&self, _: &ComponentKey, outgoing: Outgoing) -> Result<(), CallError> {
@@ -430,7 +441,7 @@ impl Run for Turn {
             }
             _ => Vec::new(),
         };
-        let is_first = self.node.world.lock().unwrap().first_code == Some(Trial::OnTrial);
+        let is_first = self.node.world.lock().unwrap().trial == Some(Trial::Goes);
         let digest = if is_first { "first" } else { "second" };
         Delivered { outcome, sends, ran: Ran { digest: digest.into(), ..Ran::default() } }
     }
@@ -837,21 +848,24 @@ async fn a_key_is_open_though_its_node_died_between_its_replay_and_saying_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_of_code_that_was_taken_back_do_not_count() {
-    for (taken_back, letters) in [(true, vec![]), (false, vec!["retry-until-5 x".to_owned()])] {
-        let mut lattice = Lattice::new(soon(), 1);
-        lattice.world.lock().unwrap().first_code = Some(Trial::OnTrial);
-        lattice.publish("q", "retry-until-5 x", &[]);
-        let node = lattice.node();
-        while lattice.begun("retry-until-5 x") < 2 {
-            sleep(Duration::from_millis(10)).await;
+async fn nothing_is_given_up_while_a_version_is_on_trial_and_its_attempts_do_not_count_if_it_is_taken_back() {
+    for (ends, more) in [(Trial::Stays, 1), (Trial::TakenBack, 3)] {
+        for body in ["retry x", "trap x"] {
+            let mut lattice = Lattice::new(soon(), 1);
+            lattice.world.lock().unwrap().trial = Some(Trial::Goes);
+            lattice.publish("q", body, &[]);
+            let node = lattice.node();
+            while lattice.begun(body) < 5 {
+                sleep(Duration::from_millis(10)).await;
+            }
+            // Long enough for the fifth attempt to end, not for the next to begin.
+            sleep(Duration::from_millis(250)).await;
+            assert_eq!(lattice.letters(), Vec::<String>::new(), "three attempts are all it has, but for a trial");
+            lattice.world.lock().unwrap().trial = Some(ends);
+            lattice.until_empty().await;
+            node.ends().await;
+            assert_eq!((lattice.begun(body), lattice.letters()), (5 + more, vec![body.to_owned()]), "{ends:?}");
         }
-        // Long enough for the second attempt to end, not for the third to begin.
-        sleep(Duration::from_millis(250)).await;
-        lattice.world.lock().unwrap().first_code = Some(if taken_back { Trial::TakenBack } else { Trial::Settled });
-        lattice.until_empty().await;
-        node.ends().await;
-        assert_eq!(lattice.letters(), letters, "three attempts are all it has; taken back: {taken_back}");
     }
 }
 
