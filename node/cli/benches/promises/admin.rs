@@ -45,6 +45,12 @@ impl Node {
         serde_json::from_slice(&get(self.api(), &format!("/v1/apps/{app}")).unwrap().body).unwrap()
     }
 
+    /// What the API says of the only trigger there is.
+    pub(crate) fn trigger(&self) -> Value {
+        let said: Value = serde_json::from_slice(&get(self.api(), "/v1/triggers").unwrap().body).unwrap();
+        said["triggers"][0].clone()
+    }
+
     /// Waits until an app is ready, and says how long that took.
     pub(crate) fn ready(&self, app: &str, poll: Duration) -> Duration {
         let began = Instant::now();

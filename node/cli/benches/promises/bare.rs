@@ -46,6 +46,8 @@ fn engine() -> Engine {
         .pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    // What only guests of WASI 0.3 need, and others pay for.
+    config.wasm_component_model_async(false).concurrency_support(false);
     Engine::new(&config).unwrap()
 }
 

@@ -59,8 +59,8 @@ pub(crate) fn bench(scale: Scale) -> String {
     row("second reply, loaded", &warm, "");
     row("deploy of a known artifact, until ready", &deploys, "50 ms");
     format!(
-        "{apps} distinct components of {} KiB (the Rust hello), compiled and deployed in {:.0} s, then another process. A new \
-         connection for each request.\n\n{}",
+        "{apps} distinct components of {} KiB (the Rust hello), compiled and deployed in {:.0} s, then another process, for \
+         which the files are in the page cache. A new connection for each request.\n\n{}",
         wasm.len() >> 10,
         prepared.as_secs_f64(),
         table.finish()

@@ -20,6 +20,8 @@ pub(crate) struct Paced {
     pub(crate) refused: u64,
     /// Anything else: another status, a 503 that does not say when to come again, a broken connection.
     pub(crate) others: u64,
+    /// From the first request to the last reply.
+    pub(crate) took: Duration,
 }
 
 /// Asks for `path` over so many connections, `each` after the one before on each of them, or as soon as there is a reply where
@@ -39,6 +41,7 @@ pub(crate) fn paced(at: SocketAddr, path: &str, connections: u32, each: Duration
             all.refused += one.refused;
             all.others += one.others;
         }
+        all.took = began.elapsed();
         all
     })
 }

@@ -12,9 +12,11 @@ impl Figures {
         self.0.push(figure);
     }
 
-    /// The middle one.
+    /// The middle one; of an even number the mean of the two in the middle.
     pub(crate) fn median(&self) -> f64 {
-        quantile(&sorted(&self.0), 0.5)
+        let all = sorted(&self.0);
+        let last = all.len().checked_sub(1).expect("something was measured");
+        f64::midpoint(all[last / 2], all[all.len() / 2])
     }
 
     /// The median, with the lowest and highest in brackets.

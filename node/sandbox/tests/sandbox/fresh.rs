@@ -8,9 +8,11 @@ use trellis_wire::{Event, Reply};
 
 use crate::lab::{Lab, MEBIBYTE};
 
-/// How often each guest runs on each of a few threads: slots of the pool are used again and again, by either guest.
-const RUNS: usize = 60;
+/// How often each guest runs on each of a few threads. There are more guests than the pool has slots, so that slots are used
+/// again and again, by another guest than before as well.
+const RUNS: usize = 4;
 const THREADS: usize = 3;
+const GUESTS: usize = 80;
 
 /// Ends in `err` if anything is not as it was compiled: each byte of memory, what `grow` adds to it, a global, each entry
 /// and the size of a table. Then it dirties all of that: 64 KiB of a large memory that is kept between runs, or 3 MiB, of
@@ -69,7 +71,9 @@ async fn memory_globals_and_tables_are_fresh_for_each_run() {
     let mut lab = Lab::with(4, 1024 * MEBIBYTE);
     lab.limits.memory_bytes = 8 * MEBIBYTE;
     let lab = Arc::new(lab);
-    let guests = [lab.component(&scribbler("one", 1)), lab.component(&scribbler("another one", 48))];
+    let dirty = |nth: usize| if nth.is_multiple_of(2) { 1 } else { 48 };
+    let guests: Vec<_> =
+        (0..GUESTS).map(|nth| lab.component(&scribbler(&format!("guest {nth}"), dirty(nth)))).collect();
     let threads: Vec<_> = (0..THREADS).map(|_| tokio::spawn(run(lab.clone(), guests.clone()))).collect();
     for thread in threads {
         thread.await.unwrap();
@@ -77,7 +81,7 @@ async fn memory_globals_and_tables_are_fresh_for_each_run() {
     lab.all_gone().await;
 }
 
-async fn run(lab: Arc<Lab>, guests: [Arc<Component>; 2]) {
+async fn run(lab: Arc<Lab>, guests: Vec<Arc<Component>>) {
     for _ in 0..RUNS {
         for guest in &guests {
             let ran = guest.run(Event::Run(vec![]), lab.setup()).await;

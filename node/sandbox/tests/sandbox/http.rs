@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http_body::{Body as _, Frame};
 use http_body_util::{BodyExt, StreamBody};
-use trellis_wire::{Body, BodyError, Config, Error, Event, Failure, Fault};
+use trellis_wire::{Body, BodyError, Config, Error, Event, Failure, Fault, Reply, Settle};
 
 use crate::lab::{Lab, MEBIBYTE, get, response, text};
 
@@ -51,9 +51,15 @@ async fn a_request_without_a_host_is_answered() {
 
 #[tokio::test]
 async fn nothing_of_one_run_is_seen_by_the_next() {
+    const FRESH: &str = "run 1, 0 bytes scribbled";
     let lab = Lab::new();
     for _ in 0..20 {
-        assert_eq!(lab.text("classic", "/scribble").await, "run 1, 0 bytes scribbled");
+        for guest in BOTH {
+            assert_eq!(lab.text(guest, "/scribble").await, FRESH);
+        }
+        let settled = lab.message("classic", "scribble", "").await;
+        let Ok(Reply::Settle(Settle::Drop(told))) = settled else { panic!("{settled:?}") };
+        assert_eq!(told, FRESH);
     }
 }
 

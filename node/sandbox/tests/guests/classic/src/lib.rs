@@ -268,6 +268,7 @@ impl Handler for Guest {
             "retry-later" => Err(Refusal::Retry(Retry { reason: text, after_ms: Some(1500) })),
             "dead-letter" => Err(Refusal::DeadLetter(text)),
             "drop" => Err(Refusal::Drop(text)),
+            "scribble" => Err(Refusal::Drop(scribble())),
             "describe" => Err(Refusal::Drop(format!("{message:?}"))),
             "trap" => panic!("cannot handle {text}"),
             _ => loop {

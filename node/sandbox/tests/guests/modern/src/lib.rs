@@ -1,5 +1,7 @@
 //! A guest of WASI 0.3 that does, by path or argument, whatever a test asks for.
 
+use std::cell::Cell;
+
 use exports::wasi::cli0_3_0::run::Guest as Run;
 use exports::wasi::http0_3_0::handler::Guest as Handler;
 use wasi::http0_3_0::client;
@@ -21,6 +23,12 @@ wit_bindgen::generate!({
 struct Guest;
 export!(Guest);
 
+thread_local! {
+    static RUNS: Cell<u32> = const { Cell::new(0) };
+}
+
+static mut SCRIBBLED: [u8; 100_000] = [0; 100_000];
+
 impl Handler for Guest {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
         let path = request.get_path_with_query().unwrap_or_default();
@@ -31,6 +39,7 @@ impl Handler for Guest {
                 let (body, trailers) = Request::consume_body(request, done);
                 Ok(Response::new(Fields::new(), Some(body), trailers).0)
             }
+            "/scribble" => Ok(respond(scribble().into_bytes(), 1, After::Done)),
             "/loop" => loop {
                 std::hint::black_box(());
             },
@@ -92,6 +101,17 @@ fn respond(chunk: Vec<u8>, times: usize, after: After) -> Response {
         }
     });
     response
+}
+
+/// Says what it finds of earlier runs, and leaves something to be found.
+fn scribble() -> String {
+    RUNS.set(RUNS.get() + 1);
+    let found = unsafe { (*&raw const SCRIBBLED).iter().filter(|byte| **byte != 0).count() };
+    unsafe { SCRIBBLED = [7; 100_000] };
+    let mut heap = vec![0_u8; 2 << 20];
+    heap.fill(9);
+    std::mem::forget(std::hint::black_box(heap));
+    format!("run {}, {found} bytes scribbled", RUNS.get())
 }
 
 async fn outgoing() -> String {
