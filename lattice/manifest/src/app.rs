@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use trellis_wire::{AppName, ComponentName, Config, LinkName};
 
-use crate::Delivery;
+use crate::{Delivery, overlaid};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,17 @@ impl App {
         let backends: BTreeSet<_> = backends.collect();
         let backends = backends.into_iter().map(|(policy, backend)| NotBuilt::SecretsBackend { policy, backend });
         providers.chain(backends).collect()
+    }
+
+    /// The links by which queues hand messages to its components, each with its policy, as far as the manifest says them.
+    pub fn queues(&self) -> impl Iterator<Item = (&AppLink, Delivery)> {
+        self.links.iter().filter_map(|link| {
+            let provider = self.providers.get(&link.source)?;
+            let given = provider.configs.iter().chain(&link.source_configs).filter_map(|name| self.configs.get(name));
+            let config = given.fold(Config::default(), |config, given| config.overlaid_with(given));
+            let has_queue = link.package == "messaging" && provider.tech()?.has_queue(&config);
+            has_queue.then(|| overlaid(link.delivery.clone(), &config).ok()).flatten().map(|policy| (link, policy))
+        })
     }
 
     /// Every secret that anything of it names.
@@ -219,6 +230,16 @@ impl Tech {
             Self::Rabbitmq => "rabbitmq",
             Self::Mqtt => "mqtt",
             Self::Timer => "timer",
+        }
+    }
+
+    /// Whether a link of this config has its messages from a queue, which can give one out again.
+    pub fn has_queue(self, config: &Config) -> bool {
+        match self {
+            Self::Embedded | Self::Rabbitmq => config.get("queue").is_some(),
+            Self::Nats | Self::Redis => config.get("stream").or_else(|| config.get("queue")).is_some(),
+            Self::Mqtt => config.get("qos") != Some("0"),
+            Self::Http | Self::Timer => false,
         }
     }
 }

@@ -257,7 +257,12 @@ fn config_keys(reading: &mut Reading<'_, '_>) {
                 }
                 Some(meant) => format!("did you mean `{meant}`?"),
             };
-            reading.report.warn(*at, format!("the {tech} provider does not know the key `{key}`"), help);
+            let message = format!("the {tech} provider does not know the key `{key}`");
+            // Of a policy nothing is left out.
+            match dotted {
+                Some(_) => reading.report.error(*at, message, help),
+                None => reading.report.warn(*at, message, help),
+            }
         }
     }
 }
@@ -280,12 +285,21 @@ fn built_in_links(reading: &mut Reading<'_, '_>) {
         if config.iter().any(|(key, value)| credentials::held(key, value) == Some(Held::InAddress)) {
             continue;
         }
+        let place = |key: &str| given.iter().rev().find_map(|given| given.keys.get(key)).copied();
+        if let Err(why) = delivery::overlaid(link.delivery.clone(), &config) {
+            let at = place(&format!("delivery.{}", why.key));
+            // A key that nobody knows was said already.
+            if delivery::KEYS.contains(&why.key.as_str()) {
+                reading.report.error(at.unwrap_or(*target_at), why.to_string(), "");
+            }
+            continue;
+        }
         let named = provider.secrets.iter().chain(secrets).map(|secret| (secret.name.as_str(), Secret::new("given")));
         let looked_at = as_given((link, way), &reading.app.name, config, named.collect());
         if let Err(unfit) = check(tech, way, &looked_at) {
-            let places = unfit.key.iter().flat_map(|key| given.iter().rev().filter_map(|given| given.keys.get(key)));
-            let block = delivery.filter(|_| unfit.key.as_ref().is_some_and(|key| key.starts_with("delivery.")));
-            let at = places.copied().next().or(block.map(|(at, _)| at)).unwrap_or(*target_at);
+            let key = unfit.key.as_deref();
+            let block = delivery.filter(|_| key.is_some_and(|key| key.starts_with("delivery.")));
+            let at = key.and_then(place).or(block.map(|(at, _)| at)).unwrap_or(*target_at);
             reading.report.error(at, unfit.problem, "");
         }
     }
@@ -298,7 +312,7 @@ fn as_given((link, way): (&AppLink, Way), app: &AppName, config: Config, secrets
     let (source, target) = (key(&link.source), key(&link.target));
     let id = LinkId::new(&source, &target, &name, &namespace, &package, &interfaces);
     let component = if way == Way::Wakes { target } else { source };
-    // What does not fit is refused by name when the link is applied.
+    // What does not fit was refused.
     let delivery = delivery::overlaid(delivery.clone(), &config).unwrap_or(delivery);
     Link { id, component, name, namespace, package, interfaces, config, delivery, secrets, part: Part::default() }
 }

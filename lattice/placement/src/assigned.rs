@@ -454,7 +454,7 @@ impl State {
         let AppLink { name, namespace, package, interfaces, .. } = link.clone();
         let delivery = match &direction {
             // Other links go on as they are when the app has a queue more.
-            Direction::Wakes { tech, .. } if has_queue(*tech, &config) => {
+            Direction::Wakes { tech, .. } if tech.has_queue(&config) => {
                 let dead_bytes_max = DEAD_BYTES_MAX / self.queues(form.release).max(1);
                 Delivery { dead_bytes_max, ..delivery }
             }
@@ -470,7 +470,7 @@ impl State {
         release.app.links.iter().filter_map(|link| {
             let (id, config, Some(End { provider, wakes: true })) = self.link_of(release, link) else { return None };
             let tech = provider.tech()?;
-            (tech == Tech::Timer || has_queue(tech, &config)).then(|| (id, release.key(&link.target)))
+            (tech == Tech::Timer || tech.has_queue(&config)).then(|| (id, release.key(&link.target)))
         })
     }
 
@@ -478,7 +478,7 @@ impl State {
     fn queues(&self, release: &Release) -> u64 {
         let has_queue = |link: &&AppLink| match self.link_of(release, link) {
             (_, config, Some(End { provider, wakes: true })) => {
-                provider.tech().is_some_and(|tech| has_queue(tech, &config))
+                provider.tech().is_some_and(|tech| tech.has_queue(&config))
             }
             _ => false,
         };
@@ -540,16 +540,6 @@ fn put(links: &mut BTreeMap<LinkId, Arc<HeldLink>>, id: LinkId, held: Arc<HeldLi
     let is_far = matches!(held.direction, Direction::GrantsElsewhere { .. });
     if !is_far || !links.contains_key(&id) {
         links.insert(id, held);
-    }
-}
-
-/// Whether a link that wakes has its messages from a queue, which can give one out again.
-fn has_queue(tech: Tech, config: &Config) -> bool {
-    match tech {
-        Tech::Embedded | Tech::Rabbitmq => config.get("queue").is_some(),
-        Tech::Nats | Tech::Redis => config.get("stream").or_else(|| config.get("queue")).is_some(),
-        Tech::Mqtt => config.get("qos") != Some("0"),
-        Tech::Http | Tech::Timer => false,
     }
 }
 

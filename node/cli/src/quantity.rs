@@ -75,6 +75,19 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     ms.map(Duration::from_millis).ok_or_else(|| format!("`{text}` is no time: write 500ms, 30s, 2m or 1h"))
 }
 
+/// `58m 31s`: the two largest units that something lasts for.
+pub(crate) fn lasting(time: Duration) -> String {
+    const UNITS: [(u128, &str); 5] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
+    let mut left = time.as_millis();
+    let parts = UNITS.iter().filter_map(|(ms, unit)| {
+        let whole = left / ms;
+        left %= ms;
+        (whole > 0).then(|| format!("{whole}{unit}"))
+    });
+    let parts: Vec<String> = parts.take(2).collect();
+    if parts.is_empty() { "0s".into() } else { parts.join(" ") }
+}
+
 /// The number that a text begins with, and what follows it.
 fn split(text: &str) -> (Option<u64>, &str) {
     let text = text.trim();
@@ -109,6 +122,13 @@ impl fmt::Display for Pair {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_is_said_in_two_units() {
+        let said = |ms| lasting(Duration::from_millis(ms));
+        assert_eq!([said(0), said(250), said(3_511_000)], ["0s", "250ms", "58m 31s"]);
+        assert_eq!([said(60_000), said(90_061_001)], ["1m", "1d 1h"]);
+    }
 
     #[test]
     fn sizes_and_times_are_read_as_people_write_them() {

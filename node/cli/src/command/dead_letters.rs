@@ -1,5 +1,6 @@
 //! `trellis dead-letters`: messages that were given up, to look at, to handle after all, or to forget.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
@@ -159,7 +160,7 @@ async fn decide(
     (fate, rate): (Fate, Option<u32>),
     connection: &Connection,
 ) -> Result<(), Failure> {
-    let (begun, mut since, mut decided, mut refused) = (Instant::now(), None, 0, Vec::new());
+    let (begun, mut since, mut decided, mut refused) = (Instant::now(), None, 0, BTreeMap::new());
     let problems = 'all: loop {
         let DeadLettersStatus { dead_letters, problems } = match ids.is_empty() {
             true => connection.open().dead_letters(of, &chosen.pairs(since)).await?,
@@ -176,7 +177,7 @@ async fn decide(
                 Ok(done) => decided += usize::from(done),
                 Err(why) => {
                     let goes_on = matches!(why, AdminError::Refused { .. });
-                    refused.push(format!("{}: {why}", letter.id));
+                    refused.insert(letter.id.clone(), format!("{}: {why}", letter.id));
                     if !goes_on || refused.len() >= REFUSED_MAX {
                         break 'all problems;
                     }
@@ -193,8 +194,8 @@ async fn decide(
         since = Some(begun.elapsed());
     };
     print(&format!("{decided} {}", fate.done()))?;
-    whole(&format!("not all were {}", fate.done()), &refused)?;
-    whole("not all may have been found", &problems)
+    let what = if refused.is_empty() { "not all may have been found".into() } else { format!("not all were {}", fate.done()) };
+    whole(&what, &refused.into_values().chain(problems).collect::<Vec<_>>())
 }
 
 /// Fails where a node did not say what it has.

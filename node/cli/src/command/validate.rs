@@ -1,13 +1,16 @@
 //! `trellis validate`: every finding of a manifest at once, without a node.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use trellis_daemon::api::types::Finding;
-use trellis_manifest::Severity;
+use trellis_manifest::{AppLink, Delivery, Severity};
 
 use crate::failure::Failure;
 use crate::output::{Output, json, print};
+use crate::quantity;
 use crate::source::{Source, told};
 
 /// Check manifests without a node
@@ -35,6 +38,27 @@ struct Checked {
     file: String,
     valid: bool,
     findings: Vec<Finding>,
+    queues: Vec<Queue>,
+}
+
+/// A link by which a queue hands out messages, and when it gives one up that is refused at each attempt.
+#[derive(Debug, Serialize)]
+struct Queue {
+    /// As `source -> target`, with the link's name.
+    link: String,
+    max_attempts: u32,
+    /// From the first attempt on, the attempts themselves aside.
+    gives_up_after_ms: u64,
+}
+
+impl Queue {
+    fn of((link, policy): (&AppLink, Delivery)) -> Self {
+        Self {
+            link: format!("{} -> {} `{}`", link.source, link.target, link.name),
+            max_attempts: policy.max_attempts,
+            gives_up_after_ms: u64::try_from(policy.gives_up_after().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
 }
 
 impl Validate {
@@ -56,6 +80,7 @@ fn check(source: &Source) -> Checked {
         file: source.origin.clone(),
         valid: parsed.app.is_some() && !parsed.findings.iter().any(is_error),
         findings: parsed.findings.iter().map(told).collect(),
+        queues: parsed.app.iter().flat_map(|app| app.queues()).map(Queue::of).collect(),
     }
 }
 
@@ -70,7 +95,24 @@ fn render(checked: &Checked) -> String {
         (_, 0) => format!(", {}", counted(errors, "error")),
         _ => format!(", {} and {}", counted(errors, "error"), counted(warnings, "warning")),
     };
-    format!("{shown}{}: {verdict}{counts}\n", checked.file)
+    let queues: String = checked.queues.iter().map(|queue| format!("  {queue}\n")).collect();
+    format!("{shown}{}: {verdict}{counts}\n{queues}", checked.file)
+}
+
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { link, max_attempts, gives_up_after_ms } = self;
+        match *gives_up_after_ms {
+            0 => write!(f, "{link}: a message that is refused is given up at once"),
+            ms => {
+                let after = quantity::lasting(Duration::from_millis(ms));
+                write!(
+                    f,
+                    "{link}: a message that is always refused is given up after {after} ({max_attempts} attempts at most)"
+                )
+            }
+        }
+    }
 }
 
 fn counted(count: usize, what: &str) -> String {

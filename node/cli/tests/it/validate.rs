@@ -14,6 +14,37 @@ fn a_valid_manifest_is_said_to_be_valid() {
 }
 
 #[test]
+fn of_each_queue_it_says_after_how_long_it_gives_up() {
+    const SHOP: &str = "
+apiVersion: core.oam.dev/v1beta1
+kind: Application
+metadata: {name: shop}
+spec:
+  components:
+    - {name: worker, type: component, properties: {image: 'file://worker.wasm'}}
+    - name: queues
+      type: capability
+      properties: {image: 'trellis://embedded'}
+      traits:
+        - {type: link, properties: {target: worker, name: one, namespace: trellis, package: messaging,
+            interfaces: [handler], source: {config: [{name: one, properties: {queue: one}}]}}}
+        - {type: link, properties: {target: worker, name: two, namespace: trellis, package: messaging,
+            interfaces: [handler], source: {config: [{name: two, properties: {queue: two, delivery.max_attempts: '1'}}]}}}
+        - {type: link, properties: {target: worker, name: three, namespace: trellis, package: messaging,
+            interfaces: [handler], source: {config: [{name: three, properties: {subject: three}}]}}}
+";
+    let said = fed(&["validate", "-"], SHOP.as_bytes()).ok();
+    let (_, queues) = said.split_once("<stdin>: valid\n").unwrap_or_else(|| panic!("{said}"));
+    let expected = "  queues -> worker `one`: a message that is always refused is given up after 58m 31s (20 attempts at most)\n  \
+                    queues -> worker `two`: a message that is refused is given up at once\n";
+    assert_eq!(queues, expected);
+
+    let wrong = fed(&["validate", "-"], SHOP.replace("max_attempts: '1'", "max_attempts: '0'").as_bytes());
+    let shown = ["<stdin>:15:", "`delivery.max_attempts: 0` does not fit"];
+    assert!(wrong.code == 1 && shown.iter().all(|part| wrong.stdout.contains(part)), "{wrong:#?}");
+}
+
+#[test]
 fn every_error_is_shown_with_its_line() {
     let wrong = ORDERS.replace("version: v1", "version: latest").replace("image:", "imaeg:");
     let ran = fed(&["validate", "-"], wrong.as_bytes());
