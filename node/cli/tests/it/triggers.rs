@@ -74,6 +74,9 @@ fn a_person_pauses_a_component_and_resumes_it() {
         (&"paused".into(), &1.into(), &"embedded".into())
     );
     assert!(paused["oldest_age_ms"].is_u64(), "{paused}");
+    let page = metrics(&node);
+    assert_eq!(figure(&page, "trellis_trigger_waiting", ""), Some(2), "{page}");
+    assert!(figure(&page, "trellis_trigger_oldest_age_milliseconds", "") > Some(0), "{page}");
 
     // It outlives the node.
     let data_dir = node.kill();
@@ -85,14 +88,35 @@ fn a_person_pauses_a_component_and_resumes_it() {
     assert_eq!(done["state"], "running");
     let table = node.trellis(&["triggers"]).ok();
     assert!(table.contains("COMPONENT") && table.contains("post/worker"), "{table}");
-    let metrics = get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/metrics").unwrap().ok();
-    for figure in [
-        "messaging_client_consumed_messages_total{",
-        "trellis_trigger_waiting{",
-        "messaging_process_duration_seconds_count{",
+    let metrics = metrics(&node);
+    for (name, label, is) in [
+        ("messaging_client_consumed_messages_total", "", 2),
+        ("trellis_trigger_waiting", "", 0),
+        ("trellis_trigger_claimed", "", 0),
+        ("trellis_trigger_dead_letters", "", 0),
+        ("trellis_trigger_in_flight", "", 0),
+        ("trellis_trigger_paused", "", 0),
+        ("trellis_trigger_outcomes_total", "outcome=\"ack\"", 2),
+        ("trellis_trigger_outcomes_total", "outcome=\"retry\"", 0),
+        ("trellis_trigger_outcomes_total", "outcome=\"dead-letter\"", 0),
+        ("trellis_trigger_outcomes_total", "outcome=\"drop\"", 0),
+        ("trellis_trigger_outcomes_total", "outcome=\"give-back\"", 0),
+        ("messaging_process_duration_seconds_count", "", 2),
+        ("trellis_trigger_in_queue_seconds_count", "", 2),
     ] {
-        assert!(metrics.contains(figure), "{figure} is missing in:\n{metrics}");
+        assert_eq!(figure(&metrics, name, label), Some(is), "{name} {label} in:\n{metrics}");
     }
+    assert!(figure(&metrics, "trellis_trigger_permit_wait_seconds_count", "") >= Some(2), "{metrics}");
+}
+
+fn metrics(node: &Node) -> String {
+    get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/metrics").unwrap().ok()
+}
+
+/// The value of the only line of a page of metrics with this name and label.
+fn figure(page: &str, name: &str, label: &str) -> Option<u64> {
+    let is_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')) && line.contains(label);
+    page.lines().find(is_it)?.rsplit(' ').next()?.parse().ok()
 }
 
 #[test]
