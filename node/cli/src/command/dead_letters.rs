@@ -194,7 +194,8 @@ async fn decide(
         since = Some(begun.elapsed());
     };
     print(&format!("{decided} {}", fate.done()))?;
-    let what = if refused.is_empty() { "not all may have been found".into() } else { format!("not all were {}", fate.done()) };
+    let what =
+        if refused.is_empty() { "not all may have been found".into() } else { format!("not all were {}", fate.done()) };
     whole(&what, &refused.into_values().chain(problems).collect::<Vec<_>>())
 }
 

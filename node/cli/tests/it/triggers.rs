@@ -109,6 +109,29 @@ fn a_person_pauses_a_component_and_resumes_it() {
     assert!(figure(&metrics, "trellis_trigger_permit_wait_seconds_count", "") >= Some(2), "{metrics}");
 }
 
+#[test]
+fn a_version_that_is_rolled_back_leaves_no_dead_letter() {
+    let node = Node::start(&[]);
+    let soon = "{queue: mail, delivery.max_faults: '2', delivery.backoff.initial: 50ms, delivery.backoff.max: 200ms}";
+    let good = worker(4, "embedded", soon);
+    node.deploy(&good);
+    // The same code, which cannot have the memory that it asks for and traps at each message.
+    let bad = good.replace("{timeout: 10s}", "{memory: 64KiB}");
+    let mut published = 0;
+    std::thread::scope(|scope| {
+        let deploy = scope.spawn(|| node.try_deploy(&bad).failed(1));
+        while !deploy.is_finished() {
+            node.trellis(&["publish", "mail", &format!("fine {published}")]).ok();
+            published += 1;
+        }
+        let why = deploy.join().unwrap();
+        assert!(why.contains("was rolled back") && why.contains("events faulted"), "{why}");
+    });
+    let done = until(&node, "all are handled", |trigger| trigger["outcomes"]["ack"] == published);
+    assert!(done["outcomes"]["retry"].as_u64() >= Some(5), "{done}");
+    assert_eq!((&done["dead_letters"], &done["outcomes"]["dead-letter"]), (&0.into(), &0.into()), "{done}");
+}
+
 fn metrics(node: &Node) -> String {
     get(node.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/metrics").unwrap().ok()
 }
