@@ -113,10 +113,14 @@ fn directions(reading: &mut Reading<'_, '_>) {
             );
         }
         let trigger = ends.0 != Some(Kind::Component) && link.package != "http" && link.interfaces.iter().any(wakes);
-        if let Some((at, true)) = delivery
+        // Calls have no rate, and requests that wake a component have neither bound.
+        let is_call = ends.0 != Some(Kind::Provider);
+        if let Some((at, more)) = delivery
             && !trigger
+            && (*more || !is_call || link.delivery.rate_limit.is_some())
         {
-            let message = "`delivery` means nothing here, `max_in_flight` and `rate_limit` aside";
+            let aside = if is_call { ", `max_in_flight` aside" } else { "" };
+            let message = format!("`delivery` means nothing here{aside}");
             reading.report.warn(*at, message, "it belongs to a link by which a provider hands messages to a component");
         }
     }

@@ -1,10 +1,12 @@
 //! Permits that are worth something until something happens: the lease of their link is lost, or the node ends.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 use trellis_provider::{Delivered, Permit, Run};
 use trellis_wire::{Error, Event, Message, Outcome};
 
@@ -41,5 +43,9 @@ impl Run for Abortable {
 
     async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
         self.unless_over(async |permit| permit.deliver(message, at_most).await).await
+    }
+
+    fn waits_in(&mut self, queue: Arc<Semaphore>) {
+        self.permit.waits_in(queue);
     }
 }

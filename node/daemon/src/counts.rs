@@ -95,12 +95,15 @@ pub(crate) struct Asking {
 }
 
 impl Asking {
-    /// Here it is. Returns how long that took.
-    pub(crate) fn granted(mut self) -> Duration {
+    /// Since when.
+    pub(crate) const fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Here it is, of whichever node.
+    pub(crate) fn granted(mut self) {
         self.granted = true;
-        let waited = self.since.elapsed();
-        self.counts.permit_wait.record(waited);
-        waited
+        self.counts.permit_wait.record(self.since.elapsed());
     }
 }
 

@@ -2,6 +2,7 @@
 //! the event (`providers/http/src/server.rs`) and before the sandbox (`node/sandbox/src/run.rs`).
 
 use std::collections::{BTreeSet, HashMap};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -84,6 +85,8 @@ pub(crate) struct Forms {
 pub(crate) struct Holding {
     key: ComponentKey,
     held: HeldComponent,
+    /// The digest of its code, as messages that it handled are marked with it.
+    digest: String,
     /// Where it is to stop when this node is cut off from the lattice.
     lease: Option<Lease>,
     config: Arc<Config>,
@@ -189,6 +192,7 @@ impl Dispatch {
             counts: before.all().next().map(|before| before.counts.clone()).unwrap_or_default(),
             tally: same_version.map(|before| before.tally.clone()).unwrap_or_default(),
             key: key.clone(),
+            digest: held.digest.to_string(),
             held,
             lease,
         })
@@ -354,24 +358,29 @@ impl Dispatch {
         if matches!(want, Want::Pull) {
             return self.permit_to_pull(component, source).await;
         }
-        let far = async |this: &Weak<Self>| {
-            let dispatch = this.upgrade().ok_or(Error::ShuttingDown)?;
-            self.elsewhere.permit(dispatch, component, want, source.clone())
-        };
-        if self.holding(component).is_none() {
-            return far(&self.this).await;
+        // One for all that is tried: who is busy here and served elsewhere was not refused.
+        let asking = self.holding(component).map(|holding| holding.counts.ask());
+        if let Some(since) = asking.as_ref().map(Asking::since) {
+            let now = Want::Answer { at_most: Duration::ZERO };
+            let mut here = self.permit_since(component, now, source.clone(), Some(since)).await;
+            let is_busy = matches!(here, Err(Error::Busy(_)));
+            let goes_on = is_busy && self.elsewhere.is_held(component);
+            if is_busy && !goes_on {
+                here = self.permit_since(component, want, source.clone(), Some(since)).await;
+            }
+            match here {
+                Ok(permit) => {
+                    asking.into_iter().for_each(Asking::granted);
+                    return Ok(permit);
+                }
+                // Or it went to another node during the wait.
+                Err(Error::NotHeld(_)) => {}
+                Err(Error::Busy(_)) if goes_on => {}
+                Err(why) => return Err(why),
+            }
         }
-        if !self.elsewhere.is_held(component) {
-            return match self.permit_here(component, want, source.clone()).await {
-                // It went to another node during the wait.
-                Err(Error::NotHeld(_)) => far(&self.this).await,
-                done => done,
-            };
-        }
-        match self.permit_here(component, Want::Answer { at_most: Duration::ZERO }, source.clone()).await {
-            Err(Error::Busy(_) | Error::NotHeld(_)) => far(&self.this).await,
-            done => done,
-        }
+        let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
+        self.elsewhere.permit(dispatch, component, want, source, asking)
     }
 
     /// Waits for a permit to pull with: of this node, or one that a holder keeps for it. Where only one node pulls, it takes
@@ -395,11 +404,7 @@ impl Dispatch {
                 done => done,
             };
         }
-        tokio::select! {
-            biased;
-            here = here => here,
-            far = far() => far,
-        }
+        first(here, far()).await
     }
 
     /// Sends what a handler published: from here if this node holds the component, else from a node that does.
@@ -429,18 +434,28 @@ impl Dispatch {
         self.grants.of_link(component, link).or_else(as_it_is_now)
     }
 
-    /// Waits for a permit of `component` on this node.
+    /// Waits for a permit of `component` on this node: to pull with, or for another node, where who asks is counted.
     pub(crate) async fn permit_here(
         &self,
         component: &ComponentKey,
         want: Want,
         source: Source,
     ) -> Result<Permit, Error> {
+        self.permit_since(component, want, source, None).await
+    }
+
+    /// The same for who asks for the answer to a request, and has waited since then.
+    pub(crate) async fn permit_since(
+        &self,
+        component: &ComponentKey,
+        want: Want,
+        source: Source,
+        since: Option<Instant>,
+    ) -> Result<Permit, Error> {
         let holding = self.holding(component).ok_or_else(|| Error::NotHeld(component.to_string()))?;
-        let asking = matches!(want, Want::Answer { .. }).then(|| holding.counts.ask());
         let slots = pool::acquire_both(&holding.pool, &self.node_pool, want).await?;
         let dispatch = self.this.upgrade().ok_or(Error::ShuttingDown)?;
-        let waited = asking.map(Asking::granted);
+        let waited = since.map(|since| since.elapsed());
         // Looked up anew: a new version may have come during the wait.
         let chosen = self.forms(component).choose(&source.origin).cloned();
         let holding = chosen.ok_or_else(|| Error::NotHeld(component.to_string()))?;
@@ -450,6 +465,26 @@ impl Dispatch {
         let cut_off = || Error::Busy(format!("{component} is strict, and this node is cut off from its lattice"));
         let token = lease.token().ok_or_else(cut_off)?;
         Ok(leased(permit, lease, token))
+    }
+}
+
+/// The permit that is there first, of this node or another one. What fails on one side ends no wait on the other.
+async fn first(
+    here: impl Future<Output = Result<Permit, Error>>,
+    far: impl Future<Output = Result<Permit, Error>>,
+) -> Result<Permit, Error> {
+    let (mut here, mut far) = (pin!(here), pin!(far));
+    tokio::select! {
+        biased;
+        here = &mut here => match here {
+            // It went to another node during the wait.
+            Err(Error::NotHeld(_)) => far.await,
+            done => done,
+        },
+        far = &mut far => match far {
+            Err(_) => here.await,
+            done => done,
+        },
     }
 }
 
@@ -628,11 +663,9 @@ impl Turn {
         dispatch.run_done(&holding, id, &source.origin, &outcome);
         let ran = match sends {
             Sends::Here => Ran::default(),
-            Sends::BySource => Ran {
-                digest: holding.held.digest.to_string(),
-                generation: dispatch.elsewhere.generation().0,
-                trace: trace.id(),
-            },
+            Sends::BySource => {
+                Ran { digest: holding.digest.clone(), generation: dispatch.elsewhere.generation().0, trace: trace.id() }
+            }
         };
         Delivered { outcome, sends: held, ran }
     }
@@ -762,5 +795,40 @@ impl Dispatch {
     /// This node's id, for log lines.
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use trellis_provider::Run;
+
+    use super::*;
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Run for Nothing {
+        async fn run(self: Box<Self>, _: Event) -> Outcome {
+            Err(Error::ShuttingDown.into())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_on_one_side_ends_no_wait_on_the_other() {
+        let soon = async || {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(Permit::new(Nothing))
+        };
+        let (broken, not_held) = (Error::Unusable("broken".into()), Error::NotHeld("shop/api".into()));
+        assert!(first(soon(), ready(Err(broken.clone()))).await.is_ok(), "this node has one in a moment");
+        assert!(first(ready(Err(not_held.clone())), soon()).await.is_ok(), "it went to another node");
+        assert!(first(soon(), pending()).await.is_ok() && first(pending(), soon()).await.is_ok());
+        assert_eq!(
+            first(ready(Err(not_held.clone())), ready(Err(broken))).await.err(),
+            Some(Error::Unusable("broken".into()))
+        );
+        assert_eq!(first(ready(Err(Error::ShuttingDown)), soon()).await.err(), Some(Error::ShuttingDown));
     }
 }

@@ -32,7 +32,8 @@ pub(crate) const WHOLE_BYTES_MAX: usize = 32 * 1024 * 1024;
 const TAKE_WAIT: Duration = Duration::from_millis(500);
 /// How many nodes are asked in one round.
 const TRIES_MAX: usize = 3;
-/// How many events and calls of one node may be elsewhere at one time, and how many of others here.
+/// How many events that are answered may be elsewhere at one time, how many that were pulled, and how many calls; and how
+/// many of others, of all kinds, may be here.
 const EXCHANGES_MAX: usize = 1_024;
 /// How long after the last sign the other node is asked whether it still works on it.
 const STILL_EVERY: Duration = Duration::from_secs(1);

@@ -7,9 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, StreamBody};
 use trellis_provider::{Begun, Caps, LinkError, Provider, Share, Want};
 use trellis_sandbox::{Level, Outside};
-use trellis_wire::{Answer, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Message, Reply};
+use trellis_wire::{
+    Answer, Body, Call, CallError, Capability, ComponentKey, Event, EventId, Link, LinkId, Message, Reply,
+};
 
 use crate::clock;
 use crate::dispatch::{Dispatch, Holding, Source, TIMEOUT_DEFAULT};
@@ -20,6 +24,8 @@ use crate::outbox::Outbox;
 use crate::shards::Shards;
 use crate::telemetry::{self, Trace};
 
+/// The highest `max_in_flight`.
+const CALLS_MAX: u32 = 65_536;
 /// Calls that may wait at one `max_in_flight`.
 const GATE_WAITING_MAX: usize = 1_024;
 /// How often another node is asked for a place, while none is free here.
@@ -188,18 +194,22 @@ impl Grant {
     }
 
     async fn ask(&self, dispatch: &Dispatch, trace: &Trace, version: &str, call: Call) -> Result<Answer, CallError> {
-        let _place = match &self.gate {
+        let place = match &self.gate {
             Some(gate) => Some(gate.pass(Some(dispatch.elsewhere())).await?),
             None => None,
         };
-        match &self.answers {
-            Answers::Provider(provider, _) => provider.call(&self.link.id, call).await,
+        let answer = match &self.answers {
+            Answers::Provider(provider, _) => provider.call(&self.link.id, call).await?,
             Answers::Component(target) => {
                 let origin = Origin::Component(self.link.id.clone(), version.into());
-                wake(dispatch, trace, target, call, origin).await
+                wake(dispatch, trace, target, call, origin).await?
             }
-            Answers::Elsewhere(provider, _) => dispatch.elsewhere().call(provider, &self.link.id, call).await,
-        }
+            Answers::Elsewhere(provider, _) => dispatch.elsewhere().call(provider, &self.link.id, call).await?,
+        };
+        Ok(match (answer, place) {
+            (Answer::Http(response), Some(place)) => Answer::Http(response.map(|body| held(body, place))),
+            (answer, _) => answer,
+        })
     }
 
     /// Says now what a publish would be refused for later.
@@ -214,17 +224,42 @@ impl Grant {
 impl Gate {
     /// Nothing passes until [`Gate::set`] says how much of it is this node's.
     fn of(link: &Link) -> Result<Option<Arc<Self>>, LinkError> {
-        let Some(text) = link.config.get("max_in_flight") else { return Ok(None) };
-        match text.parse() {
-            Ok(calls_max @ 1..=65_536) => Ok(Some(Arc::new(Self {
+        if link.delivery.rate_limit.is_some() {
+            tracing::warn!(link = %link.id, "`delivery.rate_limit` holds for messages; calls are bound by `max_in_flight` only");
+        }
+        let by_config = link.config.get("max_in_flight").map(|text| ("max_in_flight", text.to_owned()));
+        let by_delivery = link.delivery.max_in_flight.map(|calls| ("delivery.max_in_flight", calls.to_string()));
+        let mut calls_max = None;
+        for (key, text) in by_config.into_iter().chain(by_delivery) {
+            let calls = text.parse().ok().filter(|calls| (1..=CALLS_MAX).contains(calls));
+            let wrong = || LinkError::config(key, format!("`{text}` is no number from 1 to {CALLS_MAX}"));
+            let calls = calls.ok_or_else(wrong)?;
+            calls_max = Some(calls_max.map_or(calls, |other: u32| other.min(calls)));
+        }
+        Ok(calls_max.map(|calls_max| {
+            Arc::new(Self {
                 component: link.component.clone(),
                 link: link.id.clone(),
                 calls_max,
                 share: Share::new(in_flight(0)),
                 waiting: AtomicUsize::new(0),
-            }))),
-            _ => Err(LinkError::config("max_in_flight", format!("`{text}` is no number from 1 to 65536"))),
-        }
+            })
+        }))
+    }
+
+    /// The link whose calls it bounds.
+    pub(crate) const fn link(&self) -> &LinkId {
+        &self.link
+    }
+
+    /// Calls under way in places of this node, its own and those of others.
+    pub(crate) fn in_use(&self) -> usize {
+        self.share.used().in_use as usize
+    }
+
+    /// Calls of this node that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// The component whose calls it bounds.
@@ -288,6 +323,19 @@ impl Gate {
         let passed = tokio::time::timeout(GATE_WAIT, passing).await;
         passed.map_err(|_| busy(format!("{} calls were under way in the lattice for {GATE_WAIT:?}", self.calls_max)))
     }
+}
+
+/// A body that keeps a place until it has ended, broke off or was dropped: so long is what answers at work.
+fn held(body: Body, place: Place) -> Body {
+    if body.is_end_stream() {
+        return body;
+    }
+    Body::new(StreamBody::new(Box::pin(futures::stream::unfold(Some((body, place)), async |held| {
+        let (mut body, place) = held?;
+        let frame = body.frame().await?;
+        let goes_on = frame.is_ok() && !body.is_end_stream();
+        Some((frame, goes_on.then_some((body, place))))
+    }))))
 }
 
 const fn in_flight(calls: u32) -> Caps {
@@ -457,7 +505,8 @@ async fn wake(
 
 #[cfg(test)]
 mod tests {
-    use trellis_wire::{Config, LinkName};
+    use http_body::Frame;
+    use trellis_wire::{BodyError, Config, LinkName};
 
     use super::*;
 
@@ -530,5 +579,40 @@ mod tests {
         assert!(gate.is_within() && gate.lend().is_none());
         let wrong = link("default", "keyvalue", &["store"], Config::from_iter([("max_in_flight", "many")]));
         assert!(Gate::of(&wrong).err().unwrap().to_string().contains("max_in_flight"));
+    }
+
+    #[test]
+    fn max_in_flight_is_taken_from_delivery_too_and_the_smaller_one_holds() {
+        let gate = |by_config: &[(&str, &str)], by_delivery| {
+            let mut one = link("default", "keyvalue", &["store"], Config::from_iter(by_config.iter().copied()));
+            one.delivery.max_in_flight = by_delivery;
+            Gate::of(&one).map(|gate| gate.map(|gate| gate.calls_max()))
+        };
+        assert_eq!(gate(&[], None), Ok(None));
+        assert_eq!(gate(&[], Some(4)), Ok(Some(4)));
+        assert_eq!(gate(&[("max_in_flight", "3")], Some(4)), Ok(Some(3)));
+        assert_eq!(gate(&[("max_in_flight", "5")], Some(4)), Ok(Some(4)));
+        let many = gate(&[], Some(100_000)).unwrap_err().to_string();
+        assert!(many.contains("`delivery.max_in_flight`: `100000` is no number from 1 to 65536"), "{many}");
+    }
+
+    #[tokio::test]
+    async fn a_response_keeps_its_place_until_its_body_has_ended_or_is_dropped() {
+        let gate = Gate::of(&link("default", "http", &["client"], Config::from_iter([("max_in_flight", "1")])));
+        let gate = gate.unwrap().unwrap();
+        gate.set(1);
+        let pieces = || futures::stream::iter(["a", "b"].map(|piece| Ok::<_, BodyError>(Frame::data(piece.into()))));
+        let body = async || held(Body::new(StreamBody::new(pieces())), gate.pass(None).await.unwrap());
+        let mut read = body().await;
+        assert_eq!(read.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+        assert_eq!(gate.in_use(), 1, "more may come");
+        assert_eq!(read.collect().await.unwrap().to_bytes(), "b");
+        assert_eq!(gate.in_use(), 0, "it has ended");
+        let dropped = body().await;
+        assert_eq!(gate.in_use(), 1);
+        drop(dropped);
+        assert_eq!(gate.in_use(), 0, "nobody reads it");
+        drop(held(Body::empty(), gate.pass(None).await.unwrap()));
+        assert_eq!(gate.in_use(), 0, "there is nothing to come");
     }
 }

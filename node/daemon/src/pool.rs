@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use trellis_provider::Want;
+use trellis_provider::{WAITING_MAX, Want};
 use trellis_wire::Error;
 
-/// How many may wait for an answer at one time. The next one is told that the component is busy.
-pub(crate) const WAITING_MAX: usize = 1_024;
+/// How many pulls there is room for at least, once one waits.
+const PULLS_MIN: usize = 16;
 
 /// The permits of one component on this node, or of the node as a whole.
 pub(crate) struct Pool {
@@ -84,7 +84,7 @@ impl Pool {
 
     /// Requests that wait for a permit now.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().answers.len()
+        self.lock().answers.iter().filter(|waiting| !waiting.is_closed()).count()
     }
 
     /// Waits for a permit: a request in a bounded queue and for a bounded time, a pull for as long as it takes.
@@ -100,7 +100,7 @@ impl Pool {
             }
             let (ready, turn) = oneshot::channel();
             match want {
-                Want::Pull => state.pulls.push_back(ready),
+                Want::Pull => state.queue_pull(ready),
                 // Even the shortest of timers would wait for its tick.
                 Want::Answer { at_most } if at_most.is_zero() => {
                     return Err(Error::Busy(format!("no permit of {} is free now", self.what)));
@@ -153,6 +153,18 @@ impl Pool {
     }
 }
 
+impl State {
+    /// Pulls that were given up, since their source found a permit elsewhere, go before the queue would grow for them.
+    fn queue_pull(&mut self, pull: oneshot::Sender<Slot>) {
+        if self.pulls.len() == self.pulls.capacity() {
+            self.pulls.retain(|waiting| !waiting.is_closed());
+            // Room for as many again, so that those who stay are not looked at for each one that comes.
+            self.pulls.reserve(self.pulls.len().max(PULLS_MIN));
+        }
+        self.pulls.push_back(pull);
+    }
+}
+
 /// A permit of the component and one of the node. A request waits for both in turn, within one deadline. A pull keeps
 /// neither while it waits for the other: requests of the same component go before it.
 pub(crate) async fn acquire_both(component: &Arc<Pool>, node: &Arc<Pool>, want: Want) -> Result<(Slot, Slot), Error> {
@@ -182,6 +194,9 @@ impl Drop for Slot {
                 let mut state = pool.lock();
                 state.taken -= 1;
                 state.returned += 1;
+                if state.answers.is_empty() && state.pulls.is_empty() {
+                    return;
+                }
             }
             pool.hand_out();
         }
@@ -264,6 +279,21 @@ mod tests {
         assert_eq!(request.await.unwrap(), Ok(()));
         assert_eq!(pull.await.unwrap(), Ok(()));
         assert_eq!((component.taken(), node.taken()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pulls_that_were_given_up_do_not_pile_up() {
+        let pool = Pool::new("test".into(), 1);
+        let out = pool.acquire(SOON).await.unwrap();
+        let mut stays = Box::pin(pool.acquire(Want::Pull));
+        assert!(futures::poll!(&mut stays).is_pending());
+        for _ in 0..10_000 {
+            assert!(futures::poll!(Box::pin(pool.acquire(Want::Pull))).is_pending());
+        }
+        let waiting = pool.lock().pulls.len();
+        assert!(waiting <= 2 * PULLS_MIN, "{waiting} are kept of which one waits");
+        drop(out);
+        assert!(stays.await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

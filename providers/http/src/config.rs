@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, header};
-use trellis_provider::LinkError;
+use trellis_provider::{LinkError, WAITING_MAX};
 use trellis_wire::{Config, Secret, Secrets};
 
 use crate::allow::AllowList;
@@ -100,7 +100,7 @@ impl ServerConfig {
             tls: tls(config, secrets)?,
             streaming: flag(config, "streaming")?,
             body_bytes_max: number(config, "max_body_bytes", "104857600")?.unwrap_or(DEFAULT_BODY_BYTES_MAX),
-            waiting_max: number(config, "max_waiting", "1000")?.unwrap_or(DEFAULT_WAITING_MAX),
+            waiting_max: waiting_max(config)?,
         })
     }
 }
@@ -198,6 +198,15 @@ fn timeout(config: &Config) -> Result<Duration, LinkError> {
         return Err(LinkError::config("timeout_ms", problem));
     }
     Ok(timeout)
+}
+
+fn waiting_max(config: &Config) -> Result<usize, LinkError> {
+    let most = number(config, "max_waiting", "1000")?.unwrap_or(DEFAULT_WAITING_MAX);
+    if most > WAITING_MAX {
+        let problem = format!("{most} is more than the {WAITING_MAX} that may wait for one component; write `1000`");
+        return Err(LinkError::config("max_waiting", problem));
+    }
+    Ok(most)
 }
 
 fn cache_control(config: &Config) -> Result<Option<HeaderValue>, LinkError> {
@@ -304,6 +313,7 @@ mod tests {
             (parse([("timeout_ms", "30s")]), "config `timeout_ms`: `30s`", "`30000`"),
             (parse([("timeout_ms", "0")]), "config `timeout_ms`: 0 ms", "`30000`"),
             (parse([("timeout_ms", "18446744073709551615")]), "config `timeout_ms`", "`30000`"),
+            (parse([("max_waiting", "5000")]), "config `max_waiting`: 5000 is more than the 1024", "`1000`"),
             (parse([("readonly_mode", "yes")]), "config `readonly_mode`: `yes`", "`true` or `false`"),
             (parse([("tls_cert_file", "/a")]), "config `tls_priv_key_file`: is missing", "path"),
             (parse([("tls_priv_key_file", "/a")]), "config `tls_cert_file`: is missing", "path"),

@@ -97,8 +97,8 @@ pub(crate) struct Route {
     permits: Permits,
     bounds: Bounds,
     pace: Option<Pace>,
-    /// The bounded queue of those who wait for a permit.
-    waiting: Semaphore,
+    /// The bounded queue of those who wait for a permit, of this node or of another one.
+    waiting: Arc<Semaphore>,
     /// Counts its requests from their heads to the ends of their replies.
     under_way: TaskTracker,
 }
@@ -109,7 +109,7 @@ impl Route {
         // A guest that streams may want to answer before the client goes on, so nothing is waited for.
         let arrival_bytes = if config.streaming { 0 } else { limits.arrival_bytes };
         let bounds = Bounds { bytes_max: config.body_bytes_max, pace, arrival_bytes };
-        let waiting = Semaphore::new(config.waiting_max.min(Semaphore::MAX_PERMITS));
+        let waiting = Arc::new(Semaphore::new(config.waiting_max));
         Self { config, permits, bounds, pace, waiting, under_way: TaskTracker::new() }
     }
 
@@ -152,7 +152,8 @@ impl Route {
         let (head, incoming) = request.into_parts();
         let arrived = arrive(incoming, self.bounds, room).await?;
         let deadline = Instant::now() + self.config.timeout;
-        let permit = self.permit(deadline).await?;
+        let mut permit = self.permit(deadline).await?;
+        permit.waits_in(self.waiting.clone());
         let event = Event::Http(Request::from_parts(head, arrived.body));
         let left = deadline.saturating_duration_since(Instant::now());
         match timeout_at(deadline + ABORT_MAX, permit.run_within(event, left)).await {

@@ -5,6 +5,8 @@
 //! a header says for which consumer it is, and other components that read the stream take it off unseen. That of an ordered
 //! link goes to a stream of its own (`replays.rs`).
 
+use std::borrow::Cow;
+
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{self, RawMessageErrorKind};
@@ -82,7 +84,7 @@ impl Letters<'_> {
     }
 
     fn headers(&self, claim: &Claim, entry: &Entry, attempts: u32, (reason, ran): (&Reason, &Ran)) -> HeaderMap {
-        let mut headers = published(claim.message.headers.as_ref());
+        let mut headers = published(claim.message.headers.as_ref()).into_owned();
         let id = headers.get(ID_HEADER).map(ToString::to_string);
         headers.insert(ID_HEADER, format!("{}.{}.{}", self.stream, self.consumer, claim.key).as_str());
         for (name, value) in [
@@ -277,10 +279,10 @@ impl Letters<'_> {
 }
 
 /// The headers of a message as they were published, also where it is replayed.
-pub(crate) fn published(headers: Option<&HeaderMap>) -> HeaderMap {
-    let Some(headers) = headers else { return HeaderMap::new() };
+pub(crate) fn published(headers: Option<&HeaderMap>) -> Cow<'_, HeaderMap> {
+    let Some(headers) = headers else { return Cow::Owned(HeaderMap::new()) };
     if headers.get(REPLAY_OF).is_none() {
-        return headers.clone();
+        return Cow::Borrowed(headers);
     }
     let mut published = HeaderMap::new();
     for (name, values) in headers.iter() {
@@ -291,7 +293,7 @@ pub(crate) fn published(headers: Option<&HeaderMap>) -> HeaderMap {
     if let Some(id) = headers.get(REPLAY_ID) {
         published.insert(ID_HEADER, id.clone());
     }
-    published
+    Cow::Owned(published)
 }
 
 /// The headers as they were before the message was given up.

@@ -558,7 +558,7 @@ impl Pulled {
             subject: subject.clone(),
             body: message.payload.clone(),
             reply_to: None,
-            headers: crate::publish::read_headers(Some(&published)),
+            headers: crate::publish::read_headers(Some(&*published)),
             id: format!("{}-{key}", self.wanted.stream),
             attempt,
             published_ms,

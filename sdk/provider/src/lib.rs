@@ -49,7 +49,7 @@ pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
 pub use ledgers::Ledgers;
 pub use links::{Bound, Links, no_such_call, no_such_package, not_bound};
-pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
+pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, WAITING_MAX, Want};
 pub use queue::{foreign_word, need_queue, queue};
 pub use share::{Begun, Caps, Share, Use};
 pub use shared::Shared;

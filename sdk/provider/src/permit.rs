@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use trellis_wire::{CallError, ComponentKey, Error, Event, LinkId, Message, Outcome};
 
 use crate::delivery::Ran;
 use crate::{Caps, Lease, Share};
+
+/// How many may wait for a permit of one component on a node. The next one is told that it is busy.
+pub const WAITING_MAX: usize = 1_024;
 
 /// Who asks for a permit. Someone who waits for an answer goes before the next pull from a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +148,10 @@ pub trait Run: Send {
     async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
         self.run_within(Event::Message(message), at_most).await.into()
     }
+
+    /// Where it may still have to wait once it is used, it does so with a place of this queue, and ends as busy where that
+    /// has none left.
+    fn waits_in(&mut self, _queue: Arc<Semaphore>) {}
 }
 
 /// What a delivery came to.
@@ -179,6 +187,11 @@ impl Permit {
     /// A permit that does `run` when it is used.
     pub fn new(run: impl Run + 'static) -> Self {
         Self(Box::new(run))
+    }
+
+    /// The queue in which it waits where that is not over yet: a permit may be one that another node is still to give.
+    pub fn waits_in(&mut self, queue: Arc<Semaphore>) {
+        self.0.waits_in(queue);
     }
 
     /// Runs `event` in a fresh sandbox and gives the permit back when the sandbox is gone: for an HTTP reply that is

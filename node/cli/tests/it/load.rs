@@ -111,3 +111,29 @@ impl std::io::Write for Compared<'_> {
         Ok(())
     }
 }
+
+/// Two nodes with a permit each: who waits for either of them counts.
+#[test]
+fn no_more_wait_for_a_permit_of_any_node_than_may() {
+    const SENT: usize = 12;
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 2);
+    let manifest = held_by("far", "test_misbehave", "1|2", &[]).replace("instances: 20", "instances: 2");
+    nodes[0].deploy(&manifest.replace("max_body_bytes: '50000000'", "max_waiting: '2'"));
+    let at = nodes[0].at("far");
+    let asked: Vec<_> = (0..SENT)
+        .map(|_| {
+            thread::spawn(move || {
+                let began = Instant::now();
+                (get(at, "/slow?ms=3000").unwrap(), began.elapsed())
+            })
+        })
+        .collect();
+    let answered: Vec<_> = asked.into_iter().map(|one| one.join().unwrap()).collect();
+    let (ok, refused): (Vec<_>, Vec<_>) = answered.iter().partition(|(response, _)| response.status == 200);
+    assert_eq!((ok.len(), refused.len()), (4, SENT - 4), "one runs on each node, and two wait");
+    for (response, took) in refused {
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
+        assert!(*took < Duration::from_secs(2), "told after {took:?}");
+    }
+}

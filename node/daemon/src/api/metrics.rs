@@ -14,6 +14,7 @@ use trellis_wire::ComponentKey;
 
 use crate::counts::Counts;
 use crate::dispatch::Holding;
+use crate::grants::Gate;
 use crate::node::Node;
 use crate::triggers::View;
 
@@ -81,6 +82,7 @@ pub(super) async fn page(node: &Node) -> String {
     page.components(&node.dispatch.holdings());
     page.triggers(&views);
     page.trigger_times(node);
+    page.gates(&node.dispatch.grants().gates());
     let generation = node.raft.state().borrow().plan().generation();
     let uptime = node.started.elapsed().as_secs();
     page.gauge("trellis_sandboxes_running", "Permits of the node that are taken.", &node.dispatch.running());
@@ -133,6 +135,15 @@ const TRIGGER_TIMES: [TriggerTimes; 3] = [
     }),
 ];
 
+/// What is read of a `max_in_flight` of calls.
+type GateFigure = (&'static str, &'static str, fn(&Gate) -> usize);
+
+const GATE_FIGURES: [GateFigure; 3] = [
+    ("trellis_calls_in_flight", "Calls under way in this node's part of a link's `max_in_flight`.", Gate::in_use),
+    ("trellis_calls_in_flight_max", "This node's part of a link's `max_in_flight`.", |gate| gate.own() as usize),
+    ("trellis_calls_waiting", "Calls of this node that wait at a link's `max_in_flight`.", Gate::waiting),
+];
+
 #[derive(Default)]
 struct Page(String);
 
@@ -162,6 +173,16 @@ impl Page {
             for (held, trigger) in &here {
                 let labels = of_link(&held.link.component, &held.link.id.to_string());
                 self.histogram(name, &labels, read(trigger.progress().counts()));
+            }
+        }
+    }
+
+    fn gates(&mut self, gates: &[Arc<Gate>]) {
+        for (name, help, read) in &GATE_FIGURES {
+            self.head(name, help, "gauge");
+            for gate in gates {
+                let labels = of_link(gate.component(), &gate.link().to_string());
+                self.line(format_args!("{name}{{{labels}}} {}", read(gate)));
             }
         }
     }

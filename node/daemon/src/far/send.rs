@@ -1,15 +1,17 @@
 //! The asking side: finds a node that takes an event or a call, and waits for what comes of it.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::{Direction, Life, Node, State};
 use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
@@ -24,6 +26,7 @@ use super::line::{Line, Lines};
 use super::message::{Ask, Back, Head, Offer, Origin, Taken, What, Word};
 use super::{EXCHANGES_MAX, HEAD_BYTES_MAX, STILL_EVERY, TAKE_WAIT, TRIES_MAX, unreached};
 use crate::clock;
+use crate::counts::Asking;
 use crate::dispatch::{Dispatch, Source, TIMEOUT_DEFAULT};
 use crate::home;
 use crate::liveness::Liveness;
@@ -37,7 +40,7 @@ const ROUTED_MAX: usize = 64;
 const ECHO_WAIT: Duration = Duration::from_secs(2);
 /// How long an answer about triggers may take.
 const ASK_WAIT: Duration = Duration::from_secs(10);
-/// The pause before those who were busy are asked again, and the longest before they are asked for a permit to pull with.
+/// The pause before those who were busy are asked again, and the longest that it grows to.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 const BUSY_PAUSE_MAX: Duration = Duration::from_millis(800);
 /// How long an event waits for this node's own bus to be connected again, where only other nodes hold its component. Where
@@ -50,10 +53,20 @@ pub(crate) struct Elsewhere {
     shares: Arc<Shares>,
     liveness: Arc<Liveness>,
     lines: Lines,
-    exchanges: Arc<Semaphore>,
+    places: Places,
     /// A message that this node had another one handle is handled: a permit there is free again.
     freed: Notify,
+    /// The same of any event, for one of those who wait with theirs.
+    done: Notify,
     routed: Mutex<VecDeque<Routed>>,
+}
+
+/// How much of this node may be elsewhere. Each kind has places of its own, since a pull keeps its place for a whole run,
+/// and a call may be what such a run waits for.
+struct Places {
+    answers: Arc<Semaphore>,
+    pulls: Arc<Semaphore>,
+    calls: Semaphore,
 }
 
 /// An event that another node took.
@@ -90,8 +103,10 @@ impl NotTaken {
 
 impl Elsewhere {
     pub(crate) fn new(sealed: Sealed, shares: Arc<Shares>, liveness: Arc<Liveness>, lines: Lines) -> Self {
-        let exchanges = Arc::new(Semaphore::new(EXCHANGES_MAX));
-        Self { sealed, shares, liveness, lines, exchanges, freed: Notify::new(), routed: Mutex::default() }
+        let all = || Semaphore::new(EXCHANGES_MAX);
+        let places = Places { answers: Arc::new(all()), pulls: Arc::new(all()), calls: all() };
+        let (freed, done) = (Notify::new(), Notify::new());
+        Self { sealed, shares, liveness, lines, places, freed, done, routed: Mutex::default() }
     }
 
     /// The events that other nodes took last, oldest first.
@@ -109,7 +124,15 @@ impl Elsewhere {
 
     /// Whether another node holds the component and seems alive.
     pub(crate) fn is_held(&self, component: &ComponentKey) -> bool {
-        self.holders(component).iter().any(|node| self.liveness.life(*node) == Life::Alive)
+        self.is_held_by(component, |node| self.liveness.life(node) == Life::Alive)
+    }
+
+    /// Whether another node holds the component that is such a one.
+    fn is_held_by(&self, component: &ComponentKey, is_such: impl Fn(NodeId) -> bool) -> bool {
+        let state = self.shares.state();
+        let is_it = |node: NodeId| node != self.sealed.node() && is_such(node);
+        state.holding(component).into_iter().flatten().any(|(node, _)| is_it(*node))
+            || self.giving_up(&state, component).any(is_it)
     }
 
     /// Whether any node has a link of a component with just this config.
@@ -118,25 +141,28 @@ impl Elsewhere {
         holders.into_iter().any(|node| self.shares.of(node).exact_link(link).is_some())
     }
 
-    /// A permit to have one event run elsewhere. Which node runs it is found when there is an event to offer.
+    /// A permit to have one event run elsewhere. Which node runs it is found when there is an event to offer. `asking`: who
+    /// waits for it, where that is counted here.
     pub(crate) fn permit(
         self: &Arc<Self>,
         dispatch: Arc<Dispatch>,
         component: &ComponentKey,
         want: Want,
         source: Source,
+        asking: Option<Asking>,
     ) -> Result<Permit, Error> {
-        if self.holders(component).is_empty() {
+        if !self.is_held_by(component, |_| true) {
             return Err(Error::NotHeld(component.to_string()));
         }
         let busy = |_| Error::Busy(format!("{EXCHANGES_MAX} events of this node are on other nodes already"));
-        let place = self.exchanges.clone().try_acquire_owned().map_err(busy)?;
+        let place = self.places.answers.clone().try_acquire_owned().map_err(busy)?;
         let wait = match want {
             Want::Answer { at_most } => at_most,
             Want::Pull => TIMEOUT_DEFAULT,
         };
         let (elsewhere, component) = (self.clone(), component.clone());
-        Ok(Permit::new(Turn { elsewhere, dispatch, component, source, wait, reserved: None, _place: place }))
+        let (reserved, queue) = (None, None);
+        Ok(Permit::new(Turn { elsewhere, dispatch, component, source, wait, asking, queue, reserved, _place: place }))
     }
 
     /// Waits for a permit of a node that holds the component, which is kept there until it is used or dropped.
@@ -147,7 +173,7 @@ impl Elsewhere {
         source: Source,
     ) -> Result<Permit, Error> {
         let closed = |_| Error::ShuttingDown;
-        let place = self.exchanges.clone().acquire_owned().await.map_err(closed)?;
+        let place = self.places.pulls.clone().acquire_owned().await.map_err(closed)?;
         let mut pause = BUSY_PAUSE;
         loop {
             // First, so that who only looks whether one is free at once asks nobody.
@@ -168,14 +194,17 @@ impl Elsewhere {
                 Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{component}: {why}"))),
             };
             let (elsewhere, component, wait) = (self.clone(), component.clone(), TIMEOUT_DEFAULT);
-            return Ok(Permit::new(Turn { elsewhere, dispatch, component, source, wait, reserved, _place: place }));
+            let (asking, queue, _place) = (None, None, place);
+            let turn = Turn { elsewhere, dispatch, component, source, wait, asking, queue, reserved, _place };
+            return Ok(Permit::new(turn));
         }
     }
 
     /// Has a call answered by a node on which the provider runs.
     pub(crate) async fn call(&self, provider: &ComponentKey, link: &LinkId, call: Call) -> Result<Answer, CallError> {
         let unavailable = |why: String| CallError::Unavailable(why);
-        let _place = self.exchanges.try_acquire().map_err(|_| unavailable("too many calls to other nodes".into()))?;
+        let busy = |_| unavailable("too many calls to other nodes".into());
+        let _place = self.places.calls.try_acquire().map_err(busy)?;
         let (head, body) = cargo::call_out(call);
         let load = Load::of(body).map_err(|why| CallError::Other(why.to_string()))?;
         let what = || What::Call { link: link.clone(), head: head.clone() };
@@ -479,6 +508,10 @@ struct Turn {
     source: Source,
     /// How long it may take until a node takes it.
     wait: Duration,
+    /// Who waits, where this node counts that.
+    asking: Option<Asking>,
+    /// Where those wait for whom no permit is free at once, if that is bounded.
+    queue: Option<Arc<Semaphore>>,
     /// The node that keeps a permit for it.
     reserved: Option<Line>,
     _place: OwnedSemaphorePermit,
@@ -500,6 +533,21 @@ impl Run for Turn {
         elsewhere.freed.notify_waiters();
         delivered
     }
+
+    fn waits_in(&mut self, queue: Arc<Semaphore>) {
+        self.queue = Some(queue);
+    }
+}
+
+/// The wait for a permit of this node, which keeps its place in the pool's queue while others are asked too.
+type Here = BoxFuture<'static, Result<Permit, Error>>;
+
+/// What ends a rest.
+enum Rested {
+    /// A permit is free here.
+    Here(Permit),
+    /// It is time to ask the others again, and to wait for so long after that.
+    Ask(Duration),
 }
 
 /// Waits where all were busy: for this long, or until a permit is free again that this node had. How long to wait the next
@@ -517,7 +565,9 @@ impl Turn {
     /// Until the wait is over: whoever holds the component elsewhere, then this node if it holds it too, and again.
     /// `delivers`: what the handler publishes comes back.
     async fn go(mut self, event: Event, at_most: Duration, delivers: bool) -> Delivered {
-        self.tried(event, at_most, delivers).await.unwrap_or_else(|why| Outcome::Err(why.into()).into())
+        let done = self.tried(event, at_most, delivers).await;
+        self.elsewhere.done.notify_one();
+        done.unwrap_or_else(|why| Outcome::Err(why.into()).into())
     }
 
     async fn tried(&mut self, event: Event, at_most: Duration, delivers: bool) -> Result<Delivered, Error> {
@@ -525,11 +575,11 @@ impl Turn {
             // Only a delivery can name it; kept, it would be in the event's way.
             self.reserved = None;
         }
-        let deadline = Instant::now() + self.wait;
+        let (elsewhere, deadline) = (self.elsewhere.clone(), Instant::now() + self.wait);
         let (head, body) = cargo::event_out(event);
         let load = Load::of(body).map_err(|why| Error::Internal(why.to_string()))?;
         let (first, whole) = (load.first.clone(), load.rest.is_none());
-        let mut cut_off = None;
+        let (mut cut_off, mut here, mut place, mut pause) = (None, None::<Here>, None, BUSY_PAUSE);
         loop {
             let holders = match &self.reserved {
                 // It may have lost the permit with its life: then any other is as good.
@@ -539,6 +589,9 @@ impl Turn {
             let what = || self.what(&head, delivers);
             let why = match self.elsewhere.offer(&holders, what, (&first, whole), at_most).await {
                 Ok(line) => {
+                    self.granted();
+                    // Neither is waited for while the event runs.
+                    drop((here, place));
                     let is_held = self.dispatch.holding(&self.component).is_some();
                     let why = if is_held { "no permit was free here" } else { "this node does not hold it" };
                     self.elsewhere.note(&self.component, line.peer(), why);
@@ -546,7 +599,8 @@ impl Turn {
                 }
                 Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component))),
                 Err(NotTaken::CutOff(why)) => {
-                    self.reserved = None;
+                    // Nobody was asked, and so nobody is spared.
+                    (self.reserved, pause) = (None, BUSY_PAUSE);
                     self.check_bus(*cut_off.get_or_insert_with(Instant::now))?;
                     why
                 }
@@ -559,19 +613,53 @@ impl Turn {
                 }
                 Err(NotTaken::Nobody) => String::new(),
             };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.dispatch.holding(&self.component).is_some() {
-                let want = Want::Answer { at_most: left.min(BUSY_PAUSE) };
-                if let Ok(permit) = self.dispatch.permit_here(&self.component, want, self.source.clone()).await {
-                    return here(permit, head, load, at_most, delivers).await;
+            here = here.or_else(|| self.wait_here(deadline));
+            let rested = match now(&mut here) {
+                Some(permit) => Rested::Here(permit),
+                None if Instant::now() >= deadline => {
+                    return Err(Error::Busy(format!("no node took an event for {}: {why}", self.component)));
                 }
-            } else {
-                sleep(left.min(BUSY_PAUSE)).await;
-            }
-            if left.is_zero() {
-                return Err(Error::Busy(format!("no node took an event for {}: {why}", self.component)));
+                None => {
+                    if place.is_none() {
+                        place = self.queue_up()?;
+                    }
+                    // Only from here on: who runs its event, or asks, would keep the word from those who wait.
+                    let done = pin!(elsewhere.done.notified());
+                    let until_then = timeout_at(deadline, rest(done, pause));
+                    rested(&mut here, async { until_then.await.unwrap_or(pause) }).await
+                }
+            };
+            match rested {
+                Rested::Ask(next) => pause = next,
+                Rested::Here(permit) => {
+                    self.granted();
+                    drop(place);
+                    return run_here(permit, head, load, at_most, delivers).await;
+                }
             }
         }
+    }
+
+    /// It has a permit, of whichever node.
+    fn granted(&mut self) {
+        if let Some(asking) = self.asking.take() {
+            asking.granted();
+        }
+    }
+
+    /// Begins to wait for a permit of this node, if it holds the component.
+    fn wait_here(&self, deadline: Instant) -> Option<Here> {
+        let (dispatch, component, source) = (self.dispatch.clone(), self.component.clone(), self.source.clone());
+        dispatch.holding(&component)?;
+        let want = Want::Answer { at_most: deadline.saturating_duration_since(Instant::now()) };
+        let since = self.asking.as_ref().map(Asking::since);
+        Some(Box::pin(async move { dispatch.permit_since(&component, want, source, since).await }))
+    }
+
+    /// A place among those who wait, where that is bounded.
+    fn queue_up(&self) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        let full = |_| Error::Busy(format!("as many as may wait for a permit of {} are waiting", self.component));
+        self.queue.clone().map(|queue| queue.try_acquire_owned().map_err(full)).transpose()
     }
 
     /// Says that this node's own bus is gone, which has been seen disconnected since then, where it was waited for in vain
@@ -604,7 +692,36 @@ impl Turn {
     }
 }
 
-async fn here(permit: Permit, head: Head, load: Load, at_most: Duration, delivers: bool) -> Result<Delivered, Error> {
+/// The permit that is waited for here, if it is there now. A wait that failed is over, and another one may begin.
+fn now(here: &mut Option<Here>) -> Option<Permit> {
+    let waited = here.as_mut()?.now_or_never()?;
+    *here = None;
+    waited.ok()
+}
+
+/// Until a permit is free here, or the rest is over.
+async fn rested(here: &mut Option<Here>, rest: impl Future<Output = Duration>) -> Rested {
+    let mut rest = pin!(rest);
+    if let Some(waiting) = here {
+        tokio::select! {
+            biased;
+            permit = waiting => if let Ok(permit) = permit {
+                return Rested::Here(permit);
+            },
+            pause = &mut rest => return Rested::Ask(pause),
+        }
+        *here = None;
+    }
+    Rested::Ask(rest.await)
+}
+
+async fn run_here(
+    permit: Permit,
+    head: Head,
+    load: Load,
+    at_most: Duration,
+    delivers: bool,
+) -> Result<Delivered, Error> {
     let event = cargo::event_in(head, load.into_body()).await;
     let event = event.map_err(|why| Error::Internal(why.to_string()))?;
     Ok(match event {
@@ -616,7 +733,165 @@ async fn here(permit: Permit, head: Head, load: Load, at_most: Duration, deliver
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
+    use tokio::sync::{mpsc, watch};
+    use trellis_bus::members::members;
+    use trellis_bus::{Bus, Memory};
+    use trellis_manifest::Limits;
+    use trellis_placement::{HeldComponent, Patience};
+    use trellis_sandbox::Engine;
+    use trellis_wire::{Config, Failure, LatticeId, Secrets};
+
     use super::*;
+    use crate::artifacts::Artifacts;
+    use crate::logs::Logs;
+    use crate::telemetry::Traces;
+
+    /// A node that holds one component, with one permit. What runs by that ends at once: the code is missing.
+    struct Place {
+        elsewhere: Arc<Elsewhere>,
+        dispatch: Arc<Dispatch>,
+        component: ComponentKey,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let node = NodeId::new(Uuid::from_u128(1));
+            let [sealed] = members(&Bus::Memory(Memory::alone()), LatticeId::new(Uuid::nil()), [node]);
+            let liveness = Arc::new(Liveness::new(node, Patience::default()));
+            let shares = Arc::new(Shares::new(watch::channel(Arc::new(State::default())).1));
+            let lines = Lines::new(sealed.clone(), liveness.clone());
+            let elsewhere = Arc::new(Elsewhere::new(sealed, shares, liveness, lines));
+            let folder = tempfile::tempdir().unwrap();
+            let options = trellis_sandbox::Options {
+                cache_dir: folder.path().join("compiled"),
+                sandboxes_max: 1,
+                memory_bytes_max: 1 << 20,
+                wasi_p3: false,
+            };
+            let (engine, artifacts) = (Engine::new(options).unwrap(), Artifacts::open(folder.path()).unwrap());
+            let (logs, traces) = (Arc::new(Logs::new()), Traces::from_environment(node));
+            let dispatch = Dispatch::new(engine, artifacts, 1, logs, traces, "one".into(), elsewhere.clone());
+            let component: ComponentKey = "shop/api".parse().unwrap();
+            let held = HeldComponent {
+                digest: Digest::new([0; 32]),
+                version: "1".into(),
+                permits: Some(1),
+                limits: Limits::default(),
+                config: Config::default(),
+                secret_refs: Vec::new(),
+                secrets: Secrets::default(),
+                id: "shop-api".into(),
+                links: Default::default(),
+            };
+            dispatch.hold(&component, held, None);
+            Self { elsewhere, dispatch, component, _folder: folder }
+        }
+
+        async fn taken(&self) -> Permit {
+            let want = Want::Answer { at_most: Duration::ZERO };
+            self.dispatch.permit_here(&self.component, want, Origin::Invoke.into()).await.unwrap()
+        }
+
+        /// A permit as one gets it who finds none free here.
+        fn permit(&self, queue: &Arc<Semaphore>) -> Permit {
+            let place = self.elsewhere.places.answers.clone().try_acquire_owned().unwrap();
+            let mut permit = Permit::new(Turn {
+                elsewhere: self.elsewhere.clone(),
+                dispatch: self.dispatch.clone(),
+                component: self.component.clone(),
+                source: Origin::Invoke.into(),
+                wait: Duration::from_secs(10),
+                asking: Some(self.dispatch.holding(&self.component).unwrap().counts().ask()),
+                queue: None,
+                reserved: None,
+                _place: place,
+            });
+            permit.waits_in(queue.clone());
+            permit
+        }
+
+        /// How many were refused, and how many were not.
+        fn counted(&self) -> (u64, u64) {
+            let holding = self.dispatch.holding(&self.component).unwrap();
+            let counts = holding.counts();
+            (counts.refused.load(Ordering::Relaxed), counts.permit_wait.read().count)
+        }
+    }
+
+    fn is_busy(outcome: &Outcome, because: &str) -> bool {
+        matches!(outcome, Err(Failure::Error(Error::Busy(why))) if why.contains(because))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_any_nodes_permit_waits_in_the_bounded_queue() {
+        let (place, queue) = (Place::new(), Arc::new(Semaphore::new(1)));
+        let taken = place.taken().await;
+        let waits = tokio::spawn(place.permit(&queue).run(Event::Run(Vec::new())));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(queue.available_permits(), 0, "it waits for longer than a moment");
+        let began = Instant::now();
+        let refused = place.permit(&queue).run(Event::Run(Vec::new())).await;
+        assert!(is_busy(&refused, "as many as may wait") && began.elapsed().is_zero(), "{refused:?}");
+        drop(taken);
+        let ran = waits.await.unwrap();
+        assert!(matches!(ran, Err(Failure::Error(Error::Unusable(_)))), "{ran:?}");
+        assert_eq!((queue.available_permits(), place.counted()), (1, (1, 1)));
+        let nobody = Arc::new(Semaphore::new(0));
+        let ran = place.permit(&nobody).run(Event::Run(Vec::new())).await;
+        assert!(matches!(ran, Err(Failure::Error(Error::Unusable(_)))), "a free permit is not waited for: {ran:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_others_again_keeps_its_place_here() {
+        let (place, queue) = (Place::new(), Arc::new(Semaphore::new(9)));
+        let taken = place.taken().await;
+        let (done, mut order) = mpsc::unbounded_channel();
+        for nth in 0..3 {
+            let (permit, done) = (place.permit(&queue), done.clone());
+            tokio::spawn(async move {
+                drop(permit.run(Event::Run(Vec::new())).await);
+                done.send(nth).unwrap();
+            });
+            sleep(Duration::from_millis(1_234)).await;
+        }
+        drop(taken);
+        for nth in 0..3 {
+            assert_eq!(order.recv().await, Some(nth));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_got_no_permit_anywhere_was_refused() {
+        let (place, queue) = (Place::new(), Arc::new(Semaphore::new(9)));
+        let taken = place.taken().await;
+        let wants = [Duration::ZERO, Duration::from_secs(1)].map(|at_most| Want::Answer { at_most });
+        let looks = place.dispatch.permit_here(&place.component, wants[0], Origin::Invoke.into()).await;
+        assert!(looks.is_err());
+        assert_eq!(place.counted(), (0, 0), "another node goes on looking");
+        let waited = place.permit(&queue).run(Event::Run(Vec::new())).await;
+        assert!(is_busy(&waited, "no node took an event"), "{waited:?}");
+        assert_eq!(place.counted(), (1, 0), "however often it was tried");
+        assert!(place.dispatch.permit(&place.component, wants[1], Origin::Invoke.into()).await.is_err());
+        assert_eq!(place.counted(), (2, 0));
+        drop(taken);
+        assert!(place.dispatch.permit(&place.component, wants[1], Origin::Invoke.into()).await.is_ok());
+        assert_eq!(place.counted(), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn pulls_that_are_elsewhere_are_in_no_call_and_no_requests_way() {
+        let place = Place::new();
+        let all = u32::try_from(EXCHANGES_MAX).unwrap();
+        let _pulls = place.elsewhere.places.pulls.try_acquire_many(all).unwrap();
+        let link = LinkId::new(&place.component, &place.component, &"default".parse().unwrap(), "a", "b", &[]);
+        let message = Message { subject: "orders".into(), ..Message::default() };
+        let failed = place.elsewhere.call(&place.component, &link, Call::Publish(message)).await.unwrap_err();
+        assert!(failed.to_string().contains("runs on no node"), "{failed}");
+        assert!(place.elsewhere.places.answers.try_acquire().is_ok());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_finds_all_busy_asks_less_and_less_until_a_permit_is_free_that_it_had() {
