@@ -265,7 +265,10 @@ fn label(value: &str) -> String {
 mod tests {
     use std::time::Duration;
 
+    use trellis_wire::{Link, LinkId, LinkName};
+
     use super::*;
+    use crate::grants::{Answers, Grants};
 
     #[test]
     fn a_histogram_is_cumulative_and_is_left_out_while_it_is_empty() {
@@ -281,6 +284,35 @@ mod tests {
         assert_eq!(lines[lines.len() - 3], "x_seconds_bucket{app=\"a\",le=\"+Inf\"} 2");
         assert_eq!(lines[lines.len() - 2], "x_seconds_sum{app=\"a\"} 20.00002");
         assert_eq!(lines[lines.len() - 1], "x_seconds_count{app=\"a\"} 2");
+    }
+
+    #[test]
+    fn each_cap_on_calls_is_there_with_its_link() {
+        let (component, target): (ComponentKey, ComponentKey) =
+            ("shop/api".parse().unwrap(), "shop/stock".parse().unwrap());
+        let id = LinkId::new(&component, &target, &LinkName::default(), "shop", "stock", &["count".into()]);
+        let link = Link {
+            id: id.clone(),
+            component,
+            name: LinkName::default(),
+            namespace: "shop".into(),
+            package: "stock".into(),
+            interfaces: vec!["count".into()],
+            config: [("max_in_flight", "4")].into_iter().collect(),
+            delivery: Default::default(),
+            secrets: Default::default(),
+            part: Default::default(),
+        };
+        let (grants, mut page) = (Grants::default(), Page::default());
+        grants.add(&link, Answers::Component(target)).unwrap();
+        let gates = grants.gates();
+        gates[0].set(3);
+        let _under_way = gates[0].lend().unwrap();
+        page.gates(&gates);
+        for (name, value) in [("in_flight", 1), ("in_flight_max", 3), ("waiting", 0)] {
+            let line = format!("trellis_calls_{name}{{app=\"shop\",component=\"api\",link=\"{id}\"}} {value}");
+            assert!(page.0.lines().any(|other| other == line), "{line} is not in\n{}", page.0);
+        }
     }
 
     #[test]
