@@ -18,6 +18,7 @@ mod diff;
 mod divide;
 mod explain;
 mod flow;
+mod giving_up;
 mod happening;
 mod home;
 mod incarnation;

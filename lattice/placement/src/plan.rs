@@ -145,6 +145,11 @@ impl Plan {
         self.unacked.get(key).into_iter().flatten().map(|(&node, unacked)| (node, unacked.permits))
     }
 
+    /// What `node` may still use permits of that the plan gives it no more.
+    pub(crate) fn given_up_by(&self, node: NodeId) -> impl Iterator<Item = &ComponentKey> {
+        self.unacked.iter().filter(move |(_, nodes)| nodes.contains_key(&node)).map(|(key, _)| key)
+    }
+
     /// The generation that `node` must say it carries out, if others wait for it.
     pub fn owes(&self, node: NodeId) -> Option<Generation> {
         self.unacked.values().filter_map(|nodes| nodes.get(&node)).map(|unacked| unacked.since).max()

@@ -45,6 +45,11 @@ impl Release {
         }
     }
 
+    /// Every artifact that it is made of, with its manifest's text.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.artifacts.values().copied().chain([self.manifest])
+    }
+
     /// Everything it uses of other apps.
     pub(crate) fn uses(&self) -> impl Iterator<Item = ComponentKey> {
         self.app.components.keys().chain(self.app.providers.keys()).filter_map(|entry| self.shared(entry))

@@ -1,7 +1,8 @@
 //! Spares: beside every node that needs an artifact, one more keeps it, so that it is not gone with them.
 //!
 //! Which node that is follows from the state alone: nodes stand on a ring by a hash of their ids, and an artifact is kept
-//! by the first node after its digest that does not hold what is made of it. So a node that comes or goes moves few.
+//! by the first node after its digest that does not hold what is made of it. So a node that comes or goes moves few. What is
+//! kept and does not run is held by nobody, and two nodes keep it: it can be gone back to.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +10,8 @@ use trellis_wire::{AppName, ComponentKey, ComponentName, Digest, NodeId};
 
 use crate::{Release, State, Versions};
 
-/// How many nodes keep a manifest, which nobody holds.
-const MANIFEST_COPIES: usize = 2;
+/// How many nodes keep what nobody holds: a manifest, and all of a version that does not run.
+const UNHELD_COPIES: usize = 2;
 
 /// A copy of an artifact that a node keeps for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,9 +29,18 @@ impl State {
         for release in self.running() {
             let kept = release.artifacts.keys().filter_map(|entry| ring.spare(self, release, entry));
             spares.extend(kept.filter(|spare| spare.node == node).map(|spare| spare.digest));
-            if ring.after(release.manifest, BTreeSet::new()).take(MANIFEST_COPIES).any(|id| id == node) {
-                spares.insert(release.manifest);
-            }
+            spares.extend(Some(release.manifest).filter(|manifest| ring.keeps(node, *manifest)));
+        }
+        spares
+    }
+
+    /// What `node` keeps of what only versions name that are kept and do not run.
+    pub fn past_spares(&self, node: NodeId) -> BTreeSet<Digest> {
+        let (ring, mut spares) = (Ring::of(self), BTreeSet::new());
+        for (_, versions) in self.apps() {
+            let running: BTreeSet<Digest> = versions.running().flat_map(|release| release.digests()).collect();
+            let kept = versions.kept().iter().flat_map(|kept| kept.release.digests());
+            spares.extend(kept.filter(|digest| !running.contains(digest) && ring.keeps(node, *digest)));
         }
         spares
     }
@@ -61,6 +71,11 @@ impl Ring {
         let first = self.0.partition_point(|(at, _)| *at < scattered(digest.bytes()));
         let around = self.0[first..].iter().chain(&self.0[..first]).map(|(_, id)| *id);
         around.filter(move |id| !but.contains(id))
+    }
+
+    /// Whether a node is among those that keep what nobody holds.
+    fn keeps(&self, node: NodeId, digest: Digest) -> bool {
+        self.after(digest, BTreeSet::new()).take(UNHELD_COPIES).any(|id| id == node)
     }
 
     /// The spare of a component: the first node after its digest that does not hold it.

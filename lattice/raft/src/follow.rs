@@ -43,12 +43,12 @@ const SHELF_LIFE: Duration = Duration::from_secs(30);
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Piece {
     /// The vote of the leader that gives it.
-    vote: openraft::Vote<u128>,
-    meta: SnapshotMeta,
-    offset: u64,
+    pub(crate) vote: openraft::Vote<u128>,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) offset: u64,
     /// How many bytes there are in all.
-    total: u64,
-    bytes: Vec<u8>,
+    pub(crate) total: u64,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The parts that both sides use.

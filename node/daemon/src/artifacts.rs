@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use trellis_sandbox::Engine;
@@ -59,6 +59,19 @@ impl Artifacts {
         self.path(digest).exists()
     }
 
+    /// The same for what is about to be named: no sweep takes it before that is known, however long it has been here.
+    pub(crate) fn keep(&self, digest: Digest) -> bool {
+        let path = self.path(digest);
+        match touch(&path) {
+            Ok(()) => true,
+            Err(gone) if gone.kind() == ErrorKind::NotFound => false,
+            Err(why) => {
+                tracing::warn!(%digest, "an artifact that is asked for may be swept before a version names it: {why}");
+                path.exists()
+            }
+        }
+    }
+
     /// Stores `bytes`, which must have the digest `expected` where one is given. Written whole or not at all.
     pub(crate) fn put(&self, bytes: &[u8], expected: Option<Digest>) -> Result<Digest, ArtifactError> {
         let found = Self::digest(bytes);
@@ -66,7 +79,9 @@ impl Artifacts {
             return Err(ArtifactError::Mismatch { expected, found });
         }
         let path = self.path(found);
-        if !std::fs::read(&path).is_ok_and(|kept| kept == bytes) {
+        // One that is here already is as young as a new one: its deploy is still to come.
+        let is_kept = std::fs::read(&path).is_ok_and(|kept| kept == bytes) && touch(&path).is_ok();
+        if !is_kept {
             self.write(&path, bytes).map_err(|source| ArtifactError::Disk { path, source })?;
         }
         Ok(found)
@@ -78,14 +93,36 @@ impl Artifacts {
         match std::fs::read(&path) {
             Ok(bytes) => match Self::digest(&bytes) {
                 found if found == digest => Ok(bytes),
-                found => {
-                    tracing::error!(%digest, "an artifact was damaged on the disk; it is removed, to be fetched anew");
-                    std::fs::remove_file(&path).map_err(|source| ArtifactError::Disk { path, source })?;
-                    Err(ArtifactError::Mismatch { expected: digest, found })
-                }
+                found => Err(self.damaged(digest, found)),
             },
             Err(gone) if gone.kind() == ErrorKind::NotFound => Err(ArtifactError::Missing(digest)),
             Err(source) => Err(ArtifactError::Disk { path, source }),
+        }
+    }
+
+    /// Checks the same without keeping it in memory.
+    pub(crate) fn check(&self, digest: Digest) -> Result<(), ArtifactError> {
+        let path = self.path(digest);
+        let hashed = std::fs::File::open(&path).and_then(|mut file| {
+            let mut hash = Sha256::new();
+            std::io::copy(&mut file, &mut hash)?;
+            Ok(Digest::new(hash.finalize().into()))
+        });
+        match hashed {
+            Ok(found) if found == digest => Ok(()),
+            Ok(found) => Err(self.damaged(digest, found)),
+            Err(gone) if gone.kind() == ErrorKind::NotFound => Err(ArtifactError::Missing(digest)),
+            Err(source) => Err(ArtifactError::Disk { path, source }),
+        }
+    }
+
+    /// Removes what is not what its name says.
+    fn damaged(&self, expected: Digest, found: Digest) -> ArtifactError {
+        tracing::error!(digest = %expected, "an artifact was damaged on the disk; it is removed, to be fetched anew");
+        let path = self.path(expected);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => ArtifactError::Disk { path, source },
+            _ => ArtifactError::Mismatch { expected, found },
         }
     }
 
@@ -199,6 +236,11 @@ impl Artifacts {
     }
 }
 
+/// Makes a file as young as one that is written now.
+fn touch(path: &Path) -> std::io::Result<()> {
+    std::fs::File::options().append(true).open(path)?.set_modified(SystemTime::now())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +280,34 @@ mod tests {
         std::fs::write(artifacts.path(digest), b"scribbled").unwrap();
         artifacts.put(b"wasm", None).unwrap();
         assert_eq!(artifacts.get(digest).unwrap(), b"wasm", "an upload mends it");
+    }
+
+    #[test]
+    fn what_is_about_to_be_named_is_not_swept_however_long_it_was_there() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(data_dir.path()).unwrap();
+        let all = [&b"uploaded again"[..], b"found by a deploy", b"forgotten"];
+        let [uploaded, found, forgotten] = all.map(|bytes| artifacts.put(bytes, None).unwrap());
+        let (hour, long_ago) = (Duration::from_secs(3600), SystemTime::now() - Duration::from_secs(7200));
+        for digest in [uploaded, found, forgotten] {
+            let file = std::fs::File::options().append(true).open(artifacts.path(digest)).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        artifacts.put(all[0], None).unwrap();
+        assert!(artifacts.keep(found));
+        assert_eq!(artifacts.sweep(hour, |_| false).unwrap(), [forgotten]);
+        assert!(!artifacts.keep(forgotten));
+    }
+
+    #[test]
+    fn what_is_damaged_is_found_without_being_kept_in_memory() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(data_dir.path()).unwrap();
+        let digest = artifacts.put(&vec![7; 300_000], None).unwrap();
+        artifacts.check(digest).unwrap();
+        std::fs::write(artifacts.path(digest), vec![7; 299_999]).unwrap();
+        assert!(matches!(artifacts.check(digest), Err(ArtifactError::Mismatch { .. })));
+        assert!(matches!(artifacts.check(digest), Err(ArtifactError::Missing(_))));
     }
 
     #[test]

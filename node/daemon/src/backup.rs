@@ -5,15 +5,17 @@
 //! the content. `c` is one command, as a frame; `a` is an artifact, its SHA-256 first; `e` is the end, the SHA-256 of all
 //! that comes before the block. Nodes, the plan, leases and what providers store are not in it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use futures::{Stream, StreamExt as _};
 use sha2::{Digest as _, Sha256};
-use trellis_placement::{Applied, Command, Entry};
+use trellis_placement::{Applied, Command, Entry, State};
 use trellis_wire::{Digest, frame};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, Artifacts};
+use crate::fetch::{Fetch, FetchError};
 use crate::node::Node;
 use crate::{cut_off, proposal};
 
@@ -66,7 +68,7 @@ pub(crate) struct Restored {
     pub(crate) artifacts: usize,
 }
 
-/// A backup as a stream of bytes. Every artifact is on this node when this returns. With `is_stale` it is of what this node
+/// A backup as a stream of bytes. Every artifact of it is on this node when this returns, whole and checked. With `is_stale` it is of what this node
 /// knows, where the others cannot be asked.
 pub(crate) async fn backup(
     node: &Arc<Node>,
@@ -77,14 +79,7 @@ pub(crate) async fn backup(
         node.raft.read_barrier().await.map_err(|why| unavailable(why.to_string()))?;
     }
     let state = node.raft.state().borrow().clone();
-    let kept = state.apps().flat_map(|(_, versions)| versions.kept()).map(|kept| &kept.release);
-    let mut digests: Vec<Digest> =
-        kept.flat_map(|release| release.artifacts.values().copied().chain([release.manifest])).collect();
-    digests.sort_unstable();
-    digests.dedup();
-    for digest in &digests {
-        node.fetch.ensure(*digest).await.map_err(|why| unavailable(why.to_string()))?;
-    }
+    let digests = gathered(&node.fetch, &state).await?;
     let commands = state.commands().into_iter().map(|command| {
         let frame = frame::encode(&command);
         Ok(Bytes::from([head(b'c', frame.len() as u64).as_slice(), &frame].concat()))
@@ -93,6 +88,27 @@ pub(crate) async fn backup(
     let artifacts = node.artifacts.clone();
     let pieces = futures::stream::iter(digests).flat_map(move |digest| artifact(artifacts.clone(), digest));
     Ok(sealed(head.chain(futures::stream::iter(commands)).chain(pieces)))
+}
+
+/// The artifacts of all versions that are kept, once they are here. One that only past versions name, and that no node gives
+/// any more, is left out: the rest is worth having.
+async fn gathered(fetch: &Fetch, state: &State) -> Result<Vec<Digest>, BackupError> {
+    let running: BTreeSet<Digest> = state.running().flat_map(|release| release.digests()).collect();
+    let kept = state.apps().flat_map(|(_, versions)| versions.kept());
+    let kept: BTreeSet<Digest> = kept.flat_map(|kept| kept.release.digests()).collect();
+    let mut digests = Vec::new();
+    for digest in kept {
+        match fetch.ensure_whole(digest).await {
+            Ok(()) => digests.push(digest),
+            Err(why @ FetchError::Nobody(..)) if !running.contains(&digest) => {
+                tracing::warn!(
+                    "the backup is without what only past versions name, which cannot be gone back to: {why}"
+                );
+            }
+            Err(why) => return Err(BackupError::Unavailable(why.to_string())),
+        }
+    }
+    Ok(digests)
 }
 
 fn head(kind: u8, bytes: u64) -> [u8; HEAD_BYTES] {
@@ -236,5 +252,55 @@ impl<S: Stream<Item = Result<Bytes, axum::Error>> + Unpin> Reader<S> {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use trellis_bus::{Bus, Memory};
+    use trellis_manifest::App;
+    use trellis_placement::Release;
+
+    use super::*;
+    use crate::fetch::tests::{Place, state};
+
+    /// A lattice in which one version runs, another takes its place, and a third was overtaken between them.
+    fn deployed(manifests: [Digest; 3]) -> State {
+        let mut state = (*state()).clone();
+        for (n, manifest) in manifests.into_iter().enumerate() {
+            let (app, version, artifacts) = (App::new("shop".parse().unwrap()), format!("v{n}"), BTreeMap::new());
+            let app = App { description: Some(version.clone()), ..app };
+            let release = Release { app, version, artifacts, manifest, replace: false };
+            state.apply(&proposal::entry(Command::Deploy(Box::new(release))));
+        }
+        state
+    }
+
+    #[tokio::test]
+    async fn what_was_damaged_is_fetched_and_what_only_a_past_version_names_may_be_gone() {
+        let (bus, folders) = (Bus::Memory(Memory::alone()), [0; 2].map(|_| tempfile::tempdir().unwrap()));
+        let here = Place::start(0, &bus, folders[0].path()).await;
+        let [first, past, last] = [&b"first"[..], b"past", b"last"].map(Artifacts::digest);
+        let state = deployed([first, past, last]);
+        for bytes in [&b"first"[..], b"last"] {
+            here.fetch.artifacts.put(bytes, None).unwrap();
+        }
+        let all = BTreeSet::from([first, last]);
+        let gathered =
+            async || gathered(&here.fetch, &state).await.map(|digests| digests.into_iter().collect::<BTreeSet<_>>());
+        assert_eq!(gathered().await.unwrap(), all);
+
+        std::fs::write(folders[0].path().join("artifacts").join(last.hex()), b"lost").unwrap();
+        let why = gathered().await.unwrap_err().to_string();
+        assert!(why.contains("no other node gave artifact"), "{why}");
+        let other = Place::start(1, &bus, folders[1].path()).await;
+        other.fetch.artifacts.put(b"last", None).unwrap();
+        let source = other.gives(u64::MAX, Default::default()).await;
+        std::fs::write(folders[0].path().join("artifacts").join(last.hex()), b"lost").unwrap();
+        assert_eq!(gathered().await.unwrap(), all);
+        assert_eq!(here.fetch.artifacts.get(last).unwrap(), b"last");
+        source.abort();
     }
 }

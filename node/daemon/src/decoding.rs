@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_bus::hostile::change_and_decode;
 use trellis_bus::members;
-use trellis_placement::{Capacity, NodeFacts, Renewal};
+use trellis_placement::{Capacity, Incarnation, LogPoint, NodeFacts, Renewal};
 use trellis_provider::delivery::{DeadLetter, Fate, Ran};
 use trellis_trust::Token;
 use trellis_wire::frame::{self, FrameError};
@@ -174,8 +174,15 @@ fn the_words_of_joining_and_of_artifacts_are_decoded_or_refused() {
     };
     let proof = Some(token.prove(&[1; 16], node(1), key));
     let admit = join::Question::Admit { facts: Box::new(facts), lattice, challenge: [2; 16], proof };
-    check(&[join::Question::Who([1; 16]), admit]);
-    let said = [join::Said::Present(Some([3; 16])), join::Said::Admitted, join::Said::Refused("no".into())];
+    check(&[join::Question::Who([1; 16]), admit, join::Question::Incarnation([1; 16])]);
+    let incarnation = Incarnation { number: 300, after: Some(LogPoint { term: 2, leader: node(2), index: 9 }) };
+    let said = [
+        join::Said::Present(Some([3; 16])),
+        join::Said::Admitted,
+        join::Said::Refused("no".into()),
+        join::Said::Incarnation(incarnation),
+        join::Said::AdmittedTo(300),
+    ];
     let here = |said| join::Here { lattice, echo: [1; 16], said, members: vec![(node(2), key)] };
     let answer = |said| join::Answer::new(here(said), Some(&token.key()), node(1), (node(2), key));
     check(&said.map(answer));

@@ -164,7 +164,7 @@ fn uploaded(
         return Err(format!("{name}: {path} has digest {digest}; the manifest asks for {expected}"));
     }
     // A dry run uploads nothing: what it would upload is known by its digest.
-    if request.dry_run || node.artifacts.has(digest) {
+    if request.dry_run || node.artifacts.keep(digest) {
         Ok(digest)
     } else {
         Err(format!("{name}: {}", ArtifactError::Missing(digest)))

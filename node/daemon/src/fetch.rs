@@ -1,8 +1,9 @@
 //! Artifacts from other nodes: by digest, in chunks, from any node that has them. A fetch that broke off goes on where it
 //! was, from another node if need be; nothing counts before its digest was checked.
 
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,11 +25,18 @@ const CHUNK_BYTES_MAX: usize = 128 * 1024;
 const CHUNK_WAIT: Duration = Duration::from_secs(5);
 /// How many chunks are read for others at one time.
 const READS_MAX: usize = 16;
+/// How long a node that was busy is left alone, how often in a row it may be so before the next one is asked, and how many
+/// rounds are made of those who were.
+const BUSY_PAUSE: Duration = Duration::from_millis(200);
+const BUSY_MAX: u32 = 3;
+const BUSY_ROUNDS_MAX: u32 = 50;
 /// How long after a fetch failed a node tries again to get what it keeps for others.
 const SPARE_AGAIN: Duration = Duration::from_secs(2);
 /// A node that looked what it keeps for others looks again after this many times as long, whatever changes: where there is
 /// much of it, a look takes a while.
 const SPARE_REST: u32 = 20;
+/// How often a node looks whether it has what it keeps of past versions, which nobody waits for.
+const PAST_LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How long a node may take to say whether it keeps something.
 const KEPT_WAIT: Duration = Duration::from_millis(500);
 /// How many spares are remembered that said so. Beyond that they are asked again.
@@ -62,48 +70,97 @@ pub(crate) enum FetchError {
     BrokenOff(Digest),
 }
 
+/// What a node gave of an artifact.
+enum Given {
+    /// The rest of it.
+    Whole,
+    /// Not all: too many asked it.
+    Busy,
+}
+
 /// Brings artifacts here, and gives them to others.
 pub(crate) struct Fetch {
     pub(crate) sealed: Sealed,
     pub(crate) artifacts: Artifacts,
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
-    /// One fetch at a time: two of one artifact would do the work twice.
-    pub(crate) turn: Mutex<()>,
+    /// One fetch of an artifact at a time: two would do the work twice.
+    pub(crate) turn: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
     /// Spares that said that they have what they keep.
     pub(crate) kept: std::sync::Mutex<HashSet<Spare>>,
 }
 
 impl Fetch {
-    /// Returns once the artifact is on this node, whole and checked.
+    /// Returns once the artifact is on this node. It was checked when it came.
     pub(crate) async fn ensure(&self, digest: Digest) -> Result<(), FetchError> {
-        let _turn = self.turn.lock().await;
+        let turn = self.turn_of(digest).await;
+        let _turn = turn.lock().await;
         if self.artifacts.has(digest) {
             return Ok(());
         }
-        let state = self.shares.state();
-        let mut nodes: Vec<NodeId> = state.nodes().keys().copied().filter(|node| *node != self.sealed.node()).collect();
-        nodes.sort_by_key(|node| self.liveness.life(*node) != Life::Alive);
-        let mut told = vec!["there is none".to_owned()];
-        for node in nodes {
-            match self.fetch(digest, node).await {
-                Ok(()) => {
-                    tracing::info!(%digest, %node, "fetched an artifact");
-                    return Ok(());
+        let (mut nodes, mut told) = (self.in_turn(digest), Vec::new());
+        for _ in 0..BUSY_ROUNDS_MAX {
+            let mut busy = Vec::new();
+            for node in nodes {
+                match self.fetch(digest, node).await {
+                    Ok(Given::Whole) => {
+                        tracing::info!(%digest, %node, "fetched an artifact");
+                        return Ok(());
+                    }
+                    Ok(Given::Busy) => busy.push(node),
+                    Err(why @ FetchError::Artifact(ArtifactError::Disk { .. })) => return Err(why),
+                    Err(why) => told.push(format!("{node}: {why}")),
                 }
-                Err(why @ FetchError::Artifact(ArtifactError::Disk { .. })) => return Err(why),
-                Err(why) => told.push(format!("{node}: {why}")),
+            }
+            nodes = busy;
+            if nodes.is_empty() {
+                break;
             }
         }
-        told.swap_remove(0);
-        Err(FetchError::Nobody(digest, told.join("; ")))
+        told.extend(nodes.iter().map(|node| format!("{node}: it is busy")));
+        let told = if told.is_empty() { "there is none".to_owned() } else { told.join("; ") };
+        Err(FetchError::Nobody(digest, told))
+    }
+
+    /// The same, checked now: it may have been damaged since it came.
+    pub(crate) async fn ensure_whole(&self, digest: Digest) -> Result<(), FetchError> {
+        let artifacts = self.artifacts.clone();
+        let checked = tokio::task::spawn_blocking(move || artifacts.check(digest)).await;
+        match checked.map_err(|_| FetchError::BrokenOff(digest))? {
+            Ok(()) => Ok(()),
+            Err(why @ ArtifactError::Disk { .. }) => Err(why.into()),
+            Err(ArtifactError::Missing(_) | ArtifactError::Mismatch { .. }) => self.ensure(digest).await,
+        }
+    }
+
+    async fn turn_of(&self, digest: Digest) -> Arc<Mutex<()>> {
+        let mut turns = self.turn.lock().await;
+        if let Some(turn) = turns.get(&digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(digest, Arc::downgrade(&turn));
+        turn
+    }
+
+    /// The other nodes, those that live first. Which of them comes first is another one for each node and artifact.
+    fn in_turn(&self, digest: Digest) -> Vec<NodeId> {
+        let (state, me) = (self.shares.state(), self.sealed.node());
+        let mut nodes: Vec<NodeId> = state.nodes().keys().copied().filter(|node| *node != me).collect();
+        nodes.sort_by_cached_key(|node| {
+            let mut hash = DefaultHasher::new();
+            (digest, me, node).hash(&mut hash);
+            (self.liveness.life(*node) != Life::Alive, hash.finish())
+        });
+        nodes
     }
 
     /// Takes what is missing from one node.
-    async fn fetch(&self, digest: Digest, node: NodeId) -> Result<(), FetchError> {
+    async fn fetch(&self, digest: Digest, node: NodeId) -> Result<Given, FetchError> {
         let subject = subject::artifact(self.sealed.lattice(), node);
         let nobody = |why: &str| FetchError::Nobody(digest, why.into());
-        let mut begun = self.artifacts.begun(digest)?;
+        let (mut begun, mut busy) = (self.artifacts.begun(digest)?, 0);
         loop {
             let question = frame::encode(&Ask::Chunk(digest, begun));
             let answer = match self.sealed.ask(node, &subject, &question, CHUNK_WAIT).await {
@@ -121,11 +178,18 @@ impl Fetch {
                     let stored = tokio::task::spawn_blocking(move || artifacts.add(digest, begun, &bytes, last));
                     begun = stored.await.map_err(|_| FetchError::BrokenOff(digest))??;
                     if last {
-                        return Ok(());
+                        return Ok(Given::Whole);
                     }
+                    busy = 0;
                 }
                 Chunk::NotHere => return Err(nobody("it does not have it")),
-                Chunk::Busy => tokio::time::sleep(Duration::from_millis(200)).await,
+                Chunk::Busy => {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                    busy += 1;
+                    if busy == BUSY_MAX {
+                        return Ok(Given::Busy);
+                    }
+                }
             }
         }
     }
@@ -179,13 +243,19 @@ impl Fetch {
 
     /// Keeps what this node is the spare for: a holder may die with the only other copy.
     pub(crate) async fn keep_spares(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut looked_at_past = None;
         loop {
             let began = Instant::now();
             let state = self.shares.state();
-            let is_complete = self.keep_spares_of(&state).await;
+            let is_complete = self.keep(state.spares(self.sealed.node())).await;
+            if looked_at_past.is_none_or(|looked: Instant| looked.elapsed() >= PAST_LOOK_EVERY) {
+                // What no node has any more is asked for in vain, and not sooner again for that.
+                self.keep(state.past_spares(self.sealed.node())).await;
+                looked_at_past = Some(Instant::now());
+            }
             let next = async {
                 tokio::time::sleep(began.elapsed() * SPARE_REST).await;
-                let again = if is_complete { Duration::MAX } else { SPARE_AGAIN };
+                let again = if is_complete { PAST_LOOK_EVERY } else { SPARE_AGAIN };
                 drop(timeout(again, self.shares.until(|now| !std::ptr::eq(now, &*state))).await);
             };
             if shutdown.run_until_cancelled(next).await.is_none() {
@@ -194,10 +264,10 @@ impl Fetch {
         }
     }
 
-    /// Whether all is here that this node is the spare for.
-    async fn keep_spares_of(&self, state: &State) -> bool {
+    /// Whether all of it is here now.
+    async fn keep(&self, spares: BTreeSet<Digest>) -> bool {
         let mut is_complete = true;
-        for digest in state.spares(self.sealed.node()).into_iter().filter(|digest| !self.artifacts.has(*digest)) {
+        for digest in spares.into_iter().filter(|digest| !self.artifacts.has(*digest)) {
             if let Err(why) = self.ensure(digest).await {
                 is_complete = false;
                 tracing::debug!("no spare yet: {why}");
@@ -240,7 +310,7 @@ impl Fetch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -256,14 +326,14 @@ mod tests {
     }
 
     /// A node with its data in a folder, and what answers those who greet it.
-    struct Place {
-        fetch: Arc<Fetch>,
+    pub(crate) struct Place {
+        pub(crate) fetch: Arc<Fetch>,
         greets: JoinHandle<()>,
     }
 
     impl Place {
         /// A start of node `n` of three.
-        async fn start(n: u64, bus: &Bus, folder: &std::path::Path) -> Self {
+        pub(crate) async fn start(n: u64, bus: &Bus, folder: &std::path::Path) -> Self {
             let sealed = members::start(id(n), "test".parse().unwrap(), bus.clone());
             let lattice = "0a0de000-0000-7000-8000-0000000000ff".parse().unwrap();
             sealed.seal().read(Arc::new(members::Known::new(lattice, [id(0), id(1), id(2)])));
@@ -279,12 +349,28 @@ mod tests {
             Self { fetch, greets }
         }
 
+        /// Answers who asks for an artifact with this, or not at all.
+        async fn answers(&self, with: impl Fn(Digest) -> Option<Chunk> + Send + 'static) -> JoinHandle<()> {
+            let fetch = self.fetch.clone();
+            let subject = subject::artifact(fetch.sealed.lattice(), fetch.sealed.node());
+            let mut questions = fetch.sealed.listen(&subject).await.unwrap();
+            tokio::spawn(async move {
+                while let Some(question) = questions.next().await {
+                    let question = question.unwrap();
+                    let Ok(Ask::Chunk(digest, _)) = frame::decode(&question.body) else { continue };
+                    if let Some(answer) = with(digest) {
+                        fetch.sealed.answer(question.reply.unwrap(), &frame::encode(&answer)).await.unwrap();
+                    }
+                }
+            })
+        }
+
         fn end(self) {
             self.greets.abort();
         }
 
         /// Gives an artifact as a node does, but only so many chunks; counts the bytes that it gave.
-        async fn gives(&self, mut chunks: u64, given: Arc<AtomicU64>) -> JoinHandle<()> {
+        pub(crate) async fn gives(&self, mut chunks: u64, given: Arc<AtomicU64>) -> JoinHandle<()> {
             let fetch = self.fetch.clone();
             let subject = subject::artifact(fetch.sealed.lattice(), fetch.sealed.node());
             let mut questions = fetch.sealed.listen(&subject).await.unwrap();
@@ -305,7 +391,7 @@ mod tests {
     }
 
     /// A state of three nodes.
-    fn state() -> Arc<State> {
+    pub(crate) fn state() -> Arc<State> {
         let mut state = State::default();
         for n in 0..3 {
             let capacity = Capacity { permits: 1, memory_bytes: 0 };
@@ -316,6 +402,33 @@ mod tests {
             state.apply(&Entry { id: command, at_ms: 0, command: Command::Join(facts) });
         }
         Arc::new(state)
+    }
+
+    #[tokio::test]
+    async fn a_fetch_holds_up_no_other_and_leaves_a_node_that_is_busy() {
+        let (bus, folders) = (Bus::Memory(Memory::alone()), [0; 3].map(|_| tempfile::tempdir().unwrap()));
+        let taker = Place::start(0, &bus, folders[0].path()).await;
+        let first = Place::start(1, &bus, folders[1].path()).await;
+        let second = Place::start(2, &bus, folders[2].path()).await;
+        // Nobody says anything of the one artifact. Of the other one, the node that is asked first gives nothing for now.
+        let codes = (0..).map(|n: u32| n.to_le_bytes());
+        let mut codes = codes.filter(|code| taker.fetch.in_turn(Artifacts::digest(code))[0] == id(1));
+        let (silent, code) = (Artifacts::digest(b"silent"), codes.next().unwrap());
+        let busy = Artifacts::digest(&code);
+        let one = first.answers(move |digest| (digest != silent).then_some(Chunk::Busy)).await;
+        let gives = move |digest| (digest != silent).then(|| Chunk::Bytes(Bytes::from_owner(code), 4));
+        let other = second.answers(gives).await;
+        let fetched = async {
+            tokio::select! {
+                biased;
+                _ = taker.fetch.ensure(silent) => panic!("nobody gives it"),
+                done = taker.fetch.ensure(busy) => done,
+            }
+        };
+        timeout(CHUNK_WAIT, fetched).await.unwrap().unwrap();
+        assert_eq!(taker.fetch.artifacts.get(busy).unwrap(), code);
+        one.abort();
+        other.abort();
     }
 
     #[tokio::test]

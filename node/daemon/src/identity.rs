@@ -12,6 +12,8 @@ use trellis_wire::NodeId;
 
 use crate::clock;
 
+/// Locked by the process that owns the directory.
+const LOCK: &str = "lock";
 /// Keeps the node's id.
 const NODE_ID: &str = "node-id";
 /// Keeps the seed of its key pair, for the node's own user alone.
@@ -70,7 +72,7 @@ impl Identity {
     /// Opens `data_dir`, making it and minting an id and a key pair where there are none.
     pub(crate) fn open(data_dir: &Path) -> Result<Self, IdentityError> {
         std::fs::create_dir_all(data_dir).map_err(disk(data_dir))?;
-        let lock_path = data_dir.join("lock");
+        let lock_path = data_dir.join(LOCK);
         let lock = File::create(&lock_path).map_err(disk(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -89,7 +91,8 @@ impl Identity {
                     NodeSecret::parse(&secret).map_err(|_| IdentityError::Damaged { path: key, what: "node key" })?;
                 (node.parse().map_err(damaged(id, "node id"))?, secret)
             }
-            // The id comes last: without it nobody has seen the key.
+            // The id comes last: without it nobody has seen the key, and nothing else is here yet.
+            (None, Some(_)) if is_used(data_dir)? => return Err(IdentityError::Half(id)),
             (None, _) => {
                 let (node, secret) = (NodeId::new(uuid::Uuid::now_v7()), NodeSecret::new(rand::random()));
                 write(&key, &secret.text())?;
@@ -101,6 +104,19 @@ impl Identity {
         let start = begin(&data_dir.join(STARTS))?;
         Ok(Self { seal: Arc::new(Seal::new(node, secret, start)), _lock: lock })
     }
+}
+
+/// Whether a node has been here: there is more than a key that was being minted.
+fn is_used(data_dir: &Path) -> Result<bool, IdentityError> {
+    let failed = |source| disk(data_dir)(source);
+    for entry in std::fs::read_dir(data_dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let is_minting = path.extension().is_some_and(|extension| extension == "part");
+        if !is_minting && path.file_name().is_some_and(|name| name != LOCK && name != NODE_KEY) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Counts a start before anything is said in it.
@@ -160,6 +176,21 @@ mod tests {
         assert!(matches!(open(), Err(IdentityError::Half(path)) if path == file));
         write(&file, "what?").unwrap();
         assert!(matches!(open(), Err(IdentityError::Damaged { path, .. }) if path == file));
+    }
+
+    #[test]
+    fn a_key_without_its_id_is_replaced_only_where_no_node_has_been() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let open = || Identity::open(data_dir.path());
+        // A first start that broke off before it had written the id.
+        write(&data_dir.path().join(NODE_KEY), "half").unwrap();
+        std::fs::write(data_dir.path().join("node-id.part"), "").unwrap();
+        let (node, key) = open().map(|first| (first.seal.node(), first.seal.key())).unwrap();
+        let id = data_dir.path().join(NODE_ID);
+        std::fs::remove_file(&id).unwrap();
+        assert!(matches!(open(), Err(IdentityError::Half(path)) if path == id));
+        write(&id, &node.to_string()).unwrap();
+        assert_eq!(open().unwrap().seal.key(), key, "the key is as it was");
     }
 
     #[test]

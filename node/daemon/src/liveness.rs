@@ -70,13 +70,15 @@ struct Sheet {
     stranger: Option<(LatticeId, NodeId, Instant)>,
     /// Of lines about strangers.
     strangers: Seldom,
+    /// The page that was asked for last.
+    asked: Option<(NodeId, u16)>,
 }
 
 impl Liveness {
     pub(crate) fn new(me: NodeId, patience: Patience) -> Self {
         let membership = Membership::new(me, patience, Duration::ZERO);
         let (nodes, applied, strangers) = (BTreeMap::new(), BTreeMap::new(), Seldom::default());
-        let sheet = Sheet { membership, nodes, applied, stranger: None, strangers };
+        let sheet = Sheet { membership, nodes, applied, stranger: None, strangers, asked: None };
         Self { origin: Instant::now(), me, sheet: Mutex::new(sheet) }
     }
 
@@ -157,13 +159,18 @@ impl Liveness {
         self.lock().nodes.get(&node)?.link(id).cloned()
     }
 
-    /// Pages of nodes that live which this node has not as they say they are.
+    /// Pages of nodes that live which this node has not as they say they are: some of them, and each in its turn.
     fn missing(&self) -> Vec<(NodeId, u16)> {
         let now = self.now();
-        let sheet = self.lock();
+        let mut sheet = self.lock();
         let alive = sheet.nodes.iter().filter(|(node, _)| sheet.membership.life(**node, now) == Life::Alive);
         let missing = alive.flat_map(|(node, known)| known.missing().map(|page| (*node, page)));
-        missing.take(CATCH_UP_MAX).collect()
+        let mut missing: Vec<_> = missing.collect();
+        let next = missing.partition_point(|page| Some(*page) <= sheet.asked);
+        missing.rotate_left(next);
+        missing.truncate(CATCH_UP_MAX);
+        sheet.asked = missing.last().copied();
+        missing
     }
 
     /// Who is silent and yet not declared lost, because too many vanished at once.

@@ -554,7 +554,12 @@ async fn record(node: &Node, facts: &NodeFacts, given: &GivenTimings) {
         } else {
             let why = match node.raft.propose(proposal::entry(Command::Join(facts.clone()))).await {
                 Ok(Applied::Refused(why)) => why.to_string(),
-                Ok(_) => continue,
+                Ok(_) => {
+                    // A follower has it some time after the leader; asked again meanwhile, it would say all of it again.
+                    let is_known = |state: &Arc<State>| state.node(node.id).is_some_and(|known| known.facts == *facts);
+                    drop(timeout(RETRY, states.wait_for(is_known)).await);
+                    continue;
+                }
                 Err(why) => why.to_string(),
             };
             tracing::warn!("this node is not recorded in the lattice yet: {why}");

@@ -21,7 +21,7 @@ use trellis_wire::{ComponentKey, Digest, LinkId, NodeId};
 
 use crate::artifacts::Artifacts;
 use crate::board::{Board, Health, Mark};
-use crate::dispatch::{Dispatch, OfLink};
+use crate::dispatch::{Dispatch, Holding, OfLink};
 use crate::fetch::Fetch;
 use crate::grants::{Answers, Grant};
 use crate::leases::Leases;
@@ -79,6 +79,9 @@ pub(crate) struct Reconcile {
 /// Since when each component is held on to that is placed elsewhere.
 type Handing = BTreeMap<ComponentKey, Instant>;
 
+/// Components that are held no more, of which events are still under way, and since when.
+type Ending = BTreeMap<ComponentKey, (Arc<Holding>, Instant)>;
+
 /// What says that a grant stays after all, and the task that ends it.
 pub(crate) type Leaving = Arc<Mutex<HashMap<LinkId, (CancellationToken, JoinHandle<()>)>>>;
 
@@ -89,7 +92,7 @@ impl Reconcile {
         let mut states: watch::Receiver<Arc<State>> = self.raft.state();
         let mut running = Assigned::default();
         let mut retry = RETRY_FIRST;
-        let mut handing = Handing::new();
+        let (mut handing, mut ending) = (Handing::new(), Ending::new());
         let mut idle = tokio::time::interval(IDLE);
         let mut swept = tokio::time::interval(SWEPT_EVERY);
         let mut reread = tokio::time::interval(secrets::POLL);
@@ -98,15 +101,23 @@ impl Reconcile {
             let (state, assigned) = self.planned(&mut states, &running).await;
             let hands_over = self.hands_over(&mut handing, &state, &running, &assigned);
             let (assigned, all_over) = with_handed(&running, assigned, &hands_over);
-            let mut all_done = self.carry_out(&mut running, &assigned, &hands_over).await && all_over;
-            all_done &= self.acknowledge(&state, &running, all_done).await;
+            // What failed before may not fail by the next plan, and others wait for what that takes away.
+            if running.generation < assigned.generation {
+                retry = RETRY_FIRST;
+            }
+            let mut all_done = self.carry_out(&mut running, &assigned, &hands_over, &mut ending).await && all_over;
+            let gave_up = hands_over.is_empty() && ending.is_empty() && has_given_up(&running, &assigned);
+            all_done &= self.acknowledge(&state, &running, gave_up).await;
             // Others may use of a cap what this node no longer may, once it says that it has gone along.
             let within = self.dispatch.grants().gates().iter().all(|gate| gate.is_within());
             if within {
                 self.board.passed(running.generation);
             }
             all_done &= within;
-            let wait = if hands_over.is_empty() { retry } else { HANDOVER_LOOK };
+            // What ends is looked at again after as long as it has taken so far.
+            let ends_for = ending.values().map(|(_, since)| since.elapsed()).min();
+            let ends = ends_for.map(|taken| taken.clamp(GRANT_LOOK / 5, RETRY_FIRST));
+            let wait = if hands_over.is_empty() { ends.unwrap_or(retry) } else { HANDOVER_LOOK };
             retry = if all_done { RETRY_FIRST } else { (retry * 2).min(RETRY_MAX) };
             let changed = async {
                 if states.changed().await.is_err() {
@@ -209,6 +220,7 @@ impl Reconcile {
         running: &mut Assigned,
         assigned: &Assigned,
         hands_over: &BTreeSet<ComponentKey>,
+        ending: &mut Ending,
     ) -> bool {
         if assigned.generation < running.generation {
             tracing::warn!(older = %assigned.generation, newer = %running.generation, "an older plan is refused");
@@ -238,9 +250,18 @@ impl Reconcile {
                 _ => all_done = false,
             }
         }
+        self.forget_ended(ending);
         for step in late {
-            if is_of(&step, running, hands_over) {
+            if is_of(&step, running, hands_over) || grants_to(&step, running, ending) {
                 all_done = false;
+                continue;
+            }
+            if let Step::RemoveComponent(key) | Step::RemoveBeside(key) = &step
+                && let Some(holding) = self.dispatch.holding(key)
+            {
+                ending.insert(key.clone(), (holding, Instant::now()));
+                self.take(step, running, assigned).await;
+                self.forget_ended(ending);
                 continue;
             }
             let stays = match &step {
@@ -261,6 +282,13 @@ impl Reconcile {
         running.meet(assigned);
         running.generation = assigned.generation;
         all_done
+    }
+
+    /// Of what is held again, or has nothing under way any more, nothing is to be waited for.
+    fn forget_ended(&self, ending: &mut Ending) {
+        ending.retain(|key, (holding, since)| {
+            holding.running() > 0 && since.elapsed() < GRANT_ENDS_MAX && self.dispatch.holding(key).is_none()
+        });
     }
 
     /// Takes one step and notes it in `running` if it succeeded.
@@ -287,6 +315,7 @@ impl Reconcile {
                 Taken::Done
             }
             Step::HoldBeside(key, beside) => {
+                self.shrink_beside(running, &key, &beside.held);
                 let done = self.hold_beside(&key, &beside).await;
                 if let Err(why) = &done {
                     tracing::warn!(component = %key, version = beside.held.version, "not ready yet: {why}");
@@ -299,6 +328,7 @@ impl Reconcile {
                 taken
             }
             Step::Hold(key, held) | Step::Adjust(key, held) => {
+                self.shrink(running, &key, &held);
                 let done = self.hold(&key, &held).await;
                 if let Err(why) = &done {
                     tracing::warn!(component = %key, "not held yet: {why}");
@@ -334,10 +364,10 @@ impl Reconcile {
     }
 
     /// Tells the lattice that permits which this node gave up are free, where others wait for them. Whether nothing is
-    /// owed any more.
-    async fn acknowledge(&self, state: &State, running: &Assigned, all_done: bool) -> bool {
+    /// owed any more. What cannot begin here is no reason to keep what ended.
+    async fn acknowledge(&self, state: &State, running: &Assigned, gave_up: bool) -> bool {
         let Some(generation) = state.owes(self.node).filter(|owed| *owed <= running.generation) else { return true };
-        if !all_done || !self.dispatch.is_within_permits() {
+        if !gave_up || !self.dispatch.is_within_permits() {
             return false;
         }
         let acked = Command::Acked { node: self.node, generation };
@@ -352,9 +382,8 @@ impl Reconcile {
     async fn sweep(&self, state: &Arc<State>) {
         let (artifacts, engine, state) = (self.artifacts.clone(), self.engine.clone(), state.clone());
         let sweeping = tokio::task::spawn_blocking(move || {
-            let releases = || state.apps().flat_map(|(_, versions)| versions.kept()).map(|kept| &kept.release);
-            let wanted: BTreeSet<Digest> =
-                releases().flat_map(|release| release.artifacts.values().copied().chain([release.manifest])).collect();
+            let kept = state.apps().flat_map(|(_, versions)| versions.kept());
+            let wanted: BTreeSet<Digest> = kept.flat_map(|kept| kept.release.digests()).collect();
             for digest in
                 artifacts.sweep(UNWANTED_AGE, |digest| wanted.contains(&digest)).map_err(|why| why.to_string())?
             {
@@ -366,6 +395,25 @@ impl Reconcile {
             Ok(Ok(())) => {}
             Ok(Err(why)) => tracing::warn!("artifacts that nobody wants stay for now: {why}"),
             Err(why) => tracing::warn!("sweeping artifacts broke off: {why}"),
+        }
+    }
+
+    /// What runs of a component goes on with no more permits than it is to have: others wait for the rest, whether or not it
+    /// can be held as it is to be.
+    fn shrink(&self, running: &mut Assigned, key: &ComponentKey, next: &HeldComponent) {
+        if let Some(held) = running.component(key).filter(|held| has_more(held, next)) {
+            let held = HeldComponent { permits: next.permits, ..held.clone() };
+            self.dispatch.hold(key, held.clone(), self.lease_of(&held));
+            running.change(Section::of(key), |share| share.components.insert(key.clone(), held));
+        }
+    }
+
+    /// The same for the other version of a roll-out.
+    fn shrink_beside(&self, running: &mut Assigned, key: &ComponentKey, next: &HeldComponent) {
+        if let Some(beside) = running.beside(key).filter(|beside| has_more(&beside.held, next)) {
+            let beside = Beside { held: HeldComponent { permits: next.permits, ..beside.held.clone() }, ..*beside };
+            self.dispatch.hold_beside(key, beside.clone(), self.lease_of(&beside.held));
+            running.change(Section::of(key), |share| share.beside.insert(key.clone(), beside));
         }
     }
 
@@ -532,6 +580,32 @@ fn with_handed(
     if all_over { (assigned, true) } else { (Arc::new(kept), false) }
 }
 
+/// Whether nothing is left of what a node is to give up: no component, no permit, and no provider that is not to run here
+/// any more. A link that goes on because the next form of it cannot begin is none of that.
+fn has_given_up(running: &Assigned, assigned: &Assigned) -> bool {
+    let is_by_provider = |held: &HeldLink| matches!(held.direction, Direction::Wakes { .. } | Direction::Grants { .. });
+    diff(running, assigned).iter().all(|step| match step {
+        Step::RemoveComponent(_) | Step::RemoveBeside(_) => false,
+        Step::RemoveLink(id) => {
+            let ends = running.exact_link(id).is_some_and(|held| is_by_provider(held));
+            !ends || assigned.links_of(&id.link()).any(|next| is_by_provider(next))
+        }
+        Step::Hold(key, held) | Step::Adjust(key, held) => {
+            !running.component(key).is_some_and(|before| has_more(before, held))
+        }
+        Step::HoldBeside(key, beside) => {
+            !running.beside(key).is_some_and(|before| has_more(&before.held, &beside.held))
+        }
+        Step::AddLink(_) => true,
+    })
+}
+
+/// Whether a component has more permits than it is to have next.
+fn has_more(held: &HeldComponent, next: &HeldComponent) -> bool {
+    let most = |held: &HeldComponent| held.permits.unwrap_or(u32::MAX);
+    most(held) > most(next)
+}
+
 /// Returns when a link's provider has what it needs, at the latest after [`REACH_MAX`].
 async fn until_well(provider: &dyn Provider, link: &LinkId) {
     let until = tokio::time::Instant::now() + REACH_MAX;
@@ -560,18 +634,20 @@ fn left(running: &Assigned, assigned: &Assigned) -> Vec<(LinkId, Tech)> {
     waking.collect()
 }
 
-/// The order of steps: code first, so that what wakes it finds it; what wakes a component ends before the component,
-/// and the component before what it calls.
+/// The order of steps: what a component calls is there before it, where it is new here, so that its first event finds that;
+/// code before what wakes it; what wakes a component ends before the component, and the component before what it calls.
 fn rank(step: &Step, running: &Assigned) -> u8 {
-    let wakes =
-        |id: &LinkId| running.exact_link(id).is_some_and(|held| matches!(held.direction, Direction::Wakes { .. }));
+    let wakes = |held: &HeldLink| matches!(held.direction, Direction::Wakes { .. });
+    // What is held goes on with what it calls until its next form is here.
+    let is_new = |held: &HeldLink| !running.holds(&held.link.component) && running.exact_link(&held.link.id).is_none();
     match step {
-        Step::Hold(..) | Step::Adjust(..) | Step::HoldBeside(..) => 0,
-        Step::RemoveLink(id) if wakes(id) => 1,
-        Step::RemoveComponent(_) | Step::RemoveBeside(_) => 2,
-        Step::RemoveLink(_) => 3,
-        Step::AddLink(held) if !matches!(held.direction, Direction::Wakes { .. }) => 4,
-        Step::AddLink(_) => 5,
+        Step::AddLink(held) if !wakes(held) && is_new(held) => 0,
+        Step::Hold(..) | Step::Adjust(..) | Step::HoldBeside(..) => 1,
+        Step::RemoveLink(id) if running.exact_link(id).is_some_and(|held| wakes(held)) => 2,
+        Step::RemoveComponent(_) | Step::RemoveBeside(_) => 3,
+        Step::RemoveLink(_) => 4,
+        Step::AddLink(held) if !wakes(held) => 5,
+        Step::AddLink(_) => 6,
     }
 }
 
@@ -590,6 +666,14 @@ fn is_of(step: &Step, running: &Assigned, components: &BTreeSet<ComponentKey>) -
     }
 }
 
+/// Whether a step would take a grant from events that are still under way.
+fn grants_to(step: &Step, running: &Assigned, ending: &Ending) -> bool {
+    let Step::RemoveLink(id) = step else { return false };
+    running.exact_link(id).is_some_and(|held| {
+        !matches!(held.direction, Direction::Wakes { .. }) && ending.contains_key(&held.link.component)
+    })
+}
+
 /// Whether a step waits until what takes its place is there. Subscriptions do not: a message that both the former and
 /// the new one take would be handled twice. Those of MQTT are shared, and one that ends before the next begins is missed.
 fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
@@ -599,7 +683,9 @@ fn is_late(step: &Step, running: &Assigned, assigned: &Assigned) -> bool {
             match (&held.direction, next) {
                 (Direction::Wakes { tech, .. }, None) => matches!(tech, Tech::Http | Tech::Mqtt),
                 (Direction::Wakes { tech: Tech::Http, .. }, Some(Direction::Wakes { tech: Tech::Http, .. })) => true,
-                (Direction::Grants { .. } | Direction::Between { .. }, None) => true,
+                (Direction::Grants { .. } | Direction::GrantsElsewhere { .. } | Direction::Between { .. }, None) => {
+                    true
+                }
                 (Direction::Grants { tech: old, .. }, Some(Direction::Grants { tech: new, .. })) => old == new,
                 // The provider moves, and the component stays.
                 (Direction::Grants { .. }, Some(Direction::GrantsElsewhere { .. })) => true,

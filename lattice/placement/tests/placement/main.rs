@@ -9,4 +9,5 @@ mod parts;
 mod properties;
 mod shares;
 mod simulation;
+mod spares;
 mod transcripts;

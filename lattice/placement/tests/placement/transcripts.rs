@@ -61,6 +61,7 @@ impl Runner for Script {
             "nowhere" => return Ok(lines(self.lattice.state.nowhere(&first.parse()?))),
             "home" if words.is_empty() => return Ok(home(&self.lattice.state)),
             "home" => Command::Home(node()),
+            "gives-up" => return Ok(gives_up(&self.lattice.state, node())),
             "explain" => return Ok(explain(&self.lattice.state, &first.parse()?)),
             "steps" => return Ok(self.steps(first)),
             "join" => Command::Join(join(first, &words[1..], &keyed)),
@@ -295,6 +296,19 @@ fn holdings(state: &State) -> String {
 
 fn explain(state: &State, key: &ComponentKey) -> String {
     lines(state.explain(key).iter().map(|(node, verdict)| format!("{} {verdict}", letter(*node))))
+}
+
+/// What a node may still do for what it gives up.
+fn gives_up(state: &State, node: NodeId) -> String {
+    let ids = state.running().flat_map(|release| state.link_ids(release));
+    lines(ids.flat_map(|id| {
+        let wakes = id.target().filter(|target| state.gives_up_waker(node, &id, target));
+        let calls = state.gives_up_caller(node, &id);
+        [calls.then(|| format!("call by {id}")), wakes.map(|target| format!("wake {target} by {id}"))]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+    }))
 }
 
 fn config(keyed: &[&Argument]) -> Config {

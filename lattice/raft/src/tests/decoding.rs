@@ -3,8 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use openraft::raft::{AppendEntriesResponse, InstallSnapshotRequest, VoteRequest, VoteResponse};
-use openraft::{CommittedLeaderId, EntryPayload, SnapshotMeta, Vote};
+use openraft::error::SnapshotMismatch;
+use openraft::raft::{
+    AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest, VoteResponse,
+};
+use openraft::{CommittedLeaderId, EntryPayload, SnapshotMeta, SnapshotSegmentId, Vote};
 use trellis_bus::hostile::change_and_decode;
 use trellis_placement::{Applied, Capacity, Command, Entry, LogPoint, NodeFacts, Patience, State};
 use trellis_wire::frame::{self, FrameError};
@@ -12,6 +15,7 @@ use trellis_wire::{CommandId, NodeKey};
 use uuid::Uuid;
 
 use super::{mark, marked, node};
+use crate::follow::Piece;
 use crate::machine::{decode_snapshot, encode_snapshot};
 use crate::message::{Answer, Ask, Refusal};
 use crate::types::{LogEntry, LogId};
@@ -39,6 +43,7 @@ fn changed_messages_are_decoded_or_refused_in_little_memory() {
         data: vec![7; 500],
         done: false,
     };
+    let meta = chunk.meta.clone();
     let asks = [
         Ask::Append(append.clone()),
         Ask::Vote(VoteRequest::new(Vote::new(1, 0x42), Some(log_id))),
@@ -54,7 +59,11 @@ fn changed_messages_are_decoded_or_refused_in_little_memory() {
         change_and_decode(&frame::encode(&ask), frame::decode::<Ask>);
     }
     let vote = VoteResponse::new(Vote::new(1, 0x42), Some(log_id), true);
+    let segment = |offset| SnapshotSegmentId { id: "1-3".into(), offset };
     for answer in [
+        Answer::Snapshot(InstallSnapshotResponse { vote: Vote::new(1, 0x42) }),
+        Answer::Mismatch(SnapshotMismatch { expect: segment(0), got: segment(300_000) }),
+        Answer::Piece(Piece { vote: Vote::new(1, 0x42), meta, offset: 300_000, total: 300_500, bytes: vec![7; 500] }),
         Answer::Append(AppendEntriesResponse::PartialSuccess(Some(log_id))),
         Answer::Vote(vote),
         Answer::Proposed(Applied::Waiting(vec!["config `redis`".into(); 20])),

@@ -57,6 +57,7 @@ mod telemetry;
 mod tidy;
 mod timers;
 mod timings;
+mod told;
 mod topics;
 mod torture;
 mod trellis;

@@ -181,9 +181,8 @@ fn a_node_at_the_edge_may_be_behind() {
     edge.signal("STOP");
     nodes[0].deploy(&app("2", "limits: {memory: 65MiB}", everywhere, ""));
     let holders = nodes[0].status("shop")["components"][0]["holders"].as_array().unwrap().clone();
-    if let Some(holder) = holders.iter().find(|holder| holder["node"] == laptop.as_str()) {
-        assert_eq!(holder["state"], "behind", "{holder}");
-    }
+    let behind = holders.iter().find(|holder| holder["node"] == laptop.as_str());
+    assert_eq!(behind.map(|holder| &holder["state"]), Some(&Value::from("behind")), "{holders:#?}");
     edge.signal("CONT");
     eventually("it has caught up", || {
         let status = nodes[0].status("shop");
@@ -224,6 +223,90 @@ fn a_drained_node_hands_over_before_it_stops() {
     });
     assert_eq!(load.failed, [""; 0], "drained by SIGTERM; {} answered", load.answered);
     assert!(load.answered > 0);
+}
+
+/// An app whose component runs on one of two nodes, behind HTTP servers everywhere and with a store on the first node; a
+/// second component calls the first one.
+fn calling(spread: &str) -> String {
+    let alone = format!(
+        "{{type: spreadscaler, properties: {{instances: 1, spread: [{{name: there, requirements: {spread}}}]}}}}"
+    );
+    let uses = link("store", "wasi:keyvalue/store, atomics, batch");
+    let everywhere = http("api", "").replacen(
+        "traits:\n",
+        "traits:\n        - {type: daemonscaler, properties: {instances: 1}}\n",
+        1,
+    );
+    let parts = [component("api", "test_kv", "limits: {timeout: 20s}", &[alone, uses]), everywhere];
+    crate::apps::app("shop", &[&parts[..], &[crate::apps::provider("store", "embedded")]].concat())
+}
+
+#[test]
+fn a_drained_node_calls_until_it_has_handed_over() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice_with(&nats, 3, &[]);
+    nodes[0].deploy(&calling("{n: '2|3'}"));
+    let holder =
+        || nodes[0].status("shop")["components"][0]["holders"][0]["node"].as_str().unwrap_or_default().to_owned();
+    let at = [nodes[0].at("shop"); 4];
+    assert_eq!(crate::client::send(at[0], "PUT", "/k", &[], b"kept").unwrap().status, 204);
+    for round in 0..3 {
+        let first = holder();
+        let load = under_load(&at, "/k", || {
+            nodes[0].trellis(&["drain", &first]).ok();
+            eventually("another node holds it", || (holder() != first && !holder().is_empty()).then_some(()));
+            nodes[0].until_ready("shop");
+            nodes[0].trellis(&["undrain", &first]).ok();
+        });
+        assert_eq!(load.failed, [""; 0], "drained by command in round {round}; {} answered", load.answered);
+    }
+
+    let last = holder();
+    let leaving = nodes.remove(nodes.iter().position(|node| id(node) == last).unwrap());
+    let load = under_load(&at, "/k", || {
+        assert_eq!(leaving.stop().code(), Some(0));
+        nodes[0].until_ready("shop");
+        thread::sleep(Duration::from_secs(1));
+    });
+    assert_eq!(load.failed, [""; 0], "drained by SIGTERM; {} answered", load.answered);
+    assert!(load.answered > 0);
+}
+
+#[test]
+fn what_cannot_begin_on_a_node_does_not_keep_what_leaves_it() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice_with(&nats, 2, &[]);
+    // Its port is taken on both nodes for as long as the test takes.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("address: '{}'", taken.local_addr().unwrap());
+    let stuck = crate::apps::app(
+        "stuck",
+        &[
+            component("api", "test_misbehave", "", &["{type: daemonscaler, properties: {instances: 1}}".into()]),
+            http("api", "").replace("address: '127.0.0.1:0', ", &address),
+        ],
+    );
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::fs::write(file.path(), stuck).unwrap();
+    let refused = nodes[0].trellis(&["deploy", "--wait", "5s", file.path().to_str().unwrap()]).failed(1);
+    assert!(refused.contains("in use"), "{refused}");
+
+    let label = |at: usize, value: &str| {
+        nodes[0].trellis(&["label", &id(&nodes[at]), &format!("shop={value}")]).ok();
+    };
+    label(0, "here");
+    nodes[0].deploy(&app("1", "", "[{name: there, requirements: {shop: here}}]", ""));
+    let at = nodes[1].at("shop");
+    label(1, "here");
+    label(0, "no");
+    eventually("the other node has the permits", || {
+        let status = nodes[0].status("shop");
+        let holders = status["components"][0]["holders"].as_array().unwrap().clone();
+        let is_other = |holder: &Value| holder["node"] == id(&nodes[1]).as_str() && holder["permits"] == 12;
+        (holders.len() == 1 && is_other(&holders[0])).then_some(())
+    });
+    assert_eq!(get(at, "/").unwrap().status, 200);
+    assert_ne!(nodes[0].status("stuck")["state"], "ready");
 }
 
 /// An app on nodes 1 and 3 with a store of NATS, reached through whichever node has the label `store`.

@@ -186,12 +186,15 @@ impl Elsewhere {
             let reserved = match self.offer(&self.holders(component), what, (&Bytes::new(), true), Duration::MAX).await
             {
                 Ok(line) => Some(line),
-                Err(NotTaken::Busy(_) | NotTaken::CutOff(_)) => {
+                // While it is still held here, its plan is about to be another one.
+                Err(NotTaken::Never(why)) if dispatch.holding(component).is_none() => {
+                    return Err(Error::Unusable(format!("{component}: {why}")));
+                }
+                Err(NotTaken::Busy(_) | NotTaken::CutOff(_) | NotTaken::Never(_)) => {
                     pause = rest(freed, pause).await;
                     continue;
                 }
                 Err(NotTaken::Nobody) => return Err(Error::NotHeld(component.to_string())),
-                Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{component}: {why}"))),
             };
             let (elsewhere, component, wait) = (self.clone(), component.clone(), TIMEOUT_DEFAULT);
             let (asking, queue, _place) = (None, None, place);
@@ -421,7 +424,7 @@ impl Elsewhere {
         within: Duration,
     ) -> Result<Line, NotTaken> {
         let state = self.shares.state();
-        let (mut busy, mut cut_off) = (None, true);
+        let (mut busy, mut refused, mut cut_off) = (None, None, true);
         for to in self.in_turn(nodes) {
             let exchange = Uuid::now_v7();
             let offer = Offer {
@@ -455,10 +458,8 @@ impl Elsewhere {
                         return Ok(line);
                     }
                     Ok(Taken::Busy(why)) => busy = Some(why),
-                    Ok(Taken::Refused(why)) => {
-                        line.done();
-                        return Err(NotTaken::Never(why));
-                    }
+                    // By its own plan, which may not be that of the next one.
+                    Ok(Taken::Refused(why)) => refused = Some(why),
                     Ok(Taken::Still(_)) | Err(_) => busy = Some(format!("node {to} does not understand this one")),
                 },
                 Err(why) => {
@@ -471,10 +472,11 @@ impl Elsewhere {
             }
             line.done();
         }
-        Err(match busy {
-            None => NotTaken::Nobody,
-            Some(why) if cut_off => NotTaken::CutOff(why),
-            Some(why) => NotTaken::Busy(why),
+        Err(match (busy, refused) {
+            (None, None) => NotTaken::Nobody,
+            (None, Some(why)) => NotTaken::Never(why),
+            (Some(why), _) if cut_off => NotTaken::CutOff(why),
+            (Some(why), _) => NotTaken::Busy(why),
         })
     }
 
@@ -597,14 +599,17 @@ impl Turn {
                     self.elsewhere.note(&self.component, line.peer(), why);
                     return Ok(self.finish(line, load, at_most).await);
                 }
-                Err(NotTaken::Never(why)) => return Err(Error::Unusable(format!("{}: {why}", self.component))),
+                // While it is still held here, it may run here yet.
+                Err(NotTaken::Never(why)) if self.dispatch.holding(&self.component).is_none() => {
+                    return Err(Error::Unusable(format!("{}: {why}", self.component)));
+                }
                 Err(NotTaken::CutOff(why)) => {
                     // Nobody was asked, and so nobody is spared.
                     (self.reserved, pause) = (None, BUSY_PAUSE);
                     self.check_bus(*cut_off.get_or_insert_with(Instant::now))?;
                     why
                 }
-                Err(NotTaken::Busy(why)) => {
+                Err(NotTaken::Busy(why) | NotTaken::Never(why)) => {
                     (self.reserved, cut_off) = (None, None);
                     why
                 }

@@ -183,7 +183,7 @@ impl Service {
                 Some(grant) => Ok(Work::Send(grant)),
                 None => Err(denied(format!("{component} has no link {link} here"))),
             },
-            What::Slot { component, .. } if !self.shares.of(from).holds(component) => {
+            What::Slot { component, .. } if !self.may_hold(from, component) => {
                 Err(denied(format!("node {from} does not hold {component}")))
             }
             What::Slot { component, link } => {
@@ -206,28 +206,41 @@ impl Service {
         }
     }
 
+    /// Who was told to give a component up holds it until it says that it did.
+    fn may_hold(&self, from: NodeId, component: &ComponentKey) -> bool {
+        self.shares.of(from).holds(component) || self.shares.state().gives_up(from, component)
+    }
+
     /// The right is the component's, wherever its provider is to run. Who is to answer may not be ready yet, and who is to no
-    /// more goes on until the next one is.
+    /// more goes on until the next one is. So does who is to call no more.
     fn may_call(&self, from: NodeId, link: &LinkId) -> bool {
         let theirs = self.shares.of(from);
-        theirs.link(link).is_some_and(|held| {
+        let is_granted = theirs.link(link).is_some_and(|held| {
             matches!(held.direction, Direction::GrantsElsewhere { .. } | Direction::Grants { .. })
                 && theirs.holds(&held.link.component)
-        })
+        });
+        is_granted || self.shares.state().gives_up_caller(from, link)
     }
 
     fn may_wake(&self, from: NodeId, component: &ComponentKey, origin: &Origin) -> bool {
         let theirs = self.shares.of(from);
-        match origin {
-            Origin::Invoke => true,
-            Origin::Link(link, _) => theirs.exact_link(link).is_some_and(|held| {
-                matches!(held.direction, Direction::Wakes { .. }) && held.link.component == *component
-            }),
-            Origin::Component(link, _) => theirs.link(link).is_some_and(|held| {
-                matches!(&held.direction, Direction::Between { target } if target == component)
-                    && theirs.holds(&held.link.component)
-            }),
-        }
+        let (link, may) = match origin {
+            Origin::Invoke => return true,
+            Origin::Link(link, _) => {
+                let wakes = theirs.exact_link(link).is_some_and(|held| {
+                    matches!(held.direction, Direction::Wakes { .. }) && held.link.component == *component
+                });
+                (link, wakes)
+            }
+            Origin::Component(link, _) => {
+                let calls = theirs.link(link).is_some_and(|held| {
+                    matches!(&held.direction, Direction::Between { target } if target == component)
+                        && theirs.holds(&held.link.component)
+                });
+                (link, calls)
+            }
+        };
+        may || self.shares.state().gives_up_waker(from, link, component)
     }
 
     /// Takes an offer. Returns when nothing of it is left to do here.

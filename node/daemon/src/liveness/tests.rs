@@ -275,3 +275,21 @@ fn what_was_said_last_holds() {
     pair.known.page(beat(&Pages::of(&pair.board), 0, |key| pair.counts[key]));
     assert_eq!(pair.known.missing().count(), 0);
 }
+
+#[test]
+fn of_many_pages_that_are_missing_each_is_asked_for_in_its_turn() {
+    let node = |n: u128| NodeId::new(Uuid::from_u128(n));
+    let liveness = Liveness::new(node(0), Patience::default());
+    for n in 1..=2 {
+        let pages = (0..50).map(|page: u64| Mark::of(&page)).collect();
+        let alive = Alive { generation: Generation(1), running: 0, applied: None, pages, counts: Vec::new() };
+        liveness.alive_by(node(n), alive);
+    }
+    let mut asked = BTreeSet::new();
+    for _ in 0..2 {
+        let missing = liveness.missing();
+        assert_eq!(missing.len(), CATCH_UP_MAX);
+        asked.extend(missing);
+    }
+    assert_eq!(asked.len(), 100, "though nobody answers");
+}
