@@ -600,7 +600,11 @@ impl Turn {
     async fn finish(&self, line: Line, load: Load, at_most: Duration) -> Delivered {
         match self.elsewhere.reply(line, load, at_most).await {
             Ok((back, body)) => cargo::delivered_in(back, body).await,
-            Err(why) => Outcome::Err(Error::Internal(format!("{LOST}{}: {why}", self.component)).into()).into(),
+            Err(why) => {
+                // Who is cut off itself does not know that of another.
+                let lost = if self.elsewhere.liveness.is_deaf() { "" } else { LOST };
+                Outcome::Err(Error::Internal(format!("{lost}{}: {why}", self.component)).into()).into()
+            }
         }
     }
 }
