@@ -34,8 +34,11 @@ pub(crate) const REPLAY_SUBJECT: &str = "Trellis-Replay-Subject";
 const REPLAY_ID: &str = "Trellis-Replay-Msg-Id";
 /// What the headers of a dead letter begin with.
 const DEAD: &str = "Trellis-Dead-";
-/// What the headers of a dead letter take besides the faults, at most, in bytes.
-const DEAD_HEADERS_BYTES: usize = 4 * 1_024;
+/// How the trouble begins of a message that leaves no room for what a dead letter tells beside it.
+pub(crate) const TOO_LARGE: &str = "too large to be a dead letter: ";
+/// What headers take in bytes beside their names and values: in all, and each.
+const HEADERS_BYTES: usize = "NATS/1.0\r\n\r\n".len();
+const HEADER_BYTES: usize = ": \r\n".len();
 /// What stands for a line break in a header.
 const LINE_BREAK: &str = " | ";
 
@@ -63,7 +66,7 @@ impl Letters<'_> {
         attempts: u32,
         (reason, ran): (&Reason, &Ran),
     ) -> Result<(), Trouble> {
-        let headers = self.headers(claim, entry, attempts, (reason, ran));
+        let headers = self.headers(claim, entry, attempts, (reason, ran))?;
         let message = (self.to.to_owned(), headers, claim.message.payload.clone());
         let sent = self.context.publish_with_headers(message.0.clone(), message.1.clone(), message.2.clone()).await;
         if let Ok(stored) = sent
@@ -83,7 +86,14 @@ impl Letters<'_> {
         format!("the stream of dead letters `{}`: {why}", self.to)
     }
 
-    fn headers(&self, claim: &Claim, entry: &Entry, attempts: u32, (reason, ran): (&Reason, &Ran)) -> HeaderMap {
+    /// What stands beside the body, as far as the server takes that: the message matters more than the texts.
+    fn headers(
+        &self,
+        claim: &Claim,
+        entry: &Entry,
+        attempts: u32,
+        (reason, ran): (&Reason, &Ran),
+    ) -> Result<HeaderMap, Trouble> {
         let mut headers = published(claim.message.headers.as_ref()).into_owned();
         let id = headers.get(ID_HEADER).map(ToString::to_string);
         headers.insert(ID_HEADER, format!("{}.{}.{}", self.stream, self.consumer, claim.key).as_str());
@@ -103,19 +113,12 @@ impl Letters<'_> {
         ] {
             headers.insert(format!("{DEAD}{name}").as_str(), header(&value, FAULT_BYTES_MAX / 4));
         }
-        // The server bounds body and headers together: the message matters more than the texts.
-        let mut room = self.client.max_payload().saturating_sub(claim.message.payload.len() + DEAD_HEADERS_BYTES);
-        let fits = entry.fault_texts.iter().rev().take_while(|fault| {
-            let takes = fault.len() + 64;
-            let fits = takes <= room;
-            room = room.saturating_sub(takes);
-            fits
-        });
-        let newest_first: Vec<_> = fits.collect();
-        for fault in newest_first.into_iter().rev() {
-            headers.append(format!("{DEAD}Fault").as_str(), header(fault, FAULT_BYTES_MAX));
-        }
-        headers
+        // The server bounds body and headers together.
+        let room = self.client.max_payload().saturating_sub(claim.message.payload.len());
+        fitted(headers, &entry.fault_texts, room).ok_or_else(|| {
+            let (to, stream, key) = (self.to, self.stream, &claim.key);
+            format!("{TOO_LARGE}message {key} of stream `{stream}` in `{to}`, for the max_payload of the server")
+        })
     }
 
     /// How many there are, of whatever component.
@@ -313,9 +316,78 @@ fn restored(headers: &HeaderMap) -> HeaderMap {
     restored
 }
 
+/// The headers with the newest faults, or with less of what is told beside the message, so that they take no more bytes than
+/// there is room for; `None`: they do not fit.
+fn fitted(mut headers: HeaderMap, faults: &[String], room: usize) -> Option<HeaderMap> {
+    for name in ["Detail", "Trace", "Generation", "Digest"] {
+        if bytes(&headers) > room {
+            headers = without(&headers, &format!("{DEAD}{name}"));
+        }
+    }
+    let (name, mut room) = (format!("{DEAD}Fault"), room.checked_sub(bytes(&headers))?);
+    let values = faults.iter().rev().map(|fault| header(fault, FAULT_BYTES_MAX));
+    let fits = values.take_while(|value| {
+        let left = room.checked_sub(header_bytes(&name, value));
+        room = left.unwrap_or(room);
+        left.is_some()
+    });
+    let newest_first: Vec<_> = fits.collect();
+    newest_first.into_iter().rev().for_each(|value| headers.append(name.as_str(), value));
+    Some(headers)
+}
+
+/// How many bytes headers take in a message.
+fn bytes(headers: &HeaderMap) -> usize {
+    let all = headers.iter().flat_map(|(name, values)| values.iter().map(|value| header_bytes(name.as_ref(), value)));
+    HEADERS_BYTES + all.sum::<usize>()
+}
+
+fn header_bytes(name: &str, value: &HeaderValue) -> usize {
+    name.len() + value.as_str().len() + HEADER_BYTES
+}
+
+/// Headers without those of a name.
+fn without(headers: &HeaderMap, name: &str) -> HeaderMap {
+    let mut others = HeaderMap::new();
+    for (known, values) in headers.iter().filter(|(known, _)| known.as_ref() as &str != name) {
+        values.iter().for_each(|value| others.append(known.clone(), value.clone()));
+    }
+    others
+}
+
 /// A header's value has no line breaks.
 fn header(text: &str, bytes_max: usize) -> HeaderValue {
     let cut = &text[..text.floor_char_boundary(bytes_max)];
     let line: String = cut.split(['\r', '\n']).map(str::trim_end).collect::<Vec<_>>().join(LINE_BREAK);
     line.parse().expect("a text without line breaks is a header's value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_beside_a_message_gives_way_to_it() {
+        let mut headers = HeaderMap::new();
+        headers.insert("Kind", "k".repeat(5_000).as_str());
+        for (name, length) in [("Reason", 10), ("Detail", 1_000), ("Digest", 70)] {
+            headers.insert(format!("{DEAD}{name}").as_str(), "d".repeat(length).as_str());
+        }
+        let faults = ["old", "new\n  at helper"].map(str::to_owned);
+        let mut told = Vec::new();
+        for room in (5_000..6_300).rev() {
+            let Some(fitted) = fitted(headers.clone(), &faults, room) else { break };
+            assert!(bytes(&fitted) <= room, "{room}");
+            assert_eq!(fitted.get("Kind"), headers.get("Kind"), "{room}");
+            let one = |name: &str| fitted.get(format!("{DEAD}{name}").as_str()).is_some();
+            let all: Vec<_> =
+                fitted.get_all(format!("{DEAD}Fault").as_str()).map(|fault| fault.as_str().to_owned()).collect();
+            told.push((one("Reason"), one("Detail"), one("Digest"), all.concat()));
+        }
+        told.dedup();
+        let with = |detail, digest, faults: &str| (true, detail, digest, faults.to_owned());
+        let new = "new |   at helper";
+        assert_eq!(told[..3], [with(true, true, &format!("old{new}")), with(true, true, new), with(true, true, "")]);
+        assert_eq!(told.last(), Some(&with(false, false, "")));
+    }
 }

@@ -779,6 +779,11 @@ impl Queue for Pulled {
     async fn settle(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
         match settlement {
             Settlement::Ack | Settlement::Drop { .. } => self.taken_off(claim).await,
+            // The key that it parks must not be taken for one that has a letter.
+            Settlement::DeadLetter { .. } if claim.is_over() && self.replays.is_some() => Err(format!(
+                "a claim in stream `{}` has ended before its message was a dead letter: it is given out again",
+                self.wanted.stream
+            )),
             _ if claim.is_over() => Ok(()),
             Settlement::Retry { after, fault } => {
                 self.handed_back(claim, &claim.noted(fault.as_deref()).0, Some(*after)).await
@@ -794,6 +799,10 @@ impl Queue for Pulled {
                 self.handed_back(claim, &entry, Some(*after).filter(|after| !after.is_zero())).await
             }
         }
+    }
+
+    fn is_of_one(&self, why: &Trouble) -> bool {
+        why.starts_with(letters::TOO_LARGE)
     }
 
     async fn extend(&self, claim: &Claim) -> Result<(), Trouble> {
@@ -965,6 +974,25 @@ mod tests {
         let server = NatsServer::start(true);
         let options = Options { default_url: Some(server.url.clone()), ..Options::default() };
         contract(&Served { server, connections: Connections::new(options) }).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_dead_letter_of_an_ordered_link_is_said_to_be_written_once_its_claim_has_ended() {
+        let server = NatsServer::start(true);
+        let options = Options { default_url: Some(server.url.clone()), ..Options::default() };
+        let served = Served { server, connections: Connections::new(options) };
+        let queue = served.ordered("mail").await;
+        served.publish("mail", Message { body: "poison".into(), ..Message::default() }).await;
+        queue.ready().await.unwrap();
+        let claimed = queue.pull(1).await.unwrap().remove(0);
+        let (reason, ran) = (Reason::Refused("no such order".into()), Ran::default());
+        let dead = Settlement::DeadLetter { reason, fault: None, ran };
+        claimed.claim.change(|state| state.ends = Instant::now());
+        assert!(queue.settle(&claimed.claim, &dead).await.is_err());
+        assert_eq!(Queue::letters(&queue, None, 9).await, Ok(Vec::new()));
+        queue.extend(&claimed.claim).await.unwrap();
+        queue.settle(&claimed.claim, &dead).await.unwrap();
+        assert_eq!(Queue::letters(&queue, None, 9).await.unwrap().len(), 1);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

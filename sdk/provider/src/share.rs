@@ -36,7 +36,9 @@ struct State {
     caps: Caps,
     in_use: u32,
     waiting: u32,
-    /// When those began that still count against the rate, oldest first: at most as many as the cap allows.
+    /// Those in use that may begin and have not: each has its turn, which counts against the rate from when it begins.
+    unbegun: u32,
+    /// When those began that still count against the rate, oldest first: with those that may, at most as many as the cap allows.
     begun: VecDeque<Instant>,
 }
 
@@ -49,9 +51,13 @@ pub struct Use {
     pub waiting: u32,
 }
 
-/// One that is under way. Its place goes back when this is dropped.
+/// One that may begin, or is under way. Its place goes back when this is dropped; what has not begun by then counts against no
+/// rate.
 #[derive(Debug)]
-pub struct Begun(Arc<Share>);
+pub struct Begun {
+    share: Arc<Share>,
+    has_begun: bool,
+}
 
 impl Share {
     /// A share to begin with.
@@ -76,7 +82,7 @@ impl Share {
         Use { in_use: state.in_use, waiting: state.waiting }
     }
 
-    /// Begins one, as soon as that may be. What waits is counted as demand; it may be dropped.
+    /// A place for one, as soon as it may begin. What waits is counted as demand; it may be dropped.
     pub async fn begin(self: &Arc<Self>) -> Begun {
         if let Ok(place) = self.try_begin() {
             return place;
@@ -95,7 +101,7 @@ impl Share {
         }
     }
 
-    /// Begins one if that may be now.
+    /// A place for one, if it may begin now.
     ///
     /// # Errors
     /// When to ask again; `None`: when something changes.
@@ -104,9 +110,10 @@ impl Share {
         if state.caps.in_flight.is_some_and(|most| state.in_use >= most) {
             return Err(None);
         }
-        state.take_turn(Instant::now())?;
+        state.turn(Instant::now())?;
         state.in_use += 1;
-        Ok(Begun(self.clone()))
+        state.unbegun += 1;
+        Ok(Begun { share: self.clone(), has_begun: false })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -115,34 +122,49 @@ impl Share {
 }
 
 impl State {
-    /// Counts one that begins. In no span of the rate's time do more begin than it says, wherever the span lies.
-    fn take_turn(&mut self, now: Instant) -> Result<(), Option<Instant>> {
+    /// Whether one more may begin, whenever it does. In no span of the rate's time do more begin than it says, wherever the
+    /// span lies.
+    fn turn(&mut self, now: Instant) -> Result<(), Option<Instant>> {
         let Some(Rate { count, per }) = self.caps.rate else { return Ok(()) };
         while self.begun.front().is_some_and(|begun| *begun + per <= now) {
             self.begun.pop_front();
         }
-        let most = usize::try_from(count).unwrap_or(usize::MAX);
-        if self.begun.len() < most {
-            self.begun.push_back(now);
+        let (most, taken) = (u64::from(count), self.begun.len() as u64 + u64::from(self.unbegun));
+        if taken < most {
             return Ok(());
         }
-        // The share may have shrunk: then several must be over first.
-        let over = self.begun.len() - most;
+        // The share may have shrunk: then several must be over first. Where those are not enough, some that may begin must.
+        let over = usize::try_from(taken - most).unwrap_or(usize::MAX);
         Err(self.begun.get(over).map(|begun| *begun + per))
     }
 }
 
 impl Begun {
-    /// It did not begin after all: it counts against no rate.
-    pub fn unused(self) {
-        self.0.state().begun.pop_back();
+    /// It begins now.
+    pub fn begins(&mut self) {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return;
+        }
+        {
+            let mut state = self.share.state();
+            state.unbegun -= 1;
+            if state.caps.rate.is_some() {
+                state.begun.push_back(Instant::now());
+            }
+        }
+        // Who waits knows now until when.
+        self.share.changed.notify_waiters();
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.0.state().in_use -= 1;
-        self.0.changed.notify_waiters();
+        {
+            let mut state = self.share.state();
+            state.in_use -= 1;
+            state.unbegun -= u32::from(!self.has_begun);
+        }
+        self.share.changed.notify_waiters();
     }
 }
 
@@ -198,7 +220,7 @@ mod tests {
         let began = Instant::now();
         let mut at = Vec::new();
         for i in 0..10 {
-            drop(share.begin().await);
+            share.begin().await.begins();
             at.push(began.elapsed());
             tokio::time::sleep(Duration::from_millis(i * 40)).await;
         }
@@ -210,10 +232,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_may_begin_and_waits_for_something_else_counts_from_when_it_begins() {
+        let (share, began) = (Share::new(rate(2, 1_000)), Instant::now());
+        let (mut first, mut second) = (share.begin().await, share.begin().await);
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        first.begins();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(share.try_begin().map(drop), Err(Some(began + Duration::from_millis(1_900))));
+        second.begins();
+        drop((first, second));
+        let mut third = share.begin().await;
+        third.begins();
+        assert_eq!(began.elapsed(), Duration::from_millis(1_900));
+        assert!(share.try_begin().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_did_not_begin_counts_against_no_rate() {
         let share = Share::new(rate(1, 1_000));
-        share.begin().await.unused();
-        drop(share.try_begin().unwrap());
+        let first = share.begin().await;
+        assert!(share.try_begin().is_err(), "it may begin");
+        drop(first);
+        share.try_begin().unwrap().begins();
         assert!(share.try_begin().is_err());
         share.set(rate(0, 1_000));
         tokio::time::sleep(Duration::from_secs(2)).await;

@@ -113,6 +113,35 @@ fn a_message_whose_node_is_killed_goes_to_another_and_one_that_kills_three_is_gi
 }
 
 #[test]
+fn a_message_that_kills_the_nodes_which_run_it_for_another_is_given_up_after_three_and_was_refused_by_none() {
+    let nats = NatsServer::start(true);
+    let (mut nodes, client) = (lattice(&nats, 3), Client::new(&nats));
+    // The home pulls it, and holds no worker.
+    let spread = "{type: spreadscaler, properties: {instances: 2, spread: [{name: there, requirements: {n: '2|3'}}]}}";
+    let store = link("store", "wasi:keyvalue/store, atomics, batch");
+    let traits = [store, link("queue", "trellis:messaging/producer"), spread.into()];
+    let config = "{queue: orders, subject: orders, delivery.timeout: 60s, delivery.max_attempts: '1'}";
+    nodes[0].deploy(&app(
+        "shop",
+        &[
+            component("worker", "test_messages", "limits: {timeout: 60s}", &traits),
+            provider_at("store", "nats", "bucket: seen, create: 'true'"),
+            waking("queue", "embedded", &[link_from("worker", "trellis:messaging/handler", "orders", config)]),
+        ],
+    ));
+    nodes[0].trellis(&["publish", "orders", "sleep 40000"]).ok();
+    for times in 1..=3 {
+        client.until_seen("seen/sleep-40000", &times.to_string());
+        let victim = at_work(&nodes);
+        let data_dir = nodes.remove(victim).kill();
+        nodes.insert(victim, node(&nats, &data_dir, victim + 1, &[]));
+    }
+    let dead = letters(&nodes[0], "shop", 1).remove(0);
+    assert_eq!((&dead["reason"], &dead["kills"]), (&"killed-its-node".into(), &3.into()), "{dead}");
+    assert_eq!(client.seen("seen/sleep-40000").as_deref(), Some("3"), "{dead}");
+}
+
+#[test]
 fn a_clock_that_jumps_ends_no_mark_and_makes_no_message_old() {
     let (nats, offset) = (NatsServer::start(true), tempfile::NamedTempFile::new().unwrap());
     let client = Client::new(&nats);

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::{Direction, Life, Node, State};
+use trellis_provider::delivery::LOST;
 use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
 use trellis_wire::{
     Answer, Body, Call, CallError, ComponentKey, Digest, Error, Event, Generation, LinkId, Message, NodeId, Outcome,
@@ -692,7 +693,11 @@ impl Turn {
     async fn finish(&self, line: Line, load: Load, at_most: Duration) -> Delivered {
         match self.elsewhere.reply(line, load, at_most).await {
             Ok((back, body)) => cargo::delivered_in(back, body).await,
-            Err(why) => Outcome::Err(Error::Internal(format!("{}: {why}", self.component)).into()).into(),
+            Err(why) => {
+                // Who is cut off itself does not know that of another.
+                let lost = if self.elsewhere.liveness.is_deaf() { "" } else { LOST };
+                Outcome::Err(Error::Internal(format!("{lost}{}: {why}", self.component)).into()).into()
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use super::held::{Held, Taken};
 use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
 use super::progress::{Progress, lock};
-use super::queue::{PULL_MAX, Queue, Trouble};
+use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
 use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 
 /// Messages that a link settles beside those that it runs, if it runs fewer.
@@ -43,6 +43,8 @@ pub struct Engine<Q: Queue> {
     pub(super) kept_pause: Mutex<Option<u64>>,
     /// When other nodes were told last how first attempts ended.
     pub(super) told_at: tokio::sync::Mutex<Instant>,
+    /// A version that was on trial, and code that ran beside it.
+    pub(super) beside: Mutex<Option<(String, String)>>,
     pub(super) runs: TaskTracker,
     /// Messages that were run and are being settled, and told when they are fewer.
     settling: AtomicUsize,
@@ -74,6 +76,7 @@ impl<Q: Queue> Engine<Q> {
             progress: Arc::default(),
             kept_pause: Mutex::default(),
             told_at: tokio::sync::Mutex::new(Instant::now()),
+            beside: Mutex::default(),
             runs: TaskTracker::new(),
             settling: AtomicUsize::new(0),
             settled: Notify::new(),
@@ -195,8 +198,6 @@ impl<Q: Queue> Engine<Q> {
             let turn = turns.pop_front().filter(|_| !stop.is_cancelled());
             self.runs.spawn(self.clone().deliver(turn, taken));
         }
-        // What was not needed counts against no rate.
-        turns.into_iter().for_each(|turn| turn.begun.unused());
         trouble.map_or(Ok(()), Err)
     }
 
@@ -219,7 +220,6 @@ impl<Q: Queue> Engine<Q> {
                 return Ok(turns);
             }
             // The link began to pause, or goes on, while they were waited for.
-            turns.into_iter().for_each(|turn| turn.begun.unused());
         }
     }
 
@@ -268,27 +268,18 @@ impl<Q: Queue> Engine<Q> {
     pub(super) async fn turn(&self, leave: Leave) -> Result<Turn, Error> {
         let begun = self.share.begin().await;
         let asked = Instant::now();
-        match self.permits.acquire(Want::Pull).await {
-            Ok(permit) => {
-                self.progress.counts().permit_wait.record(asked.elapsed());
-                Ok(Turn { leave, begun, permit })
-            }
-            Err(why) => {
-                begun.unused();
-                Err(why)
-            }
-        }
+        let permit = self.permits.acquire(Want::Pull).await?;
+        self.progress.counts().permit_wait.record(asked.elapsed());
+        Ok(Turn { leave, begun, permit })
     }
 
     /// Runs one message and settles it. Without a turn, or the leave for it, it is only given back.
     async fn deliver(self: Arc<Self>, turn: Option<Turn>, taken: Taken<Q::Claim>) {
         let settlement = match turn {
             Some(turn) if self.has_leave(turn.leave) => self.handle(turn, &taken).await,
-            unused => {
-                unused.into_iter().for_each(|turn| turn.begun.unused());
-                Settlement::GiveBack { after: Duration::ZERO }
-            }
+            _ => Some(Settlement::GiveBack { after: Duration::ZERO }),
         };
+        let Some(settlement) = settlement else { return };
         // Its permit is free: the next message runs while this one is settled.
         self.settling.fetch_add(1, Ordering::Relaxed);
         self.settle(&taken, &settlement).await;
@@ -313,7 +304,8 @@ impl<Q: Queue> Engine<Q> {
         is_settled
     }
 
-    /// Does something of the broker's, again while it fails, while the link pauses and says why.
+    /// Does something of the broker's, again while it fails, and says why. The link pauses meanwhile, unless it fails for one
+    /// message alone.
     pub(super) async fn persist<'a, T>(
         &self,
         what: &str,
@@ -328,6 +320,10 @@ impl<Q: Queue> Engine<Q> {
                         self.progress.set(None);
                     }
                     return Some(done);
+                }
+                Err(why) if self.queue.is_of_one(&why) => {
+                    // Until it is tried again, here or after its claim has ended.
+                    self.progress.say_of_one(format!("{what}: {why}"), CLAIM + PAUSE_MAX);
                 }
                 Err(why) => self.progress.pause(format!("{what}: {why}"), pause),
             }

@@ -19,15 +19,16 @@ use super::ledger::{self, DONE, KEPT};
 use super::pause::{TELL_EVERY, TELL_WELL_EVERY};
 use super::pauses::PAUSE_MIN;
 use super::policy::{self, Reason, Record, Settlement};
-use super::progress::lock;
+use super::progress::{Counts, lock};
 use super::queue::{Ledger, Queue, Trouble};
 use crate::{Delivered, Outgoing, Permit};
 
 /// How much longer than its timeout a run is waited for, since the node ends it by itself.
 const RUN_GRACE: Duration = Duration::from_secs(5);
-/// When a message is given out again whose twin is being handled, or whose outbox could not be sent.
+/// When a message is given out again whose twin is being handled, whose outbox could not be sent, or of which the ledger does
+/// not say whether it is to be given up.
 const SOON: Duration = Duration::from_secs(1);
-const SEND_AGAIN: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_secs(5);
 /// When a message is given out again that would have been given up while the link pauses.
 const PAUSED: Duration = Duration::from_secs(60);
 
@@ -44,9 +45,10 @@ enum Mark {
 }
 
 impl<Q: Queue> Engine<Q> {
-    /// Handles one message and says what is to become of it.
-    pub(super) async fn handle(&self, turn: Turn, taken: &Taken<Q::Claim>) -> Settlement {
-        let Turn { leave, begun, permit } = turn;
+    /// Handles one message and says what is to become of it. `None`: that is for the broker to say once its claim has ended,
+    /// since the node that ran it is gone.
+    pub(super) async fn handle(&self, turn: Turn, taken: &Taken<Q::Claim>) -> Option<Settlement> {
+        let Turn { leave, mut begun, permit } = turn;
         let known = self.known(taken).await.unwrap_or_else(|why| {
             self.progress.pause(why, PAUSE_MIN);
             Known::Settled(Settlement::GiveBack { after: SOON })
@@ -54,36 +56,43 @@ impl<Q: Queue> Engine<Q> {
         let mark = match known {
             Known::Mark(mark) => mark,
             Known::Settled(settlement) => {
-                begun.unused();
-                return self.unless_paused(settlement).await;
+                drop(begun);
+                return Some(self.unless_paused(settlement).await);
             }
         };
+        let on_trial = self.permits.on_trial("");
+        begun.begins();
         let Delivered { outcome, sends, ran } = self.run_once(permit, taken).await;
         drop(begun);
-        self.survived(taken).await;
         self.note_outcome(taken, &outcome);
-        let record = self.refunded(taken).await;
-        let settlement = policy::settle(&self.policy, &record, &outcome, rand::random());
-        let is_ok = settlement == Settlement::Ack;
-        self.count(leave, taken, &settlement).await;
-        let settlement = self.unless_on_trial(taken, &record, settlement, &ran.digest).await;
-        let settlement = match settlement {
+        if policy::is_lost(&outcome) {
+            return None;
+        }
+        self.survived(taken).await;
+        let refunded = self.refunded(taken).await;
+        let (record, said) = self.said(taken, refunded, &outcome);
+        let (is_ok, ran_well) = (said == Settlement::Ack, ended_well(&said));
+        let settlement = match self.unless_on_trial(taken, &record, said, self.tried(on_trial, &ran.digest)).await {
             Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
+            settlement => settlement,
+        };
+        // What it published and nobody takes is a failure too; what is to be sent later says nothing of that.
+        if let Some(well) = ran_well {
+            self.count(leave, taken, well && ended_well(&settlement) != Some(false)).await;
+        }
+        let settlement = match settlement {
             Settlement::DeadLetter { reason, fault, .. } => Settlement::DeadLetter { reason, fault, ran },
             settlement => settlement,
         };
         if let Mark::Ours(key) = mark {
             self.marked(taken, &key, &settlement, is_ok).await;
         }
-        self.unless_paused(settlement).await
+        Some(self.unless_paused(settlement).await)
     }
 
     /// What the ledger knows of a message before it is run.
     async fn known(&self, taken: &Taken<Q::Claim>) -> Result<Known, Trouble> {
-        let record = Record { kills: self.kills(taken).await?, ..taken.record };
-        if let Some(instead) = policy::begin(&self.policy, &record) {
-            return Ok(Known::Settled(instead));
-        }
+        // Before all else: its handler has said ok.
         if taken.place.again
             && let Some(sends) = self.stored_outbox(taken).await?
         {
@@ -92,6 +101,10 @@ impl<Q: Queue> Engine<Q> {
                 self.marked(taken, &key, &settlement, true).await;
             }
             return Ok(Known::Settled(settlement));
+        }
+        let record = Record { kills: self.kills(taken).await?, ..taken.record };
+        if let Some(instead) = policy::begin(&self.policy, &record) {
+            return Ok(Known::Settled(instead));
         }
         match self.mark(taken).await? {
             Mark::Done => Ok(Known::Settled(Settlement::Ack)),
@@ -136,37 +149,75 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// What is known of a message without the attempts of versions that were taken back. Where that cannot be read, they
-    /// count.
-    async fn refunded(&self, taken: &Taken<Q::Claim>) -> Record {
+    /// What follows from how a run ended, and from what is known of its message. Where it cannot be read which attempts count,
+    /// nothing is given up for their number.
+    fn said(
+        &self,
+        taken: &Taken<Q::Claim>,
+        refunded: Result<Record, Trouble>,
+        outcome: &Outcome,
+    ) -> (Record, Settlement) {
+        let settle = |record: &Record| policy::settle(&self.policy, record, outcome, rand::random());
+        match refunded {
+            Ok(record) => (record, settle(&record)),
+            Err(why) => match settle(&taken.record) {
+                settlement if settlement.is_for_attempts() => {
+                    self.progress.pause(format!("which attempts count cannot be read: {why}"), PAUSE_MIN);
+                    (taken.record, Settlement::GiveBack { after: AGAIN })
+                }
+                settlement => (taken.record, settlement),
+            },
+        }
+    }
+
+    /// What is known of a message without the attempts of versions that were taken back.
+    async fn refunded(&self, taken: &Taken<Q::Claim>) -> Result<Record, Trouble> {
         let record = taken.record;
-        let (Some(ledger), 2..) = (self.queue.ledger(), record.attempt) else { return record };
-        let kept = ledger.read(&ledger::tried_key(&taken.place)).await.unwrap_or_default();
+        let (Some(ledger), 2..) = (self.queue.ledger(), record.attempt) else { return Ok(record) };
+        let kept = ledger.read(&ledger::tried_key(&taken.place)).await?;
         let tried = ledger::tried(kept.as_deref()).into_iter();
         let taken_back = tried.filter(|tried| self.permits.is_taken_back(&tried.version));
         let (attempts, faults) = taken_back
             .fold((0u32, 0u32), |(attempts, faults), tried| (attempts + tried.attempts, faults + tried.faults));
         let attempt = record.attempt.saturating_sub(attempts).max(1);
-        Record { attempt, faults: record.faults.saturating_sub(faults), ..record }
+        Ok(Record { attempt, faults: record.faults.saturating_sub(faults), ..record })
+    }
+
+    /// The version whose attempt a run of this code was: the one that is on trial; or the one that was when the run began, and
+    /// was taken back since. What is known to have run beside that one is another's code.
+    fn tried(&self, began_under: Option<String>, code: &str) -> Option<String> {
+        if let Some(version) = self.permits.on_trial(code) {
+            return Some(version);
+        }
+        let version = began_under?;
+        let mut beside = lock(&self.beside);
+        if self.permits.on_trial("").as_ref() == Some(&version) {
+            *beside = Some((version, code.to_owned()));
+            return None;
+        }
+        let is_another = beside.as_ref().is_some_and(|(of, known)| *of == version && known == code);
+        (!is_another && self.permits.is_taken_back(&version)).then_some(version)
     }
 
     /// What fails while a version is on trial may be that version's failure: the attempt is remembered as its, and no
-    /// message is given up for it.
+    /// message is given up for it. Where that cannot be kept, it was none.
     async fn unless_on_trial(
         &self,
         taken: &Taken<Q::Claim>,
         record: &Record,
         settlement: Settlement,
-        code: &str,
+        version: Option<String>,
     ) -> Settlement {
-        let (Settlement::Retry { fault, .. } | Settlement::DeadLetter { fault, .. }) = &settlement else {
-            return settlement;
-        };
-        let Some(version) = self.permits.on_trial(code) else { return settlement };
-        if let Err(why) = self.note_tried(taken, &version, fault.is_some()).await {
-            tracing::debug!(link = %self.link, why, "an attempt will count even if its version is taken back");
+        let Some(version) = version else { return settlement };
+        let settlement = policy::on_trial(&self.policy, record, settlement, rand::random());
+        let Settlement::Retry { after, fault } = settlement else { return settlement };
+        match self.note_tried(taken, &version, fault.is_some()).await {
+            Ok(()) => Settlement::Retry { after, fault },
+            Err(why) => {
+                tracing::debug!(link = %self.link, why, "an attempt would count even if its version is taken back");
+                Settlement::GiveBack { after }
+            }
         }
-        policy::on_trial(&self.policy, record, settlement, rand::random())
     }
 
     async fn note_tried(&self, taken: &Taken<Q::Claim>, version: &str, faulted: bool) -> Result<(), Trouble> {
@@ -174,7 +225,10 @@ impl<Q: Queue> Engine<Q> {
         let key = ledger::tried_key(&taken.place);
         let kept = ledger.read(&key).await?;
         let tried = ledger::tried_again(ledger::tried(kept.as_deref()), version, faulted);
-        ledger.swap(&key, kept.as_deref(), Some(&tried), KEPT).await.map(drop)
+        match ledger.swap(&key, kept.as_deref(), Some(&tried), KEPT).await? {
+            true => Ok(()),
+            false => Err("another delivery of the message is at it".into()),
+        }
     }
 
     async fn run_once(&self, permit: Permit, taken: &Taken<Q::Claim>) -> Delivered {
@@ -183,7 +237,7 @@ impl<Q: Queue> Engine<Q> {
             counts.in_queue.record(taken.record.age);
         }
         counts.attempts.fetch_add(1, Ordering::Relaxed);
-        counts.in_flight.fetch_add(1, Ordering::Relaxed);
+        let _in_flight = InFlight::count(counts);
         let began = Instant::now();
         let run = permit.deliver(taken.message.clone(), timeout);
         let delivered = match tokio::time::timeout(timeout.saturating_add(RUN_GRACE), run).await {
@@ -194,7 +248,6 @@ impl<Q: Queue> Engine<Q> {
             }
         };
         counts.run.record(began.elapsed());
-        counts.in_flight.fetch_sub(1, Ordering::Relaxed);
         delivered
     }
 
@@ -203,6 +256,7 @@ impl<Q: Queue> Engine<Q> {
         let (link, subject, attempt) = (&self.link, &taken.message.subject, taken.record.attempt);
         match outcome {
             Ok(_) => {}
+            Err(why) if policy::is_lost(outcome) => tracing::warn!(%link, subject, attempt, "{why}"),
             Err(Failure::Fault(why)) => tracing::warn!(%link, subject, attempt, "{why}"),
             Err(Failure::Error(why)) => {
                 tracing::debug!(%link, subject, "a message was not run: {why}");
@@ -212,13 +266,8 @@ impl<Q: Queue> Engine<Q> {
     }
 
     /// Has the breaker count how a run ended.
-    async fn count(&self, leave: Leave, taken: &Taken<Q::Claim>, settlement: &Settlement) {
-        let failed = match settlement {
-            Settlement::GiveBack { .. } => return,
-            Settlement::Ack | Settlement::Drop { .. } => false,
-            Settlement::Retry { .. } | Settlement::DeadLetter { .. } => true,
-        };
-        let now_ms = self.progress.wall_ms();
+    async fn count(&self, leave: Leave, taken: &Taken<Q::Claim>, well: bool) {
+        let (failed, now_ms) = (!well, self.progress.wall_ms());
         let changed = lock(&self.progress.breaker).ran(leave, taken.record.attempt, failed, now_ms);
         match changed {
             None => self.compare(if failed { TELL_EVERY } else { TELL_WELL_EVERY }).await,
@@ -244,6 +293,31 @@ impl<Q: Queue> Engine<Q> {
     }
 }
 
+/// Whether it ended well by what is to become of it; `None`: that says nothing.
+const fn ended_well(settlement: &Settlement) -> Option<bool> {
+    match settlement {
+        Settlement::GiveBack { .. } => None,
+        Settlement::Ack | Settlement::Drop { .. } => Some(true),
+        Settlement::Retry { .. } | Settlement::DeadLetter { .. } => Some(false),
+    }
+}
+
+/// A message in a handler, counted until dropped: also where the run is broken off.
+struct InFlight<'a>(&'a Counts);
+
+impl<'a> InFlight<'a> {
+    fn count(counts: &'a Counts) -> Self {
+        counts.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(counts)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What is known of a message before it is run.
 enum Known {
     /// It is to be run.
@@ -261,7 +335,7 @@ impl<Q: Queue> Engine<Q> {
             let stored = self.persist(what, || store_outbox(ledger, taken, &sends).boxed());
             if stored.await.is_none() {
                 // Nothing was sent: its handler is run again.
-                return Settlement::GiveBack { after: SEND_AGAIN };
+                return Settlement::GiveBack { after: AGAIN };
             }
         }
         self.send_all(sends).await
@@ -277,10 +351,10 @@ impl<Q: Queue> Engine<Q> {
             return match why {
                 CallError::Unavailable(_) | CallError::TimedOut(_) => {
                     self.progress.pause(reason, PAUSE_MIN);
-                    Settlement::GiveBack { after: SEND_AGAIN }
+                    Settlement::GiveBack { after: AGAIN }
                 }
                 _ => {
-                    let (reason, ran) = (Reason::Refused(reason), Default::default());
+                    let (reason, ran) = (Reason::Unsent(reason), Default::default());
                     Settlement::DeadLetter { reason, fault: None, ran }
                 }
             };

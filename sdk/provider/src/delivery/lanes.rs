@@ -56,6 +56,8 @@ struct Lane<T> {
     replays: VecDeque<(u128, T)>,
     busy: Option<Busy>,
     parked: bool,
+    /// Where that stands which parked it, if it did here.
+    parked_by: Option<u128>,
     /// What was given back, and when it is due.
     back: BTreeMap<u128, u64>,
     /// How long it takes for a message.
@@ -73,7 +75,7 @@ struct Busy {
 impl<T> Default for Lane<T> {
     fn default() -> Self {
         let (waiting, replays, back) = (BTreeMap::new(), VecDeque::new(), BTreeMap::new());
-        Self { waiting, replays, busy: None, parked: false, back, pace: PACE }
+        Self { waiting, replays, busy: None, parked: false, parked_by: None, back, pace: PACE }
     }
 }
 
@@ -239,7 +241,10 @@ impl<T> Lanes<T> {
         let before = lane.parked;
         match end {
             End::Off | End::Continue => lane.parked &= !replay,
-            End::Park => lane.parked = true,
+            End::Park => {
+                lane.parked = true;
+                lane.parked_by = (!replay).then_some(position).or(lane.parked_by);
+            }
             End::Back { due_ms } => {
                 lane.back.insert(position, due_ms);
                 self.back += 1;
@@ -250,9 +255,15 @@ impl<T> Lanes<T> {
         changed
     }
 
+    /// Whether what stands there parked its key: it is gone, unless it could not be made a dead letter.
+    pub(super) fn is_parked_by(&self, key: &str, position: u128) -> bool {
+        self.lanes.get(key).is_some_and(|lane| lane.parked && lane.parked_by == Some(position))
+    }
+
     /// Parks a key that was parked before this began, or opens it because someone decided so.
     pub(super) fn park(&mut self, key: &str, parked: bool) {
-        self.lanes.entry(key.to_owned()).or_default().parked = parked;
+        let lane = self.lanes.entry(key.to_owned()).or_default();
+        (lane.parked, lane.parked_by) = (parked, None);
         self.turn(key);
     }
 

@@ -11,6 +11,7 @@
 //! | `left/<hash>` | that who pulled an ordered link last gave all of it back, and in how many ms that is due | 14 days |
 //! | `opens/<hash>` | the replay that is about to be off, and to open a key | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
+//! | `parks/<hash>` | the message that parks a key, until its dead letter is known to be there | 14 days |
 //!
 //! Pure: how they are written and read.
 
@@ -132,6 +133,11 @@ pub(super) fn order_key(order: &OrderBy, message: &Message) -> String {
 /// Where it is kept that a key is parked.
 pub(super) fn parked_key(key: &str) -> String {
     format!("{PARKED}{}", hash(key))
+}
+
+/// Where it is kept which message parks a key whose dead letter may not be there.
+pub(super) fn parks_key(key: &str) -> String {
+    format!("parks/{}", hash(key))
 }
 
 /// Where it is kept which replay opens a key.

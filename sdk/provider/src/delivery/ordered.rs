@@ -22,7 +22,7 @@ use super::lanes::{BACK, End, LOOK_AHEAD, Lanes};
 use super::ledger::{self, KEPT, PARKED};
 use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
-use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
+use super::queue::{CLAIM, Ledger, PULL_MAX, Place, Queue, Trouble};
 
 /// How long after another's claims ended the first message is pulled: brokers are not punctual.
 const CLAIMS_OVER: Duration = Duration::from_secs(2);
@@ -35,6 +35,10 @@ const GIVING_BACK_MAX: usize = 32;
 /// How often it is looked whether there is room, where there was none, and whether someone decided on a parked key.
 const ROOM_EVERY: Duration = Duration::from_millis(100);
 const DECIDED_EVERY: Duration = Duration::from_secs(2);
+/// Dead letters that are looked at at one time.
+const LETTERS_MAX: usize = 100;
+/// What is not done where a key cannot be opened.
+pub(super) const OPENED: &str = "that a key is open again cannot be kept";
 
 /// A key, and what came of its message.
 type Ended = (String, End);
@@ -119,6 +123,7 @@ impl<Q: Queue> Engine<Q> {
     pub(super) async fn open_key(&self, key: &str) -> Result<(), Trouble> {
         let Some(ledger) = self.queue.ledger() else { return Ok(()) };
         ledger.remove(&ledger::parked_key(key)).await?;
+        ledger.remove(&ledger::parks_key(key)).await?;
         ledger.remove(&ledger::opens_key(key)).await.map(drop)
     }
 
@@ -127,10 +132,7 @@ impl<Q: Queue> Engine<Q> {
     async fn note_opening(&self, taken: &Taken<Q::Claim>, key: &str) {
         let Some(ledger) = self.queue.ledger() else { return };
         let opens = ledger::opens_key(key);
-        let noted = || async {
-            ledger.remove(&opens).await?;
-            ledger.swap(&opens, None, Some(taken.place.key.as_bytes()), KEPT).await
-        };
+        let noted = || note_message(ledger, &opens, &taken.place);
         self.persist("that a key is about to be opened cannot be kept", || noted().boxed()).await;
     }
 
@@ -141,16 +143,77 @@ impl<Q: Queue> Engine<Q> {
         Ok(opens.is_some_and(|replay| out.iter().all(|taken| taken.place.key.as_bytes() != replay)))
     }
 
-    async fn park_key(&self, key: &str) {
-        let parked = ledger::parked_key(key);
+    /// Whether a key is parked though what parked it is no dead letter: its node died before that was written, or it could not
+    /// be. Then that message is out; where it cannot be known again, there is no letter of the key, nor one that is replayed.
+    async fn was_never_parked(&self, key: &str, out: &[Taken<Q::Claim>]) -> Result<bool, Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(false) };
+        let Some(parks) = ledger.read(&ledger::parks_key(key)).await? else { return Ok(false) };
+        let (mut replays, mut others) = (false, false);
+        for taken in out {
+            match taken.place.replay_of {
+                Some(_) => replays |= self.order_key(taken).as_deref() == Some(key),
+                None => others |= taken.place.key.as_bytes() == parks,
+            }
+        }
+        Ok(others || !replays && !self.has_letter(key).await)
+    }
+
+    fn order_key(&self, taken: &Taken<Q::Claim>) -> Option<String> {
+        Some(ledger::order_key(self.policy.order_by.as_ref()?, &taken.message))
+    }
+
+    /// Whether a dead letter of this key is there. Where that cannot be looked up, there may be.
+    async fn has_letter(&self, key: &str) -> bool {
+        let Some(order) = &self.policy.order_by else { return false };
+        let mut after = None;
+        loop {
+            let letters = match self.queue.letters(after.as_deref(), LETTERS_MAX).await {
+                Ok(letters) => letters,
+                Err(why) => {
+                    tracing::warn!(link = %self.link, key, why, "a key stays parked, though it may have no dead letter");
+                    return true;
+                }
+            };
+            if letters.iter().any(|letter| ledger::order_key(order, &letter.message) == key) {
+                return true;
+            }
+            after = letters.last().map(|letter| letter.id.clone());
+            if letters.len() < LETTERS_MAX {
+                return false;
+            }
+        }
+    }
+
+    /// A key is parked from before its dead letter is there for someone to decide on. Until it is, the ledger names the message
+    /// beside the key: who takes over in between opens the key for it. A replay passes a parked key anyway.
+    async fn park_key(&self, taken: &Taken<Q::Claim>, key: &str) {
+        let (parked, parks) = (ledger::parked_key(key), ledger::parks_key(key));
         let Some(ledger) = self.queue.ledger() else { return };
         let what = "that a key is parked cannot be kept";
         // Where it is there already, it is parked.
         let park = || async {
             ledger.remove(&ledger::opens_key(key)).await?;
+            if taken.place.replay_of.is_none() && !note_message(ledger, &parks, &taken.place).await? {
+                return Err("another is at it".into());
+            }
             ledger.swap(&parked, None, Some(key.as_bytes()), KEPT).await
         };
         self.persist(what, || park().boxed()).await;
+    }
+
+    /// The dead letter of a key that is parked is there.
+    pub(super) async fn is_parked(&self, key: &str) {
+        let Some(ledger) = self.queue.ledger() else { return };
+        if let Err(why) = ledger.remove(&ledger::parks_key(key)).await {
+            tracing::debug!(link = %self.link, key, why, "who takes over looks whether the dead letter is there");
+        }
+    }
+
+    /// A dead letter could not be written: its message comes again, and must find its key open. Where the term ends before that
+    /// is kept, who takes over finds the message out.
+    async fn is_not_parked(&self, key: &str, over: &CancellationToken) {
+        let open = || self.open_key(key).boxed();
+        while !over.is_cancelled() && self.persist(OPENED, open).await.is_none() {}
     }
 
     /// Every key that is parked.
@@ -171,7 +234,11 @@ impl<Q: Queue> Engine<Q> {
                 biased;
                 () = stop.cancelled() => Settlement::GiveBack { after: Duration::ZERO },
                 turn = self.turn_in_order() => match turn {
-                    Ok(turn) => self.handle(turn, &taken).await,
+                    Ok(turn) => match self.handle(turn, &taken).await {
+                        Some(settlement) => settlement,
+                        // It comes again once its claim has ended, which is not extended from here on.
+                        None => break End::Back { due_ms: self.due_ms(CLAIM) },
+                    },
                     Err(Error::ShuttingDown) => Settlement::GiveBack { after: Duration::ZERO },
                     Err(why) => {
                         self.progress.set(Some(why.to_string()));
@@ -188,7 +255,7 @@ impl<Q: Queue> Engine<Q> {
                     *after
                 }
                 Settlement::GiveBack { after } if !stop.is_cancelled() => (*after).max(PAUSE_MIN),
-                _ => break self.end_of(&taken, &key, settlement).await,
+                _ => break self.end_of(&taken, &key, settlement, &stop).await,
             };
             tokio::select! { () = sleep(wait) => {}, () = stop.cancelled() => {} }
         }
@@ -234,22 +301,33 @@ impl<Q: Queue> Engine<Q> {
             if self.has_leave(leave) {
                 return Ok(turn);
             }
-            turn.begun.unused();
         }
     }
 
     /// Settles a message that is not tried again here.
-    async fn end_of(&self, taken: &Taken<Q::Claim>, key: &str, settlement: Settlement) -> End {
+    async fn end_of(
+        &self,
+        taken: &Taken<Q::Claim>,
+        key: &str,
+        settlement: Settlement,
+        over: &CancellationToken,
+    ) -> End {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
         let parks = dead && self.policy.on_dead_letter == OnDeadLetter::Park;
         let is_off = matches!(settlement, Settlement::Ack | Settlement::Drop { .. });
         if parks {
-            // Before the letter is there for someone to decide on.
-            self.park_key(key).await;
+            self.park_key(taken, key).await;
         } else if is_off && taken.place.replay_of.is_some() {
             self.note_opening(taken, key).await;
         }
         let settled = self.settle(taken, &settlement).await;
+        // What is replayed finds its key parked either way.
+        if parks && taken.place.replay_of.is_none() {
+            match settled {
+                true => self.is_parked(key).await,
+                false => self.is_not_parked(key, over).await,
+            }
+        }
         match settlement {
             _ if !settled => End::Back { due_ms: self.due_ms(CLAIM) },
             Settlement::GiveBack { after } => End::Back { due_ms: self.due_ms(after) },
@@ -258,6 +336,12 @@ impl<Q: Queue> Engine<Q> {
             Settlement::Ack | Settlement::Drop { .. } | Settlement::Retry { .. } => End::Off,
         }
     }
+}
+
+/// Names a message in an entry, whatever it named before. Whether nobody else was at it.
+async fn note_message(ledger: &dyn Ledger, key: &str, place: &Place) -> Result<bool, Trouble> {
+    ledger.remove(key).await?;
+    ledger.swap(key, None, Some(place.key.as_bytes()), KEPT).await
 }
 
 impl<Q: Queue> Term<Q> {
@@ -325,7 +409,8 @@ impl<Q: Queue> Term<Q> {
         }
         // The one before may have parked some until its end.
         for key in engine.parked_keys().await? {
-            match engine.was_opened(&key, &claimed).await? {
+            let is_open = engine.was_opened(&key, &claimed).await? || engine.was_never_parked(&key, &claimed).await?;
+            match is_open {
                 true => engine.open_key(&key).await?,
                 false => self.lanes.park(&key, true),
             }
@@ -402,11 +487,19 @@ impl<Q: Queue> Term<Q> {
     async fn offer(&mut self, mut taken: Vec<Taken<Q::Claim>>) {
         let Some(order) = &self.engine.policy.order_by else { return };
         taken.sort_by_key(|taken| taken.place.position);
-        let (mut back, now_ms) = (Vec::new(), self.engine.progress.now_ms());
+        let (mut back, mut opened, now_ms) = (Vec::new(), Vec::new(), self.engine.progress.now_ms());
         for taken in taken {
             let (key, replay) = (ledger::order_key(order, &taken.message), taken.place.replay_of.is_some());
             let position = taken.place.position.unwrap_or_default();
+            if self.lanes.is_parked_by(&key, position) {
+                // It is no dead letter after all: its claim had ended before it was to be one.
+                self.lanes.park(&key, false);
+                opened.push(key.clone());
+            }
             back.extend(self.lanes.offer(&key, position, replay, taken, now_ms));
+        }
+        for key in opened {
+            self.open(&key).await;
         }
         self.begin_what_may();
         self.engine.give_back(back).await;
@@ -437,10 +530,9 @@ impl<Q: Queue> Term<Q> {
         self.tell();
     }
 
-    /// What parked the key was replayed and is handled.
+    /// What parked the key was replayed and is handled, or is no dead letter.
     async fn open(&self, key: &str) {
-        let what = "that a key is open again cannot be kept";
-        let opened = self.engine.persist(what, || self.engine.open_key(key).boxed());
+        let opened = self.engine.persist(OPENED, || self.engine.open_key(key).boxed());
         if opened.await.is_none() {
             tracing::warn!(link = %self.engine.link, key, "the key will be parked again by the next holder");
         }

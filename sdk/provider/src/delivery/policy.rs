@@ -9,6 +9,7 @@
 //! | drop(reason) | taken off |
 //! | trap, out of memory, deadline, no answer | again after the back-off; at `max_faults` or `max_age`: dead letter |
 //! | never ran: busy, not held, unusable, shutting down | given back, as if it had not been pulled |
+//! | lost with the node that ran it | not settled: its claim ends, as if this node had died |
 //! | could not be run because of an error of ours | again after the back-off, as if it had been refused |
 //!
 //! The last row keeps a message that our side cannot even hand over from stopping all others for ever.
@@ -24,6 +25,10 @@ use super::letter::Ran;
 pub const KILLS_MAX: u32 = 3;
 /// The longest wait that a component may ask for: 7 days.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How the text of an error of ours begins that says that the node is gone which ran a message. A variant of its own would be one
+/// that older nodes cannot read.
+pub const LOST: &str = "lost with its node: ";
 
 /// What is known of one message at one delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -72,6 +77,11 @@ pub enum Settlement {
 }
 
 impl Settlement {
+    /// Whether it is a dead letter for how often it was tried.
+    pub(super) const fn is_for_attempts(&self) -> bool {
+        matches!(self, Self::DeadLetter { reason: Reason::MaxAttempts { .. } | Reason::MaxFaults { .. }, .. })
+    }
+
     /// A dead letter of which it is not said yet what ran.
     fn dead(reason: Reason, fault: Option<String>) -> Self {
         Self::DeadLetter { reason, fault, ran: Ran::default() }
@@ -83,6 +93,8 @@ impl Settlement {
 pub enum Reason {
     /// The component said so.
     Refused(String),
+    /// The component said ok, and what it published can never be sent: why.
+    Unsent(String),
     /// The component asked for another try too often.
     MaxAttempts {
         /// How often it was tried.
@@ -111,7 +123,7 @@ impl Reason {
     /// A word to filter by.
     pub const fn word(&self) -> &'static str {
         match self {
-            Self::Refused(_) => "refused",
+            Self::Refused(_) | Self::Unsent(_) => "refused",
             Self::MaxAttempts { .. } => "max-attempts",
             Self::MaxFaults { .. } => "max-faults",
             Self::MaxAge { .. } => "max-age",
@@ -124,6 +136,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(reason) => write!(f, "the component gave up on it: {reason}"),
+            Self::Unsent(why) => write!(f, "the component said ok, but {why}"),
             Self::MaxAttempts { attempts, said } => write!(f, "refused {attempts} times, the last time with: {said}"),
             Self::MaxFaults { faults } => write!(f, "the component faulted on it {faults} times"),
             Self::MaxAge { limit } => write!(f, "it would be older than {limit:?} at the next attempt"),
@@ -143,6 +156,11 @@ pub fn begin(policy: &Delivery, record: &Record) -> Option<Settlement> {
         Some(limit) if record.attempt > 1 && record.age >= limit => given_up(Reason::MaxAge { limit }),
         _ => None,
     }
+}
+
+/// Whether a run was lost with its node: what comes of its message is for the broker to say, once its claim has ended.
+pub(super) fn is_lost(outcome: &Outcome) -> bool {
+    matches!(outcome, Err(Failure::Error(Error::Internal(why))) if why.starts_with(LOST))
 }
 
 /// What follows from how a run ended. `jitter01` is a draw from 0 to 1.
@@ -169,7 +187,8 @@ pub fn settle(policy: &Delivery, record: &Record, outcome: &Outcome, jitter01: f
 /// that is decided the message is tried again.
 pub(super) fn on_trial(policy: &Delivery, record: &Record, settlement: Settlement, jitter01: f64) -> Settlement {
     match settlement {
-        Settlement::DeadLetter { reason: Reason::MaxAttempts { .. } | Reason::MaxFaults { .. }, fault, .. } => {
+        given_up @ Settlement::DeadLetter { .. } if !given_up.is_for_attempts() => given_up,
+        Settlement::DeadLetter { fault, .. } => {
             Settlement::Retry { after: policy.backoff.wait(record.attempt, jitter01), fault }
         }
         settlement => settlement,

@@ -22,6 +22,8 @@ pub struct Progress {
     began_ms: u64,
     trouble: Mutex<Option<Trouble>>,
     paused_until: Mutex<Option<Instant>>,
+    /// What is not well with one message, until then.
+    of_one: Mutex<Option<(Trouble, Instant)>>,
     /// By [`Progress::wall_ms`].
     pub(super) breaker: Mutex<Breaker>,
     counts: Counts,
@@ -67,9 +69,9 @@ impl Counts {
 
 impl Default for Progress {
     fn default() -> Self {
-        let (trouble, paused_until) = Default::default();
+        let (trouble, paused_until, of_one) = Default::default();
         let (began, began_ms) = (Instant::now(), crate::now_ms());
-        Self { began, began_ms, trouble, paused_until, breaker: Mutex::default(), counts: Counts::default() }
+        Self { began, began_ms, trouble, paused_until, of_one, breaker: Mutex::default(), counts: Counts::default() }
     }
 }
 
@@ -95,7 +97,8 @@ impl Progress {
                  begins anew"
             ));
         }
-        lock(&self.trouble).clone().map_or(Ok(()), Err)
+        let of_one = lock(&self.of_one).clone().filter(|(_, until)| *until > Instant::now());
+        lock(&self.trouble).clone().or(of_one.map(|(why, _)| why)).map_or(Ok(()), Err)
     }
 
     /// What it did.
@@ -125,6 +128,11 @@ impl Progress {
     pub(super) fn pause(&self, why: Trouble, for_: Duration) {
         self.set(Some(why));
         *lock(&self.paused_until) = Some(Instant::now() + for_);
+    }
+
+    /// Says for so long what is not well with one message. Others go on.
+    pub(super) fn say_of_one(&self, why: Trouble, for_: Duration) {
+        *lock(&self.of_one) = Some((why, Instant::now() + for_));
     }
 
     pub(super) fn paused_until(&self) -> Option<Instant> {

@@ -57,6 +57,11 @@ pub trait Queue: Send + Sync + 'static {
     /// It is not carried out, and is tried again.
     async fn settle(&self, claim: &Self::Claim, settlement: &Settlement) -> Result<(), Trouble>;
 
+    /// Whether a settlement failed for what its message is, such as too large, and others may go well.
+    fn is_of_one(&self, _why: &Trouble) -> bool {
+        false
+    }
+
     /// Makes a claim last for [`CLAIM`] from now on.
     ///
     /// # Errors

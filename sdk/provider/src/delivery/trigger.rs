@@ -1,10 +1,12 @@
 //! A trigger as the node and people see it: the engine of one link, whatever its broker.
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 
 use super::engine::Engine;
 use super::ledger;
 use super::letter::{DeadLetter, Fate};
+use super::ordered::OPENED;
 use super::progress::Progress;
 use super::queue::{Queue, Standing, Trouble};
 
@@ -57,8 +59,15 @@ impl<Q: Queue> Trigger for Engine<Q> {
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
         let decided = self.queue.decide(id, fate).await?;
-        if let (Some(letter), Some(order), Fate::Drop) = (&decided, &self.policy.order_by, fate) {
-            self.open_key(&ledger::order_key(order, &letter.message)).await?;
+        let Some((letter, order)) = decided.as_ref().zip(self.policy.order_by.as_ref()) else { return Ok(decided) };
+        let key = ledger::order_key(order, &letter.message);
+        match fate {
+            Fate::Replay => self.is_parked(&key).await,
+            Fate::Drop => {
+                // The letter is gone: a second time would find none.
+                let opened = self.persist(OPENED, || self.open_key(&key).boxed()).await;
+                opened.ok_or_else(|| format!("it is dropped, but its key `{key}` stays parked: {OPENED}"))?;
+            }
         }
         Ok(decided)
     }
