@@ -68,8 +68,8 @@ pub(crate) struct Restored {
     pub(crate) artifacts: usize,
 }
 
-/// A backup as a stream of bytes. Every artifact of it is on this node when this returns, whole and checked. With `is_stale` it is of what this node
-/// knows, where the others cannot be asked.
+/// A backup as a stream of bytes. Every artifact of it is on this node when this returns, whole and checked. With `is_stale`
+/// it is of what this node knows, where the others cannot be asked.
 pub(crate) async fn backup(
     node: &Arc<Node>,
     is_stale: bool,
