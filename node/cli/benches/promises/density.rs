@@ -205,7 +205,8 @@ fn use_each(node: &Node, apps: usize, address: SocketAddr) -> Times {
     times
 }
 
-/// How long each queue's only message waited until it was pulled, to a millisecond, and then ran, as the node itself counted it.
+/// How long each queue's only message waited until it was pulled, to a millisecond, and then ran, as the node itself counted
+/// it.
 fn handled(node: &Node, queues: usize) -> Times {
     let started = Instant::now();
     loop {

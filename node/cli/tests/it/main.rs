@@ -9,9 +9,9 @@
 //! `secrets` is what is told to guests and providers and to nobody else.
 //! `lattice` is many nodes at once: they join, serve for each other, die and come back, `losses` what clients notice of that;
 //! `rollouts` is what new versions do on them, `home` where they keep what is embedded, `topics` what is pulled there from MQTT,
-//! `leases` what runs once among them, what is told of them, and who follows from outside the log, `timings` how long they are
-//! waited for; `recovery`
-//! what is left when much is lost; `large_apps` what is too long for an entry of the log. `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
+//! `leases` what runs once among them, `told` what is told of them, and who follows from outside the log, `timings` how long
+//! they are waited for; `recovery` what is left when much is lost; `large_apps` what is too long for an entry of the log.
+//! `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
 //! their cable or their disk, and get more work than they can do; `hostile` is what strangers send them, `mixed` an older
 //! version among them, `guide` the guide of `deploy/nats`.
 //! `trust` is who is kept out of a lattice, `roles` the tokens and TLS of the admin API.
