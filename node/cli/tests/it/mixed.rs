@@ -63,7 +63,8 @@ fn a_lattice_of_the_previous_version_rolls_over() {
             seen.failed.len(),
             seen.latest()
         );
-        assert!(seen.ok > 50, "{seen:?}");
+        // Who is told to stop hands over first.
+        assert!(seen.ok > 50 && seen.failed.len() * 100 <= seen.ok, "{seen:?}");
         nodes.push(new.unwrap());
         all_ready(&nodes[0]);
         all_ready(nodes.last().unwrap());
