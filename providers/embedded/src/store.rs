@@ -567,13 +567,20 @@ mod tests {
     }
 
     /// Enough keys at once would have held up every other task of a node with one thread.
-    #[tokio::test]
-    async fn a_read_leaves_the_calling_thread_free() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().join("embedded.redb")).unwrap();
-        let name: Arc<str> = "orders".into();
-        let reading = store.call(&name, KeyValue::Keys { cursor: None });
-        assert!(futures::FutureExt::now_or_never(reading).is_none(), "it waits for another thread");
+    #[test]
+    fn a_read_leaves_the_calling_thread_free() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path().join("embedded.redb")).unwrap();
+            // The only other thread there is has something to do.
+            let (done, until_done) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || until_done.recv().is_err());
+            let reading = store.call(&"orders".into(), KeyValue::Keys { cursor: None });
+            assert!(futures::FutureExt::now_or_never(reading).is_none(), "it waits for another thread");
+            drop(done);
+            assert!(busy.await.unwrap());
+        });
     }
 
     #[tokio::test]

@@ -82,7 +82,7 @@ async fn what_nodes_have_stored_is_handled_when_the_home_pulls() {
         // What is published while they change may come to both.
         let (at_home, elsewhere) = (Node::new(8), Node::new(8));
         home.wake(&of(Part::All), &at_home).await;
-        let other = disks[1].open();
+        let other = disks[1].open_again().await;
         other.wake(&of(Part::Stored), &elsewhere).await;
         let came = || [at_home.bodies(), elsewhere.bodies()].concat().into_iter().collect::<BTreeSet<_>>();
         let moving = bodies("moving", 20);
@@ -97,7 +97,7 @@ async fn what_nodes_have_stored_is_handled_when_the_home_pulls() {
         until("nobody has a part of its own", || server.subscribers(&shared).is_empty()).await;
         other.mqtt.drain().await;
         drop(other);
-        let (again, later) = (disks[1].open(), Node::new(8));
+        let (again, later) = (disks[1].open_again().await, Node::new(8));
         again.wake(&of(Part::Stored), &later).await;
         publish(&publisher, &bodies("moved", 20)).await;
         let moved = || at_home.bodies().iter().filter(|body| body.starts_with("moved")).count();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use trellis_embedded::{Embedded, Pulled};
+use trellis_embedded::{Embedded, OpenError, Pulled};
 use trellis_mqtt::testing::Mosquitto;
 use trellis_mqtt::{Mqtt, Options};
 use trellis_provider::Provider as _;
@@ -28,11 +28,25 @@ impl Home {
     }
 
     pub(crate) fn open(&self) -> Process {
-        let embedded = Embedded::open(trellis_embedded::Options { data_dir: self.0.path().into() });
-        let embedded = Arc::new(embedded.unwrap());
+        self.try_open().unwrap()
+    }
+
+    /// The next process, once the tasks of the one before, which was dropped, have let go of the disk.
+    pub(crate) async fn open_again(&self) -> Process {
+        let mut opened = None;
+        until("the disk is free", || {
+            opened = self.try_open().ok();
+            opened.is_some()
+        })
+        .await;
+        opened.unwrap()
+    }
+
+    fn try_open(&self) -> Result<Process, OpenError> {
+        let embedded = Arc::new(Embedded::open(trellis_embedded::Options { data_dir: self.0.path().into() })?);
         let node = self.0.path().display().to_string();
         let options = Options { node, lattice: "lattice".into(), depot: embedded.clone() };
-        Process { mqtt: Mqtt::new(options), embedded }
+        Ok(Process { mqtt: Mqtt::new(options), embedded })
     }
 }
 
