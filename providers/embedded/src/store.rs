@@ -576,7 +576,8 @@ mod tests {
             // The only other thread there is has something to do.
             let (done, until_done) = std::sync::mpsc::channel::<()>();
             let busy = tokio::task::spawn_blocking(move || until_done.recv().is_err());
-            let reading = store.call(&"orders".into(), KeyValue::Keys { cursor: None });
+            let name: Arc<str> = "orders".into();
+            let reading = store.call(&name, KeyValue::Keys { cursor: None });
             assert!(futures::FutureExt::now_or_never(reading).is_none(), "it waits for another thread");
             drop(done);
             assert!(busy.await.unwrap());
