@@ -574,7 +574,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(dir.path().join("embedded.redb")).unwrap();
             // The only other thread there is has something to do.
-            let (done, until_done) = std::sync::mpsc::channel::<()>();
+            let (done, until_done) = mpsc::channel::<()>();
             let busy = tokio::task::spawn_blocking(move || until_done.recv().is_err());
             let name: Arc<str> = "orders".into();
             let reading = store.call(&name, KeyValue::Keys { cursor: None });
