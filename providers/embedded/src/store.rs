@@ -569,7 +569,8 @@ mod tests {
     /// Enough keys at once would have held up every other task of a node with one thread.
     #[test]
     fn a_read_leaves_the_calling_thread_free() {
-        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
             let store = Store::open(dir.path().join("embedded.redb")).unwrap();
