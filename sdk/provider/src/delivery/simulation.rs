@@ -561,10 +561,16 @@ impl Lattice {
         self.broker.lock().unwrap().messages.len()
     }
 
+    /// The subject and body of each message that is not off yet.
+    fn waiting(&self) -> Vec<String> {
+        let broker = self.broker.lock().unwrap();
+        broker.messages.values().map(|held| format!("{} {}", held.message.subject, text(&held.message))).collect()
+    }
+
     async fn until_empty(&self) {
         let began = Instant::now();
         while self.left() > 0 {
-            assert!(began.elapsed() < Duration::from_secs(1_800), "{} messages are left", self.left());
+            assert!(began.elapsed() < Duration::from_secs(1_800), "these are left: {:?}", self.waiting());
             sleep(Duration::from_millis(100)).await;
         }
     }
