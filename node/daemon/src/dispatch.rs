@@ -799,14 +799,15 @@ impl Dispatch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::future::{pending, ready};
 
     use trellis_provider::Run;
 
     use super::*;
 
-    struct Nothing;
+    /// A permit by which nothing runs.
+    pub(crate) struct Nothing;
 
     #[async_trait]
     impl Run for Nothing {

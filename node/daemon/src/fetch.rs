@@ -1,9 +1,10 @@
 //! Artifacts from other nodes: by digest, in chunks, from any node that has them. A fetch that broke off goes on where it
 //! was, from another node if need be; nothing counts before its digest was checked.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
+use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{BusError, Heard, Sealed, SealedError};
 use trellis_placement::{Life, Spare, State};
+use trellis_provider::Shared;
 use trellis_wire::{AppName, ComponentName, Digest, NodeId, frame, subject};
 
 use crate::artifacts::{ARTIFACT_BYTES_MAX, ArtifactError, Artifacts};
@@ -85,7 +87,7 @@ pub(crate) struct Fetch {
     pub(crate) shares: Arc<Shares>,
     pub(crate) liveness: Arc<Liveness>,
     /// One fetch of an artifact at a time: two would do the work twice.
-    pub(crate) turn: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
+    pub(crate) turns: Shared<Digest, Mutex<()>>,
     /// Spares that said that they have what they keep.
     pub(crate) kept: std::sync::Mutex<HashSet<Spare>>,
 }
@@ -93,7 +95,7 @@ pub(crate) struct Fetch {
 impl Fetch {
     /// Returns once the artifact is on this node. It was checked when it came.
     pub(crate) async fn ensure(&self, digest: Digest) -> Result<(), FetchError> {
-        let turn = self.turn_of(digest).await;
+        let Ok(turn) = self.turns.get(&digest, || Ok::<_, Infallible>(Arc::default()));
         let _turn = turn.lock().await;
         if self.artifacts.has(digest) {
             return Ok(());
@@ -131,17 +133,6 @@ impl Fetch {
             Err(why @ ArtifactError::Disk { .. }) => Err(why.into()),
             Err(ArtifactError::Missing(_) | ArtifactError::Mismatch { .. }) => self.ensure(digest).await,
         }
-    }
-
-    async fn turn_of(&self, digest: Digest) -> Arc<Mutex<()>> {
-        let mut turns = self.turn.lock().await;
-        if let Some(turn) = turns.get(&digest).and_then(Weak::upgrade) {
-            return turn;
-        }
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        let turn = Arc::default();
-        turns.insert(digest, Arc::downgrade(&turn));
-        turn
     }
 
     /// The other nodes, those that live first. Which of them comes first is another one for each node and artifact.
@@ -243,19 +234,25 @@ impl Fetch {
 
     /// Keeps what this node is the spare for: a holder may die with the only other copy.
     pub(crate) async fn keep_spares(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut looked_at_past = None;
+        let (mut looked_at_past, mut past_of) = (None, None::<Arc<State>>);
         loop {
             let began = Instant::now();
             let state = self.shares.state();
             let is_complete = self.keep(state.spares(self.sealed.node())).await;
-            if looked_at_past.is_none_or(|looked: Instant| looked.elapsed() >= PAST_LOOK_EVERY) {
+            let is_due = looked_at_past.is_none_or(|looked: Instant| looked.elapsed() >= PAST_LOOK_EVERY);
+            if is_due && !is_of(past_of.as_ref(), &state) {
                 // What no node has any more is asked for in vain, and not sooner again for that.
-                self.keep(state.past_spares(self.sealed.node())).await;
+                past_of = self.keep(state.past_spares(self.sealed.node())).await.then(|| state.clone());
                 looked_at_past = Some(Instant::now());
             }
             let next = async {
                 tokio::time::sleep(began.elapsed() * SPARE_REST).await;
-                let again = if is_complete { PAST_LOOK_EVERY } else { SPARE_AGAIN };
+                let again = match is_complete {
+                    false => SPARE_AGAIN,
+                    // All is here until something changes.
+                    true if is_of(past_of.as_ref(), &state) => Duration::MAX,
+                    true => PAST_LOOK_EVERY,
+                };
                 drop(timeout(again, self.shares.until(|now| !std::ptr::eq(now, &*state))).await);
             };
             if shutdown.run_until_cancelled(next).await.is_none() {
@@ -309,6 +306,11 @@ impl Fetch {
     }
 }
 
+/// Whether something was found of just this state.
+fn is_of(found: Option<&Arc<State>>, state: &Arc<State>) -> bool {
+    found.is_some_and(|found| Arc::ptr_eq(found, state))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use std::collections::BTreeMap;
@@ -343,7 +345,7 @@ pub(crate) mod tests {
                 artifacts: Artifacts::open(folder).unwrap(),
                 shares: Arc::new(Shares::new(watch::channel(state()).1)),
                 liveness: Arc::new(Liveness::new(id(n), Patience::default())),
-                turn: Mutex::default(),
+                turns: Shared::default(),
                 kept: Default::default(),
             });
             Self { fetch, greets }

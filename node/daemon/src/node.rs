@@ -406,7 +406,7 @@ fn fetch(data: &Sealed, artifacts: &Artifacts, shares: &Arc<Shares>, liveness: &
         artifacts: artifacts.clone(),
         shares: shares.clone(),
         liveness: liveness.clone(),
-        turn: Default::default(),
+        turns: Default::default(),
         kept: Default::default(),
     })
 }

@@ -1,9 +1,9 @@
 //! Connections to RabbitMQ, shared by links with equal settings. Every wait has an end. A dead node is noticed by the
 //! server within two heartbeats, which is how long its claims last at most.
 
-use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt::Display;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -94,7 +94,7 @@ impl Dial for Server {
             _ => why.to_string(),
         })?;
         let opened = Instant::now();
-        Ok(Arc::new(Line { connection, opened, publishing: Mutex::default(), walks: Default::default() }))
+        Ok(Arc::new(Line { connection, opened, publishing: Mutex::default(), walks: Shared::default() }))
     }
 
     async fn look(&self, line: &Arc<Line>) -> Result<(), String> {
@@ -110,7 +110,7 @@ pub(crate) struct Line {
     /// For publishing, with confirms.
     publishing: Mutex<Option<Channel>>,
     /// By queue of dead letters: held by whoever walks over it.
-    walks: std::sync::Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    walks: Shared<String, Mutex<()>>,
 }
 
 /// No such queue or exchange.
@@ -167,9 +167,8 @@ impl Line {
 
     /// Held by whoever walks over this queue of dead letters.
     pub(crate) fn walk(&self, queue: &str) -> Arc<Mutex<()>> {
-        // Nothing panics while it holds this lock.
-        let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
-        walks.entry(queue.to_owned()).or_default().clone()
+        let Ok(walk) = self.walks.get(&queue.to_owned(), || Ok::<_, Infallible>(Arc::default()));
+        walk
     }
 
     /// How long it stands.

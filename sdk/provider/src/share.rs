@@ -145,15 +145,19 @@ impl Begun {
         if std::mem::replace(&mut self.has_begun, true) {
             return;
         }
-        {
+        let has_rate = {
             let mut state = self.share.state();
             state.unbegun -= 1;
-            if state.caps.rate.is_some() {
+            let has_rate = state.caps.rate.is_some();
+            if has_rate {
                 state.begun.push_back(Instant::now());
             }
+            has_rate
+        };
+        if has_rate {
+            // Who waits knows now until when.
+            self.share.changed.notify_waiters();
         }
-        // Who waits knows now until when.
-        self.share.changed.notify_waiters();
     }
 }
 

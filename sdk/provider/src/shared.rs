@@ -1,4 +1,4 @@
-//! What several links share as long as one of them has it, such as a connection.
+//! What several share as long as one of them has it, such as a connection of links, or whose turn it is.
 
 use std::collections::HashMap;
 use std::fmt;

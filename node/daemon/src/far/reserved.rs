@@ -42,20 +42,8 @@ impl Reserved {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
-    use trellis_provider::Run;
-    use trellis_wire::{Error, Event, Outcome};
-
     use super::*;
-
-    struct Nothing;
-
-    #[async_trait]
-    impl Run for Nothing {
-        async fn run(self: Box<Self>, _: Event) -> Outcome {
-            Err(Error::ShuttingDown.into())
-        }
-    }
+    use crate::dispatch::tests::Nothing;
 
     #[test]
     fn it_is_given_once_to_who_asked_for_what_was_asked_for() {

@@ -600,24 +600,13 @@ impl Turn {
                     self.elsewhere.note(&self.component, line.peer(), why);
                     return Ok(self.finish(line, load, at_most).await);
                 }
-                // While it is still held here, it may run here yet.
-                Err(NotTaken::Never(why)) if self.dispatch.holding(&self.component).is_none() => {
-                    return Err(Error::Unusable(format!("{}: {why}", self.component)));
+                Err(why) => {
+                    if matches!(why, NotTaken::CutOff(_)) {
+                        // Nobody was asked, and so nobody is spared.
+                        pause = BUSY_PAUSE;
+                    }
+                    self.not_taken(why, &mut cut_off)?
                 }
-                Err(NotTaken::CutOff(why)) => {
-                    // Nobody was asked, and so nobody is spared.
-                    (self.reserved, pause) = (None, BUSY_PAUSE);
-                    self.check_bus(*cut_off.get_or_insert_with(Instant::now))?;
-                    why
-                }
-                Err(NotTaken::Busy(why) | NotTaken::Never(why)) => {
-                    (self.reserved, cut_off) = (None, None);
-                    why
-                }
-                Err(NotTaken::Nobody) if self.dispatch.holding(&self.component).is_none() => {
-                    return Err(Error::NotHeld(self.component.to_string()));
-                }
-                Err(NotTaken::Nobody) => String::new(),
             };
             here = here.or_else(|| self.wait_here(deadline));
             let rested = match now(&mut here) {
@@ -643,6 +632,25 @@ impl Turn {
                     return run_here(permit, head, load, at_most, delivers).await;
                 }
             }
+        }
+    }
+
+    /// Why nobody took it so far, where it may still be taken. `cut_off`: since when this node's bus is gone.
+    fn not_taken(&mut self, why: NotTaken, cut_off: &mut Option<Instant>) -> Result<String, Error> {
+        let is_held = self.dispatch.holding(&self.component).is_some();
+        match why {
+            // While it is still held here, it may run here yet.
+            NotTaken::Never(why) if !is_held => Err(Error::Unusable(format!("{}: {why}", self.component))),
+            NotTaken::CutOff(why) => {
+                self.reserved = None;
+                self.check_bus(*cut_off.get_or_insert_with(Instant::now)).map(|()| why)
+            }
+            NotTaken::Busy(why) | NotTaken::Never(why) => {
+                (self.reserved, *cut_off) = (None, None);
+                Ok(why)
+            }
+            NotTaken::Nobody if !is_held => Err(Error::NotHeld(self.component.to_string())),
+            NotTaken::Nobody => Ok(String::new()),
         }
     }
 

@@ -72,7 +72,7 @@ impl<Q: Queue> Engine<Q> {
         let refunded = self.refunded(taken).await;
         let (record, said) = self.said(taken, refunded, &outcome);
         let (is_ok, ran_well) = (said == Settlement::Ack, ended_well(&said));
-        let settlement = match self.unless_on_trial(taken, &record, said, self.tried(on_trial, &ran.digest)).await {
+        let settlement = match self.unless_on_trial(taken, &record, said, (on_trial, &ran.digest)).await {
             Settlement::Ack if !sends.is_empty() => self.publish(taken, sends).await,
             settlement => settlement,
         };
@@ -206,9 +206,13 @@ impl<Q: Queue> Engine<Q> {
         taken: &Taken<Q::Claim>,
         record: &Record,
         settlement: Settlement,
-        version: Option<String>,
+        (began_under, code): (Option<String>, &str),
     ) -> Settlement {
-        let Some(version) = version else { return settlement };
+        // Beside a trial it is worth knowing what code runs, also where it runs well.
+        if began_under.is_none() && ended_well(&settlement) != Some(false) {
+            return settlement;
+        }
+        let Some(version) = self.tried(began_under, code) else { return settlement };
         let settlement = policy::on_trial(&self.policy, record, settlement, rand::random());
         let Settlement::Retry { after, fault } = settlement else { return settlement };
         match self.note_tried(taken, &version, fault.is_some()).await {
