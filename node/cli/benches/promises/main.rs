@@ -23,6 +23,7 @@ mod trellis;
 mod admin;
 mod alive;
 mod bare;
+mod brokers;
 mod call;
 mod cold;
 mod control;
@@ -49,6 +50,7 @@ type Bench = (&'static str, fn(Scale) -> String);
 const BENCHES: &[Bench] = &[
     ("http", http::bench),
     ("queue", queue::bench),
+    ("brokers", brokers::bench),
     ("cold", cold::bench),
     ("density", density::bench),
     ("alive", alive::bench),
