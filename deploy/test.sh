@@ -36,6 +36,11 @@ tests() {
 
 doctests() { cargo test --locked --workspace --doc; }
 
+# That they still run. Their figures mean nothing here; HTTP, overload and instructions need more tools than tests do.
+benches() {
+    cargo test --locked --workspace --bench promises -- quick queue brokers cold density alive call control
+}
+
 # wadm's own parser must take what ours takes. It has a lock file of its own, so that its old dependencies stay apart.
 compare() {
     if [ -f lattice/manifest/compare/Cargo.toml ]; then
@@ -61,7 +66,7 @@ dependencies() {
 }
 
 steps=("$@")
-[ ${#steps[@]} -gt 0 ] || steps=(setup format lints guests tests doctests compare examples dependencies keep)
+[ ${#steps[@]} -gt 0 ] || steps=(setup format lints guests tests benches doctests compare examples dependencies keep)
 
 started=$SECONDS
 current=nothing
