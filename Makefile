@@ -34,7 +34,7 @@ fmt: ## Format all Rust
 	@cargo fmt --all --manifest-path examples/Cargo.toml
 
 bench: ## Measure the promised numbers beside their peers, into BENCHMARKS.md (BENCH="http cold": some; BENCH=quick: try)
-	@deploy/setup/setup.sh rust tools nats js python bench
+	@deploy/setup/setup.sh rust tools nats brokers js python bench
 	@examples/build.sh
 	@env -u RUST_BACKTRACE cargo bench --locked -p trellis-cli --bench promises -- $(BENCH) write
 	@$(if $(BENCH),,$(MAKE) --no-print-directory bench-lattice)

@@ -90,6 +90,7 @@ fn main() {
         let names: Vec<_> = BENCHES.iter().map(|(name, _)| *name).collect();
         panic!("no bench is called {unknown}: {}, and the words quick and write", names.join(", "));
     }
+    BENCHES.iter().for_each(|(name, _)| page::check(name));
     let any_named = BENCHES.iter().any(|(name, _)| is(name));
     let scale = Scale { quick: is("quick") };
     let machine = machine::described();
