@@ -40,6 +40,8 @@ const NATS: &[&str] = &[
     "client_seed",
     "tls_ca",
     "tls_ca_file",
+    "tls_cert",
+    "tls_key",
     "custom_inbox_prefix",
     "bucket",
     "js_domain",
@@ -78,9 +80,10 @@ const TIMER: &[&str] =
     &["cron", "timezone", "every", "missed", "missed_max", "overlap", "jitter", "subject", "body", "args"];
 
 /// The secrets of messaging-nats as wadm has them, and ours.
-const NATS_SECRETS: &[&str] = &["password", "token", "creds", "client_jwt", "client_seed", "tls_ca"];
+const NATS_SECRETS: &[&str] =
+    &["user", "password", "token", "creds", "client_jwt", "client_seed", "tls_ca", "tls_cert", "tls_key", "js_domain"];
 /// What lets a link into any other broker.
-const BROKER_SECRETS: &[&str] = &["password", "tls_ca", "tls_cert", "tls_key"];
+const BROKER_SECRETS: &[&str] = &["user", "password", "tls_ca", "tls_cert", "tls_key"];
 const HTTP_SECRETS: &[&str] = &["tls_cert", "tls_priv_key"];
 
 /// Every secret of a provider.

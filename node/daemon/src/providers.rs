@@ -10,11 +10,11 @@ use trellis_http::Http;
 use trellis_manifest::Tech;
 use trellis_mqtt::Mqtt;
 use trellis_nats::Nats;
-use trellis_provider::{Ledgers, Provider};
+use trellis_provider::{Ledgers, Provider, Tls};
 use trellis_rabbitmq::Rabbitmq;
 use trellis_redis::Redis;
 use trellis_timer::{Ledger, Timer};
-use trellis_wire::{ComponentKey, Config, LatticeId, Link, LinkId, LinkName, NodeId};
+use trellis_wire::{ComponentKey, Config, LatticeId, Link, LinkId, LinkName, NodeId, Secret};
 
 use crate::node::Options;
 
@@ -88,13 +88,13 @@ fn as_in_the_lattice(nats: &trellis_bus::Options) -> trellis_nats::Options {
         default_url: Some(nats.urls.join(",")),
         auth: match &nats.auth {
             Auth::None => As::None,
-            Auth::Credentials(path) => As::Credentials(path.clone()),
+            Auth::Credentials(path) => As::credentials_file(path),
             Auth::NkeySeed(path) => As::NkeySeed(path.clone()),
             Auth::Jwt { jwt, seed } => As::Jwt { jwt: jwt.clone(), seed: seed.clone() },
-            Auth::Password { user, password } => As::Password { user: user.clone(), password: password.clone() },
+            Auth::Password { user, password } => As::Password { user: Secret::new(user), password: password.clone() },
             Auth::Token(token) => As::Token(token.clone()),
         },
-        tls: trellis_nats::Tls { ca: nats.tls.ca.clone(), identity: nats.tls.identity.clone() },
+        tls: Tls::files(nats.tls.ca.as_deref(), nats.tls.identity.as_ref().map(|(own, key)| (&**own, &**key))),
         inbox_prefix: nats.inbox_prefix.clone(),
     }
 }

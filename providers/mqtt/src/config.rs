@@ -1,5 +1,6 @@
 //! What a link's configuration says of the server and of what is asked of it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::v5;
@@ -111,7 +112,7 @@ impl Settings {
             return Err(wrong("has no host, or more than host and port"));
         }
         let access = Access::read(link)?;
-        if !tls && access.has_tls() {
+        if !tls && !access.tls.is_empty() {
             return Err(wrong("is without TLS, and TLS files are given"));
         }
         if access.password.is_some() && access.user.is_none() {
@@ -148,7 +149,7 @@ impl Settings {
             .access
             .user
             .as_ref()
-            .map(|user| (user.as_str(), self.access.password.as_ref().map_or("", |password| password.expose())));
+            .map(|user| (user.expose(), self.access.password.as_ref().map_or("", |password| password.expose())));
         let transport = self.transport()?;
         Ok(match self.protocol {
             Protocol::V5 => {
@@ -179,16 +180,8 @@ impl Settings {
         if !self.tls {
             return Ok(Transport::Tcp);
         }
-        // Another crate may have chosen one already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let Access { ca, identity, .. } = &self.access;
-        let Some(ca) = ca else {
-            return Err(LinkError::config("tls_ca", "is needed for mqtts://: PEM of the CA to trust, or a path"));
-        };
-        let identity =
-            identity.as_ref().map(|(certificate, key)| Ok::<_, LinkError>((certificate.bytes()?, key.bytes()?)));
-        let tls = TlsConfiguration::Simple { ca: ca.bytes()?, alpn: None, client_auth: identity.transpose()? };
-        Ok(Transport::tls_with_config(tls))
+        let tls = self.access.tls.client()?;
+        Ok(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))))
     }
 }
 

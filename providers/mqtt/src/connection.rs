@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use trellis_provider::LinkError;
+use trellis_provider::{LinkError, explained};
 use trellis_wire::{CallError, Message};
 
 use crate::client::{self, Arrived, Begins, Client, Heard};
@@ -348,5 +348,8 @@ fn told(why: &str, options: &Options) -> String {
     if is_closed && matches!(options, Options::V5(_)) {
         return format!("{why}; if it speaks MQTT 3.1.1 only, write `protocol: \"3.1.1\"` in the link's config");
     }
-    if why == "Timeout" || why == "Network timeout" { "no answer within 5s".into() } else { why.to_owned() }
+    if why == "Timeout" || why == "Network timeout" {
+        return "no answer within 5s".into();
+    }
+    explained(why).into_owned()
 }

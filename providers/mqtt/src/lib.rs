@@ -13,7 +13,7 @@
 //! | `url` | `mqtt://HOST:PORT`, or `mqtts://` for TLS; `mqtt://127.0.0.1:1883` by default |
 //! | `protocol` | `5`, by default, or `3.1.1` |
 //! | `user`, `password` | the login; the password as a secret |
-//! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, which `mqtts://` needs, and the client's own certificate: PEM or a path |
+//! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, and the client's own certificate: PEM or a path |
 //!
 //! A link that wakes a component names its `topic` (or `queue`), with `+` and `#` as wildcards.
 //!

@@ -1,9 +1,9 @@
 //! What a link's configuration says. The keys and their meaning are those of wasmCloud's NATS providers, so that
 //! manifests written for those go on working; ours are `url`, `allowed_subjects` and `create`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use trellis_provider::{LinkError, foreign_word};
+use trellis_provider::{LinkError, Pem, Tls, foreign_word};
 use trellis_wire::{ComponentKey, Config, Link, Secret, pattern, subject};
 
 use crate::Options;
@@ -21,9 +21,8 @@ pub(crate) struct Settings {
     /// The key that named them, for messages.
     pub(crate) urls_key: &'static str,
     pub(crate) auth: Auth,
-    pub(crate) ca: Option<Ca>,
-    /// PEM files of the client's own certificate and key.
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    /// TLS is used where the URL or the server asks for it, and always when a CA is given.
+    pub(crate) tls: Tls,
     pub(crate) inbox: Inbox,
 }
 
@@ -33,10 +32,8 @@ pub enum Auth {
     /// Nobody: the server asks for nothing.
     #[default]
     None,
-    /// A `.creds` file: a JWT and the seed that it was issued to.
-    Credentials(PathBuf),
-    /// The text of such a file.
-    CredentialsText(Secret),
+    /// A `.creds` file, or its text: a JWT and the seed that it was issued to.
+    Credentials(Pem),
     /// A file with an nkey seed.
     NkeySeed(PathBuf),
     /// An nkey seed.
@@ -51,21 +48,12 @@ pub enum Auth {
     /// A user with a password.
     Password {
         /// The user.
-        user: String,
+        user: Secret,
         /// The password.
         password: Secret,
     },
     /// A token.
     Token(Secret),
-}
-
-/// What secures a connection. TLS is used where the URL or the server asks for it, and always when a CA is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
-    /// PEM file of the CA to trust instead of the machine's.
-    pub ca: Option<PathBuf>,
-    /// PEM files of the client's own certificate and key.
-    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Where a connection's answers come in.
@@ -77,11 +65,11 @@ pub(crate) enum Inbox {
     Below(String),
 }
 
-/// The CA to trust instead of the machine's.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Ca {
-    Pem(String),
-    File(PathBuf),
+impl Auth {
+    /// A `.creds` file of the node's.
+    pub fn credentials_file(path: &Path) -> Self {
+        Self::Credentials(Pem::file("creds", path))
+    }
 }
 
 impl Settings {
@@ -91,8 +79,7 @@ impl Settings {
             urls: list(options.default_url.as_deref().unwrap_or(URL_DEFAULT)).map(Into::into).collect(),
             urls_key: "url",
             auth: options.auth.clone(),
-            ca: options.tls.ca.clone().map(Ca::File),
-            identity: options.tls.identity.clone(),
+            tls: options.tls.clone(),
             inbox: Inbox::Below(options.inbox_prefix.clone().unwrap_or_else(|| INBOX_DEFAULT.into())),
         }
     }
@@ -115,8 +102,7 @@ impl Settings {
                 Auth::None => node.auth.clone(),
                 own => own,
             },
-            ca: ca(link).or_else(|| node.tls.ca.clone().map(Ca::File)),
-            identity: node.tls.identity.clone(),
+            tls: tls(link, &node.tls)?,
             inbox,
         })
     }
@@ -124,12 +110,11 @@ impl Settings {
 
 /// Of a `.creds` file's text the secret `creds` is the whole; its parts may also come alone, as wasmCloud has them.
 fn auth(link: &Link) -> Result<Auth, LinkError> {
-    let user = link.config.get("user").map(str::to_owned);
-    match (user, link.secret("password"), link.secret("token"), link.secret("creds")) {
+    match (link.secret("user"), link.secret("password"), link.secret("token"), Pem::read(link, "creds")) {
         (None, None, None, None) => nkey(link),
         (Some(user), Some(password), None, None) => Ok(Auth::Password { user, password }),
         (None, None, Some(token), None) => Ok(Auth::Token(token)),
-        (None, None, None, Some(creds)) => Ok(Auth::CredentialsText(creds)),
+        (None, None, None, Some(creds)) => Ok(Auth::Credentials(creds)),
         (Some(_), None, None, None) => Err(LinkError::config("password", "is needed beside `user`, as a secret")),
         (None, Some(_), None, None) => Err(LinkError::config("user", "is needed beside the secret `password`")),
         _ => Err(LinkError::config("user", "stands beside another way to log in: give `password`, `token` or `creds`")),
@@ -145,14 +130,14 @@ fn nkey(link: &Link) -> Result<Auth, LinkError> {
     }
 }
 
-/// `tls_ca` holds the PEM text itself, as wasmCloud has it; a path is also taken.
-fn ca(link: &Link) -> Option<Ca> {
-    match (link.secret("tls_ca"), link.config.get("tls_ca_file")) {
-        (Some(text), _) if text.expose().contains("-----BEGIN") => Some(Ca::Pem(text.expose().into())),
-        (Some(path), _) => Some(Ca::File(path.expose().into())),
-        (None, Some(path)) => Some(Ca::File(path.into())),
-        (None, None) => None,
-    }
+/// What the link brings comes before what the node has. `tls_ca_file` is wasmCloud's word for a path.
+fn tls(link: &Link, node: &Tls) -> Result<Tls, LinkError> {
+    let own = Tls::read(link)?;
+    let file = || Some(Pem::file("tls_ca_file", Path::new(link.config.get("tls_ca_file")?)));
+    Ok(Tls {
+        ca: own.ca.or_else(file).or_else(|| node.ca.clone()),
+        identity: own.identity.or_else(|| node.identity.clone()),
+    })
 }
 
 /// An inbox is subscribed to, so its prefix must not reach into the lattice or the server.
@@ -315,25 +300,32 @@ mod tests {
 
     #[test]
     fn settings_come_from_the_link_or_from_the_node() {
-        let identity = Some(("/n.pem".into(), "/n.key".into()));
+        let files = |ca: &str, name: &str| {
+            let [certificate, key] = ["pem", "key"].map(|kind| PathBuf::from(format!("/{name}.{kind}")));
+            Tls::files(Some(Path::new(ca)), Some((&certificate, &key)))
+        };
         let node = Options {
             default_url: Some("nats://hub".into()),
-            auth: Auth::Password { user: "node".into(), password: Secret::new("s3cret") },
-            tls: Tls { ca: Some("/ca.pem".into()), identity: identity.clone() },
+            auth: Auth::Password { user: Secret::new("node"), password: Secret::new("s3cret") },
+            tls: files("/ca.pem", "n"),
             inbox_prefix: Some("nodes.a".into()),
         };
         assert!(!format!("{node:?}").contains("s3cret"), "{node:?}");
         let own = Settings::read(&link(Config::default()), &node).unwrap();
         assert_eq!((own.urls, own.auth), (vec!["nats://hub".into()], node.auth.clone()));
-        assert_eq!((own.ca, own.identity), (Some(Ca::File("/ca.pem".into())), identity));
+        assert_eq!(own.tls, node.tls);
         assert_eq!(own.inbox, Inbox::Below("nodes.a".into()));
         let config = Config::from_iter([("cluster_uris", "nats://a, nats://b"), ("client_seed", "SUX")]);
         let named = Settings::read(&link(config), &node).unwrap();
         assert_eq!(named.urls, ["nats://a", "nats://b"]);
         assert!(!format!("{named:?}").contains("SUX"), "{named:?}");
         let elsewhere = Settings::read(&link(Config::from_iter([("url", "nats://a")])), &node).unwrap();
-        assert_eq!((elsewhere.auth, elsewhere.ca), (Auth::None, None), "the node's login is for its own server alone");
-        assert_eq!((elsewhere.identity, elsewhere.inbox), (None, Inbox::Below("_INBOX".into())));
+        let nothing = (Auth::None, Tls::default(), Inbox::Below("_INBOX".into()));
+        assert_eq!((elsewhere.auth, elsewhere.tls, elsewhere.inbox), nothing, "the node's is for its own server alone");
+        let given = [("tls_ca_file", "/own.pem"), ("tls_cert", "/l.pem"), ("tls_key", "/l.key")];
+        let brought = Settings::read(&link(Config::from_iter(given)), &node).unwrap().tls;
+        assert_eq!(brought.identity, files("/ca.pem", "l").identity, "what a link brings comes first");
+        assert_eq!(brought.ca, Some(Pem::file("tls_ca_file", Path::new("/own.pem"))));
         let other = Settings::read(&link(Config::from_iter([("client_seed", "SUX")])), &node).unwrap();
         assert_eq!(other.auth, Auth::Nkey(Secret::new("SUX")), "a link's own login comes first");
         let alone = Settings::read(&link(Config::default()), &Options::default()).unwrap();
@@ -351,8 +343,10 @@ mod tests {
         };
         let (user, secret) = ([("user", "shop")], Secret::new("hunter2"));
         assert_eq!(auth(&[], &["token"]), Ok(Auth::Token(secret.clone())));
-        assert_eq!(auth(&[], &["creds"]), Ok(Auth::CredentialsText(secret.clone())));
-        assert_eq!(auth(&user, &["password"]), Ok(Auth::Password { user: "shop".into(), password: secret.clone() }));
+        assert!(matches!(auth(&[], &["creds"]), Ok(Auth::Credentials(_))));
+        let login = |user: &str| Ok(Auth::Password { user: Secret::new(user), password: secret.clone() });
+        assert_eq!(auth(&user, &["password"]), login("shop"));
+        assert_eq!(auth(&user, &["user", "password"]), login("hunter2"));
         assert_eq!(auth(&[("client_seed", "SUX")], &["client_seed"]), Ok(Auth::Nkey(secret)), "a secret comes first");
         for (config, secrets) in
             [(&user[..], &[][..]), (&[], &["password"]), (&user, &["password", "token"]), (&[], &["token", "creds"])]

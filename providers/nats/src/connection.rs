@@ -2,16 +2,12 @@
 //! that `health` shows, not an error.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_nats::connection::State as ClientState;
 use async_nats::jetstream::{self, Context};
-use async_nats::rustls::pki_types::pem::PemObject as _;
-use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use async_nats::rustls::{self, ClientConfig, RootCertStore};
 use async_nats::{AuthError, Client, ClientError, ConnectOptions, Event, Server, ServerAddr};
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -19,11 +15,11 @@ use nkeys::KeyPair;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
-use trellis_provider::LinkError;
+use trellis_provider::{LinkError, explained};
 use trellis_wire::{CallError, Link, Secret, credentials};
 
 use crate::Options;
-use crate::config::{Auth, Ca, Inbox, Settings};
+use crate::config::{Auth, Inbox, Settings};
 
 /// The oldest server that keeps the promises this provider builds on (major, minor).
 const SERVER_MIN: (u64, u64) = (2, 10);
@@ -203,13 +199,12 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkErro
     let mut options = ConnectOptions::new().custom_inbox_prefix(inbox);
     options = match &settings.auth {
         Auth::None => options,
-        Auth::Credentials(path) => options
-            .credentials_file(path)
-            .await
-            .map_err(|why| LinkError::Failed(format!("the credentials file {}: {why}", path.display())))?,
-        Auth::CredentialsText(text) => options
-            .credentials(text.expose())
-            .map_err(|why| LinkError::config("creds", format!("the secret is no .creds file's text: {why}")))?,
+        Auth::Credentials(creds) => {
+            let no_creds =
+                |why: &dyn std::fmt::Display| LinkError::config("creds", format!("is no .creds file: {why}"));
+            let text = String::from_utf8(creds.bytes()?).map_err(|_| no_creds(&"it is no text"))?;
+            options.credentials(&text).map_err(|why| no_creds(&why))?
+        }
         Auth::NkeySeed(path) => {
             let text = tokio::fs::read_to_string(path).await;
             let text =
@@ -230,41 +225,13 @@ async fn connect_options(settings: &Settings) -> Result<ConnectOptions, LinkErro
                 async move { key.sign(&nonce).map_err(AuthError::new) }
             })
         }
-        Auth::Password { user, password } => options.user_and_password(user.clone(), password.expose().into()),
+        Auth::Password { user, password } => options.user_and_password(user.expose().into(), password.expose().into()),
         Auth::Token(token) => options.token(token.expose().into()),
     };
-    let identity = settings.identity.as_ref();
-    Ok(match (&settings.ca, identity) {
-        (None, None) => options,
-        (None, Some((certificate, key))) => options.add_client_certificate(certificate.clone(), key.clone()),
-        (Some(Ca::Pem(pem)), _) => options.tls_client_config(trusting(pem, identity)?).require_tls(true),
-        (Some(Ca::File(path)), _) => {
-            let pem = tokio::fs::read_to_string(path).await;
-            let pem = pem.map_err(|why| LinkError::config("tls_ca", format!("{}: {why}", path.display())))?;
-            options.tls_client_config(trusting(&pem, identity)?).require_tls(true)
-        }
-    })
-}
-
-/// TLS that trusts these CAs alone.
-fn trusting(pem: &str, identity: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig, LinkError> {
-    let refused = |why: String| LinkError::config("tls_ca", format!("no CA certificate in PEM: {why}"));
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-        roots.add(certificate.map_err(|why| refused(why.to_string()))?).map_err(|why| refused(why.to_string()))?;
+    if settings.tls.is_empty() {
+        return Ok(options);
     }
-    if roots.is_empty() {
-        return Err(refused("it holds none".into()));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let trusting = versions.map_err(|why| LinkError::Failed(format!("TLS: {why}")))?.with_root_certificates(roots);
-    let Some((certificate, key)) = identity else { return Ok(trusting.with_no_client_auth()) };
-    let unread = |path: &Path, why: &dyn std::fmt::Display| LinkError::Failed(format!("{}: {why}", path.display()));
-    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
-    let chain = chain.map_err(|why| unread(certificate, &why))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|why| unread(key, &why))?;
-    trusting.with_client_auth_cert(chain, private).map_err(|why| unread(certificate, &why))
+    Ok(options.tls_client_config(settings.tls.client()?).require_tls(settings.tls.ca.is_some()))
 }
 
 fn key_pair(seed: &Secret) -> Result<KeyPair, LinkError> {
@@ -398,7 +365,7 @@ fn note_failures(state: &watch::Sender<State>, servers: &[Server]) {
     let failed: Vec<_> = servers.iter().filter(|server| server.last_error.is_some()).collect();
     let Some(why) = failed.first().and_then(|server| server.last_error.as_deref()) else { return };
     let urls = failed.iter().map(|server| shown(&server.addr)).collect::<Vec<_>>().join(", ");
-    let why = format!("not connected to {urls}: {}", why.trim_start_matches("IO error: "));
+    let why = format!("not connected to {urls}: {}", explained(why.trim_start_matches("IO error: ")));
     state.send_modify(|state| *state = Err(why));
 }
 

@@ -66,7 +66,7 @@ impl Bucket {
     pub(crate) async fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let config = &link.config;
         let creates = flag(config, "create")? || flag(config, "enable_bucket_auto_create")?;
-        let (name, domain, replicas) = (name(config)?, domain(config)?, replicas(config)?);
+        let (name, domain, replicas) = (name(config)?, domain(link)?, replicas(config)?);
         let create = if creates { vec![replicas] } else { vec![] };
         let bucket = Self::new(connections.get(link).await?, name, domain, create);
         if bucket.connection.health().is_ok() {
@@ -315,11 +315,12 @@ impl Bucket {
 }
 
 /// Whether a link says rightly which bucket it is. The server is not asked.
-pub(crate) fn check(config: &Config) -> Result<(), LinkError> {
+pub(crate) fn check(link: &Link) -> Result<(), LinkError> {
+    let config = &link.config;
     flag(config, "create")?;
     flag(config, "enable_bucket_auto_create")?;
     name(config)?;
-    domain(config)?;
+    domain(link)?;
     replicas(config).map(drop)
 }
 
@@ -336,12 +337,13 @@ fn name(config: &Config) -> Result<String, LinkError> {
     Ok(name.into())
 }
 
-/// A domain becomes a token of JetStream's own subjects.
-pub(crate) fn domain(config: &Config) -> Result<Option<String>, LinkError> {
+/// A domain becomes a token of JetStream's own subjects. It may be a secret, so it is not shown.
+pub(crate) fn domain(link: &Link) -> Result<Option<String>, LinkError> {
     const KEY: &str = "js_domain";
-    let Some(domain) = config.get(KEY) else { return Ok(None) };
+    let Some(domain) = link.secret(KEY) else { return Ok(None) };
+    let domain = domain.expose();
     if pattern::check_literal(domain).is_err() || domain.contains('.') {
-        return Err(LinkError::config(KEY, format!("`{domain}` is no JetStream domain: one word is expected")));
+        return Err(LinkError::config(KEY, "is no JetStream domain: one word is expected"));
     }
     Ok(Some(domain.into()))
 }
@@ -406,7 +408,10 @@ async fn pause(tries: u32) {
 
 #[cfg(test)]
 mod tests {
+    use trellis_wire::Secret;
+
     use super::*;
+    use crate::testing::link;
 
     #[test]
     fn a_key_that_nats_would_not_take_is_refused_with_the_rule() {
@@ -422,13 +427,19 @@ mod tests {
     #[test]
     fn names_cannot_reach_into_the_lattice_or_the_server() {
         let read = |key: &str, value: &str| {
-            (name(&Config::from_iter([(key, value)])), domain(&Config::from_iter([(key, value)])))
+            let config = Config::from_iter([(key, value)]);
+            (name(&config), domain(&link(config)))
         };
         assert!(read("bucket", "orders").0.is_ok());
         assert!(read("bucket", "TRELLIS_home_retries").0.is_err());
         assert!(read("bucket", "a.b").0.is_err());
         assert!(read("js_domain", "hub").1.is_ok());
         assert!(read("js_domain", "hub.API.>").1.is_err());
+        let secret = |text: &str| [("js_domain", Secret::new(text))].into_iter().collect();
+        let hub = Link { secrets: secret("hub"), ..link(Config::from_iter([("js_domain", "spoke")])) };
+        assert_eq!(domain(&hub), Ok(Some("hub".into())), "a secret comes first");
+        let why = domain(&Link { secrets: secret("hunter2.>"), ..hub }).unwrap_err().to_string();
+        assert!(why.starts_with("config `js_domain`") && !why.contains("hunter2"), "{why}");
         assert!(replicas(&Config::from_iter([("replicas", "7")])).is_err());
     }
 }

@@ -10,6 +10,18 @@
 //! | a component publishes and requests | `publish.rs` |
 //! | a component uses a JetStream key-value bucket | `keyvalue.rs` |
 //!
+//! What every link may say of its server:
+//!
+//! | config or secret | means |
+//! | --- | --- |
+//! | `url`, or `cluster_uris` | `nats://HOST:PORT`, `tls://`, `ws://` or `wss://`; the lattice's own server by default |
+//! | `user`, `password` | the login; the password as a secret |
+//! | `token` | a token instead, as a secret |
+//! | `creds` | a `.creds` file instead: its text or a path, as a secret |
+//! | `client_seed`, `client_jwt` | an nkey seed instead, with the JWT that was issued to it or without |
+//! | `tls_ca`, `tls_cert`, `tls_key` | the CA to trust, and the client's own certificate: PEM or a path |
+//! | `js_domain` | the JetStream domain |
+//!
 //! Its connections are apart from the lattice's bus and have inboxes of their own. Links with equal settings share one.
 //! This crate is the only one that knows NATS as a provider.
 
@@ -36,11 +48,11 @@ mod unreadable;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-pub use config::{Auth, Tls};
+pub use config::Auth;
 pub use ledgers::Ledgers;
 use tokio::sync::OnceCell;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package, queue};
+use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, Tls, no_such_call, no_such_package, queue};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::config::Settings;
@@ -114,7 +126,7 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
     connection::servers(&Settings::read(link, &Options::default())?)?;
     match link.package.as_str() {
         "messaging" => Allowed::read(&link.config).map(drop),
-        "keyvalue" => keyvalue::check(&link.config),
+        "keyvalue" => keyvalue::check(link),
         _ => Err(unsupported(link, "grant `messaging` and `keyvalue`")),
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     pub(crate) async fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
-        let (allowed, domain) = (Allowed::read(&link.config)?, crate::keyvalue::domain(&link.config)?);
+        let (allowed, domain) = (Allowed::read(&link.config)?, crate::keyvalue::domain(link)?);
         let connection = connections.get(link).await?;
         let stored = Stored::new(&connection, domain.as_deref());
         Ok(Self { connection, allowed, stored })

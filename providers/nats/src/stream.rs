@@ -140,7 +140,7 @@ impl Wanted {
             is_named: named.is_some(),
             consumer: named.unwrap_or_else(|| consumer_of(&link.component)),
             create: config::flag(config, "create")?,
-            domain: crate::keyvalue::domain(config)?,
+            domain: crate::keyvalue::domain(link)?,
             policy: link.delivery.clone(),
             dead_letter,
             stream,

@@ -33,7 +33,7 @@ impl Settings {
         }
         let tls = uri.scheme == lapin::uri::AMQPScheme::AMQPS;
         let access = Access::read(link)?;
-        if !tls && access.has_tls() {
+        if !tls && !access.tls.is_empty() {
             return Err(wrong("is without TLS, and TLS files are given"));
         }
         Ok(Self { host: uri.authority.host, port: uri.authority.port, tls, vhost: uri.vhost, access })

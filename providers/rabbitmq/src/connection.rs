@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::tcp::{AMQPUriTcpExt as _, RustlsConnector};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{BasicProperties, Channel, Confirmation, ConnectionProperties, Error, ErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use trellis_provider::{Dial, Dialed, LinkError, Shared};
+use trellis_provider::{Dial, Dialed, LinkError, Shared, explained};
+use trellis_wire::Secret;
 
 use crate::config::Settings;
 
@@ -40,28 +42,22 @@ pub(crate) fn open(settings: &Settings) -> Result<Arc<Connection>, LinkError> {
 pub(crate) struct Server {
     settings: Settings,
     shown: String,
-    ca: Option<String>,
-    identity: Option<(Vec<u8>, Vec<u8>)>,
+    tls: Option<RustlsConnector>,
 }
 
 impl Server {
     fn new(settings: &Settings) -> Result<Self, LinkError> {
-        let access = &settings.access;
-        let ca = access.ca.as_ref().map(|ca| {
-            String::from_utf8(ca.bytes()?).map_err(|_| LinkError::config("tls_ca", "is no PEM, which is text"))
-        });
-        let identity =
-            access.identity.as_ref().map(|(certificate, key)| Ok::<_, LinkError>((certificate.bytes()?, key.bytes()?)));
-        let (ca, identity) = (ca.transpose()?, identity.transpose()?);
-        Ok(Self { shown: settings.shown(), settings: settings.clone(), ca, identity })
+        let tls = settings.tls.then(|| settings.access.tls.client()).transpose()?;
+        Ok(Self { shown: settings.shown(), settings: settings.clone(), tls: tls.map(RustlsConnector::from) })
     }
 
+    /// Without TLS, which the library would have trust no CA but one it is given: [`Server::dial`] lays it over the connection.
     fn uri(&self) -> AMQPUri {
-        let Settings { host, port, tls, vhost, access } = &self.settings;
-        let username = access.user.clone().unwrap_or_else(|| USER_DEFAULT.into());
-        let password = access.password.as_ref().map_or(USER_DEFAULT, |password| password.expose()).to_owned();
+        let Settings { host, port, vhost, access, .. } = &self.settings;
+        let word = |given: &Option<Secret>| given.as_ref().map_or(USER_DEFAULT, Secret::expose).to_owned();
+        let (username, password) = (word(&access.user), word(&access.password));
         AMQPUri {
-            scheme: if *tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+            scheme: AMQPScheme::AMQP,
             authority: AMQPAuthority { userinfo: AMQPUserInfo { username, password }, host: host.clone(), port: *port },
             vhost: vhost.clone(),
             query: AMQPQueryString { heartbeat: Some(HEARTBEAT_SECS), ..AMQPQueryString::default() },
@@ -78,20 +74,26 @@ impl Dial for Server {
     }
 
     async fn dial(&self) -> Result<Arc<Line>, String> {
-        // Another crate may have chosen one already, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let tls = lapin::tcp::OwnedTLSConfig {
-            identity: self.identity.clone().map(|(pem, key)| lapin::tcp::OwnedIdentity::PKCS8 { pem, key }),
-            cert_chain: self.ca.clone(),
-        };
         let options = ConnectionProperties::default().with_connection_name("trellis provider".into());
         let runtime = lapin::runtime::default_runtime().map_err(|why| why.to_string())?;
-        let connecting = lapin::Connection::connect_uri_with_config(self.uri(), options, tls, runtime);
+        let (tls, host) = (self.tls.clone(), self.settings.host.clone());
+        let connecting = lapin::Connection::connector(
+            self.uri(),
+            runtime,
+            async move |uri, runtime| {
+                let plain = uri.connect_async(&runtime).await?;
+                Ok(match &tls {
+                    Some(tls) => plain.into_rustls(tls, &host).await?,
+                    None => plain,
+                })
+            },
+            options,
+        );
         let connection = within(connecting).await.map_err(|why| match &why {
             Unanswered::Refused(code, _) if *code == ACCESS_REFUSED => {
                 format!("the login is refused: check `user` and `password` of the link ({why})")
             }
-            _ => why.to_string(),
+            _ => explained(&why.to_string()).into_owned(),
         })?;
         let opened = Instant::now();
         Ok(Arc::new(Line { connection, opened, publishing: Mutex::default(), walks: Shared::default() }))

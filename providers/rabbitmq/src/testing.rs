@@ -20,7 +20,10 @@ const ERLANG: &str = "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0
 pub struct RabbitServer {
     /// Where it listens: `amqp://127.0.0.1:<port>`.
     pub url: String,
-    ports: [u16; 3],
+    /// Where it listens with TLS, if it is told to: `amqps://127.0.0.1:<port>`.
+    pub tls_url: String,
+    ports: [u16; 4],
+    config: String,
     home: tempfile::TempDir,
     arguments: String,
     children: Vec<Child>,
@@ -40,11 +43,29 @@ impl RabbitServer {
     /// # Panics
     /// As for [`RabbitServer::start`].
     pub fn start_with(arguments: &str) -> Self {
+        Self::start_on(arguments, |_| "[]".into())
+    }
+
+    /// The same with TLS on a port besides: the Erlang terms are what `ssl_options` of the application `rabbit` is to hold, and
+    /// what stands beside it.
+    ///
+    /// # Panics
+    /// As for [`RabbitServer::start`].
+    pub fn start_tls(ssl_options: &str, beside: &str) -> Self {
+        let config = |port| {
+            format!("{{ssl_listeners, [{{\"127.0.0.1\", {port}}}]}}, {{ssl_options, [{ssl_options}]}}, {beside}")
+        };
+        Self::start_on("", |port| format!("[{{rabbit, [{}]}}]", config(port)))
+    }
+
+    fn start_on(arguments: &str, config: impl Fn(u16) -> String) -> Self {
         for _ in 0..TRIES_MAX {
             let home = tempfile::tempdir().expect("a temporary directory can be made");
             let ports = free_ports();
-            let url = format!("amqp://127.0.0.1:{}", ports[0]);
-            let mut server = Self { url, ports, home, arguments: arguments.into(), children: Vec::new() };
+            let [url, tls_url] =
+                [("amqp", ports[0]), ("amqps", ports[3])].map(|(scheme, port)| format!("{scheme}://127.0.0.1:{port}"));
+            let (config, arguments) = (config(ports[3]), arguments.into());
+            let mut server = Self { url, tls_url, ports, config, home, arguments, children: Vec::new() };
             if server.spawn() {
                 return server;
             }
@@ -72,9 +93,10 @@ impl RabbitServer {
 
     /// Whether it greets. `false` if it ended instead.
     fn spawn(&mut self) -> bool {
-        let [port, distribution, mapper] = self.ports;
+        let [port, distribution, mapper, _tls] = self.ports;
         let at = |name: &str| self.home.path().join(name);
         std::fs::write(at("plugins"), "[].").expect("a file can be written");
+        std::fs::write(at("rabbitmq.config"), format!("{}.", self.config)).expect("a file can be written");
         let quiet = |command: &mut Command| -> Child {
             let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             let started = command.spawn();
@@ -95,7 +117,7 @@ impl RabbitServer {
             .env("RABBITMQ_LOG_BASE", at("log"))
             .env("RABBITMQ_LOGS", at("log").join("server.log"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins"))
-            .env("RABBITMQ_CONFIG_FILE", at("none"))
+            .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.config"))
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
             .env("ERL_EPMD_PORT", &mapper_port)
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
@@ -132,8 +154,8 @@ fn program() -> PathBuf {
     if debian.exists() { debian } else { "rabbitmq-server".into() }
 }
 
-fn free_ports() -> [u16; 3] {
-    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has a free port"));
+fn free_ports() -> [u16; 4] {
+    let listeners = [(); 4].map(|()| TcpListener::bind("127.0.0.1:0").expect("127.0.0.1 has a free port"));
     listeners.map(|listener| listener.local_addr().expect("a bound listener has an address").port())
 }
 

@@ -42,7 +42,7 @@ impl Settings {
             number => number.parse().ok().filter(|n| *n >= 0).ok_or_else(|| wrong("has no number as its database"))?,
         };
         let access = Access::read(link)?;
-        if !tls && access.has_tls() {
+        if !tls && !access.tls.is_empty() {
             return Err(wrong("is without TLS, and TLS files are given"));
         }
         Ok(Self { host: host.into(), port: url.port().unwrap_or(6379), tls, database, access })

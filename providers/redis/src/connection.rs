@@ -10,7 +10,7 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
     RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates,
 };
-use trellis_provider::{Dial, Dialed, LinkError, Pem, Shared};
+use trellis_provider::{Dial, Dialed, LinkError, Pem, Shared, explained};
 use trellis_wire::CallError;
 
 use crate::config::Settings;
@@ -146,7 +146,7 @@ fn client(settings: &Settings) -> Result<Client, LinkError> {
     let Settings { host, port, tls, database, access } = settings;
     let mut login = RedisConnectionInfo::default().set_db(*database);
     if let Some(user) = &access.user {
-        login = login.set_username(user);
+        login = login.set_username(user.expose());
     }
     if let Some(password) = &access.password {
         login = login.set_password(password.expose());
@@ -160,15 +160,17 @@ fn client(settings: &Settings) -> Result<Client, LinkError> {
     };
     let failed = |why: RedisError| LinkError::config("url", why.to_string());
     let info = addr.into_connection_info().map_err(failed)?.set_redis_settings(login);
-    if !access.has_tls() {
+    if access.tls.is_empty() {
         return Client::open(info).map_err(failed);
     }
-    let identity = access.identity.as_ref().map(|(certificate, key)| {
+    // The library says only that something is wrong, and of a key that fits another certificate only when it connects.
+    access.tls.client()?;
+    let identity = access.tls.identity.as_ref().map(|(certificate, key)| {
         Ok::<_, LinkError>(ClientTlsConfig { client_cert: certificate.bytes()?, client_key: key.bytes()? })
     });
     let files = TlsCertificates {
         client_tls: identity.transpose()?,
-        root_cert: access.ca.as_ref().map(Pem::bytes).transpose()?,
+        root_cert: access.tls.ca.as_ref().map(Pem::bytes).transpose()?,
     };
     Client::build_with_tls(info, files).map_err(|why| LinkError::config("tls_ca", why.to_string()))
 }
@@ -181,7 +183,7 @@ fn failed(why: &RedisError) -> String {
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS")) => {
             format!("the login is refused: check `user` and `password` of the link ({why})")
         }
-        _ => why.to_string(),
+        _ => explained(&why.to_string()).into_owned(),
     }
 }
 

@@ -16,6 +16,8 @@ const PORTS_MAX: usize = 5;
 pub struct RedisServer {
     /// Where it listens: `redis://127.0.0.1:<port>`.
     pub url: String,
+    /// Where it listens with TLS, if it does: `rediss://127.0.0.1:<port>`.
+    pub tls_url: Option<String>,
     port: u16,
     args: Vec<String>,
     data: tempfile::TempDir,
@@ -36,12 +38,29 @@ impl RedisServer {
     /// # Panics
     /// As for [`RedisServer::start`].
     pub fn start_with(args: &[&str]) -> Self {
+        Self::start_on(false, args)
+    }
+
+    /// The same with a port for TLS besides: the arguments are to say with which certificate, such as `--tls-cert-file`.
+    ///
+    /// # Panics
+    /// As for [`RedisServer::start`].
+    pub fn start_tls(args: &[&str]) -> Self {
+        Self::start_on(true, args)
+    }
+
+    fn start_on(has_tls: bool, args: &[&str]) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory can be made");
-        let args = args.iter().map(|arg| (*arg).into()).collect();
-        let mut server = Self { url: String::new(), port: 0, args, data, child: None };
+        let args: Vec<String> = args.iter().map(|arg| (*arg).into()).collect();
+        let mut server = Self { url: String::new(), tls_url: None, port: 0, args: args.clone(), data, child: None };
         for _ in 0..PORTS_MAX {
             server.port = free_port();
             server.url = format!("redis://127.0.0.1:{}", server.port);
+            if has_tls {
+                let port = free_port().to_string();
+                server.tls_url = Some(format!("rediss://127.0.0.1:{port}"));
+                server.args = [args.clone(), vec!["--tls-port".into(), port]].concat();
+            }
             if server.spawn() {
                 return server;
             }

@@ -33,12 +33,13 @@ mod permit;
 mod queue;
 mod share;
 mod shared;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod tls;
 
 use std::sync::Arc;
 
-pub use access::{Access, Pem, check_url, flag};
+pub use access::{Access, check_url, flag};
 pub use allowed::Allowed;
 use async_trait::async_trait;
 pub use clock::now_ms;
@@ -53,6 +54,7 @@ pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, WAITIN
 pub use queue::{foreign_word, need_queue, queue};
 pub use share::{Begun, Caps, Share, Use};
 pub use shared::Shared;
+pub use tls::{Pem, Tls, explained};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 /// A capability provider. One value serves every link of its technology on a node.

@@ -1,6 +1,7 @@
 //! What every broker must do, as a test: [`contract`] takes a real broker through each promise of
 //! [`Queue`](crate::delivery::Queue) and each row of the settle table. Compiled with the feature `testing`.
 
+pub mod certificates;
 pub mod lab;
 
 use std::time::Duration;

@@ -29,7 +29,7 @@ fn key(of: &str, text: &str) -> String {
 
 /// The first word of the body: `retry-twice` refuses two attempts and takes the third; `publish S` publishes `from
 /// {subject}` on S; `publish-then-trap S` does so and traps; `request S` asks on S and stores the answer; `answer`
-/// answers whoever asked; `sleep N` takes N ms; `memory` asks for more and more of it. Any other word is ok.
+/// answers whoever asked; `once` acts as DELIVERY.md has it; `sleep N` takes N ms; `memory` asks for more and more of it. Any other word is ok.
 fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
     let (word, rest) = body.split_once(' ').unwrap_or((body, ""));
     let out = || OutMessage::new(rest, format!("from {}", message.subject)).header("by", "messages");
@@ -60,9 +60,31 @@ fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
             let answer = request(OutMessage::new(rest, "answer"), Duration::from_secs(5))?;
             store.set(&key("answer", rest), answer.body)?;
         }
+        "once" => once(store, message)?,
         "answer" => message.answer(format!("answer to {}", message.subject))?,
         "sleep" => std::thread::sleep(Duration::from_millis(rest.parse().unwrap_or(100))),
         _ => {}
     }
+    Ok(())
+}
+
+/// Acts outside once, however often the message comes.
+fn once(store: &Store, message: &Message) -> Result<(), Refusal> {
+    let done = key("done", &message.id);
+    if store.exists(&done)? {
+        return Ok(()); // an earlier attempt came to its end
+    }
+    // Read and written in one step: of all attempts, on whatever nodes, exactly one gets 1. Who gets more may repeat what
+    // an earlier one began, and does so under the same id.
+    let attempt = store.increment(&key("begun", &message.id), 1)?;
+    charge(store, message, attempt)?;
+    store.set(&done, "1")?;
+    Ok(())
+}
+
+/// Stands for a service that takes the id as its key, and whose first answer is not heard.
+fn charge(store: &Store, message: &Message, attempt: u64) -> Result<(), Refusal> {
+    store.set(&key("charged", &message.text()), format!("attempt {attempt}"))?;
+    assert!(attempt > 1, "the answer got lost");
     Ok(())
 }

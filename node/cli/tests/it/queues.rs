@@ -87,6 +87,18 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
     assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
 }
 
+#[test]
+fn a_handler_that_is_run_again_knows_that_it_acted_before() {
+    let node = Node::start(&[]);
+    node.deploy(&mail());
+    node.trellis(&["publish", "mail", "once"]).ok();
+    until_stored(&node, "charged/once", "attempt 2");
+    until_stored(&node, "seen/once", "2");
+    let keys = get(node.at("post"), "/?keys").unwrap().ok();
+    assert_eq!(keys.matches("begun/").count(), 1, "each attempt has the same id: {keys}");
+    eventually("it came to its end", || get(node.at("post"), "/?keys").ok()?.text().contains("done/").then_some(()));
+}
+
 /// It takes longer than a node drains, and than a component has that nothing is said of: its link says it.
 #[test]
 fn a_message_that_a_node_which_ends_breaks_off_is_given_back_and_counts_for_nothing() {

@@ -5,9 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
+use tokio::runtime::Runtime;
 use trellis_bus::testing::NatsServer;
+use trellis_provider::testing::certificates::{self, CA, Certificates};
 
-use crate::apps::{component, eventually, http, provider};
+use crate::apps::{component, eventually, http, link, link_from, provider};
 use crate::client::get;
 use crate::node::{DataDir, Node};
 use crate::trellis::trellis;
@@ -29,17 +31,21 @@ fn vault(nats: &NatsServer) -> String {
                    {name: pass, properties: {policy: files, key: nats, field: password}}]";
     let job = component("job", "test_run", "", &[]);
     let job = job.trim_end().strip_suffix('}').unwrap().to_owned() + &format!(", {secrets}}}\n");
-    let policy = |name: &str, backend: &str| {
+    app(&[job, component("window", "test_kv", "", &[store]), http("window", ""), provider("bucket", "nats")])
+}
+
+/// An app of these entries that may name secrets of both backends.
+fn app(entries: &[String]) -> String {
+    let policies = [("files", "file"), ("variables", "env")].map(|(name, backend)| {
         format!(
             "    - {{name: {name}, type: policy.secret.wasmcloud.dev/v1alpha1, properties: {{backend: {backend}}}}}\n"
         )
-    };
+    });
     format!(
-        "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{name: vault}}\nspec:\n  policies:\n{}{}  \
+        "apiVersion: core.oam.dev/v1beta1\nkind: Application\nmetadata: {{name: vault}}\nspec:\n  policies:\n{}  \
          components:\n{}",
-        policy("files", "file"),
-        policy("variables", "env"),
-        [job, component("window", "test_kv", "", &[store]), http("window", ""), provider("bucket", "nats")].concat()
+        policies.concat(),
+        entries.concat()
     )
 }
 
@@ -62,20 +68,26 @@ fn holding(folder: &Path, text: &str) -> Vec<String> {
     found
 }
 
-/// Everything that the admin API and the command line show.
-fn shown(node: &Node) -> String {
+/// Everything that the admin API and the command line show, of the app and of this config of it.
+fn shown(node: &Node, config: &str) -> String {
     let admin = node.admin.strip_prefix("http://").unwrap().parse().unwrap();
     let page = |path: &str| get(admin, path).unwrap().text();
     let document: Value = serde_json::from_str(&page("/openapi.json")).unwrap();
     let paths = document["paths"].as_object().unwrap().iter().filter(|(_, path)| path["get"].is_object());
     let filled = paths.map(|(path, _)| {
-        path.replace("{app}", "vault")
-            .replace("{component}", "job")
-            .replace("{name}", "vault-bucket")
-            .replace("{id}", "1")
+        path.replace("{app}", "vault").replace("{component}", "job").replace("{name}", config).replace("{id}", "1")
     });
-    let commands = [&["status", "vault"][..], &["apps"], &["nodes"], &["explain", "vault/job"], &["logs", "vault"]];
-    let said = commands.map(|args| node.trellis(args).ok());
+    let commands = [
+        "status vault",
+        "apps",
+        "nodes",
+        "explain vault/job",
+        "logs vault",
+        "triggers vault",
+        "history vault",
+        "config list",
+    ];
+    let said = commands.map(|command| node.trellis(&command.split(' ').collect::<Vec<_>>()).ok());
     filled.map(|path| page(&path)).collect::<String>() + &said.concat()
 }
 
@@ -111,12 +123,75 @@ fn secrets_are_read_changed_and_shown_by_nothing() {
     eventually("that it is gone is told", || node.log().contains("cannot be read again").then_some(()));
     assert_eq!(seen(&node, "pass"), CHANGED, "what runs keeps what it has");
 
-    let shown = shown(&node) + &node.log();
+    let shown = shown(&node, "vault-bucket") + &node.log();
     for secret in [KEY, PASSWORD, CHANGED] {
         assert!(!shown.contains(secret), "{secret} is shown");
         assert_eq!(holding(&data_dir.path(), secret), Vec::<String>::new(), "{secret} is on the disk");
     }
     assert!(!holding(&data_dir.path(), "api-key").is_empty(), "references are kept, so the search finds what is there");
+}
+
+/// A server that asks for TLS, the client's certificate and a login.
+fn guarded(made: &Certificates) -> NatsServer {
+    let [ca, certificate, key] = [CA, "server.pem", "server.key"].map(|name| made.path(name));
+    let tls = ["--tlscert", &certificate, "--tlskey", &key, "--tlscacert", &ca, "--tlsverify"];
+    let login = ["--user", certificates::USER, "--pass", certificates::PASSWORD];
+    NatsServer::start_with(true, &[&tls[..], &login].concat())
+}
+
+/// A handler behind a queue of that server, which writes what came to a bucket there. All that lets it in is secret.
+fn courier(server: &NatsServer) -> String {
+    let secret = |name: &str| format!("{{name: {name}, properties: {{policy: files, key: broker, field: {name}}}}}");
+    let secrets = ["user", "password", "tls_ca", "tls_cert", "tls_key"].map(secret).join(", ");
+    let url = server.url.replace("nats://", "tls://");
+    let config = format!("{{name: broker-own, properties: {{url: '{url}', bucket: seen, create: 'true'}}}}");
+    let broker = provider("broker", "nats").replace("'}", &format!("', config: [{config}], secrets: [{secrets}]}}"));
+    let wakes = link_from("job", "trellis:messaging/handler", "orders", "{queue: ORDERS}");
+    let uses = [link("broker", "wasi:keyvalue/store, atomics, batch"), link("broker", "trellis:messaging/producer")];
+    app(&[component("job", "test_messages", "", &uses), format!("{broker}      traits:\n        - {wakes}\n")])
+}
+
+/// What a client that has nothing to do with Trellis sends and finds there.
+async fn sent_and_seen(server: &NatsServer, made: &Certificates) -> Vec<u8> {
+    let login = (certificates::USER.to_owned(), certificates::PASSWORD.to_owned());
+    let options = async_nats::ConnectOptions::with_user_and_password(login.0, login.1)
+        .add_root_certificates(made.path(CA).into())
+        .add_client_certificate(made.path("client.pem").into(), made.path("client.key").into());
+    let client = options.require_tls(true).connect(&server.url).await.unwrap();
+    let context = async_nats::jetstream::new(client);
+    context.publish("ORDERS", "tea".into()).await.unwrap().await.unwrap();
+    let bucket = context.get_key_value("seen").await.unwrap();
+    let mut written = bucket.watch_with_history("last/tea").await.unwrap();
+    futures::StreamExt::next(&mut written).await.unwrap().unwrap().value.to_vec()
+}
+
+#[test]
+fn a_queue_over_tls_is_reached_by_a_mounted_directory_of_which_nothing_is_shown() {
+    let (data_dir, mounted, made) = (DataDir::new(), tempfile::tempdir().unwrap(), Certificates::make());
+    let server = guarded(&made);
+    let folder = mounted.path().join("broker");
+    fs::create_dir(&folder).unwrap();
+    let (login, key) = ([("user", certificates::USER), ("password", certificates::PASSWORD)], made.text("client.key"));
+    let files = [("tls_ca", made.text(CA)), ("tls_cert", made.text("client.pem")), ("tls_key", key.clone())];
+    let files = login.map(|(name, text)| (name, text.to_owned())).into_iter().chain(files);
+    for (name, text) in files {
+        fs::write(folder.join(name), text).unwrap();
+    }
+    let environment =
+        [("TRELLIS_LOG", "debug,async_nats=trace,rustls=trace,trellis_nats=trace,trellis_provider=trace")];
+    let node = Node::start_with(&data_dir, &["--secrets", mounted.path().to_str().unwrap()], &environment);
+    node.deploy(&courier(&server));
+    let seen = Runtime::new().unwrap().block_on(sent_and_seen(&server, &made));
+    assert_eq!(String::from_utf8_lossy(&seen), "ORDERS attempt=1", "it was handled");
+
+    let backup = mounted.path().join("backup");
+    node.trellis(&["backup", backup.to_str().unwrap()]).ok();
+    let shown = shown(&node, "vault-broker-own") + &node.log() + &String::from_utf8_lossy(&fs::read(&backup).unwrap());
+    assert!(shown.contains("tls_key"), "the names of secrets are shown, so the search finds what is there");
+    for secret in [certificates::PASSWORD, key.lines().nth(1).unwrap()] {
+        assert!(!shown.contains(secret), "{secret} is shown");
+        assert_eq!(holding(&data_dir.path(), secret), Vec::<String>::new(), "{secret} is on the disk");
+    }
 }
 
 #[test]

@@ -100,6 +100,16 @@ fn the_architecture_page_names_every_crate() {
 }
 
 #[test]
+fn the_recipe_for_handlers_that_run_twice_is_one_that_is_built() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("the file is there");
+    let (page, built) = (read("sdk/provider/DELIVERY.md"), read("examples/test-guests/messages/src/lib.rs"));
+    let begins = built.find("fn once(").expect("the guest has the recipe");
+    let recipe = built[begins..].split_inclusive("\n}\n").next().expect("it ends");
+    let shown: String = recipe.lines().map(|line| format!("    {line}\n")).collect();
+    assert!(page.contains(&shown), "sdk/provider/DELIVERY.md shows another recipe than is built:\n{recipe}");
+}
+
+#[test]
 fn functions_fit_a_screen() {
     let mut functions: Vec<_> = sources().iter().filter(|source| !source.is_test()).flat_map(functions).collect();
     functions.sort_by_key(|function| function.lines);

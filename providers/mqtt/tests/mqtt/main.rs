@@ -7,3 +7,4 @@ mod kept;
 mod lab;
 mod ordered;
 mod passing;
+mod tls;

@@ -115,7 +115,7 @@ async fn a_batch_is_bounded_in_keys_and_bytes() {
 async fn a_node_that_logs_in_by_password_has_its_links_do_so_too() {
     let server = NatsServer::start_with(true, &["--user", "node", "--pass", "s3cret"]);
     let login = |password: &str| {
-        let auth = Auth::Password { user: "node".into(), password: Secret::new(password) };
+        let auth = Auth::Password { user: Secret::new("node"), password: Secret::new(password) };
         Nats::new(Options { default_url: Some(server.url.clone()), auth, ..Options::default() })
     };
     let nats = login("s3cret");

@@ -9,6 +9,7 @@ mod ordered;
 mod publish;
 mod stream;
 mod subscribe;
+mod tls;
 
 use trellis_nats::{Nats, Options};
 use trellis_provider::Provider;

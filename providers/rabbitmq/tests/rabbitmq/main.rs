@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
 mod ordered;
+mod tls;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

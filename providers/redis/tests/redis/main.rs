@@ -4,6 +4,7 @@
 
 mod keyvalue;
 mod stream;
+mod tls;
 
 use redis::aio::MultiplexedConnection;
 use trellis_redis::testing::RedisServer;
