@@ -31,7 +31,11 @@ pub(crate) fn lattice(nats: &NatsServer, count: usize) -> Vec<Node> {
 pub(crate) fn lattice_with(nats: &NatsServer, count: usize, more: &[&str]) -> Vec<Node> {
     let mut nodes = vec![node(nats, &DataDir::new(), 1, &[&["--bootstrap"], more].concat())];
     nodes.extend((2..=count).map(|n| node(nats, &DataDir::new(), n, more)));
-    let voters = if count < 3 { 1 } else { 3 };
+    let voters = match count {
+        0..=2 => 1,
+        3 | 4 => 3,
+        _ => 5,
+    };
     eventually("the nodes are voters and learners", || {
         let known = known(&nodes[0]);
         let is = |role: &str| known.iter().filter(|one| one["role"] == role).count();
