@@ -13,6 +13,7 @@ use trellis_bus::testing::NatsServer;
 use crate::apps::{app, component, eventually, http, link, provider};
 use crate::client::{connect, get, head, read, send};
 use crate::frozen::{LAST_FAILURE_MAX, freeze_under_load};
+use crate::mail::Mail;
 use crate::node::{DataDir, Node};
 use crate::trellis::command;
 
@@ -60,7 +61,7 @@ pub(crate) fn of(asked: &Node, other: &str, what: &str) -> Value {
 }
 
 /// The trait that places a component on the nodes with these labels, `1|2`.
-fn on(nodes: &str) -> String {
+pub(crate) fn on(nodes: &str) -> String {
     format!(
         "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
     )
@@ -282,16 +283,19 @@ pub(crate) fn position(nodes: &[Node], is: impl Fn(&Value) -> bool) -> usize {
     nodes.iter().position(|node| found["id"] == id(node).as_str()).unwrap()
 }
 
-/// Kills the node that is so while clients ask the last one, and starts it again.
-fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, name: &str, is: impl Fn(&Value) -> bool) {
+/// Kills the node that is so while clients ask the last one and messages come, and starts it again.
+fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, mail: &mut Mail, name: &str, is: impl Fn(&Value) -> bool) {
     let position = position(nodes, is);
     let killed = nodes.remove(position);
     let (victim, last) = (id(&killed), nodes.last().unwrap());
+    let in_flight_max = mail.permits(last, &victim);
     let n = known(last).iter().find(|one| one["id"] == victim.as_str()).unwrap()["labels"]["n"].clone();
     let mut data_dir = None;
-    let seen = under_load(last.at("far"), Duration::from_secs(15), || data_dir = Some(killed.kill()));
-    let latest = seen.latest();
-    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}", seen.ok, seen.failed.len());
+    let at = last.at("far");
+    let seen = mail.during(|| under_load(at, Duration::from_secs(15), || data_dir = Some(killed.kill())));
+    let (latest, account) = (seen.latest(), mail.account(last));
+    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    account.check(in_flight_max);
     assert!(seen.ok > 100, "{seen:?}");
     assert!(latest < LAST_FAILURE_MAX, "{:?}", seen.failed);
     assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
@@ -300,23 +304,24 @@ fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, name: &str, is: imp
     assert_eq!(id(&back), victim);
     eventually("it is back", || (of(last, &victim, "state") == "ready").then_some(()));
     nodes.insert(position, back);
-    nodes.last().unwrap().until_ready("far");
+    ["far", "mail"].into_iter().for_each(|app| nodes.last().unwrap().until_ready(app));
 }
 
 #[test]
 fn whoever_is_killed_the_others_go_on() {
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let mut nodes = lattice(&nats, 5);
     // The last node holds nothing and stays: clients ask it.
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    kill_under_load(&nats, &mut nodes, "leader", leads);
-    kill_under_load(&nats, &mut nodes, "follower", follows);
-    kill_under_load(&nats, &mut nodes, "holder", |one| one["labels"]["n"] == "3");
+    let mut mail = Mail::deploy(&nats, &nodes[0], "2|3|4");
+    kill_under_load(&nats, &mut nodes, &mut mail, "leader", leads);
+    kill_under_load(&nats, &mut nodes, &mut mail, "follower", follows);
+    kill_under_load(&nats, &mut nodes, &mut mail, "holder", |one| one["labels"]["n"] == "3");
 }
 
 #[test]
 fn a_learner_that_is_killed_or_freezes_is_missed_as_any_holder() {
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let mut nodes = lattice(&nats, 4);
     // The first votes for sure.
     nodes.rotate_left(1);
@@ -326,8 +331,9 @@ fn a_learner_that_is_killed_or_freezes_is_missed_as_any_holder() {
         (voters == 3 && known.iter().filter(|one| learns(one)).count() == 1).then_some(())
     });
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    kill_under_load(&nats, &mut nodes, "learner", learns);
-    freeze_under_load(&nodes, "learner", learns);
+    let mut mail = Mail::deploy(&nats, &nodes[0], "2|3|4");
+    kill_under_load(&nats, &mut nodes, &mut mail, "learner", learns);
+    freeze_under_load(&nodes, &mut mail, "learner", learns);
 }
 
 #[test]
