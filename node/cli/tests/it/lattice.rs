@@ -198,6 +198,21 @@ fn a_client_that_goes_ends_its_sandbox_on_the_other_node() {
     assert_eq!(nodes[1].count("far", "faults"), 0);
 }
 
+/// The other node's own limit is ten minutes. It ends the sandbox by itself, before anybody would tell it to.
+#[test]
+fn what_runs_on_another_node_ends_by_the_deadline_of_who_asked() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 2);
+    let far = held_by("far", "test_misbehave", "2", &[]).replace("timeout: 30s", "timeout: 600s");
+    nodes[0].deploy(&far.replace("max_body_bytes: '50000000'", "timeout_ms: '3000'"));
+    for path in ["/loop", "/never"] {
+        let late = get(nodes[0].at("far"), path).unwrap();
+        assert_eq!((late.status, &*late.text()), (504, "no answer within 3000 ms (`timeout_ms`)\n"));
+        nodes[1].until_running("far", 0);
+    }
+    assert_eq!(nodes[1].count("far", "faults"), 2);
+}
+
 #[test]
 fn a_store_on_one_node_answers_components_on_others() {
     let nats = NatsServer::start(false);
