@@ -11,7 +11,7 @@ use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, http, link, provider};
-use crate::client::{connect, get, head, read, send};
+use crate::client::{Response, connect, get, head, read, send};
 use crate::frozen::{LAST_FAILURE_MAX, freeze_under_load};
 use crate::mail::Mail;
 use crate::node::{DataDir, Node};
@@ -105,15 +105,7 @@ fn three_nodes_are_one_lattice() {
 
     // 20 MB through a node that does not hold it, up and down at once.
     let sent: Vec<u8> = (0..20_000_000_u32).map(|n| (n ^ (n >> 11)).to_le_bytes()[0]).collect();
-    let mut down = connect(nodes[0].at("far"));
-    let mut up = down.try_clone().unwrap();
-    let echoed = thread::scope(|scope| {
-        scope.spawn(|| {
-            up.write_all(head("POST", "/echo", &[], sent.len()).as_bytes()).unwrap();
-            up.write_all(&sent).unwrap();
-        });
-        read(&mut BufReader::new(&mut down)).unwrap()
-    });
+    let echoed = echoed(nodes[0].at("far"), &sent);
     assert!(echoed.status == 200 && echoed.body == sent, "{} {}", echoed.status, echoed.body.len());
     let huge = get(nodes[2].at("far"), "/huge?bytes=20000000").unwrap();
     assert_eq!((huge.status, huge.body.len()), (200, 20_000_000));
@@ -149,6 +141,19 @@ fn three_nodes_are_one_lattice() {
         (status["state"] == "ready" && holders.len() == 1 && holders[0]["node"] == id(&nodes[2]).as_str()).then_some(())
     });
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
+}
+
+/// What comes back of a body, which goes up while that comes down.
+pub(crate) fn echoed(at: SocketAddr, sent: &[u8]) -> Response {
+    let mut down = connect(at);
+    let mut up = down.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            up.write_all(head("POST", "/echo", &[], sent.len()).as_bytes()).unwrap();
+            up.write_all(sent).unwrap();
+        });
+        read(&mut BufReader::new(&mut down)).unwrap()
+    })
 }
 
 /// Where a node keeps the code of an app's first component.
