@@ -10,6 +10,7 @@ use crate::apps::eventually;
 use crate::client::{connect, get, head, read, read_head};
 use crate::frozen::LAST_FAILURE_MAX;
 use crate::lattice::{held_by, id, lattice, of, under_load};
+use crate::leases::events;
 use crate::node::Node;
 
 /// What takes milliseconds where nothing is waited for, on a machine that is busy with other tests.
@@ -39,6 +40,14 @@ fn once_the_only_holder_is_lost_an_event_fails_at_once() {
         nodes[0].status("far")["components"][0]["holders"].as_array().unwrap().is_empty().then_some(())
     });
     fails_at_once(&nodes[0]);
+    for node in &nodes {
+        eventually("it is told that it runs there no more", || {
+            events(node).into_iter().find(|event| {
+                let is_of_it = event["subject"] == "far/far" && event["data"]["node"] == name.as_str();
+                event["type"] == "trellis.component.stopped" && is_of_it && event["data"]["why"] == "the node is lost"
+            })
+        });
+    }
     drop(holder.kill());
     fails_at_once(&nodes[1]);
 }
