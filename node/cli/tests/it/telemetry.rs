@@ -277,6 +277,30 @@ fn what_another_node_runs_is_in_the_trace_that_it_belongs_to() {
 }
 
 #[test]
+fn a_call_of_a_component_on_another_node_goes_on_with_its_trace() {
+    let (collector, nats) = (Collector::start(), NatsServer::start(false));
+    let environment = collector.environment(&[]);
+    let start = |label: &str, more: &[&str]| {
+        let args = [&["--nats", &nats.url, "--label", label], more].concat();
+        Node::start_with(&DataDir::new(), &args, &environment)
+    };
+    let nodes = [start("n=1", &["--bootstrap"]), start("n=2", &[])];
+    let caller = component("caller", "test_caller", "", &[on("1"), link("ping", "test:calls/pinging")]);
+    let ping = component("ping", "test_ping", "", &[on("2")]);
+    nodes[0].deploy(&app("calls", &[caller, ping, http("caller", "")]));
+    let headers = [("traceparent", &*traceparent("01"))];
+    client::send(nodes[0].at("calls"), "GET", "/?n=1", &headers, b"").unwrap().ok();
+
+    let of =
+        |what: &str, is: &dyn Fn(&Seen) -> bool| eventually(what, || collector.of_trace(TRACE).into_iter().find(is));
+    let is_of = |name: &'static str| move |span: &Seen| span.attributes.get("faas.name").is_some_and(|of| of == name);
+    let called = of("the span of what was called", &is_of("calls/ping"));
+    let call = of("the span of the call", &|span| span.id == called.parent);
+    let request = of("the span of the request", &is_of("calls/caller"));
+    assert_eq!((call.parent, &*request.parent), (request.id, PARENT));
+}
+
+#[test]
 fn nothing_is_sent_unless_a_collector_is_named_and_the_trace_is_wanted() {
     let collector = Collector::start();
     for (environment, flags) in [

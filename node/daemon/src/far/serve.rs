@@ -17,7 +17,7 @@ use super::message::{Ask, Back, Offer, Origin, Taken, What, Word};
 use super::places::Places;
 use super::reserved::{Kept, Reserved};
 use crate::board::Board;
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, Source};
 use crate::grants::Grant;
 use crate::providers::Providers;
 use crate::shares::Shares;
@@ -154,7 +154,8 @@ impl Service {
                     return Ok(Work::Event(permit));
                 }
                 let now = Want::Answer { at_most: Duration::ZERO };
-                match self.dispatch.permit_here(component, now, origin.clone().into()).await {
+                let source = Source { because_of: offer.what.trace(), ..Source::from(origin.clone()) };
+                match self.dispatch.permit_here(component, now, source).await {
                     Ok(permit) if matches!(offer.what, What::Reserve { .. }) => {
                         Ok(Work::Reserved(Kept { asker: from, component: component.clone(), permit }))
                     }
