@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::{Command, Entry, Node, NodeFacts, State};
 
 /// The level of this build: the highest of those below.
-pub const LEVEL: u16 = CAPPED_TOPICS_LEVEL;
+pub const LEVEL: u16 = TRACED_CALLS;
 
 /// The highest level of anything that a lattice relies on once all of its members have it: of any command, of where links are
 /// pulled, and of what is written down of versions.
@@ -35,6 +35,9 @@ pub(crate) const ENDINGS_LEVEL: u16 = 7;
 
 /// From here on nodes know that the home pulls MQTT topics that are capped for the lattice.
 pub(crate) const CAPPED_TOPICS_LEVEL: u16 = 8;
+
+/// From here on nodes take the trace that a call of a component's function belongs to.
+pub const TRACED_CALLS: u16 = 9;
 
 /// The label that says a node's level. One that a person sets over it counts for nothing.
 const LEVEL_LABEL: &str = "trellis.level";

@@ -57,7 +57,7 @@ pub use incarnation::{Incarnation, LogPoint, Rise};
 pub use lease::{Lease, LeaseMoves, LeasedLinks, Leases};
 pub use lessee::Lessee;
 pub use lessor::{Lessor, Renewal};
-pub use level::{Downgraded, LEVEL, SHORT_HEARTBEATS, TooOld};
+pub use level::{Downgraded, LEVEL, SHORT_HEARTBEATS, TRACED_CALLS, TooOld};
 pub use membership::{Decision, LEARNERS_MAX, Life, LogView, Membership};
 pub use node::{Capacity, LabelError, Node, NodeFacts, Unfit, check_label};
 pub use part::{COMMAND_BYTES_MAX, Part, UNFINISHED_MAX, Unfinished};

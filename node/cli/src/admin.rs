@@ -13,9 +13,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use trellis_daemon::api::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, ConfigBody, DeadLettersStatus, DeployReply, DeployRequest,
-    DrainReply, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, NodeReply, NodeStatus, Problem, PublishReply,
-    PublishRequest, RestoreReply, RollbackReply, RollbackRequest, STALE, ThawReply, TimingsBody, TokenRequest,
-    TriggersStatus,
+    DrainReply, InvokeReply, InvokeRequest, LEFT_OUT, LabelsRequest, LatticeStatus, NodeReply, NodeStatus, Problem,
+    PublishReply, PublishRequest, RestoreReply, RollbackReply, RollbackRequest, STALE, ThawReply, TimingsBody,
+    TokenRequest, TriggersStatus,
 };
 use trellis_wire::{AppName, ComponentKey, Digest, NodeKey};
 
@@ -105,6 +105,15 @@ impl AdminError {
             Self::Untrusted { .. } | Self::Foreign { .. } => false,
         }
     }
+}
+
+/// A backup that was written.
+pub(crate) struct Saved {
+    pub(crate) bytes: u64,
+    /// Whether the node that gave it is cut off.
+    pub(crate) is_stale: bool,
+    /// Past versions that are not whole in it.
+    pub(crate) left_out: Vec<String>,
 }
 
 /// A node's admin API.
@@ -335,11 +344,13 @@ impl Admin {
         Ok(Lines::new(self.endpoint.clone(), answer.into_body()))
     }
 
-    /// Writes a backup to `out`, piece by piece. How many bytes it has, and whether the node that gave it is cut off.
-    pub(crate) async fn backup(&self, out: &mut impl std::io::Write) -> Result<(u64, bool), AdminError> {
+    /// Writes a backup to `out`, piece by piece.
+    pub(crate) async fn backup(&self, out: &mut impl std::io::Write) -> Result<Saved, AdminError> {
         let answer = self.ask(Method::GET, "/v1/backup", None, WORK_WITHIN).await?;
         let is_stale = answer.headers().contains_key(STALE);
-        Ok((save(&self.endpoint, answer.into_body(), out).await?, is_stale))
+        let left_out = answer.headers().get_all(LEFT_OUT).iter();
+        let left_out = left_out.map(|version| String::from_utf8_lossy(version.as_bytes()).into_owned()).collect();
+        Ok(Saved { bytes: save(&self.endpoint, answer.into_body(), out).await?, is_stale, left_out })
     }
 
     /// Brings back a backup.

@@ -28,6 +28,8 @@ const DIGEST_BYTES: usize = 32;
 const PIECE_BYTES: usize = 128 * 1024;
 /// The longest block that is no artifact, in bytes: an entry of the log, and room.
 const BLOCK_BYTES_MAX: u64 = 1024 * 1024;
+/// How many versions are named that a backup has not whole.
+const LEFT_OUT_MAX: usize = 50;
 /// How many commands a restore takes.
 const COMMANDS_MAX: usize = 1_000_000;
 
@@ -68,18 +70,18 @@ pub(crate) struct Restored {
     pub(crate) artifacts: usize,
 }
 
-/// A backup as a stream of bytes. Every artifact of it is on this node when this returns, whole and checked. With `is_stale`
-/// it is of what this node knows, where the others cannot be asked.
+/// A backup as a stream of bytes, and which past versions are not whole in it. Every artifact of it is on this node when this
+/// returns, whole and checked. With `is_stale` it is of what this node knows, where the others cannot be asked.
 pub(crate) async fn backup(
     node: &Arc<Node>,
     is_stale: bool,
-) -> Result<impl Stream<Item = std::io::Result<Bytes>> + use<>, BackupError> {
+) -> Result<(impl Stream<Item = std::io::Result<Bytes>> + use<>, Vec<String>), BackupError> {
     let unavailable = |why: String| BackupError::Unavailable(why);
     if !is_stale {
         node.raft.read_barrier().await.map_err(|why| unavailable(why.to_string()))?;
     }
     let state = node.raft.state().borrow().clone();
-    let digests = gathered(&node.fetch, &state).await?;
+    let Gathered { digests, left_out } = gathered(&node.fetch, &state).await?;
     let commands = state.commands().into_iter().map(|command| {
         let frame = frame::encode(&command);
         Ok(Bytes::from([head(b'c', frame.len() as u64).as_slice(), &frame].concat()))
@@ -87,16 +89,23 @@ pub(crate) async fn backup(
     let head = futures::stream::iter([Ok(Bytes::from_static(MAGIC))]);
     let artifacts = node.artifacts.clone();
     let pieces = futures::stream::iter(digests).flat_map(move |digest| artifact(artifacts.clone(), digest));
-    Ok(sealed(head.chain(futures::stream::iter(commands)).chain(pieces)))
+    Ok((sealed(head.chain(futures::stream::iter(commands)).chain(pieces)), named(&state, &left_out)))
+}
+
+/// The artifacts of a backup.
+struct Gathered {
+    digests: Vec<Digest>,
+    /// Those that nobody has.
+    left_out: BTreeSet<Digest>,
 }
 
 /// The artifacts of all versions that are kept, once they are here. One that only past versions name, and that no node gives
 /// any more, is left out: the rest is worth having.
-async fn gathered(fetch: &Fetch, state: &State) -> Result<Vec<Digest>, BackupError> {
+async fn gathered(fetch: &Fetch, state: &State) -> Result<Gathered, BackupError> {
     let running: BTreeSet<Digest> = state.running().flat_map(|release| release.digests()).collect();
     let kept = state.apps().flat_map(|(_, versions)| versions.kept());
     let kept: BTreeSet<Digest> = kept.flat_map(|kept| kept.release.digests()).collect();
-    let mut digests = Vec::new();
+    let (mut digests, mut left_out) = (Vec::new(), BTreeSet::new());
     for digest in kept {
         match fetch.ensure_whole(digest).await {
             Ok(()) => digests.push(digest),
@@ -104,11 +113,26 @@ async fn gathered(fetch: &Fetch, state: &State) -> Result<Vec<Digest>, BackupErr
                 tracing::warn!(
                     "the backup is without what only past versions name, which cannot be gone back to: {why}"
                 );
+                left_out.insert(digest);
             }
             Err(why) => return Err(BackupError::Unavailable(why.to_string())),
         }
     }
-    Ok(digests)
+    Ok(Gathered { digests, left_out })
+}
+
+/// The versions that name one of these artifacts, and which.
+fn named(state: &State, left_out: &BTreeSet<Digest>) -> Vec<String> {
+    let kept = state.apps().flat_map(|(_, versions)| versions.kept());
+    let lacking = kept.filter_map(|kept| {
+        let digest = kept.release.digests().find(|digest| left_out.contains(digest))?;
+        Some(format!("{} {}: {digest}", kept.release.app.name, kept.release.version))
+    });
+    let mut named: Vec<String> = lacking.collect();
+    let more = named.len().saturating_sub(LEFT_OUT_MAX);
+    named.truncate(LEFT_OUT_MAX);
+    named.extend((more > 0).then(|| format!("{more} more")));
+    named
 }
 
 fn head(kind: u8, bytes: u64) -> [u8; HEAD_BYTES] {
@@ -288,8 +312,11 @@ mod tests {
             here.fetch.artifacts.put(bytes, None).unwrap();
         }
         let all = BTreeSet::from([first, last]);
-        let gathered =
-            async || gathered(&here.fetch, &state).await.map(|digests| digests.into_iter().collect::<BTreeSet<_>>());
+        let gathered = async || {
+            let gathered = gathered(&here.fetch, &state).await?;
+            assert_eq!(named(&state, &gathered.left_out), [format!("shop v1: {past}")], "it is named");
+            Ok::<_, BackupError>(gathered.digests.into_iter().collect::<BTreeSet<_>>())
+        };
         assert_eq!(gathered().await.unwrap(), all);
 
         std::fs::write(folders[0].path().join("artifacts").join(last.hex()), b"lost").unwrap();

@@ -21,6 +21,7 @@ use crate::board::{Health, Mark};
 use crate::far::cargo;
 use crate::far::message::{Ask, Back, Head, Offer, Origin, Piece, Taken, What, Word};
 use crate::liveness::{Alive, Answer, Ask as PageAsk, Beat, Counts, OfComponent, OfLink, Sign};
+use crate::telemetry::Carried;
 use crate::triggers::{Question, Stands, Times, View};
 use crate::{fetch, join};
 
@@ -69,6 +70,14 @@ fn heads() -> Vec<Head> {
         Head::KeyValue,
         Head::Publish(message()),
         Head::Request(message(), Duration::from_millis(1_500)),
+        Head::TracedInvoke {
+            interface: "shop:math/add".into(),
+            function: "add".into(),
+            within: Carried {
+                traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+                tracestate: Some("shop=7".into()),
+            },
+        },
     ]
 }
 

@@ -20,6 +20,8 @@ use crate::tail::Tail;
 
 /// Events kept in memory.
 const KEPT_EVENTS_MAX: usize = 2_000;
+/// Of a lost node with more components than this it is told how many they are, and not of each.
+const LOST_EVENTS_MAX: usize = 100;
 
 /// What a node reports of a component that it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,21 @@ impl Events {
             }
         };
         self.push(state, kind, component.to_string(), data);
+    }
+
+    /// Takes which components ran on a node that is lost.
+    pub(crate) fn lost(&self, state: &State, node: NodeId, ran: &BTreeSet<ComponentKey>) {
+        let (id, why) = (node.to_string(), "the node is lost");
+        let data = json!({ "node": id, "name": name(state, node), "why": why });
+        let stopped = |subject: String, of: &str, what: Value| {
+            let mut data = data.clone();
+            data[of] = what;
+            self.push(state, "component.stopped", subject, data);
+        };
+        if ran.len() > LOST_EVENTS_MAX {
+            return stopped(id.clone(), "components", json!(ran.len()));
+        }
+        ran.iter().map(ComponentKey::to_string).for_each(|key| stopped(key.clone(), "component", json!(key)));
     }
 
     /// The last `lines` events that `wanted` takes, and a receiver of all that come after them.
@@ -225,6 +242,24 @@ mod tests {
         assert_eq!(told(Some(node(1)), 1), 0, "it was only out of sight");
         assert_eq!(told(Some(node(2)), 3), 1);
         assert_eq!(told(Some(node(2)), 4), 2, "anew");
+    }
+
+    #[test]
+    fn of_a_lost_node_each_component_is_told_or_how_many_they_are() {
+        let (node, state) = (NodeId::new(uuid::Uuid::from_u128(1)), State::default());
+        let told = |count: usize| {
+            let events = Events::new(node);
+            let ran = (0..count).map(|n| format!("app-{n}/component").parse().unwrap()).collect();
+            events.lost(&state, node, &ran);
+            events.follow(usize::MAX, |event| event.kind == "trellis.component.stopped").0
+        };
+        let few = told(LOST_EVENTS_MAX);
+        assert_eq!(few.len(), LOST_EVENTS_MAX);
+        assert_eq!((&*few[0].subject, &few[0].data["component"]), ("app-0/component", &json!("app-0/component")));
+        assert_eq!((&few[0].data["node"], &few[0].data["why"]), (&json!(node.to_string()), &json!("the node is lost")));
+        let many = told(LOST_EVENTS_MAX + 1);
+        assert_eq!((many.len(), &*many[0].subject), (1, &*node.to_string()));
+        assert_eq!(many[0].data["components"], LOST_EVENTS_MAX + 1);
     }
 
     #[test]

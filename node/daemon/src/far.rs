@@ -4,11 +4,12 @@
 //! Both are one exchange: the asker offers a head and the first 64 KiB of the body, the other node answers at once
 //! whether it takes it ([`message::Taken`]), and from then on pieces flow both ways: chunks with credits, and the reply.
 //! `send` is the asking side, `serve` the answering one, `line` carries the pieces, `cargo` packs and unpacks, `reserved`
-//! keeps the permits that were asked for beforehand.
+//! keeps the permits that were asked for beforehand, `places` how much of others is under way.
 
 pub(crate) mod cargo;
 pub(crate) mod line;
 pub(crate) mod message;
+pub(crate) mod places;
 pub(crate) mod reserved;
 pub(crate) mod send;
 pub(crate) mod serve;
@@ -33,7 +34,7 @@ const TAKE_WAIT: Duration = Duration::from_millis(500);
 /// How many nodes are asked in one round.
 const TRIES_MAX: usize = 3;
 /// How many events that are answered may be elsewhere at one time, how many that were pulled, and how many calls; and how
-/// many of others, of all kinds, may be here.
+/// many of others, of all kinds, may be here ([`places`]).
 const EXCHANGES_MAX: usize = 1_024;
 /// How long after the last sign the other node is asked whether it still works on it.
 const STILL_EVERY: Duration = Duration::from_secs(1);

@@ -21,7 +21,7 @@ use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Sealed};
 use trellis_manifest::Tech;
-use trellis_placement::{Command, Decision, Life, LogView, Membership, Patience, SHORT_HEARTBEATS};
+use trellis_placement::{Command, Decision, Life, LogView, Membership, Node, Patience, SHORT_HEARTBEATS, State};
 use trellis_raft::{Member, Raft};
 use trellis_trust::Distrust;
 use trellis_wire::{ComponentKey, Generation, LatticeId, LinkId, NodeId, frame, subject};
@@ -227,6 +227,16 @@ impl Liveness {
     /// Takes a page that was asked for.
     fn page_by(&self, node: NodeId, page: Beat) -> Vec<(ComponentKey, Report)> {
         self.lock().nodes.get_mut(&node).map(|known| known.page(page)).unwrap_or_default()
+    }
+
+    /// The components that ran on nodes which are lost, each once.
+    fn lost(&self, state: &State) -> Vec<(NodeId, BTreeSet<ComponentKey>)> {
+        let now = self.now();
+        let Sheet { membership, nodes, .. } = &mut *self.lock();
+        // One that is heard again is lost only until that is agreed on.
+        let is_lost = |id| state.node(id).is_some_and(Node::is_lost) && membership.life(id, now) != Life::Alive;
+        let lost = nodes.iter_mut().filter(|(id, _)| is_lost(**id)).map(|(id, known)| (*id, known.lost()));
+        lost.filter(|(_, ran)| !ran.is_empty()).collect()
     }
 
     /// Another lattice of this name was heard, or whoever reaches the bus says so: only its members could tell.
@@ -533,6 +543,9 @@ impl Pulse {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let state = self.raft.state().borrow().clone();
+            for (node, ran) in self.liveness.lost(&state) {
+                self.events.lost(&state, node, &ran);
+            }
             let log = self.log_view();
             let decisions = {
                 let mut sheet = self.liveness.lock();

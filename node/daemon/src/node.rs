@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +29,7 @@ use crate::caps::Caps;
 use crate::dispatch::Dispatch;
 use crate::events::Events;
 use crate::far::line::Lines;
+use crate::far::places::Places;
 use crate::far::send::Elsewhere;
 use crate::far::serve::Service;
 use crate::fetch::Fetch;
@@ -219,7 +220,7 @@ pub(crate) struct Node {
     /// Cancelled once events under way are done, here and for others.
     pub(crate) ended: CancellationToken,
     /// Events and calls of other nodes that may be under way here.
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) places: Places,
 }
 
 /// A node that is bound and serves.
@@ -385,7 +386,7 @@ fn assemble(options: &Options, id: NodeId, ground: Ground) -> Node {
         parted: watch::Sender::new(None),
         shutdown: CancellationToken::new(),
         ended: CancellationToken::new(),
-        places: Service::places(),
+        places: Places::default(),
         control,
         data,
         lines,
@@ -580,7 +581,7 @@ impl Running {
         let node = &self.node;
         node.removals.close();
         let mut drained =
-            pin!(async { tokio::join!(node.providers.drain(), Service::drain(&node.places), node.removals.wait()) });
+            pin!(async { tokio::join!(node.providers.drain(), node.places.emptied(), node.removals.wait()) });
         if tokio::time::timeout(DRAIN_MAX, &mut drained).await.is_ok() {
             return;
         }

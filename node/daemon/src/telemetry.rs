@@ -23,6 +23,7 @@ use trellis_wire::NodeId;
 
 pub(crate) use self::attributes::{call, system};
 use self::collector::Collector;
+pub(crate) use self::headers::Carried;
 pub(crate) use self::trace::{Trace, Waking};
 
 /// How long the last spans may take to reach the collector when the node ends.

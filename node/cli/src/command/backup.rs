@@ -28,15 +28,19 @@ impl Backup {
         let folder = self.file.parent().filter(|folder| !folder.as_os_str().is_empty());
         let part = tempfile::NamedTempFile::new_in(folder.unwrap_or_else(|| ".".as_ref())).map_err(failed)?;
         let mut out = std::io::BufWriter::new(part);
-        let (bytes, is_stale) = connection.open().backup(&mut out).await?;
+        let saved = connection.open().backup(&mut out).await?;
         let part = out.into_inner().map_err(|why| failed(why.into_error()))?;
         part.as_file().sync_all().map_err(failed)?;
         part.persist(&self.file).map_err(|why| failed(why.error))?;
-        if is_stale {
+        if saved.is_stale {
             eprintln!(
                 "warning: the node is cut off from its lattice, and gave what it knew of it by then: `trellis status`"
             );
         }
-        Ok(print(&format!("{}: {}", self.file.display(), size(bytes)))?)
+        if !saved.left_out.is_empty() {
+            eprintln!("warning: past versions are not whole in it, since no node has an artifact of theirs any more:");
+            saved.left_out.iter().for_each(|version| eprintln!("  {version}"));
+        }
+        Ok(print(&format!("{}: {}", self.file.display(), size(saved.bytes)))?)
     }
 }

@@ -9,6 +9,7 @@ use trellis_bus::testing::NatsServer;
 
 use crate::apps::eventually;
 use crate::lattice::{follows, held_by, id, known, lattice, leads, node, of, position, under_load};
+use crate::mail::Mail;
 use crate::node::{DataDir, Node};
 
 /// Long enough that the others go on without it.
@@ -18,18 +19,22 @@ pub(crate) const LAST_FAILURE_MAX: Duration = Duration::from_secs(5);
 /// How long clients go on after it woke up.
 const AFTER: Duration = Duration::from_secs(5);
 
-/// Freezes the node that is so while clients ask the last one, and lets it go on.
-pub(crate) fn freeze_under_load(nodes: &[Node], name: &str, is: impl Fn(&Value) -> bool) {
+/// Freezes the node that is so while clients ask the last one and messages come, and lets it go on.
+pub(crate) fn freeze_under_load(nodes: &[Node], mail: &mut Mail, name: &str, is: impl Fn(&Value) -> bool) {
     let (asked, frozen) = (nodes.last().unwrap(), &nodes[position(nodes, is)]);
-    let seen = under_load(asked.at("far"), AFTER, || {
+    let in_flight_max = mail.permits(asked, &id(frozen));
+    let freeze = || {
         frozen.signal("STOP");
         thread::sleep(FROZEN);
         assert_eq!(of(asked, &id(frozen), "state"), "lost", "after {FROZEN:?}");
         frozen.signal("CONT");
-    });
-    println!("froze the {name}: {} ok, {} failed, the last after {:?}", seen.ok, seen.failed.len(), seen.latest());
+    };
+    let seen = mail.during(|| under_load(asked.at("far"), AFTER, freeze));
+    let (latest, account) = (seen.latest(), mail.account(asked));
+    println!("froze the {name}: {} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    account.check(in_flight_max);
     assert!(seen.ok > 100, "{seen:?}");
-    assert!(seen.latest() < LAST_FAILURE_MAX, "nor does it harm anybody when it wakes up: {:?}", seen.failed);
+    assert!(latest < LAST_FAILURE_MAX, "nor does it harm anybody when it wakes up: {:?}", seen.failed);
     assert!(seen.failed.len() < 60, "what was under way there is lost, and no more: {:?}", seen.failed);
     for node in nodes {
         eventually("everyone is there for everyone", || {
@@ -37,18 +42,19 @@ pub(crate) fn freeze_under_load(nodes: &[Node], name: &str, is: impl Fn(&Value) 
             known.iter().all(|one| one["state"] == "ready").then_some(())
         });
     }
-    asked.until_ready("far");
+    ["far", "mail"].into_iter().for_each(|app| asked.until_ready(app));
 }
 
 #[test]
 fn whoever_freezes_the_others_go_on_and_it_finds_its_way_back() {
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let nodes = lattice(&nats, 5);
     // The last node holds nothing and stays: clients ask it.
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    freeze_under_load(&nodes, "leader", leads);
-    freeze_under_load(&nodes, "follower", follows);
-    freeze_under_load(&nodes, "holder", |one| one["labels"]["n"] == "3");
+    let mut mail = Mail::deploy(&nats, &nodes[0], "2|3|4");
+    freeze_under_load(&nodes, &mut mail, "leader", leads);
+    freeze_under_load(&nodes, &mut mail, "follower", follows);
+    freeze_under_load(&nodes, &mut mail, "holder", |one| one["labels"]["n"] == "3");
 }
 
 #[test]

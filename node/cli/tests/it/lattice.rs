@@ -11,8 +11,9 @@ use serde_json::Value;
 use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, http, link, provider};
-use crate::client::{connect, get, head, read, send};
+use crate::client::{Response, connect, get, head, read, send};
 use crate::frozen::{LAST_FAILURE_MAX, freeze_under_load};
+use crate::mail::Mail;
 use crate::node::{DataDir, Node};
 use crate::trellis::command;
 
@@ -31,7 +32,11 @@ pub(crate) fn lattice(nats: &NatsServer, count: usize) -> Vec<Node> {
 pub(crate) fn lattice_with(nats: &NatsServer, count: usize, more: &[&str]) -> Vec<Node> {
     let mut nodes = vec![node(nats, &DataDir::new(), 1, &[&["--bootstrap"], more].concat())];
     nodes.extend((2..=count).map(|n| node(nats, &DataDir::new(), n, more)));
-    let voters = if count < 3 { 1 } else { 3 };
+    let voters = match count {
+        0..=2 => 1,
+        3 | 4 => 3,
+        _ => 5,
+    };
     eventually("the nodes are voters and learners", || {
         let known = known(&nodes[0]);
         let is = |role: &str| known.iter().filter(|one| one["role"] == role).count();
@@ -56,7 +61,7 @@ pub(crate) fn of(asked: &Node, other: &str, what: &str) -> Value {
 }
 
 /// The trait that places a component on the nodes with these labels, `1|2`.
-fn on(nodes: &str) -> String {
+pub(crate) fn on(nodes: &str) -> String {
     format!(
         "{{type: spreadscaler, properties: {{instances: 20, spread: [{{name: here, requirements: {{n: '{nodes}'}}}}]}}}}"
     )
@@ -100,15 +105,7 @@ fn three_nodes_are_one_lattice() {
 
     // 20 MB through a node that does not hold it, up and down at once.
     let sent: Vec<u8> = (0..20_000_000_u32).map(|n| (n ^ (n >> 11)).to_le_bytes()[0]).collect();
-    let mut down = connect(nodes[0].at("far"));
-    let mut up = down.try_clone().unwrap();
-    let echoed = thread::scope(|scope| {
-        scope.spawn(|| {
-            up.write_all(head("POST", "/echo", &[], sent.len()).as_bytes()).unwrap();
-            up.write_all(&sent).unwrap();
-        });
-        read(&mut BufReader::new(&mut down)).unwrap()
-    });
+    let echoed = echoed(nodes[0].at("far"), &sent);
     assert!(echoed.status == 200 && echoed.body == sent, "{} {}", echoed.status, echoed.body.len());
     let huge = get(nodes[2].at("far"), "/huge?bytes=20000000").unwrap();
     assert_eq!((huge.status, huge.body.len()), (200, 20_000_000));
@@ -144,6 +141,19 @@ fn three_nodes_are_one_lattice() {
         (status["state"] == "ready" && holders.len() == 1 && holders[0]["node"] == id(&nodes[2]).as_str()).then_some(())
     });
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
+}
+
+/// What comes back of a body, which goes up while that comes down.
+pub(crate) fn echoed(at: SocketAddr, sent: &[u8]) -> Response {
+    let mut down = connect(at);
+    let mut up = down.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            up.write_all(head("POST", "/echo", &[], sent.len()).as_bytes()).unwrap();
+            up.write_all(sent).unwrap();
+        });
+        read(&mut BufReader::new(&mut down)).unwrap()
+    })
 }
 
 /// Where a node keeps the code of an app's first component.
@@ -191,6 +201,21 @@ fn a_client_that_goes_ends_its_sandbox_on_the_other_node() {
     drop(stream);
     nodes[1].until_running("far", 0);
     assert_eq!(nodes[1].count("far", "faults"), 0);
+}
+
+/// The other node's own limit is ten minutes. It ends the sandbox by itself, before anybody would tell it to.
+#[test]
+fn what_runs_on_another_node_ends_by_the_deadline_of_who_asked() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 2);
+    let far = held_by("far", "test_misbehave", "2", &[]).replace("timeout: 30s", "timeout: 600s");
+    nodes[0].deploy(&far.replace("max_body_bytes: '50000000'", "timeout_ms: '3000'"));
+    for path in ["/loop", "/never"] {
+        let late = get(nodes[0].at("far"), path).unwrap();
+        assert_eq!((late.status, &*late.text()), (504, "no answer within 3000 ms (`timeout_ms`)\n"));
+        nodes[1].until_running("far", 0);
+    }
+    assert_eq!(nodes[1].count("far", "faults"), 2);
 }
 
 #[test]
@@ -278,16 +303,19 @@ pub(crate) fn position(nodes: &[Node], is: impl Fn(&Value) -> bool) -> usize {
     nodes.iter().position(|node| found["id"] == id(node).as_str()).unwrap()
 }
 
-/// Kills the node that is so while clients ask the last one, and starts it again.
-fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, name: &str, is: impl Fn(&Value) -> bool) {
+/// Kills the node that is so while clients ask the last one and messages come, and starts it again.
+fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, mail: &mut Mail, name: &str, is: impl Fn(&Value) -> bool) {
     let position = position(nodes, is);
     let killed = nodes.remove(position);
     let (victim, last) = (id(&killed), nodes.last().unwrap());
+    let in_flight_max = mail.permits(last, &victim);
     let n = known(last).iter().find(|one| one["id"] == victim.as_str()).unwrap()["labels"]["n"].clone();
     let mut data_dir = None;
-    let seen = under_load(last.at("far"), Duration::from_secs(15), || data_dir = Some(killed.kill()));
-    let latest = seen.latest();
-    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}", seen.ok, seen.failed.len());
+    let at = last.at("far");
+    let seen = mail.during(|| under_load(at, Duration::from_secs(15), || data_dir = Some(killed.kill())));
+    let (latest, account) = (seen.latest(), mail.account(last));
+    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    account.check(in_flight_max);
     assert!(seen.ok > 100, "{seen:?}");
     assert!(latest < LAST_FAILURE_MAX, "{:?}", seen.failed);
     assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
@@ -296,23 +324,24 @@ fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, name: &str, is: imp
     assert_eq!(id(&back), victim);
     eventually("it is back", || (of(last, &victim, "state") == "ready").then_some(()));
     nodes.insert(position, back);
-    nodes.last().unwrap().until_ready("far");
+    ["far", "mail"].into_iter().for_each(|app| nodes.last().unwrap().until_ready(app));
 }
 
 #[test]
 fn whoever_is_killed_the_others_go_on() {
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let mut nodes = lattice(&nats, 5);
     // The last node holds nothing and stays: clients ask it.
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    kill_under_load(&nats, &mut nodes, "leader", leads);
-    kill_under_load(&nats, &mut nodes, "follower", follows);
-    kill_under_load(&nats, &mut nodes, "holder", |one| one["labels"]["n"] == "3");
+    let mut mail = Mail::deploy(&nats, &nodes[0], "2|3|4");
+    kill_under_load(&nats, &mut nodes, &mut mail, "leader", leads);
+    kill_under_load(&nats, &mut nodes, &mut mail, "follower", follows);
+    kill_under_load(&nats, &mut nodes, &mut mail, "holder", |one| one["labels"]["n"] == "3");
 }
 
 #[test]
 fn a_learner_that_is_killed_or_freezes_is_missed_as_any_holder() {
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let mut nodes = lattice(&nats, 4);
     // The first votes for sure.
     nodes.rotate_left(1);
@@ -322,8 +351,9 @@ fn a_learner_that_is_killed_or_freezes_is_missed_as_any_holder() {
         (voters == 3 && known.iter().filter(|one| learns(one)).count() == 1).then_some(())
     });
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3|4", &[]));
-    kill_under_load(&nats, &mut nodes, "learner", learns);
-    freeze_under_load(&nodes, "learner", learns);
+    let mut mail = Mail::deploy(&nats, &nodes[0], "2|3|4");
+    kill_under_load(&nats, &mut nodes, &mut mail, "learner", learns);
+    freeze_under_load(&nodes, &mut mail, "learner", learns);
 }
 
 #[test]

@@ -118,8 +118,8 @@ fn a_lease_has_one_holder_and_goes_on_when_it_dies() {
     assert_eq!(nodes.iter().filter(|node| has(node)).count(), 1);
 }
 
-/// The types of events that a node tells.
-fn events(node: &Node) -> Vec<Value> {
+/// The events that a node tells.
+pub(crate) fn events(node: &Node) -> Vec<Value> {
     let told = node.trellis(&["events", "-o", "json"]).ok();
     told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

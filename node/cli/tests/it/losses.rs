@@ -10,6 +10,8 @@ use crate::apps::eventually;
 use crate::client::{connect, get, head, read, read_head};
 use crate::frozen::LAST_FAILURE_MAX;
 use crate::lattice::{held_by, id, lattice, of, under_load};
+use crate::leases::events;
+use crate::mail::Mail;
 use crate::node::Node;
 
 /// What takes milliseconds where nothing is waited for, on a machine that is busy with other tests.
@@ -39,21 +41,34 @@ fn once_the_only_holder_is_lost_an_event_fails_at_once() {
         nodes[0].status("far")["components"][0]["holders"].as_array().unwrap().is_empty().then_some(())
     });
     fails_at_once(&nodes[0]);
+    for node in &nodes {
+        eventually("it is told that it runs there no more", || {
+            events(node).into_iter().find(|event| {
+                let is_of_it = event["subject"] == "far/far" && event["data"]["node"] == name.as_str();
+                event["type"] == "trellis.component.stopped" && is_of_it && event["data"]["why"] == "the node is lost"
+            })
+        });
+    }
     drop(holder.kill());
     fails_at_once(&nodes[1]);
 }
 
 #[test]
 fn the_only_holder_that_dies_is_replaced_within_nine_seconds() {
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let mut nodes = lattice(&nats, 3);
     nodes[0].deploy(&held_by("far", "test_misbehave", "2|3", &[]).replace("instances: 20", "instances: 1"));
     let holder = nodes[0].status("far")["components"][0]["holders"][0]["node"].clone();
     let holder = nodes.iter().position(|node| holder == id(node).as_str()).unwrap();
     let holder = nodes.remove(holder);
-    let seen = under_load(nodes[0].at("far"), Duration::from_secs(20), || drop(holder.kill()));
-    println!("{} ok, {} failed, the last after {:?}", seen.ok, seen.failed.len(), seen.latest());
-    assert!(seen.latest() < Duration::from_secs(12), "9 s, and 3 for a busy machine: {:?}", seen.failed);
+    let mut mail = Mail::deploy(&nats, &nodes[0], "2|3");
+    let in_flight_max = mail.permits(&nodes[0], &id(&holder));
+    let at = nodes[0].at("far");
+    let seen = mail.during(|| under_load(at, Duration::from_secs(20), || drop(holder.kill())));
+    let (latest, account) = (seen.latest(), mail.account(&nodes[0]));
+    println!("{} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    account.check(in_flight_max);
+    assert!(latest < Duration::from_secs(12), "9 s, and 3 for a busy machine: {:?}", seen.failed);
     assert!(seen.failed.len() < 10, "what was under way is lost, and no more: {:?}", seen.failed);
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
 }

@@ -7,7 +7,8 @@
 //! disks, a NATS that goes and comes, registries.
 //! `brokers` is one manifest on each broker, `torture` messages that are accounted for while nodes and brokers are killed.
 //! `secrets` is what is told to guests and providers and to nobody else.
-//! `lattice` is many nodes at once: they join, serve for each other, die and come back, `losses` what clients notice of that;
+//! `lattice` is many nodes at once: they join, serve for each other, die and come back, `losses` what clients notice of that,
+//! `mail` what becomes of messages, `connections` what passes by which connection;
 //! `rollouts` is what new versions do on them, `home` where they keep what is embedded, `topics` what is pulled there from MQTT,
 //! `leases` what runs once among them, `told` what is told of them, and who follows from outside the log, `timings` how long
 //! they are waited for; `recovery` what is left when much is lost; `large_apps` what is too long for an entry of the log.
@@ -24,6 +25,7 @@ mod asking;
 mod brokers;
 mod client;
 mod command_line;
+mod connections;
 mod deploys;
 mod durability;
 mod examples;
@@ -40,6 +42,7 @@ mod lattice;
 mod leases;
 mod load;
 mod losses;
+mod mail;
 mod messages;
 mod mixed;
 mod nats;

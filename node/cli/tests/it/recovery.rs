@@ -36,7 +36,22 @@ fn a_backup_of_one_lattice_makes_another() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lattice.backup");
     let path = file.to_str().unwrap();
-    node.trellis(&["backup", path]).ok();
+    let whole = node.trellis(&["backup", path]);
+    assert_eq!(whole.stderr, "");
+    whole.ok();
+    // Nobody has the manifest of a past version any more.
+    let kept = std::fs::read_dir(node.data_dir().path().join("artifacts")).unwrap();
+    let is_past = |path: &std::path::PathBuf| {
+        String::from_utf8_lossy(&std::fs::read(path).unwrap()).contains("name: greets\n  annotations: {version: v1}")
+    };
+    let past = kept.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).find(is_past).unwrap();
+    std::fs::remove_file(&past).unwrap();
+    let lacking = node.trellis(&["backup", folder.path().join("lacking.backup").to_str().unwrap()]);
+    let named = format!("  greets v1: sha256:{}\n", past.file_name().unwrap().to_str().unwrap());
+    assert!(
+        lacking.stderr.starts_with("warning: past versions are not whole in it") && lacking.stderr.ends_with(&named)
+    );
+    lacking.ok();
     let refused = node.trellis(&["restore", path]).failed(1);
     assert!(refused.contains("this lattice has apps or config already"), "{refused}");
     drop(node);

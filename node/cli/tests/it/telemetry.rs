@@ -10,9 +10,11 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
+use trellis_bus::testing::NatsServer;
 
-use crate::apps::{app, component, eventually, free_address, http, link, orders_at, provider};
+use crate::apps::{app, component, eventually, free_address, http, link, link_from, orders_at, provider, waking};
 use crate::client;
+use crate::lattice::{held_by, lattice, on};
 use crate::node::{DataDir, Node};
 use crate::scripted::Scripted;
 
@@ -114,11 +116,15 @@ fn traceparent(flags: &str) -> String {
     format!("00-{TRACE}-{PARENT}-{flags}")
 }
 
+/// The trait of a component that may send requests there.
+fn sends_to(host: &str) -> String {
+    let target = format!("{{name: out, config: [{{name: hosts, properties: {{allowed_hosts: '{host}'}}}}]}}");
+    link(&target, "wasi:http/outgoing-handler")
+}
+
 /// `misbehave`, which may send requests there.
 fn misbehave(host: &str) -> String {
-    let target = format!("{{name: out, config: [{{name: hosts, properties: {{allowed_hosts: '{host}'}}}}]}}");
-    let traits = [link(&target, "wasi:http/outgoing-handler")];
-    app("bad", &[http("bad", ""), component("bad", "test_misbehave", "", &traits), provider("out", "http")])
+    app("bad", &[http("bad", ""), component("bad", "test_misbehave", "", &[sends_to(host)]), provider("out", "http")])
 }
 
 #[track_caller]
@@ -233,6 +239,65 @@ fn what_is_asked_of_others_names_the_span_that_asks() {
     assert!(headers.contains(&format!("traceparent: {}", traceparent("01"))), "it is passed on: {headers:?}");
     assert!(headers.contains(&"tracestate: shop=7".into()), "{headers:?}");
     assert_eq!(collector.0.asked().len(), sent);
+}
+
+#[test]
+fn what_another_node_runs_is_in_the_trace_that_it_belongs_to() {
+    let (nats, outside) = (NatsServer::start(false), Scripted::start(|_, _| (200, "from outside".into())));
+    let nodes = lattice(&nats, 2);
+    let host = outside.url.strip_prefix("http://").unwrap();
+    nodes[0].deploy(&(held_by("far", "test_misbehave", "2", &[sends_to(host)]) + &provider("out", "http")));
+    let headers = [("traceparent", &*traceparent("01")), ("tracestate", "shop=7")];
+    let path = format!("/out?url={}/x", outside.url);
+    client::send(nodes[0].at("far"), "GET", &path, &headers, b"").unwrap().ok();
+    let headers = outside.asked().pop().unwrap().headers;
+    for header in [format!("traceparent: {}", traceparent("01")), "tracestate: shop=7".into()] {
+        assert!(headers.contains(&header), "{header}: {headers:?}");
+    }
+
+    // The queue is on the first node.
+    let store = || link("store", "wasi:keyvalue/store, atomics, batch");
+    let worker = [store(), link("bus", "trellis:messaging/producer"), on("2")];
+    let wakes = link_from("worker", "trellis:messaging/handler", "mail", "{queue: mail, subject: mail}");
+    nodes[0].deploy(&app(
+        "post",
+        &[
+            component("window", "test_kv", "", &[store(), on("1")]),
+            component("worker", "test_messages", "", &worker),
+            http("window", ""),
+            provider("store", "embedded"),
+            waking("bus", "embedded", &[wakes]),
+        ],
+    ));
+    nodes[0].trellis(&["publish", "mail", "fine", "--header", &format!("traceparent={}", traceparent("01"))]).ok();
+    let seen = eventually("it is handled", || {
+        client::get(nodes[0].at("post"), "/last/fine").ok().filter(|seen| seen.status == 200)
+    });
+    assert_eq!(seen.text(), format!("mail attempt=1 traceparent={}", traceparent("01")));
+}
+
+#[test]
+fn a_call_of_a_component_on_another_node_goes_on_with_its_trace() {
+    let (collector, nats) = (Collector::start(), NatsServer::start(false));
+    let environment = collector.environment(&[]);
+    let start = |label: &str, more: &[&str]| {
+        let args = [&["--nats", &nats.url, "--label", label], more].concat();
+        Node::start_with(&DataDir::new(), &args, &environment)
+    };
+    let nodes = [start("n=1", &["--bootstrap"]), start("n=2", &[])];
+    let caller = component("caller", "test_caller", "", &[on("1"), link("ping", "test:calls/pinging")]);
+    let ping = component("ping", "test_ping", "", &[on("2")]);
+    nodes[0].deploy(&app("calls", &[caller, ping, http("caller", "")]));
+    let headers = [("traceparent", &*traceparent("01"))];
+    client::send(nodes[0].at("calls"), "GET", "/?n=1", &headers, b"").unwrap().ok();
+
+    let of =
+        |what: &str, is: &dyn Fn(&Seen) -> bool| eventually(what, || collector.of_trace(TRACE).into_iter().find(is));
+    let is_of = |name: &'static str| move |span: &Seen| span.attributes.get("faas.name").is_some_and(|of| of == name);
+    let called = of("the span of what was called", &is_of("calls/ping"));
+    let call = of("the span of the call", &|span| span.id == called.parent);
+    let request = of("the span of the request", &is_of("calls/caller"));
+    assert_eq!((call.parent, &*request.parent), (request.id, PARENT));
 }
 
 #[test]

@@ -154,10 +154,20 @@ fn a_node_whose_cable_is_pulled_goes_on_and_comes_back() {
         (status["state"] == "ready" && holders.len() == 1).then_some(())
     });
     asked().expect("it goes on with what it holds");
+    let readyz = || String::from_utf8(namespace.get(&format!("{}/readyz", cut_off.admin)).stdout).unwrap();
+    let says_so = |told: &str| told.contains("this node serves what it holds, has no leases, and takes no changes");
+    let told = readyz();
+    assert!(told.ends_with("503") && says_so(&told), "{told}");
+    for args in [&["status"][..], &["status", "far"]] {
+        let mut status = namespace.command(env!("CARGO_BIN_EXE_trellis"));
+        let told = status.args(args).args(["--admin", &cut_off.admin]).output().unwrap();
+        assert!(says_so(&String::from_utf8_lossy(&told.stdout)), "{told:?}");
+    }
 
     namespace.cable(true);
     all_ready(&nodes[0], 3);
     eventually("it serves through the others again", asked);
+    eventually("it is ready", || readyz().ends_with("200").then_some(()));
 }
 
 #[test]

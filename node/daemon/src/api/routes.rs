@@ -31,8 +31,8 @@ use super::access::Role;
 use super::problem::Refusal;
 use super::types::{
     AppExplanation, AppStatus, AppSummary, ArtifactStatus, CloudEvent, ConfigBody, DeadLetterStatus, DeadLettersStatus,
-    DeployReply, DeployRequest, DrainReply, InvokeReply, InvokeRequest, LabelsRequest, LatticeStatus, LogLine,
-    NodeReply, NodeStatus, PUBLISH_BYTES_MAX, PublishReply, PublishRequest, RestoreReply, RollbackReply,
+    DeployReply, DeployRequest, DrainReply, InvokeReply, InvokeRequest, LEFT_OUT, LabelsRequest, LatticeStatus,
+    LogLine, NodeReply, NodeStatus, PUBLISH_BYTES_MAX, PublishReply, PublishRequest, RestoreReply, RollbackReply,
     RollbackRequest, STALE, ThawReply, TimingsBody, TokenRequest, TriggersStatus,
 };
 use super::{metrics, openapi};
@@ -470,10 +470,14 @@ async fn delete_config(State(node): State<Arc<Node>>, Path(name): Path<String>) 
 
 async fn get_backup(State(node): State<Arc<Node>>) -> Answer<Response> {
     let is_stale = cut_off::certainly(&node).is_some();
-    let backup = backup::backup(&node, is_stale).await.map_err(no_backup)?;
+    let (backup, left_out) = backup::backup(&node, is_stale).await.map_err(no_backup)?;
     let mut answer = ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(backup)).into_response();
     if is_stale {
         answer.headers_mut().insert(STALE, HeaderValue::from_static("true"));
+    }
+    for version in left_out {
+        let named = HeaderValue::from_str(&version.escape_default().to_string()).expect("what is escaped is ASCII");
+        answer.headers_mut().append(LEFT_OUT, named);
     }
     Ok(answer)
 }

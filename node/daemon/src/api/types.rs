@@ -10,6 +10,9 @@ use trellis_placement::{GivenTimings, Patience};
 /// A header of `GET /v1/backup`, `true` where the node is cut off from its lattice: it gives what it knew by then.
 pub const STALE: &str = "trellis-stale";
 
+/// A header of `GET /v1/backup`, once for each past version that is not whole in it: nobody has one of its artifacts any more.
+pub const LEFT_OUT: &str = "trellis-left-out";
+
 /// Every answer that is no success. `error` says what happened, where, and what to do.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {

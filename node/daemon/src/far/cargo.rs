@@ -152,7 +152,9 @@ pub(crate) async fn event_in(head: Head, body: Body) -> Result<Event, Damaged> {
             Event::Message(message)
         }
         Head::Run(arguments) => Event::Run(arguments),
-        Head::Invoke { interface, function } => Event::Invoke { interface, function, params: whole(body).await? },
+        Head::Invoke { interface, function } | Head::TracedInvoke { interface, function, .. } => {
+            Event::Invoke { interface, function, params: whole(body).await? }
+        }
         Head::KeyValue | Head::Publish(_) | Head::Request(..) => return Err(damaged("a call came as an event")),
     })
 }
@@ -261,7 +263,7 @@ pub(crate) async fn call_in(head: Head, body: Body) -> Result<Call, Damaged> {
             between_bytes_timeout: between,
         }),
         Head::Invoke { interface, function } => Call::Invoke { interface, function, params: whole(body).await? },
-        Head::Http { timeouts: None, .. } | Head::Message(_) | Head::Run(_) => {
+        Head::Http { timeouts: None, .. } | Head::Message(_) | Head::Run(_) | Head::TracedInvoke { .. } => {
             return Err(damaged("an event came as a call"));
         }
     })

@@ -9,6 +9,8 @@ use trellis_provider::delivery::Ran;
 use trellis_wire::{CallError, ComponentKey, Error, Failure, Generation, LinkId, Message, RunOutput, Settle};
 use uuid::Uuid;
 
+use crate::telemetry::{Carried, Trace};
+
 /// What comes on a node's `event` and `call` subjects.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Ask {
@@ -103,6 +105,16 @@ pub(crate) enum What {
     },
 }
 
+impl What {
+    /// The trace that it is within, if it says one beside what headers say.
+    pub(crate) fn trace(&self) -> Trace {
+        match self {
+            Self::Event { head: Head::TracedInvoke { within, .. }, .. } => within.clone().into(),
+            _ => Trace::default(),
+        }
+    }
+}
+
 /// By what right a component is woken.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Origin {
@@ -159,6 +171,26 @@ pub(crate) enum Head {
     Publish(Message),
     /// Publish and await an answer; the message's body is empty here.
     Request(Message, Duration),
+    /// A function, and the trace that its call belongs to. Only where all nodes take this
+    /// ([`trellis_placement::TRACED_CALLS`]).
+    TracedInvoke {
+        /// The interface.
+        interface: String,
+        /// The function.
+        function: String,
+        /// As headers would say it.
+        within: Carried,
+    },
+}
+
+impl Head {
+    /// The same within a trace, where it has no headers that say so.
+    pub(crate) fn within(self, within: Carried) -> Self {
+        match self {
+            Self::Invoke { interface, function } => Self::TracedInvoke { interface, function, within },
+            head => head,
+        }
+    }
 }
 
 /// What a node says to an [`Ask`] at once.

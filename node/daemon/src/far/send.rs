@@ -13,7 +13,7 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::{BusError, Sealed, SealedError};
-use trellis_placement::{Direction, Life, Node, State};
+use trellis_placement::{Direction, Life, Node, State, TRACED_CALLS};
 use trellis_provider::delivery::LOST;
 use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
 use trellis_wire::{
@@ -579,7 +579,12 @@ impl Turn {
             self.reserved = None;
         }
         let (elsewhere, deadline) = (self.elsewhere.clone(), Instant::now() + self.wait);
-        let (head, body) = cargo::event_out(event);
+        let (mut head, body) = cargo::event_out(event);
+        if let Some(trace) = self.source.because_of.carried()
+            && elsewhere.shares.state().everyone_knows(TRACED_CALLS)
+        {
+            head = head.within(trace);
+        }
         let load = Load::of(body).map_err(|why| Error::Internal(why.to_string()))?;
         let (first, whole) = (load.first.clone(), load.rest.is_none());
         let (mut cut_off, mut here, mut place, mut pause) = (None, None::<Here>, None, BUSY_PAUSE);

@@ -4,7 +4,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use trellis_bus::{Heard, Reply, Sealed};
@@ -12,13 +11,13 @@ use trellis_placement::Direction;
 use trellis_provider::{Begun, Permit, Want};
 use trellis_wire::{Body, Call, ComponentKey, Error, Event, LinkId, NodeId, frame, subject};
 
-use super::EXCHANGES_MAX;
 use super::cargo::{self, Load};
 use super::line::{Line, Lines};
 use super::message::{Ask, Back, Offer, Origin, Taken, What, Word};
+use super::places::Places;
 use super::reserved::{Kept, Reserved};
 use crate::board::Board;
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, Source};
 use crate::grants::Grant;
 use crate::providers::Providers;
 use crate::shares::Shares;
@@ -42,7 +41,7 @@ pub(crate) struct Service {
     pub(crate) triggers: Triggers,
     pub(crate) reserved: Reserved,
     pub(crate) lines: Lines,
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) places: Places,
     /// Cancelled when nothing new is taken any more.
     pub(crate) shutdown: CancellationToken,
 }
@@ -64,16 +63,6 @@ struct ComponentCall {
 }
 
 impl Service {
-    pub(crate) fn places() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(EXCHANGES_MAX))
-    }
-
-    /// Returns when nothing of other nodes is under way here any more.
-    pub(crate) async fn drain(places: &Semaphore) {
-        // It is never closed, so the only answer is that all places are free.
-        drop(places.acquire_many(u32::try_from(EXCHANGES_MAX).unwrap_or(u32::MAX)).await);
-    }
-
     /// Serves until `ended`: the pieces of what is under way are taken for longer than anything new.
     pub(crate) async fn run(self, ended: CancellationToken) {
         let service = Arc::new(self);
@@ -101,7 +90,7 @@ impl Service {
     /// One question. What is long is done beside the others; there is a bound on how many.
     fn take(self: Arc<Self>, asked: Heard, events: bool) {
         let Some(reply) = asked.reply else { return };
-        let place = self.places.clone().try_acquire_owned();
+        let place = self.places.take(asked.from, self.shares.state().nodes().len());
         tokio::spawn(async move {
             let offer = match frame::decode(&asked.body) {
                 Ok(Ask::Still(exchange)) => return self.say(reply, Taken::Still(self.lines.is_open(exchange))).await,
@@ -115,7 +104,7 @@ impl Service {
                 Ok(Ask::Offer(offer)) => *offer,
                 Err(why) => return self.say(reply, Taken::Refused(format!("not understood: {why}"))).await,
             };
-            let Ok(_place) = place else {
+            let Some(_place) = place else {
                 return self.say(reply, Taken::Busy("too much of others is under way here".into())).await;
             };
             let is_event = matches!(offer.what, What::Event { .. } | What::Deliver { .. } | What::Reserve { .. });
@@ -165,7 +154,8 @@ impl Service {
                     return Ok(Work::Event(permit));
                 }
                 let now = Want::Answer { at_most: Duration::ZERO };
-                match self.dispatch.permit_here(component, now, origin.clone().into()).await {
+                let source = Source { because_of: offer.what.trace(), ..Source::from(origin.clone()) };
+                match self.dispatch.permit_here(component, now, source).await {
                     Ok(permit) if matches!(offer.what, What::Reserve { .. }) => {
                         Ok(Work::Reserved(Kept { asker: from, component: component.clone(), permit }))
                     }

@@ -1,6 +1,6 @@
 //! What a node said of itself, put together from its pages and from the counts that followed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trellis_wire::{ComponentKey, Generation, LinkId};
 
@@ -87,6 +87,22 @@ impl Known {
                 if former.is_empty() { Vec::new() } else { reports(&former, &now.collect::<Vec<_>>()) }
             }
         }
+    }
+
+    /// The node is lost: which components ran there until then. Should it come back, that they run is news.
+    pub(super) fn lost(&mut self) -> BTreeSet<ComponentKey> {
+        let pages = self.pages.values_mut().map(|(_, page)| page).chain(&mut self.former);
+        let ready = pages.flat_map(|page| &mut page.components).filter(|(_, one)| one.health == Health::Ready);
+        let mut ran = BTreeSet::new();
+        for (key, one) in ready {
+            one.health = Health::Starting;
+            ran.insert(key.clone());
+        }
+        if !ran.is_empty() {
+            // None is as the node says it is, so it is asked for.
+            self.pages.values_mut().for_each(|(mark, page)| *mark = page.mark());
+        }
+        ran
     }
 
     /// With another number of pages, everything may be on another page.

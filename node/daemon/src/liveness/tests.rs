@@ -265,6 +265,27 @@ fn who_misses_nothing_asks_for_nothing_and_hears_just_what_happened() {
     }
 }
 
+#[test]
+fn what_ran_on_a_lost_node_is_told_once_and_what_runs_there_when_it_is_back() {
+    let mut pair = Pair::new(1);
+    pair.beat(0);
+    (0..200).for_each(|_| drop(pair.happens()));
+    pair.beat(0);
+    pair.reports.clear();
+    let held: BTreeSet<_> = pair.counts.keys().cloned().collect();
+    assert_eq!(pair.known.lost(), held);
+    assert_eq!(pair.known.lost(), BTreeSet::new(), "only once");
+    // It was frozen, and knows nothing of that: what it said before is not said again unless it is asked.
+    pair.beat(0);
+    assert_eq!(pair.reports, []);
+    pair.catches_up(0);
+    let started = |report: (ComponentKey, Report)| (report.1 == Report::Started).then_some(report.0);
+    let reports = std::mem::take(&mut pair.reports);
+    assert_eq!(reports.len(), held.len(), "no fault is told again: {reports:?}");
+    assert_eq!(reports.into_iter().filter_map(started).collect::<BTreeSet<_>>(), held);
+    assert_eq!(pair.known.missing().count(), 0);
+}
+
 /// A node may come to say no more than pages again, as older builds do.
 #[test]
 fn what_was_said_last_holds() {

@@ -6,6 +6,7 @@ use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
 use opentelemetry::trace::TraceContextExt as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use serde::{Deserialize, Serialize};
 use trellis_wire::{Call, Event};
 
 const TRACEPARENT_TEXT: &str = "traceparent";
@@ -19,10 +20,11 @@ pub(super) enum Headers<'a> {
     Message(&'a mut Vec<(String, String)>),
 }
 
-/// What came in headers, as it came.
+/// What came in headers, as it came; or what would be in them, for another node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Carried {
-    traceparent: String,
-    tracestate: Option<String>,
+    pub(crate) traceparent: String,
+    pub(crate) tracestate: Option<String>,
 }
 
 impl<'a> Headers<'a> {
@@ -88,6 +90,21 @@ impl Carried {
     pub(super) fn read(headers: &Headers<'_>) -> Option<Self> {
         let traceparent = headers.read(&TRACEPARENT)?.to_owned();
         Some(Self { traceparent, tracestate: headers.read(&TRACESTATE).map(str::to_owned) })
+    }
+
+    /// What headers would carry of `context`.
+    pub(super) fn of(context: &Context) -> Option<Self> {
+        let mut headers = Vec::new();
+        let mut headers = Headers::Message(&mut headers);
+        headers.name(context);
+        Self::read(&headers)
+    }
+
+    /// The span that it names, if it names one.
+    pub(super) fn remote(&self) -> Option<Context> {
+        let mut headers = Vec::new();
+        self.pass_on(Headers::Message(&mut headers));
+        Headers::Message(&mut headers).remote()
     }
 
     /// The trace's id: what stands between the version and the parent's id.

@@ -17,7 +17,7 @@ pub(crate) enum Trace {
     /// No trace is known.
     #[default]
     Unknown,
-    /// One that others keep: this node sends no spans, but passes on what it was told.
+    /// One that others keep: this node passes on what it was told, and where it sends spans they belong there.
     OfOthers(Arc<Carried>),
     /// A span of this node.
     Span(Context),
@@ -125,11 +125,21 @@ impl Trace {
         }
     }
 
+    /// What another node is told of it.
+    pub(crate) fn carried(&self) -> Option<Carried> {
+        match self {
+            Self::Unknown => None,
+            Self::OfOthers(carried) => Some(Carried::clone(carried)),
+            Self::Span(context) => Carried::of(context),
+        }
+    }
+
     /// Under which a span begins.
     fn context(&self) -> Context {
         match self {
+            Self::Unknown => Context::new(),
+            Self::OfOthers(carried) => carried.remote().unwrap_or_default(),
             Self::Span(context) => context.clone(),
-            Self::Unknown | Self::OfOthers(_) => Context::new(),
         }
     }
 
@@ -145,6 +155,13 @@ impl Trace {
             span.set_status(Status::error(why));
         }
         span.end();
+    }
+}
+
+impl From<Carried> for Trace {
+    /// What another node told.
+    fn from(carried: Carried) -> Self {
+        Self::OfOthers(Arc::new(carried))
     }
 }
 
