@@ -279,29 +279,33 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// While the link pauses, here or elsewhere, nothing is given up.
+    /// While the link pauses, here or elsewhere, nothing is given up but what the component answered so.
     async fn unless_paused(&self, settlement: Settlement) -> Settlement {
-        if matches!(settlement, Settlement::DeadLetter { .. }) && self.progress.paused_since_ms().is_none() {
+        let is_given_up = matches!(settlement, Settlement::DeadLetter { .. }) && ended_well(&settlement) == Some(false);
+        if !is_given_up {
+            return settlement;
+        }
+        if self.progress.paused_since_ms().is_none() {
             // One that the ledger keeps was ended by a person, or by a probe.
             if !self.forget_pause().await {
                 self.join_pause().await;
                 self.compare(Duration::ZERO).await;
             }
         }
-        match settlement {
-            Settlement::DeadLetter { .. } if self.progress.paused_since_ms().is_some() => {
-                Settlement::GiveBack { after: PAUSED }
-            }
-            settlement => settlement,
+        match self.progress.paused_since_ms() {
+            Some(_) => Settlement::GiveBack { after: PAUSED },
+            None => settlement,
         }
     }
 }
 
-/// Whether it ended well by what is to become of it; `None`: that says nothing.
+/// Whether it ended well by what is to become of it; `None`: that says nothing. A component that wants a message among the
+/// dead letters has answered, as one that drops it.
 const fn ended_well(settlement: &Settlement) -> Option<bool> {
     match settlement {
         Settlement::GiveBack { .. } => None,
         Settlement::Ack | Settlement::Drop { .. } => Some(true),
+        Settlement::DeadLetter { reason: Reason::Refused(_), .. } => Some(true),
         Settlement::Retry { .. } | Settlement::DeadLetter { .. } => Some(false),
     }
 }

@@ -448,7 +448,8 @@ impl<Q: Queue> Term<Q> {
         }
     }
 
-    /// Waits for something to pull while there is room and leave for it.
+    /// Waits for something to pull while there is room for it: also while the link pauses, since what ends that may stand
+    /// behind another key than those that are held.
     async fn ready(&self) -> Result<usize, Trouble> {
         let room = loop {
             match self.lanes.room(self.engine.progress.now_ms()) {
@@ -456,13 +457,7 @@ impl<Q: Queue> Term<Q> {
                 room => break room,
             }
         };
-        let most = match self.engine.progress.paused_since_ms() {
-            None => room.min(PULL_MAX),
-            // One to try: nothing is pulled in advance of that.
-            Some(_) if self.lanes.held() == 0 => 1,
-            Some(_) => return std::future::pending().await,
-        };
-        Ok(self.engine.queue.ready().await?.clamp(1, most))
+        Ok(self.engine.queue.ready().await?.clamp(1, room.min(PULL_MAX)))
     }
 
     async fn pull(&mut self, count: usize) {

@@ -406,7 +406,7 @@ impl Node {
         match body.split(' ').next().unwrap_or_default() {
             "retry-once" if message.attempt == 1 => return retry(),
             "retry" => return retry(),
-            "trap" => return Err(Fault::NoReply.into()),
+            "trap" if !world.mended => return Err(Fault::NoReply.into()),
             "trap-once" if message.attempt == 1 => return Err(Fault::NoReply.into()),
             "busy" if world.begun[&body] == 1 => return Err(Error::Busy("no sandbox".into()).into()),
             "dead" if !world.mended => return Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
@@ -1297,10 +1297,52 @@ async fn a_trigger_pauses_by_itself_and_gives_nothing_up_until_a_probe_goes_well
     assert!(lattice.world.lock().unwrap().begun.values().sum::<u32>() > begun + probes, "it goes on");
 }
 
-/// Three of four are given up at once, and one goes well after so long.
+/// An order is kept, and what faults once is given up.
+fn strict() -> Delivery {
+    Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, max_faults: 1, ..soon() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_a_handler_asks_for_is_no_failure() {
+    for order_by in [None, Some(OrderBy::Subject)] {
+        let mut lattice = Lattice::new(Delivery { order_by, ..strict() }, 1);
+        // One more failure, and it would pause.
+        (0..25).for_each(|i| lattice.publish("key", &format!("trap {i}"), &[]));
+        (0..100).for_each(|i| lattice.publish("key", &format!("dead {i}"), &[]));
+        lattice.publish("key", "ok", &[]);
+        let node = lattice.node();
+        node.lease.set(Some(Token(1)));
+        lattice.until_empty().await;
+        assert_eq!(node.engine.progress().paused_since_ms(), None);
+        assert_eq!((lattice.handled(), lattice.letters().len()), (vec!["ok".into()], 125));
+        node.ends().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_an_ordered_link_ends_by_what_is_behind_another_key_also_where_that_is_to_be_a_dead_letter() {
+    for (body, letters) in [("ok", 27), ("dead", 28)] {
+        let mut lattice = Lattice::new(strict(), 1);
+        (0..26).for_each(|i| lattice.publish("key", &format!("trap {i}"), &[]));
+        let node = lattice.node();
+        node.lease.set(Some(Token(1)));
+        while node.engine.progress().paused_since_ms().is_none() {
+            sleep(Duration::from_millis(100)).await;
+        }
+        lattice.publish("another", "trap", &[]);
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!((lattice.letters().len(), lattice.left()), (25, 2), "nothing is given up");
+        lattice.publish("other", body, &[]);
+        lattice.until_empty().await;
+        assert_eq!((lattice.letters().len(), node.engine.progress().paused_since_ms()), (letters, None), "{body}");
+        node.ends().await;
+    }
+}
+
+/// Three of four fault, and one goes well after so long.
 fn mixed(lattice: &Lattice, count: u32, slow_ms: u64) {
     for i in 0..count {
-        let body = if i % 4 == 3 { format!("slow {slow_ms} {i}") } else { format!("dead {i}") };
+        let body = if i % 4 == 3 { format!("slow {slow_ms} {i}") } else { format!("trap {i}") };
         lattice.publish(&format!("key{i}"), &body, &[]);
     }
 }
@@ -1332,7 +1374,7 @@ async fn a_pause_holds_though_what_began_before_it_goes_well() {
         (50_000, 1, in_order()),
     ];
     for (slow_ms, count, order_by) in cases {
-        let policy = Delivery { order_by, timeout: Duration::from_secs(100), ..soon() };
+        let policy = Delivery { order_by, timeout: Duration::from_secs(100), ..strict() };
         let mut lattice = Lattice { permits: 10, ..Lattice::new(policy, 1) };
         mixed(&lattice, 600, slow_ms);
         let nodes: Vec<_> = (0..count).map(|_| lattice.node()).collect();
@@ -1357,8 +1399,8 @@ async fn a_pause_holds_though_what_began_before_it_goes_well() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_hears_late_that_a_pause_is_over_does_not_end_the_next_one() {
-    let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
-    (0..600).for_each(|i| lattice.publish(&format!("key{i}"), &format!("dead {i}"), &[]));
+    let mut lattice = Lattice::new(strict(), 1);
+    (0..600).for_each(|i| lattice.publish(&format!("key{i}"), &format!("trap {i}"), &[]));
     let first = lattice.node();
     first.lease.set(Some(Token(1)));
     let is_paused = |node: &Running| node.engine.progress().paused_since_ms().is_some();
@@ -1414,10 +1456,10 @@ async fn a_pause_is_every_nodes_and_outlives_those_that_began_it() {
 #[tokio::test(start_paused = true)]
 async fn nodes_that_have_little_to_do_see_together_that_most_of_it_fails() {
     for failing in [true, false] {
-        let mut lattice = Lattice::new(soon(), 1);
+        let mut lattice = Lattice::new(Delivery { order_by: None, ..strict() }, 1);
         for node in 0..20 {
             for i in 0..4 {
-                let word = if failing || i == 0 { "dead" } else { "ok" };
+                let word = if failing || i == 0 { "trap" } else { "ok" };
                 lattice.publish("q", &format!("{word} {node}-{i}"), &[]);
             }
             let node = lattice.node();
