@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use trellis_provider::delivery::{
-    Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Settlement, Standing, Trouble,
+    Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Ran, Reason, Settlement, Standing, Trouble,
 };
 use trellis_provider::{Lease, Ledgers, Token, now_ms};
 use trellis_wire::{Link, Message};
@@ -189,9 +189,18 @@ impl Ticks {
         self.ledger.change(&self.letters_key(), Letters::default, change).await.map(|(_, came_to)| came_to)
     }
 
+    /// A tick that is done is no dead letter any more, also where who had it start again died before that was written. It is still
+    /// pending then.
+    async fn forget_letter(&self, claim: &Claim) -> Result<(), Trouble> {
+        let (id, letters) = (self.tick(claim.at_ms), self.ledger.read::<Letters>(&self.letters_key()).await?);
+        match letters.is_some_and(|letters| letters.get(&id).is_some()) {
+            true => self.change_letters(|letters| letters.take(&id)).await.map(drop),
+            false => Ok(()),
+        }
+    }
+
     /// Keeps a tick that is given up. It is still pending then.
-    async fn bury(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
-        let Settlement::DeadLetter { reason, fault, ran } = settlement else { return Ok(()) };
+    async fn bury(&self, claim: &Claim, (reason, ran): (&Reason, &Ran), fault: Option<String>) -> Result<(), Trouble> {
         let marks = self.ledger.read::<Marks>(&self.key).await?.unwrap_or_default();
         let held = marks.held(claim).map(|tick| tick.fault_texts.clone());
         let letter = DeadLetter {
@@ -200,7 +209,7 @@ impl Ticks {
             component: self.component.clone(),
             message: self.message(claim.at_ms, 0),
             attempts: claim.attempt,
-            faults: held.into_iter().flatten().chain(fault.clone()).collect(),
+            faults: held.into_iter().flatten().chain(fault).collect(),
             kills: claim.kills,
             reason: reason.word().into(),
             detail: reason.to_string(),
@@ -280,7 +289,11 @@ impl Queue for Ticks {
     }
 
     async fn settle(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
-        self.bury(claim, settlement).await?;
+        match settlement {
+            Settlement::Ack | Settlement::Drop { .. } => self.forget_letter(claim).await?,
+            Settlement::DeadLetter { reason, fault, ran } => self.bury(claim, (reason, ran), fault.clone()).await?,
+            Settlement::Retry { .. } | Settlement::GiveBack { .. } => {}
+        }
         if !self.change(|marks, now| marks.settle(claim, settlement, now)).await? {
             let tick = self.tick(claim.at_ms);
             tracing::warn!(
@@ -439,6 +452,27 @@ mod tests {
             assert!(began.elapsed() < SOON, "{body}: {:?}", began.elapsed());
             running.end().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_starts_again_does_so_once_though_its_node_died_before_the_letter_was_off() {
+        let (disk, every) = (Disk::new(), [("every", "1h"), ("body", "dead")]);
+        let ticks = disk.missed(1, Duration::from_secs(3_600), &every).await;
+        let node = Node::new(1);
+        let (engine, running) = run(ticks, node.permits(&link(&[])), soon());
+        let letter = until_letters(engine.queue(), 1).await.remove(0);
+        until_settled(engine.queue()).await;
+        running.end().await;
+
+        let (ticks, next) = (disk.ticks(&every), Node::saying(1, |_| Ok(Reply::Settle(Settle::Ack))));
+        // It is to start again, and is a dead letter still.
+        ticks.change(|marks, now| marks.again(letter.message.published_ms.unwrap(), now)).await.unwrap();
+        let (engine, running) = run(ticks, next.permits(&link(&[])), soon());
+        until("it starts again", || next.done() == 1).await;
+        until_settled(engine.queue()).await;
+        assert_eq!(engine.queue().decide(&letter.id, Fate::Replay).await, Ok(None), "it is no dead letter any more");
+        running.end().await;
+        assert_eq!(engine.queue().standing().await.unwrap().waiting, 0);
     }
 
     #[tokio::test]

@@ -405,7 +405,7 @@ impl<Q: Queue> Term<Q> {
             if pulled.is_empty() {
                 sleep(PAUSE_MIN).await;
             }
-            claimed.extend(pulled.into_iter().filter_map(|claimed| engine.held.take(claimed)));
+            claimed.extend(engine.take(pulled).await);
         }
         // The one before may have parked some until its end.
         for key in engine.parked_keys().await? {
@@ -471,8 +471,8 @@ impl<Q: Queue> Term<Q> {
                         tracing::warn!(link = %self.engine.link, gone, "messages that were given back are gone from the queue");
                     }
                 }
-                let taken = pulled.into_iter().filter_map(|claimed| self.engine.held.take(claimed));
-                self.offer(taken.collect()).await;
+                let taken = self.engine.take(pulled).await;
+                self.offer(taken).await;
             }
             Err(why) => self.trouble(why),
         }

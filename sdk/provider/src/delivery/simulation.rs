@@ -150,8 +150,8 @@ struct Sight {
     dead: Arc<AtomicBool>,
     /// Every so many calls one fails.
     fails: Arc<Mutex<(StdRng, u32)>>,
-    /// After what it dies at once: `stored` when an outbox is about to be sent, `letter` when a dead letter is written, or the
-    /// beginning of a key of the ledger when that is.
+    /// After what it dies at once: `stored` when an outbox is about to be sent, `letter` when a dead letter is written, `put back`
+    /// when one is that is replayed, or the beginning of a key of the ledger when that is.
     dies_at: Arc<Mutex<Option<&'static str>>>,
 }
 
@@ -253,6 +253,7 @@ impl Queue for Sight {
                 again,
                 name: None,
                 replay_of: stored.replay_of.clone(),
+                once: stored.replay_of.clone(),
             };
             pulled.push(Claimed { claim: (sequence, token), message, record, place });
         }
@@ -313,12 +314,15 @@ impl Queue for Sight {
     }
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
-        let mut broker = self.broker().await?;
-        let letter = broker.letters.remove(&id.parse().unwrap());
-        if let (Some(letter), Fate::Replay) = (&letter, fate) {
-            broker.put(letter.message.clone(), Some(id.into()));
+        let sequence = id.parse().unwrap();
+        if fate == Fate::Replay {
+            let mut broker = self.broker().await?;
+            let Some(letter) = broker.letters.get(&sequence).cloned() else { return Ok(None) };
+            broker.put(letter.message, Some(id.into()));
+            drop(broker);
+            self.dies("put back");
         }
-        Ok(letter)
+        Ok(self.broker().await?.letters.remove(&sequence))
     }
 
     fn ledger(&self) -> Option<&dyn Ledger> {
@@ -1022,6 +1026,50 @@ async fn a_key_is_open_though_its_node_died_between_its_replay_and_saying_so() {
     lattice.until_empty().await;
     assert_eq!(lattice.handled(), ["ok 1", "ok 2"]);
     assert_eq!(second.engine.progress().health(), Ok(()));
+}
+
+/// Replays the first dead letter. Whether it could: a node that dies of it never says so.
+async fn replays(node: &Running, lattice: &Lattice) -> bool {
+    let letter = lattice.broker.lock().unwrap().letters.keys().next().unwrap().to_string();
+    let decided = tokio::time::timeout(Duration::from_secs(60), node.engine.decide(&letter, Fate::Replay));
+    decided.await.is_ok_and(|decided| decided.unwrap().is_some())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_replayed_is_handled_once_though_its_node_died_before_the_letter_was_off() {
+    for (order_by, mended) in [(None, true), (Some(OrderBy::Subject), true), (Some(OrderBy::Subject), false)] {
+        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+        for body in ["dead 1", "ok 2"] {
+            lattice.publish("key", body, &[]);
+        }
+        let first = lattice.node();
+        first.lease.set(Some(Token(1)));
+        while lattice.letters().is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        lattice.world.lock().unwrap().mended = mended;
+        first.dies_at(Some("put back"));
+        assert!(!replays(&first, &lattice).await && !lattice.letters().is_empty());
+        first.dies();
+        lattice.world.lock().unwrap().running.clear();
+        let second = lattice.node();
+        second.lease.set(Some(Token(2)));
+        while lattice.begun("dead 1") < 2 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        // The letter that was left, once more: it is off now, and what comes of it is not handled.
+        assert!(replays(&second, &lattice).await);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lattice.begun("dead 1"), 2, "{mended}");
+        match mended {
+            true => assert_eq!((lattice.left(), lattice.letters()), (0, Vec::new())),
+            // Its key is parked still.
+            false => {
+                assert_eq!((lattice.waiting(), lattice.letters()), (vec!["key ok 2".into()], vec!["dead 1".into()]))
+            }
+        }
+        second.ends().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
