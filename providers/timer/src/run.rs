@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use trellis_provider::{Caps, Permit, PermitSource, Permits, Run, Share, Want};
+use trellis_provider::{Caps, Delivered, Permit, PermitSource, Permits, Run, Share, Want};
 use trellis_wire::{ComponentKey, Error, Event, LinkId, Message, Outcome, Reply, RunOutput, Settle};
 
 use crate::ticks::TIME;
@@ -57,9 +57,10 @@ impl Run for AsRun {
         settled(self.permit.run(run).await)
     }
 
-    async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
+    async fn deliver(self: Box<Self>, event: Event, at_most: Duration) -> Delivered {
         let run = self.event(event);
-        settled(self.permit.run_within(run, at_most).await)
+        let delivered = self.permit.deliver(run, at_most).await;
+        Delivered { outcome: settled(delivered.outcome), ..delivered }
     }
 }
 

@@ -369,10 +369,11 @@ mod tests {
     use trellis_provider::delivery::{Engine, Running};
     use trellis_provider::testing::lab::{Node, until, until_letters, until_settled};
     use trellis_provider::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
-    use trellis_wire::{Backoff, CallError, ComponentKey, Delivery, Error, Event, Outcome, Reply, Settle};
+    use trellis_wire::{Backoff, CallError, ComponentKey, Delivery, Error, Event, Outcome, Reply, RunOutput, Settle};
 
     use super::*;
     use crate::config;
+    use crate::run::as_runs;
 
     /// Less than three claims, and than it takes until a timer looks anyway; long enough on a busy machine.
     const SOON: Duration = Duration::from_secs(20);
@@ -554,11 +555,50 @@ mod tests {
             panic!("it is woken by messages: {event:?}")
         }
 
-        async fn deliver(self: Box<Self>, message: Message, _: Duration) -> Delivered {
+        async fn deliver(self: Box<Self>, event: Event, _: Duration) -> Delivered {
+            let Event::Message(message) = event else { panic!("it is woken by messages: {event:?}") };
             self.runs.fetch_add(1, Ordering::SeqCst);
             let sends = vec![Outgoing { link: link(&[]).id, message }];
             Delivered { sends, ..Ok(Reply::Settle(Settle::Ack)).into() }
         }
+    }
+
+    /// A component whose runs fail.
+    #[derive(Clone)]
+    struct Failing;
+
+    fn ran() -> Ran {
+        Ran { digest: "sha256:1".into(), generation: 7, trace: "abc".into() }
+    }
+
+    #[async_trait]
+    impl PermitSource for Failing {
+        async fn acquire(&self, _: &ComponentKey, _: Want) -> Result<Permit, Error> {
+            Ok(Permit::new(Self))
+        }
+    }
+
+    #[async_trait]
+    impl Run for Failing {
+        async fn run(self: Box<Self>, event: Event) -> Outcome {
+            panic!("it may be tried again: {event:?}")
+        }
+
+        async fn deliver(self: Box<Self>, event: Event, _: Duration) -> Delivered {
+            assert!(matches!(&event, Event::Run(args) if args == &["report"]), "{event:?}");
+            Delivered { ran: ran(), ..Ok(Reply::Run(RunOutput::default())).into() }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_of_a_run_says_what_ran() {
+        let disk = Disk::new();
+        let ticks = disk.missed(1, Duration::from_secs(3_600), &[("every", "1h")]).await;
+        let permits = Permits::new("shop/worker".parse().unwrap(), Arc::new(Failing));
+        let (engine, running) = run(ticks, as_runs(permits, vec!["report".into()]), soon());
+        let letter = until_letters(engine.queue(), 1).await.remove(0);
+        assert_eq!((letter.reason.as_str(), letter.ran), ("max-attempts", ran()));
+        running.end().await;
     }
 
     #[tokio::test]

@@ -20,7 +20,7 @@ use trellis_wire::{
     OrderBy, Outcome, Rate, Reply, Settle,
 };
 
-use super::policy::{LOST, Record, Settlement};
+use super::policy::{Record, Settlement};
 use super::queue::{CLAIM, Claimed, Ledger, Out, Place, Queue, Standing, Trouble};
 use super::{DeadLetter, Engine, Fate, KILLS_MAX, Ran, Trigger as _};
 use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Want};
@@ -414,7 +414,7 @@ impl Node {
             "trap-once" if message.attempt == 1 => return Err(Fault::NoReply.into()),
             "busy" if world.begun[&body] == 1 => return Err(Error::Busy("no sandbox".into()).into()),
             "dead" if !world.mended => return Ok(Reply::Settle(Settle::DeadLetter("as asked".into()))),
-            "lost" => return Err(Error::Internal(format!("{LOST}it was killed")).into()),
+            "lost" => return Err(Error::Internal("it was killed".into()).into()),
             "drop" => return Ok(Reply::Settle(Settle::Drop("as asked".into()))),
             _ => {}
         }
@@ -476,11 +476,11 @@ struct Turn {
 #[async_trait]
 impl Run for Turn {
     async fn run(self: Box<Self>, event: Event) -> Outcome {
-        let Event::Message(message) = event else { panic!("{event:?}") };
-        self.node.act(&message).await
+        panic!("it is woken by messages that may be tried again: {event:?}")
     }
 
-    async fn deliver(self: Box<Self>, message: Message, _: Duration) -> Delivered {
+    async fn deliver(self: Box<Self>, event: Event, _: Duration) -> Delivered {
+        let Event::Message(message) = event else { panic!("{event:?}") };
         let digest = {
             let world = self.node.world.lock().unwrap();
             if world.trial == Some(Trial::Goes) && !world.older { "first" } else { "second" }
@@ -493,7 +493,8 @@ impl Run for Turn {
             }
             _ => Vec::new(),
         };
-        Delivered { outcome, sends, ran: Ran { digest: digest.into(), ..Ran::default() } }
+        let lost = text(&message).starts_with("lost");
+        Delivered { outcome, sends, ran: Ran { digest: digest.into(), ..Ran::default() }, lost }
     }
 }
 
