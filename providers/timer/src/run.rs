@@ -15,9 +15,8 @@ const REASON_BYTES_MAX: usize = 1_000;
 
 /// Permits whose messages become runs with these arguments.
 pub(crate) fn as_runs(permits: Permits, args: Vec<String>) -> Permits {
-    let (component, lease) = (permits.component().clone(), permits.lease());
-    let runs = Permits::new(component, Arc::new(Runs { permits, args: args.into() }));
-    lease.into_iter().fold(runs, Permits::leased)
+    let runs = Runs { permits: permits.clone(), args: args.into() };
+    permits.through(Arc::new(runs))
 }
 
 struct Runs {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use trellis_wire::{CallError, ComponentKey, Error, Event, LinkId, Message, Outcome};
 
@@ -68,12 +69,30 @@ pub struct Permits {
     component: ComponentKey,
     source: Arc<dyn PermitSource>,
     lease: Option<Lease>,
+    threads: Option<Handle>,
 }
 
 impl Permits {
     /// The permits of `component`, from `source`.
     pub fn new(component: ComponentKey, source: Arc<dyn PermitSource>) -> Self {
-        Self { component, source, lease: None }
+        Self { component, source, lease: None, threads: None }
+    }
+
+    /// The same from another source.
+    #[must_use]
+    pub fn through(self, source: Arc<dyn PermitSource>) -> Self {
+        Self { source, ..self }
+    }
+
+    /// The same on a node that has threads which its guests cannot hold up.
+    #[must_use]
+    pub fn extended_on(self, threads: Handle) -> Self {
+        Self { threads: Some(threads), ..self }
+    }
+
+    /// Where the claims on what runs are extended.
+    pub(crate) fn threads(&self) -> Handle {
+        self.threads.clone().unwrap_or_else(Handle::current)
     }
 
     /// The same for a link that may be at work on one node of the lattice only.

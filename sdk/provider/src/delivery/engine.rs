@@ -14,7 +14,7 @@ use futures::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use trellis_wire::{Delivery, Error, LinkId};
 
 use super::breaker::Leave;
@@ -105,10 +105,16 @@ impl<Q: Queue> Engine<Q> {
             self.runs.close();
             self.runs.wait().await;
         };
-        tokio::select! {
-            () = pulled => {}
-            () = self.held.extend(&self.queue, &self.link) => unreachable!("extending has no end"),
-        }
+        // Guests may hold up the threads that they are on for longer than a claim lasts.
+        let extending = {
+            let this = self.clone();
+            async move { this.held.extend(&this.queue, &this.link).await }
+        };
+        let extending = AbortOnDropHandle::new(self.permits.threads().spawn(extending));
+        pulled.await;
+        extending.abort();
+        // What it has of the queue is free when this returns.
+        let _ = extending.await;
     }
 
     async fn pull_all(self: &Arc<Self>, stop: &CancellationToken) {

@@ -404,6 +404,9 @@ impl Node {
         }
         sleep(Duration::from_millis(100 + u64::from(message.attempt) * 7 + slow_ms(&body))).await;
         self.sight.alive().await;
+        if body == "spin" {
+            spin(&self.sight.broker);
+        }
         let mut world = self.world.lock().unwrap();
         world.running.remove(&key);
         let retry = || Ok(Reply::Settle(Settle::Retry { after: None, reason: "not yet".into() }));
@@ -421,6 +424,16 @@ impl Node {
         let place = message.id.parse().unwrap();
         world.handled.push((place, message.clone()));
         Ok(Reply::Settle(Settle::Ack))
+    }
+}
+
+/// Holds its thread until the claim of the only message is extended.
+fn spin(broker: &Mutex<Broker>) {
+    let ends = || broker.lock().unwrap().messages.values().next().and_then(|stored| stored.claim.map(|(_, ends)| ends));
+    let (began, before) = (std::time::Instant::now(), ends());
+    while ends() == before {
+        assert!(began.elapsed() < Duration::from_secs(60), "its claim is not extended");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -519,6 +532,8 @@ struct Lattice {
     seed: u64,
     /// Of each node.
     permits: usize,
+    /// Threads of each node that its guests cannot hold up, if it has such.
+    threads: Option<tokio::runtime::Handle>,
 }
 
 /// A node that runs.
@@ -537,7 +552,7 @@ fn soon() -> Delivery {
 
 impl Lattice {
     fn new(policy: Delivery, seed: u64) -> Self {
-        Self { broker: Arc::default(), world: Arc::default(), policy, stumbles: 0, seed, permits: 4 }
+        Self { broker: Arc::default(), world: Arc::default(), policy, stumbles: 0, seed, permits: 4, threads: None }
     }
 
     fn publish(&self, subject: &str, body: &str, headers: &[(&str, &str)]) {
@@ -556,6 +571,7 @@ impl Lattice {
         let (lease, view) = LeaseHolder::new();
         let permits = Permits::new(component(), Arc::new(node.clone()));
         let permits = if self.policy.order_by.is_some() { permits.leased(view) } else { permits };
+        let permits = self.threads.iter().cloned().fold(permits, Permits::extended_on);
         let engine = Engine::new(link(), sight, permits, self.policy.clone()).unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(engine.clone().run(stop.clone()));
@@ -836,6 +852,18 @@ async fn what_a_broker_forgot_that_it_gave_out_is_not_run_beside_itself() {
         let begun: Vec<_> = bodies.iter().map(|body| lattice.begun(body)).collect();
         assert_eq!(begun, vec![1; count], "each is run once, under the claim that it has by then");
     }
+}
+
+#[tokio::test]
+async fn a_claim_is_extended_though_guests_hold_all_threads_of_their_own() {
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut lattice = Lattice { threads: Some(threads.handle().clone()), ..Lattice::new(soon(), 1) };
+    lattice.publish("q", "spin", &[]);
+    let node = lattice.node();
+    lattice.until_empty().await;
+    assert_eq!(lattice.handled(), ["spin"]);
+    node.ends().await;
+    threads.shutdown_background();
 }
 
 #[tokio::test(start_paused = true)]
