@@ -2,8 +2,8 @@
 //! headers are as they were, what is known of it is in headers `Trellis-Dead-*`.
 //!
 //! A replay is published under the subject that the message had, with an id, by which the server, and later the engine, knows it
-//! where a crash left its letter and it is published once more; a header says for which consumer it is, and other components that read the stream take it off unseen. That of an ordered
-//! link goes to a stream of its own (`replays.rs`).
+//! where a crash left its letter and it is published once more; a header says for which consumer it is, and other components that
+//! read the stream take it off unseen. That of an ordered link goes to a stream of its own (`replays.rs`).
 
 use std::borrow::Cow;
 
