@@ -8,7 +8,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 use trellis_provider::{Delivered, Permit, Run};
-use trellis_wire::{Error, Event, Message, Outcome};
+use trellis_wire::{Error, Event, Outcome};
 
 /// A permit that runs nothing once it is over, and whose run is broken off then: its event was not handled.
 pub(crate) struct Abortable {
@@ -41,8 +41,8 @@ impl Run for Abortable {
         self.unless_over(async |permit| permit.run_within(event, at_most).await).await
     }
 
-    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.unless_over(async |permit| permit.deliver(message, at_most).await).await
+    async fn deliver(self: Box<Self>, event: Event, at_most: Duration) -> Delivered {
+        self.unless_over(async |permit| permit.deliver(event, at_most).await).await
     }
 
     fn waits_in(&mut self, queue: Arc<Semaphore>) {

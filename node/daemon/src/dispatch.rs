@@ -16,8 +16,8 @@ use trellis_provider::delivery::Ran;
 use trellis_provider::{Delivered, Lease, Outgoing, Permit, PermitSource, Run, Want};
 use trellis_sandbox::{Component, ComponentError, Engine, Limits, Setup};
 use trellis_wire::{
-    Answer, Call, CallError, ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Message, Outcome, Reply,
-    Secrets, Settle,
+    Answer, Call, CallError, ComponentKey, Config, Error, Event, EventId, Failure, LinkId, Outcome, Reply, Secrets,
+    Settle,
 };
 
 use crate::abortable::Abortable;
@@ -583,8 +583,8 @@ impl Run for Turn {
         self.unless_aborted(event, at_most, Sends::Here).await.outcome
     }
 
-    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.unless_aborted(Event::Message(message), at_most, Sends::BySource).await
+    async fn deliver(self: Box<Self>, event: Event, at_most: Duration) -> Delivered {
+        self.unless_aborted(event, at_most, Sends::BySource).await
     }
 }
 
@@ -667,7 +667,7 @@ impl Turn {
                 Ran { digest: holding.digest.clone(), generation: dispatch.elsewhere.generation().0, trace: trace.id() }
             }
         };
-        Delivered { outcome, sends: held, ran }
+        Delivered { outcome, sends: held, ran, lost: false }
     }
 
     fn trace(&self, event: &mut Event, id: EventId) -> Trace {

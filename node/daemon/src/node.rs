@@ -270,13 +270,13 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(node.events.clone().run(node.raft.clone(), node.shutdown.clone()));
     let own = options.timings.over(Patience::default());
     tasks.spawn(planner::run(node.raft.clone(), own, node.shutdown.clone()));
-    tasks.spawn(reconcile(&node, &options).run(node.shutdown.clone()));
+    tasks.spawn(reconcile(&node, &options, &control).run(node.shutdown.clone()));
     tasks.spawn(caps(&node).run(node.shutdown.clone()));
     tasks.spawn(api::serve(node.clone(), door, node.shutdown.clone()));
     Ok(Running { node, admin, secure: options.admin_tls.is_some(), tasks, control, _identity: identity })
 }
 
-/// The threads of Raft and heartbeats. What runs on them ends with the value.
+/// The threads of Raft and heartbeats, where claims are extended too. What runs on them ends with the value.
 struct Control(Option<Runtime>);
 
 impl Control {
@@ -453,7 +453,7 @@ async fn parting(mut watch: watch::Receiver<Option<Parting>>) -> Parting {
     }
 }
 
-fn reconcile(node: &Node, options: &Options) -> Reconcile {
+fn reconcile(node: &Node, options: &Options, threads: &Control) -> Reconcile {
     let name = format!("{} ({})", membership::hostname(), node.id);
     Reconcile {
         node: node.id,
@@ -470,6 +470,7 @@ fn reconcile(node: &Node, options: &Options) -> Reconcile {
         leaving: Default::default(),
         removals: node.removals.clone(),
         secrets: Secrets::new(options.secrets.clone(), name),
+        threads: threads.handle().clone(),
     }
 }
 

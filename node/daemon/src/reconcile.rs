@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -74,6 +75,8 @@ pub(crate) struct Reconcile {
     /// Links that wake components and are removed, until their events have ended.
     pub(crate) removals: TaskTracker,
     pub(crate) secrets: Secrets,
+    /// Threads that guests cannot hold up.
+    pub(crate) threads: Handle,
 }
 
 /// Since when each component is held on to that is placed elsewhere.
@@ -467,7 +470,8 @@ impl Reconcile {
                 let is_pulled_at_home = held.is_pulled_at_home();
                 let source =
                     OfLink { dispatch, provider, link, name, system, streams, lease: lease.clone(), is_pulled_at_home };
-                let permits = Permits::new(held.link.component.clone(), Arc::new(source));
+                let permits =
+                    Permits::new(held.link.component.clone(), Arc::new(source)).extended_on(self.threads.clone());
                 let permits = lease.into_iter().fold(permits, Permits::leased);
                 self.providers.of(*tech).wake(held.link.clone(), permits).await
             }

@@ -509,6 +509,7 @@ fn claimed(given: Given, store: u64) -> Claimed<Token> {
         again,
         name: Some(message.id.clone()).filter(|id| !id.is_empty()),
         replay_of: kept.replay_of,
+        once: None,
     };
     message.id = queue::known_by(message.id, &token.queue, store, token.sequence);
     Claimed { claim: token, message, record, place }

@@ -1,9 +1,9 @@
 //! Dead letters of a stream: the stream `<stream>_DEAD` beside it, or the one that `delivery.dead_letter` names. Body and
 //! headers are as they were, what is known of it is in headers `Trellis-Dead-*`.
 //!
-//! A replay is published under the subject that the message had, with an id, so that a crash in between brings it once;
-//! a header says for which consumer it is, and other components that read the stream take it off unseen. That of an ordered
-//! link goes to a stream of its own (`replays.rs`).
+//! A replay is published under the subject that the message had, with an id, by which the server, and later the engine, knows it
+//! where a crash left its letter and it is published once more; a header says for which consumer it is, and other components that
+//! read the stream take it off unseen. That of an ordered link goes to a stream of its own (`replays.rs`).
 
 use std::borrow::Cow;
 
@@ -266,7 +266,8 @@ impl Letters<'_> {
         }
         headers.insert(REPLAY_FOR, self.consumer);
         headers.insert(REPLAY_OF, letter.id.as_str());
-        headers.insert(ID_HEADER, format!("{}.replay", letter.id).as_str());
+        // A stream that is made anew counts from one again.
+        headers.insert(ID_HEADER, format!("{}.{}.replay", letter.id, letter.at_ms).as_str());
         let subject = match self.replays {
             None => letter.message.subject.clone(),
             Some(replays) => {

@@ -552,6 +552,7 @@ impl Pulled {
         let replayed = |name: &str| message.headers.as_ref()?.get(name).map(ToString::to_string);
         let subject = replayed(letters::REPLAY_SUBJECT).unwrap_or_else(|| message.subject.to_string());
         let replay_of = replayed(letters::REPLAY_OF);
+        let once = replay_of.as_ref().and_then(|_| replayed(crate::publish::ID_HEADER));
         let published = letters::published(message.headers.as_ref());
         let name = published.get(crate::publish::ID_HEADER).map(ToString::to_string);
         let received = Message {
@@ -565,7 +566,7 @@ impl Pulled {
         };
         // What is replayed was published last.
         let position = Some(u128::from(sequence) | u128::from(is_replay) << 64);
-        let place = Place { key: key.clone(), has_twins: false, position, again, name, replay_of };
+        let place = Place { key: key.clone(), has_twins: false, position, again, name, replay_of, once };
         let state = Mutex::new(Claiming { is_kept: again, entry, attempt, ends: asked + CLAIM });
         let claim = Claim { message, key, subject, is_replay, sequence, delivered, made: bound.made, state };
         Ok(Claimed { claim, message: received, record, place })

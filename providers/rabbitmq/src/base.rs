@@ -176,6 +176,14 @@ mod tests {
         assert_ne!(key(&named("a"), b"1"), key(&named("a"), b"2"));
         let replay = Known { replay_of: Some("letter".into()), ..named("a") };
         assert_ne!(key(&named("a"), b"1"), key(&replay, b"1"));
+        let [one, other] =
+            ["letter/1", "letter/2"].map(|replay| Known { replay_of: Some(replay.into()), ..named("a") });
+        assert_ne!(key(&one, b"1"), key(&other, b"1"));
+        assert_eq!(
+            (one.letter(), replay.letter()),
+            (other.letter(), Some("letter".into())),
+            "also by an earlier build"
+        );
         let unnamed = || Known { id: Uuid::now_v7().to_string(), ..Known::default() };
         assert_ne!(key(&unnamed(), b"1"), key(&unnamed(), b"1"));
     }

@@ -37,7 +37,7 @@ pub(crate) struct Known {
     pub(crate) subject: String,
     /// When it was published, or first seen, in milliseconds since 1970.
     pub(crate) since_ms: u64,
-    /// The dead letter that it was.
+    /// The dead letter that it was, and which replay of it this is: `<letter>/<replay>`.
     pub(crate) replay_of: Option<String>,
     /// How much longer it has to wait before it may be run.
     pub(crate) left_ms: u64,
@@ -67,6 +67,11 @@ impl Known {
             replay_of: words("replay-of"),
             left_ms: number("left").unwrap_or_default(),
         }
+    }
+
+    /// The dead letter that it was.
+    pub(crate) fn letter(&self) -> Option<String> {
+        self.replay_of.as_deref()?.split('/').next().map(str::to_owned)
     }
 
     /// So many claims ended without a settlement.

@@ -186,7 +186,8 @@ async fn decide(
         if let Some(back_to) = back_to {
             let (before, since_ms) = (Known::read(&delivery, now_ms(), String::new), now_ms());
             let (id, is_named, subject) = (before.id, before.is_named, before.subject);
-            let replay_of = Some(letter.id.clone());
+            // Who dies before the letter is off leaves it, and it may be replayed again.
+            let replay_of = Some(format!("{}/{}", letter.id, Uuid::now_v7()));
             let anew = Known { id, is_named, subject, since_ms, replay_of, ..Known::default() };
             publish(line, back_to, &delivery.data, anew.write(&delivery.properties, &[])).await?;
         }

@@ -574,7 +574,8 @@ impl From<Given<'_, Message>> for Claimed<Claim> {
             position: Some(position),
             again: message.again,
             name: known.is_named.then(|| known.id.clone()),
-            replay_of: known.replay_of.clone(),
+            replay_of: known.letter(),
+            once: known.letter(),
         };
         message.again = true;
         Self { claim: Claim(number), message: sent, record, place }

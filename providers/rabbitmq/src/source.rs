@@ -145,7 +145,8 @@ impl Source {
             position: None,
             again: attempt > 1 || held.delivery.redelivered || !is_first(&held.delivery),
             name: known.is_named.then(|| known.id.clone()),
-            replay_of: known.replay_of.clone(),
+            replay_of: known.letter(),
+            once: known.letter(),
         };
         let message = known.message(&held.delivery, held.delivery.data.clone().into(), attempt);
         let record = Record { attempt, faults: known.faults, kills: known.kills, age };

@@ -236,6 +236,7 @@ impl Source {
                 again: number > 1,
                 name,
                 replay_of: replay_of(&id).map(|letter| self.letter_id(letter)),
+                once: None,
             },
             claim: Pulled(Claim { id, number }),
         }

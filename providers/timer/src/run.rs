@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use trellis_provider::{Caps, Permit, PermitSource, Permits, Run, Share, Want};
+use trellis_provider::{Caps, Delivered, Permit, PermitSource, Permits, Run, Share, Want};
 use trellis_wire::{ComponentKey, Error, Event, LinkId, Message, Outcome, Reply, RunOutput, Settle};
 
 use crate::ticks::TIME;
@@ -15,9 +15,8 @@ const REASON_BYTES_MAX: usize = 1_000;
 
 /// Permits whose messages become runs with these arguments.
 pub(crate) fn as_runs(permits: Permits, args: Vec<String>) -> Permits {
-    let (component, lease) = (permits.component().clone(), permits.lease());
-    let runs = Permits::new(component, Arc::new(Runs { permits, args: args.into() }));
-    lease.into_iter().fold(runs, Permits::leased)
+    let runs = Runs { permits: permits.clone(), args: args.into() };
+    permits.through(Arc::new(runs))
 }
 
 struct Runs {
@@ -57,9 +56,10 @@ impl Run for AsRun {
         settled(self.permit.run(run).await)
     }
 
-    async fn run_within(self: Box<Self>, event: Event, at_most: Duration) -> Outcome {
+    async fn deliver(self: Box<Self>, event: Event, at_most: Duration) -> Delivered {
         let run = self.event(event);
-        settled(self.permit.run_within(run, at_most).await)
+        let delivered = self.permit.deliver(run, at_most).await;
+        Delivered { outcome: settled(delivered.outcome), ..delivered }
     }
 }
 

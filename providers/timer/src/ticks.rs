@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use trellis_provider::delivery::{
-    Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Settlement, Standing, Trouble,
+    Claimed, DeadLetter, Fate, Ledger as Entries, Place, Queue, Ran, Reason, Settlement, Standing, Trouble,
 };
 use trellis_provider::{Lease, Ledgers, Token, now_ms};
 use trellis_wire::{Link, Message};
@@ -189,9 +189,18 @@ impl Ticks {
         self.ledger.change(&self.letters_key(), Letters::default, change).await.map(|(_, came_to)| came_to)
     }
 
+    /// A tick that is done is no dead letter any more, also where who had it start again died before that was written. It is still
+    /// pending then.
+    async fn forget_letter(&self, claim: &Claim) -> Result<(), Trouble> {
+        let (id, letters) = (self.tick(claim.at_ms), self.ledger.read::<Letters>(&self.letters_key()).await?);
+        match letters.is_some_and(|letters| letters.get(&id).is_some()) {
+            true => self.change_letters(|letters| letters.take(&id)).await.map(drop),
+            false => Ok(()),
+        }
+    }
+
     /// Keeps a tick that is given up. It is still pending then.
-    async fn bury(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
-        let Settlement::DeadLetter { reason, fault, ran } = settlement else { return Ok(()) };
+    async fn bury(&self, claim: &Claim, (reason, ran): (&Reason, &Ran), fault: Option<String>) -> Result<(), Trouble> {
         let marks = self.ledger.read::<Marks>(&self.key).await?.unwrap_or_default();
         let held = marks.held(claim).map(|tick| tick.fault_texts.clone());
         let letter = DeadLetter {
@@ -200,7 +209,7 @@ impl Ticks {
             component: self.component.clone(),
             message: self.message(claim.at_ms, 0),
             attempts: claim.attempt,
-            faults: held.into_iter().flatten().chain(fault.clone()).collect(),
+            faults: held.into_iter().flatten().chain(fault).collect(),
             kills: claim.kills,
             reason: reason.word().into(),
             detail: reason.to_string(),
@@ -280,7 +289,11 @@ impl Queue for Ticks {
     }
 
     async fn settle(&self, claim: &Claim, settlement: &Settlement) -> Result<(), Trouble> {
-        self.bury(claim, settlement).await?;
+        match settlement {
+            Settlement::Ack | Settlement::Drop { .. } => self.forget_letter(claim).await?,
+            Settlement::DeadLetter { reason, fault, ran } => self.bury(claim, (reason, ran), fault.clone()).await?,
+            Settlement::Retry { .. } | Settlement::GiveBack { .. } => {}
+        }
         if !self.change(|marks, now| marks.settle(claim, settlement, now)).await? {
             let tick = self.tick(claim.at_ms);
             tracing::warn!(
@@ -356,10 +369,11 @@ mod tests {
     use trellis_provider::delivery::{Engine, Running};
     use trellis_provider::testing::lab::{Node, until, until_letters, until_settled};
     use trellis_provider::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, Want};
-    use trellis_wire::{Backoff, CallError, ComponentKey, Delivery, Error, Event, Outcome, Reply, Settle};
+    use trellis_wire::{Backoff, CallError, ComponentKey, Delivery, Error, Event, Outcome, Reply, RunOutput, Settle};
 
     use super::*;
     use crate::config;
+    use crate::run::as_runs;
 
     /// Less than three claims, and than it takes until a timer looks anyway; long enough on a busy machine.
     const SOON: Duration = Duration::from_secs(20);
@@ -442,6 +456,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_starts_again_does_so_once_though_its_node_died_before_the_letter_was_off() {
+        let (disk, every) = (Disk::new(), [("every", "1h"), ("body", "dead")]);
+        let ticks = disk.missed(1, Duration::from_secs(3_600), &every).await;
+        let node = Node::new(1);
+        let (engine, running) = run(ticks, node.permits(&link(&[])), soon());
+        let letter = until_letters(engine.queue(), 1).await.remove(0);
+        until_settled(engine.queue()).await;
+        running.end().await;
+
+        let (ticks, next) = (disk.ticks(&every), Node::saying(1, |_| Ok(Reply::Settle(Settle::Ack))));
+        // It is to start again, and is a dead letter still.
+        ticks.change(|marks, now| marks.again(letter.message.published_ms.unwrap(), now)).await.unwrap();
+        let (engine, running) = run(ticks, next.permits(&link(&[])), soon());
+        until("it starts again", || next.done() == 1).await;
+        until_settled(engine.queue()).await;
+        assert_eq!(engine.queue().decide(&letter.id, Fate::Replay).await, Ok(None), "it is no dead letter any more");
+        running.end().await;
+        assert_eq!(engine.queue().standing().await.unwrap().waiting, 0);
+    }
+
+    #[tokio::test]
     async fn a_pause_of_its_own_is_kept_for_whoever_has_the_timer_next() {
         let disk = Disk::new();
         let every = [("every", "1s"), ("missed", "all"), ("overlap", "allow"), ("body", "trap")];
@@ -520,11 +555,50 @@ mod tests {
             panic!("it is woken by messages: {event:?}")
         }
 
-        async fn deliver(self: Box<Self>, message: Message, _: Duration) -> Delivered {
+        async fn deliver(self: Box<Self>, event: Event, _: Duration) -> Delivered {
+            let Event::Message(message) = event else { panic!("it is woken by messages: {event:?}") };
             self.runs.fetch_add(1, Ordering::SeqCst);
             let sends = vec![Outgoing { link: link(&[]).id, message }];
             Delivered { sends, ..Ok(Reply::Settle(Settle::Ack)).into() }
         }
+    }
+
+    /// A component whose runs fail.
+    #[derive(Clone)]
+    struct Failing;
+
+    fn ran() -> Ran {
+        Ran { digest: "sha256:1".into(), generation: 7, trace: "abc".into() }
+    }
+
+    #[async_trait]
+    impl PermitSource for Failing {
+        async fn acquire(&self, _: &ComponentKey, _: Want) -> Result<Permit, Error> {
+            Ok(Permit::new(Self))
+        }
+    }
+
+    #[async_trait]
+    impl Run for Failing {
+        async fn run(self: Box<Self>, event: Event) -> Outcome {
+            panic!("it may be tried again: {event:?}")
+        }
+
+        async fn deliver(self: Box<Self>, event: Event, _: Duration) -> Delivered {
+            assert!(matches!(&event, Event::Run(args) if args == &["report"]), "{event:?}");
+            Delivered { ran: ran(), ..Ok(Reply::Run(RunOutput::default())).into() }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_of_a_run_says_what_ran() {
+        let disk = Disk::new();
+        let ticks = disk.missed(1, Duration::from_secs(3_600), &[("every", "1h")]).await;
+        let permits = Permits::new("shop/worker".parse().unwrap(), Arc::new(Failing));
+        let (engine, running) = run(ticks, as_runs(permits, vec!["report".into()]), soon());
+        let letter = until_letters(engine.queue(), 1).await.remove(0);
+        assert_eq!((letter.reason.as_str(), letter.ran), ("max-attempts", ran()));
+        running.end().await;
     }
 
     #[tokio::test]

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+use tokio_util::context::TokioContext;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long one attempt to connect may take, with TLS, log-in and what is looked up then.
@@ -45,6 +47,8 @@ pub trait Dial: fmt::Debug + Send + Sync + 'static {
 pub struct Dialed<D: Dial> {
     dial: D,
     slot: Mutex<Slot<D::Connection>>,
+    /// Where it lives, whoever asks for it first.
+    threads: Handle,
     /// What is not well, for people.
     trouble: StdMutex<Option<String>>,
     _keeper: AbortOnDropHandle<()>,
@@ -73,6 +77,7 @@ impl<D: Dial> Dialed<D> {
         Arc::new_cyclic(|this| Self {
             dial,
             slot: Mutex::new(slot),
+            threads: Handle::current(),
             trouble: StdMutex::new(Some(trouble)),
             _keeper: AbortOnDropHandle::new(tokio::spawn(keep(this.clone()))),
         })
@@ -99,7 +104,7 @@ impl<D: Dial> Dialed<D> {
         if Instant::now() < slot.not_before {
             return Err(self.health().err().unwrap_or_else(|| self.away("connecting")));
         }
-        let made = timeout(CONNECT_MAX, self.dial.dial()).await;
+        let made = TokioContext::new(timeout(CONNECT_MAX, self.dial.dial()), self.threads.clone()).await;
         match made.unwrap_or_else(|_| Err(format!("no answer within {CONNECT_MAX:?}"))) {
             Ok(connection) => {
                 slot.stands = Some(connection.clone());

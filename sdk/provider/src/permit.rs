@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use trellis_wire::{CallError, ComponentKey, Error, Event, LinkId, Message, Outcome};
 
@@ -68,12 +69,30 @@ pub struct Permits {
     component: ComponentKey,
     source: Arc<dyn PermitSource>,
     lease: Option<Lease>,
+    threads: Option<Handle>,
 }
 
 impl Permits {
     /// The permits of `component`, from `source`.
     pub fn new(component: ComponentKey, source: Arc<dyn PermitSource>) -> Self {
-        Self { component, source, lease: None }
+        Self { component, source, lease: None, threads: None }
+    }
+
+    /// The same from another source.
+    #[must_use]
+    pub fn through(self, source: Arc<dyn PermitSource>) -> Self {
+        Self { source, ..self }
+    }
+
+    /// The same on a node that has threads which its guests cannot hold up.
+    #[must_use]
+    pub fn extended_on(self, threads: Handle) -> Self {
+        Self { threads: Some(threads), ..self }
+    }
+
+    /// Where the claims on what runs are extended.
+    pub(crate) fn threads(&self) -> Handle {
+        self.threads.clone().unwrap_or_else(Handle::current)
     }
 
     /// The same for a link that may be at work on one node of the lattice only.
@@ -144,9 +163,9 @@ pub trait Run: Send {
         self.run(event).await
     }
 
-    /// Hands a message to a handler that may be tried again: what it publishes is not sent but given back.
-    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
-        self.run_within(Event::Message(message), at_most).await.into()
+    /// Hands an event to a handler that may be tried again: what it publishes for a message is not sent but given back.
+    async fn deliver(self: Box<Self>, event: Event, at_most: Duration) -> Delivered {
+        self.run_within(event, at_most).await.into()
     }
 
     /// Where it may still have to wait once it is used, it does so with a place of this queue, and ends as busy where that
@@ -161,13 +180,15 @@ pub struct Delivered {
     pub outcome: Outcome,
     /// What the handler published, in order, to be sent where it said ok. Each has an id that is made of its message's.
     pub sends: Vec<Outgoing>,
-    /// What ran.
+    /// What ran, where that is known: not of a run of `wasi:cli/run` on another node.
     pub ran: Ran,
+    /// The node that ran it is gone: what comes of it is for the broker to say, once its claim has ended.
+    pub lost: bool,
 }
 
 impl From<Outcome> for Delivered {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, sends: Vec::new(), ran: Ran::default() }
+        Self { outcome, sends: Vec::new(), ran: Ran::default(), lost: false }
     }
 }
 
@@ -213,9 +234,9 @@ impl Permit {
         self.0.run_within(event, at_most).await
     }
 
-    /// Hands a message to a handler that may be tried again, as [`Permit::run_within`] runs an event.
-    pub async fn deliver(self, message: Message, at_most: Duration) -> Delivered {
-        self.0.deliver(message, at_most).await
+    /// Hands an event to a handler that may be tried again, as [`Permit::run_within`] runs it.
+    pub async fn deliver(self, event: Event, at_most: Duration) -> Delivered {
+        self.0.deliver(event, at_most).await
     }
 }
 

@@ -203,7 +203,7 @@ pub(crate) async fn outcome_in(back: Back, body: Body) -> Outcome {
 
 /// Takes what a delivery came to apart.
 pub(crate) fn delivered_out(delivered: Delivered) -> (Back, Body) {
-    let Delivered { outcome, sends, ran } = delivered;
+    let Delivered { outcome, sends, ran, .. } = delivered;
     let settle = match outcome {
         Ok(Reply::Settle(settle)) => Ok(settle),
         Ok(other) => Err(Error::Internal(format!("a message was answered with {other:?}")).into()),
@@ -218,7 +218,7 @@ pub(crate) async fn delivered_in(back: Back, body: Body) -> Delivered {
     let Back::Delivered(settle, ran) = back else { return outcome_in(back, body).await.into() };
     let sends = whole(body).await.and_then(|bytes| postcard::from_bytes(&bytes).map_err(damaged));
     match sends {
-        Ok(sends) => Delivered { outcome: settle.map(Reply::Settle), sends, ran },
+        Ok(sends) => Delivered { outcome: settle.map(Reply::Settle), sends, ran, lost: false },
         // What it published is not known: it is run again.
         Err(why) => Delivered { ran, ..Outcome::Err(Error::Internal(why.to_string()).into()).into() },
     }

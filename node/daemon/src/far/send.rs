@@ -14,7 +14,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 use trellis_bus::{BusError, Sealed, SealedError};
 use trellis_placement::{Direction, Life, Node, State, TRACED_CALLS};
-use trellis_provider::delivery::LOST;
 use trellis_provider::{Delivered, Outgoing, Permit, Run, Want};
 use trellis_wire::{
     Answer, Body, Call, CallError, ComponentKey, Digest, Error, Event, Generation, LinkId, Message, NodeId, Outcome,
@@ -530,9 +529,9 @@ impl Run for Turn {
         self.go(event, at_most, false).await.outcome
     }
 
-    async fn deliver(self: Box<Self>, message: Message, at_most: Duration) -> Delivered {
+    async fn deliver(self: Box<Self>, event: Event, at_most: Duration) -> Delivered {
         let elsewhere = self.elsewhere.clone();
-        let delivered = self.go(Event::Message(message), at_most, true).await;
+        let delivered = self.go(event, at_most, true).await;
         elsewhere.freed.notify_waiters();
         delivered
     }
@@ -566,7 +565,7 @@ async fn rest(freed: Pin<&mut Notified<'_>>, pause: Duration) -> Duration {
 
 impl Turn {
     /// Until the wait is over: whoever holds the component elsewhere, then this node if it holds it too, and again.
-    /// `delivers`: what the handler publishes comes back.
+    /// `delivers`: what the handler publishes for a message comes back, and what ran.
     async fn go(mut self, event: Event, at_most: Duration, delivers: bool) -> Delivered {
         let done = self.tried(event, at_most, delivers).await;
         self.elsewhere.done.notify_one();
@@ -574,7 +573,9 @@ impl Turn {
     }
 
     async fn tried(&mut self, event: Event, at_most: Duration, delivers: bool) -> Result<Delivered, Error> {
-        if !delivers {
+        // What a run publishes goes out at once, on whichever node it is: there it is an event as others are.
+        let of_message = delivers && matches!(event, Event::Message(_));
+        if !of_message {
             // Only a delivery can name it; kept, it would be in the event's way.
             self.reserved = None;
         }
@@ -594,7 +595,7 @@ impl Turn {
                 Some(line) if !line.over().is_cancelled() => vec![line.peer()],
                 _ => self.elsewhere.holders(&self.component),
             };
-            let what = || self.what(&head, delivers);
+            let what = || self.what(&head, of_message);
             let why = match self.elsewhere.offer(&holders, what, (&first, whole), at_most).await {
                 Ok(line) => {
                     self.granted();
@@ -692,9 +693,9 @@ impl Turn {
         Err(Error::Busy(format!("this node is not connected to its bus, and only other nodes hold {component}")))
     }
 
-    fn what(&self, head: &Head, delivers: bool) -> What {
+    fn what(&self, head: &Head, of_message: bool) -> What {
         let (component, origin, head) = (self.component.clone(), self.source.origin.clone(), head.clone());
-        match delivers {
+        match of_message {
             true => {
                 let reserved = self.reserved.as_ref().map(Line::exchange);
                 What::Deliver { component, origin, head, reserved }
@@ -708,8 +709,9 @@ impl Turn {
             Ok((back, body)) => cargo::delivered_in(back, body).await,
             Err(why) => {
                 // Who is cut off itself does not know that of another.
-                let lost = if self.elsewhere.liveness.is_deaf() { "" } else { LOST };
-                Outcome::Err(Error::Internal(format!("{lost}{}: {why}", self.component)).into()).into()
+                let lost = !self.elsewhere.liveness.is_deaf();
+                let outcome = Outcome::Err(Error::Internal(format!("{}: {why}", self.component)).into());
+                Delivered { lost, ..outcome.into() }
             }
         }
     }
@@ -748,7 +750,7 @@ async fn run_here(
     let event = cargo::event_in(head, load.into_body()).await;
     let event = event.map_err(|why| Error::Internal(why.to_string()))?;
     Ok(match event {
-        Event::Message(message) if delivers => permit.deliver(message, at_most).await,
+        event if delivers => permit.deliver(event, at_most).await,
         event if at_most == Duration::MAX => permit.run(event).await.into(),
         event => permit.run_within(event, at_most).await.into(),
     })

@@ -305,7 +305,7 @@ impl Service {
                 Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
             },
             (What::Deliver { head, .. }, Work::Event(permit)) => match cargo::event_in(head, body).await {
-                Ok(Event::Message(message)) => cargo::delivered_out(permit.deliver(message, within).await),
+                Ok(event @ Event::Message(_)) => cargo::delivered_out(permit.deliver(event, within).await),
                 Ok(_) => (Error::Internal("what is delivered is no message".into()).into(), Body::empty()),
                 Err(why) => (Error::Internal(why.to_string()).into(), Body::empty()),
             },

@@ -9,6 +9,7 @@ use async_nats::jetstream::{self, Context, stream};
 use futures::StreamExt as _;
 use trellis_bus::testing::NatsServer;
 use trellis_nats::Nats;
+use trellis_provider::delivery::Fate;
 use trellis_provider::testing::lab::{Node, silent, text, until};
 use trellis_provider::{LinkError, Provider as _};
 use trellis_wire::{Backoff, Delivery, Error, Link, Reply, Settle};
@@ -104,6 +105,37 @@ async fn each_word_of_a_handler_has_its_consequence() {
     assert_eq!(header("trap", "Subject"), ["orders.eu.7"]);
     // All that was taken off stays off.
     until_settled(&context).await;
+}
+
+#[tokio::test]
+async fn what_is_replayed_is_handled_once_though_it_is_put_back_again_when_the_server_has_forgotten_its_id() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    let duplicate_window = Duration::from_millis(100);
+    let (name, subjects) = ("ORDERS".to_owned(), vec!["orders".to_owned()]);
+    let config = stream::Config { name, subjects, duplicate_window, ..stream::Config::default() };
+    let stream = context.create_stream(config).await.unwrap();
+    let (nats, node, link) = (provider(&server.url), Node::new(4), streamed(&[("stream", "ORDERS")]));
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders", "dead 1").await;
+    until_letters(&context, "ORDERS_DEAD", 1).await;
+    let trigger = nats.trigger(&link.id).unwrap();
+    let letter = trigger.letters(None, 10).await.unwrap().remove(0);
+    assert!(trigger.decide(&letter.id, Fate::Replay).await.unwrap().is_some());
+    // As if the letter were still there.
+    let replay = stream.get_raw_message(2).await.unwrap();
+    loop {
+        let (headers, payload) = (replay.headers.clone(), replay.payload.clone());
+        let sent = context.publish_with_headers("orders", headers, payload).await.unwrap().await.unwrap();
+        if !sent.duplicate {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    publish(&context, "orders", "ok").await;
+    until("what stands behind both is handled", || node.attempts("ok") == [1]).await;
+    until_settled(&context).await;
+    assert_eq!(node.attempts("dead 1"), [1, 1], "once more");
 }
 
 /// Waits until nothing waits and nothing is claimed.

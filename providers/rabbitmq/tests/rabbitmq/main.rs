@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use trellis_embedded::Embedded;
 use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Ledger, Queue as _, Ran, Reason, Settlement, Trouble};
@@ -284,6 +284,35 @@ async fn the_lattice_keeps_its_ledger() {
     let lab = Lab::start().await;
     twins_are_handled_once_and_never_beside_each_other(&lab).await;
     what_needs_a_ledger_is_refused_by_name_where_there_is_none(&lab).await;
+    what_is_replayed_is_handled_once_though_its_letter_was_left(&lab).await;
+}
+
+async fn what_is_replayed_is_handled_once_though_its_letter_was_left(lab: &Lab) {
+    let node = Node::new(2);
+    let link = lab.link(&[("queue", "left"), ("create", "true")]);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("the queue is there", || lab.rabbit.health(&link.id).is_ok()).await;
+    lab.publish("left", "dead 1").await;
+    let letter = lab.until_letters(&link, 1).await.remove(0);
+    // Who replays it first dies before it is off.
+    let (channel, options) = (lab.channel().await, BasicPublishOptions::default());
+    let left = channel.basic_get("left.dead".into(), BasicGetOptions { no_ack: true }).await.unwrap().unwrap();
+    for _ in 0..2 {
+        let (body, properties) = (&left.delivery.data, left.delivery.properties.clone());
+        channel.basic_publish("".into(), "left.dead".into(), options, body, properties).await.unwrap();
+    }
+    lab.until_letters(&link, 2).await;
+    let source = lab.rabbit.source(&link).unwrap();
+    for _ in 0..2 {
+        assert!(source.decide(&letter.id, Fate::Replay).await.unwrap().is_some());
+    }
+    lab.publish("left", "ok").await;
+    until("what stands behind both is handled", || node.attempts("ok") == [1]).await;
+    lab.until_settled(&link).await;
+    assert_eq!(node.attempts("dead 1"), [1, 1], "once more");
+    let again = lab.until_letters(&link, 1).await;
+    assert!(again.len() == 1 && again[0].id != letter.id, "{again:?}");
+    lab.rabbit.remove(&link.id).await;
 }
 
 async fn twins_are_handled_once_and_never_beside_each_other(lab: &Lab) {

@@ -14,15 +14,16 @@ use futures::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use trellis_wire::{Delivery, Error, LinkId};
 
 use super::breaker::Leave;
 use super::held::{Held, Taken};
+use super::ledger::{self, KEPT};
 use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
 use super::progress::{Progress, lock};
-use super::queue::{CLAIM, PULL_MAX, Queue, Trouble};
+use super::queue::{CLAIM, Claimed, PULL_MAX, Place, Queue, Trouble};
 use crate::{Begun, Caps, LinkError, Permit, Permits, Share, Want};
 
 /// Messages that a link settles beside those that it runs, if it runs fewer.
@@ -104,10 +105,16 @@ impl<Q: Queue> Engine<Q> {
             self.runs.close();
             self.runs.wait().await;
         };
-        tokio::select! {
-            () = pulled => {}
-            () = self.held.extend(&self.queue, &self.link) => unreachable!("extending has no end"),
-        }
+        // Guests may hold up the threads that they are on for longer than a claim lasts.
+        let extending = {
+            let this = self.clone();
+            async move { this.held.extend(&this.queue, &this.link).await }
+        };
+        let extending = AbortOnDropHandle::new(self.permits.threads().spawn(extending));
+        pulled.await;
+        extending.abort();
+        // What it has of the queue is free when this returns.
+        let _ = extending.await;
     }
 
     async fn pull_all(self: &Arc<Self>, stop: &CancellationToken) {
@@ -194,11 +201,41 @@ impl<Q: Queue> Engine<Q> {
         if trouble.is_none() {
             self.progress.set(None);
         }
-        for taken in pulled.unwrap_or_default().into_iter().filter_map(|claimed| self.held.take(claimed)) {
+        for taken in self.take(pulled.unwrap_or_default()).await {
             let turn = turns.pop_front().filter(|_| !stop.is_cancelled());
             self.runs.spawn(self.clone().deliver(turn, taken));
         }
         trouble.map_or(Ok(()), Err)
+    }
+
+    /// Holds what was pulled. Of a dead letter that was put back twice, since who did that died before it was off, the second is
+    /// taken off unseen.
+    pub(super) async fn take(&self, pulled: Vec<Claimed<Q::Claim>>) -> Vec<Taken<Q::Claim>> {
+        let mut all = Vec::with_capacity(pulled.len());
+        for taken in pulled.into_iter().filter_map(|claimed| self.held.take(claimed)) {
+            let counts = || self.is_the_replay(&taken.place).boxed();
+            let instead = match self.persist("whether it was replayed before cannot be known", counts).await {
+                Some(true) => None,
+                Some(false) => Some(Settlement::Ack),
+                None => Some(Settlement::GiveBack { after: PAUSE_MAX }),
+            };
+            match instead {
+                None => all.push(taken),
+                Some(settlement) => drop(self.settle(&taken, &settlement).await),
+            }
+        }
+        all
+    }
+
+    /// Whether a message is the one that its dead letter is replayed as: the first that was pulled of those that may be it.
+    async fn is_the_replay(&self, place: &Place) -> Result<bool, Trouble> {
+        let (Some(once), Some(ledger)) = (&place.once, self.queue.ledger()) else { return Ok(true) };
+        let key = ledger::replayed_key(once);
+        if ledger.swap(&key, None, Some(place.key.as_bytes()), KEPT).await? {
+            return Ok(true);
+        }
+        let first = ledger.read(&key).await?;
+        Ok(first.is_none_or(|first| *first == *place.key.as_bytes()))
     }
 
     /// Permits for the messages that wait: one at least, and as many more as are free at once.

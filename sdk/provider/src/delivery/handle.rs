@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use tokio::time::Instant;
-use trellis_wire::{CallError, Failure, Fault, Outcome};
+use trellis_wire::{CallError, Event, Failure, Fault, Outcome};
 
 use super::breaker::Leave;
 use super::engine::{Engine, Turn};
@@ -62,10 +62,10 @@ impl<Q: Queue> Engine<Q> {
         };
         let on_trial = self.permits.on_trial("");
         begun.begins();
-        let Delivered { outcome, sends, ran } = self.run_once(permit, taken).await;
+        let Delivered { outcome, sends, ran, lost } = self.run_once(permit, taken).await;
         drop(begun);
-        self.note_outcome(taken, &outcome);
-        if policy::is_lost(&outcome) {
+        self.note_outcome(taken, &outcome, lost);
+        if lost {
             return None;
         }
         self.survived(taken).await;
@@ -243,7 +243,7 @@ impl<Q: Queue> Engine<Q> {
         counts.attempts.fetch_add(1, Ordering::Relaxed);
         let _in_flight = InFlight::count(counts);
         let began = Instant::now();
-        let run = permit.deliver(taken.message.clone(), timeout);
+        let run = permit.deliver(Event::Message(taken.message.clone()), timeout);
         let delivered = match tokio::time::timeout(timeout.saturating_add(RUN_GRACE), run).await {
             Ok(delivered) => delivered,
             Err(_) => {
@@ -256,11 +256,11 @@ impl<Q: Queue> Engine<Q> {
     }
 
     /// Says what did not end well, and lets the node recover from a shortage.
-    fn note_outcome(&self, taken: &Taken<Q::Claim>, outcome: &Outcome) {
+    fn note_outcome(&self, taken: &Taken<Q::Claim>, outcome: &Outcome, lost: bool) {
         let (link, subject, attempt) = (&self.link, &taken.message.subject, taken.record.attempt);
         match outcome {
             Ok(_) => {}
-            Err(why) if policy::is_lost(outcome) => tracing::warn!(%link, subject, attempt, "{why}"),
+            Err(why) if lost => tracing::warn!(%link, subject, attempt, "{why}"),
             Err(Failure::Fault(why)) => tracing::warn!(%link, subject, attempt, "{why}"),
             Err(Failure::Error(why)) => {
                 tracing::debug!(%link, subject, "a message was not run: {why}");
@@ -279,29 +279,33 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// While the link pauses, here or elsewhere, nothing is given up.
+    /// While the link pauses, here or elsewhere, nothing is given up but what the component answered so.
     async fn unless_paused(&self, settlement: Settlement) -> Settlement {
-        if matches!(settlement, Settlement::DeadLetter { .. }) && self.progress.paused_since_ms().is_none() {
+        let is_given_up = matches!(settlement, Settlement::DeadLetter { .. }) && ended_well(&settlement) == Some(false);
+        if !is_given_up {
+            return settlement;
+        }
+        if self.progress.paused_since_ms().is_none() {
             // One that the ledger keeps was ended by a person, or by a probe.
             if !self.forget_pause().await {
                 self.join_pause().await;
                 self.compare(Duration::ZERO).await;
             }
         }
-        match settlement {
-            Settlement::DeadLetter { .. } if self.progress.paused_since_ms().is_some() => {
-                Settlement::GiveBack { after: PAUSED }
-            }
-            settlement => settlement,
+        match self.progress.paused_since_ms() {
+            Some(_) => Settlement::GiveBack { after: PAUSED },
+            None => settlement,
         }
     }
 }
 
-/// Whether it ended well by what is to become of it; `None`: that says nothing.
+/// Whether it ended well by what is to become of it; `None`: that says nothing. A component that wants a message among the
+/// dead letters has answered, as one that drops it.
 const fn ended_well(settlement: &Settlement) -> Option<bool> {
     match settlement {
         Settlement::GiveBack { .. } => None,
         Settlement::Ack | Settlement::Drop { .. } => Some(true),
+        Settlement::DeadLetter { reason: Reason::Refused(_), .. } => Some(true),
         Settlement::Retry { .. } | Settlement::DeadLetter { .. } => Some(false),
     }
 }

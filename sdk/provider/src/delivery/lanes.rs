@@ -37,6 +37,7 @@ pub(super) struct Lanes<T> {
     lanes: HashMap<String, Lane<T>>,
     /// Keys in the order in which their lanes may run something, as far as they still may.
     turns: VecDeque<String>,
+    /// Messages that are held: those that wait and those under way.
     held: usize,
     back: usize,
     /// Messages that may be out for lanes that are not parked before nothing new is pulled.
@@ -135,11 +136,6 @@ impl<T> Lanes<T> {
     /// Messages that are out for lanes that are not parked.
     fn moving(&self) -> usize {
         self.lanes.values().filter(|lane| !lane.parked).map(|lane| lane.back.len()).sum()
-    }
-
-    /// Messages that are held: those that wait and those under way.
-    pub(super) const fn held(&self) -> usize {
-        self.held
     }
 
     pub(super) fn has_parked(&self) -> bool {
@@ -513,7 +509,7 @@ mod tests {
         for position in 100..1_000 {
             let _ = lanes.offer(&format!("key {position}"), position, false, (), 0);
         }
-        assert_eq!((lanes.held(), lanes.room(0)), (LOOK_AHEAD, 0));
+        assert_eq!((lanes.held, lanes.room(0)), (LOOK_AHEAD, 0));
         let back = (1_000..6_000).filter(|position| lanes.offer("hot", *position, false, (), 0).is_some()).count();
         assert_eq!((back, lanes.room(0)), (5_000, 0));
     }
@@ -525,11 +521,11 @@ mod tests {
         for position in 0..6_000 {
             let _ = lanes.offer(&format!("key {}", position % 4), position, false, position, 0);
         }
-        assert_eq!((lanes.held(), lanes.back), (4 * LANE_MAX, 6_000 - 4 * LANE_MAX));
+        assert_eq!((lanes.held, lanes.back), (4 * LANE_MAX, 6_000 - 4 * LANE_MAX));
         while let Some((key, _)) = lanes.next(0) {
             lanes.ended(&key, End::Off, 0);
         }
-        assert_eq!((lanes.held(), lanes.room(0)), (0, 0), "nothing is due yet");
+        assert_eq!((lanes.held, lanes.room(0)), (0, 0), "nothing is due yet");
         let later_ms = due(0, BACK);
         assert_eq!(lanes.room(later_ms), 4 * LANE_MAX, "what the lanes have room for");
         assert_eq!(lanes.offer("key 1", 4 * 32 + 1, false, 129, later_ms), None);
@@ -690,7 +686,7 @@ mod tests {
             for (key, positions) in handled {
                 assert!(positions.is_sorted(), "seed {seed}, key {key}: {positions:?}");
             }
-            assert_eq!((lanes.held(), lanes.room(steps)), (0, LOOK_AHEAD));
+            assert_eq!((lanes.held, lanes.room(steps)), (0, LOOK_AHEAD));
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | `left/<hash>` | that who pulled an ordered link last gave all of it back, and in how many ms that is due | 14 days |
 //! | `opens/<hash>` | the replay that is about to be off, and to open a key | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
+//! | `replayed/<hash>` | the message that a dead letter is replayed as, where it may have been put back twice | 14 days |
 //! | `parks/<hash>` | the message that parks a key, until its dead letter is known to be there | 14 days |
 //!
 //! Pure: how they are written and read.
@@ -138,6 +139,11 @@ pub(super) fn parked_key(key: &str) -> String {
 /// Where it is kept which message parks a key whose dead letter may not be there.
 pub(super) fn parks_key(key: &str) -> String {
     format!("parks/{}", hash(key))
+}
+
+/// Where it is kept as which message a dead letter of this name is replayed.
+pub(super) fn replayed_key(once: &str) -> String {
+    format!("replayed/{}", hash(once))
 }
 
 /// Where it is kept which replay opens a key.

@@ -405,7 +405,7 @@ impl<Q: Queue> Term<Q> {
             if pulled.is_empty() {
                 sleep(PAUSE_MIN).await;
             }
-            claimed.extend(pulled.into_iter().filter_map(|claimed| engine.held.take(claimed)));
+            claimed.extend(engine.take(pulled).await);
         }
         // The one before may have parked some until its end.
         for key in engine.parked_keys().await? {
@@ -448,7 +448,8 @@ impl<Q: Queue> Term<Q> {
         }
     }
 
-    /// Waits for something to pull while there is room and leave for it.
+    /// Waits for something to pull while there is room for it: also while the link pauses, since what ends that may stand
+    /// behind another key than those that are held.
     async fn ready(&self) -> Result<usize, Trouble> {
         let room = loop {
             match self.lanes.room(self.engine.progress.now_ms()) {
@@ -456,13 +457,7 @@ impl<Q: Queue> Term<Q> {
                 room => break room,
             }
         };
-        let most = match self.engine.progress.paused_since_ms() {
-            None => room.min(PULL_MAX),
-            // One to try: nothing is pulled in advance of that.
-            Some(_) if self.lanes.held() == 0 => 1,
-            Some(_) => return std::future::pending().await,
-        };
-        Ok(self.engine.queue.ready().await?.clamp(1, most))
+        Ok(self.engine.queue.ready().await?.clamp(1, room.min(PULL_MAX)))
     }
 
     async fn pull(&mut self, count: usize) {
@@ -476,8 +471,8 @@ impl<Q: Queue> Term<Q> {
                         tracing::warn!(link = %self.engine.link, gone, "messages that were given back are gone from the queue");
                     }
                 }
-                let taken = pulled.into_iter().filter_map(|claimed| self.engine.held.take(claimed));
-                self.offer(taken.collect()).await;
+                let taken = self.engine.take(pulled).await;
+                self.offer(taken).await;
             }
             Err(why) => self.trouble(why),
         }

@@ -26,10 +26,6 @@ pub const KILLS_MAX: u32 = 3;
 /// The longest wait that a component may ask for: 7 days.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// How the text of an error of ours begins that says that the node is gone which ran a message. A variant of its own would be one
-/// that older nodes cannot read.
-pub const LOST: &str = "lost with its node: ";
-
 /// What is known of one message at one delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Record {
@@ -156,11 +152,6 @@ pub fn begin(policy: &Delivery, record: &Record) -> Option<Settlement> {
         Some(limit) if record.attempt > 1 && record.age >= limit => given_up(Reason::MaxAge { limit }),
         _ => None,
     }
-}
-
-/// Whether a run was lost with its node: what comes of its message is for the broker to say, once its claim has ended.
-pub(super) fn is_lost(outcome: &Outcome) -> bool {
-    matches!(outcome, Err(Failure::Error(Error::Internal(why))) if why.starts_with(LOST))
 }
 
 /// What follows from how a run ended. `jitter01` is a draw from 0 to 1.

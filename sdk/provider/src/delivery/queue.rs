@@ -107,7 +107,8 @@ pub trait Queue: Send + Sync + 'static {
     /// does nothing. For an ordered link what is put back comes before all that waits, since that may wait for it.
     ///
     /// # Errors
-    /// It is not done, or not wholly: the same again makes it whole and brings no message twice.
+    /// It is not done, or not wholly: the same again makes it whole, and where that may bring the message twice, both say so
+    /// by [`Place::once`].
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble>;
 
     /// The ledger beside the queue, or the lattice's where the broker has no place for one. `None`: there is none, and
@@ -187,6 +188,9 @@ pub struct Place {
     pub name: Option<String>,
     /// The id of the dead letter that it was, if it is replayed.
     pub replay_of: Option<String>,
+    /// What names that dead letter for ever, where the broker puts one back and takes it off in two steps: who dies between them
+    /// leaves it, and it may be put back once more. Of what has one name only that counts which was pulled first.
+    pub once: Option<String>,
 }
 
 /// Messages that were given out before, on whatever node, and are not settled, or were given back.
