@@ -5,5 +5,6 @@
 mod capped;
 mod kept;
 mod lab;
+mod once;
 mod ordered;
 mod passing;
