@@ -73,8 +73,9 @@ impl App {
             let provider = self.providers.get(&link.source)?;
             let given = provider.configs.iter().chain(&link.source_configs).filter_map(|name| self.configs.get(name));
             let config = given.fold(Config::default(), |config, given| config.overlaid_with(given));
-            let has_queue = link.package == "messaging" && provider.tech()?.has_queue(&config);
-            has_queue.then(|| overlaid(link.delivery.clone(), &config).ok()).flatten().map(|policy| (link, policy))
+            let policy = overlaid(link.delivery.clone(), &config).ok()?;
+            let has_queue = link.package == "messaging" && provider.tech()?.has_queue(&config, &policy);
+            has_queue.then_some((link, policy))
         })
     }
 
@@ -233,15 +234,32 @@ impl Tech {
         }
     }
 
-    /// Whether a link of this config has its messages from a queue, which can give one out again.
-    pub fn has_queue(self, config: &Config) -> bool {
+    /// Whether a link of this config and policy has its messages from a queue, which can give one out again: the broker's, or
+    /// the node's own.
+    pub fn has_queue(self, config: &Config, policy: &Delivery) -> bool {
         match self {
             Self::Embedded | Self::Rabbitmq => config.get("queue").is_some(),
-            Self::Nats | Self::Redis => config.get("stream").or_else(|| config.get("queue")).is_some(),
-            Self::Mqtt => config.get("qos") != Some("0"),
+            Self::Redis => has_stream(config),
+            Self::Nats => has_stream(config) || !policy.is_default(),
+            Self::Mqtt => config.get("qos") != Some("0") || !policy.is_default(),
             Self::Http | Self::Timer => false,
         }
     }
+
+    /// Whether each node that takes messages by such a link has a queue of its own, which no other sees: of embedded ones where
+    /// the provider has a scaler.
+    pub fn is_each_nodes_own(self, config: &Config, policy: &Delivery) -> bool {
+        match self {
+            Self::Embedded | Self::Mqtt => true,
+            Self::Nats => !has_stream(config) && !policy.is_default(),
+            Self::Http | Self::Redis | Self::Rabbitmq | Self::Timer => false,
+        }
+    }
+}
+
+/// Whether a link names a stream.
+fn has_stream(config: &Config) -> bool {
+    config.get("stream").or_else(|| config.get("queue")).is_some()
 }
 
 impl fmt::Display for Tech {

@@ -454,7 +454,7 @@ impl State {
         let AppLink { name, namespace, package, interfaces, .. } = link.clone();
         let delivery = match &direction {
             // Other links go on as they are when the app has a queue more.
-            Direction::Wakes { tech, .. } if tech.has_queue(&config) => {
+            Direction::Wakes { tech, .. } if tech.has_queue(&config, &delivery) => {
                 let dead_bytes_max = DEAD_BYTES_MAX / self.queues(form.release).max(1);
                 Delivery { dead_bytes_max, ..delivery }
             }
@@ -470,7 +470,7 @@ impl State {
         release.app.links.iter().filter_map(|link| {
             let (id, config, Some(End { provider, wakes: true })) = self.link_of(release, link) else { return None };
             let tech = provider.tech()?;
-            (tech == Tech::Timer || tech.has_queue(&config)).then(|| (id, release.key(&link.target)))
+            (tech == Tech::Timer || has_queue(tech, &config, link)).then(|| (id, release.key(&link.target)))
         })
     }
 
@@ -478,7 +478,7 @@ impl State {
     fn queues(&self, release: &Release) -> u64 {
         let has_queue = |link: &&AppLink| match self.link_of(release, link) {
             (_, config, Some(End { provider, wakes: true })) => {
-                provider.tech().is_some_and(|tech| tech.has_queue(&config))
+                provider.tech().is_some_and(|tech| has_queue(tech, &config, link))
             }
             _ => false,
         };
@@ -519,6 +519,11 @@ impl State {
             Some(shared) => self.provider(&shared).map(|(release, provider)| (&**release, provider)),
         }
     }
+}
+
+fn has_queue(tech: Tech, config: &Config, link: &AppLink) -> bool {
+    let policy = overlaid(link.delivery.clone(), config);
+    tech.has_queue(config, policy.as_ref().unwrap_or(&link.delivery))
 }
 
 /// The links that lead to or from another app than their manifest's, each once.

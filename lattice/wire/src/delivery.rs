@@ -67,6 +67,11 @@ impl Default for Delivery {
 }
 
 impl Delivery {
+    /// Whether it asks for nothing but what holds without it. Its part of the room for dead letters was not asked for.
+    pub fn is_default(&self) -> bool {
+        *self == Self { dead_bytes_max: self.dead_bytes_max, ..Self::default() }
+    }
+
     /// Whether it asks for what one node alone can keep for the whole lattice: an order, or a cap.
     pub const fn needs_one_puller(&self) -> bool {
         self.order_by.is_some() || self.max_in_flight.is_some() || self.rate_limit.is_some()

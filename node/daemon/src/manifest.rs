@@ -146,7 +146,18 @@ spec:
             ("rabbitmq", "create: 'true'", "worker, sour", "config `queue`"),
             ("mqtt", "topic: 'a/#/b'", "topic: 'a/#/", "is no topic"),
             ("mqtt", "topic: orders, qos: '2'", "qos: '2'", "`0` (at most once) or `1`"),
-            ("mqtt", "topic: orders, delivery.order_by: subject, qos: '0'", "qos: '0'", "delivers at most once"),
+            (
+                "mqtt",
+                "topic: orders, delivery.dead_letter: dead, qos: '0'",
+                "delivery.dea",
+                "dead letters stay on the disk",
+            ),
+            (
+                "nats",
+                "subscriptions: orders, delivery.order_by: subject",
+                "delivery.ord",
+                "write `stream: NAME` in the source config, or take `order_by` out",
+            ),
             (
                 "mqtt",
                 "topic: orders, delivery.order_by: 'header:lane', protocol: 3.1.1",

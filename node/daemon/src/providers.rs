@@ -40,7 +40,8 @@ impl Providers {
         let embedded = tokio::task::spawn_blocking(move || Embedded::open(store).map_err(|why| why.to_string())).await;
         let embedded = embedded.map_err(|why| why.to_string()).flatten();
         let embedded = Arc::new(embedded.map_err(|why| format!("embedded store: {why}"))?);
-        let nats = Arc::new(Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default()));
+        let nats = Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default());
+        let nats = Arc::new(nats.storing_in(embedded.clone()));
         let (node, lattice, depot) = (node.to_string(), lattice.to_string(), embedded.clone());
         let mqtt = trellis_mqtt::Options { node, lattice, depot };
         Ok(Self {

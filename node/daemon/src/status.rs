@@ -22,7 +22,7 @@ use crate::cut_off::{self, silent};
 use crate::home;
 use crate::node::Node;
 use crate::rollouts;
-use crate::triggers::{Stands, Times, View};
+use crate::triggers::{Stands, Times, View, is_each_nodes_own};
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
@@ -508,25 +508,23 @@ pub(crate) async fn triggers(node: &Node) -> TriggersStatus {
         by_link.entry(view.link.clone()).or_default().push((on, view));
     }
     let state = node.shares.state();
-    TriggersStatus { triggers: by_link.into_values().map(|views| trigger(&state, &views)).collect(), problems }
-}
-
-/// Whether each node that pulls has a queue of its own: of MQTT topics its part of the messages, and of embedded queues where
-/// the provider has a scaler.
-fn is_each_nodes_own(system: &str) -> bool {
-    [Tech::Embedded, Tech::Mqtt].iter().any(|tech| tech.as_str() == system)
+    let is_apart = |(on, view): &(NodeId, View)| {
+        node.shares.of(*on).exact_link(&view.link).is_some_and(|held| is_each_nodes_own(held))
+    };
+    let triggers = by_link.into_values().map(|views| trigger(&state, &views, views.iter().any(is_apart)));
+    TriggersStatus { triggers: triggers.collect(), problems }
 }
 
 /// One trigger, from at least one view. A queue of each node's own counts with all of them, one that all see once: as who sees
 /// the most of it, since RabbitMQ shows what one node holds to that node only.
-fn trigger(state: &State, views: &[(NodeId, View)]) -> TriggerStatus {
+fn trigger(state: &State, views: &[(NodeId, View)], is_apart: bool) -> TriggerStatus {
     let first = &views[0].1;
     let sum = |of: fn(&View) -> u64| views.iter().map(|(_, view)| of(view)).sum::<u64>();
     let held = sum(|view| view.held);
     let stands: Vec<Stands> = views.iter().filter_map(|(_, view)| view.stands(held)).collect();
     let most = stands.iter().max_by_key(|stands| stands.waiting.saturating_add(stands.claimed));
     let most = most.map_or(&[][..], std::slice::from_ref);
-    let stands = if is_each_nodes_own(&first.system) { &stands[..] } else { most };
+    let stands = if is_apart { &stands[..] } else { most };
     let whole = |of: fn(&Stands) -> u64| (!stands.is_empty()).then(|| stands.iter().map(of).sum());
     let outcome = |i: usize| views.iter().map(|(_, view)| view.outcomes[i]).sum::<u64>();
     let problem =

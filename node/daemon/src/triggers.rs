@@ -162,7 +162,7 @@ impl Triggers {
         self.providers.of(tech).trigger(&held.link.id)
     }
 
-    /// The trigger of a link, if it pulls from a queue here: a core subject has none.
+    /// The trigger of a link, if it pulls from a queue here: a core subject has none without a policy.
     fn of(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
         self.shares.of(self.me).exact_link(link).and_then(|held| self.trigger(held))
     }
@@ -235,6 +235,11 @@ async fn view(held: &HeldLink, trigger: &dyn Trigger) -> View {
         problem: progress.health().err().or_else(|| standing.as_ref().err().cloned()),
         standing,
     }
+}
+
+/// Whether each node that pulls by a link has a queue of its own.
+pub(crate) fn is_each_nodes_own(held: &HeldLink) -> bool {
+    tech(held).is_some_and(|tech| tech.is_each_nodes_own(&held.link.config, &held.link.delivery))
 }
 
 const fn tech(held: &HeldLink) -> Option<Tech> {
@@ -353,8 +358,8 @@ impl Triggers {
         for node in self.nodes() {
             for held in self.shares.of(node).links() {
                 let is_asked = is_asked(&held.link.component, (app, of));
-                let (true, Direction::Wakes { provider, tech }) = (is_asked, &held.direction) else { continue };
-                let apart = matches!(tech, Tech::Embedded | Tech::Mqtt);
+                let (true, Direction::Wakes { provider, .. }) = (is_asked, &held.direction) else { continue };
+                let apart = is_each_nodes_own(held);
                 // A topic that the home pulls for its caps alone may have been divided before.
                 let is_in_order = held.is_pulled_at_home() && held.link.delivery.order_by.is_some();
                 let has_home = is_in_order || state.kept_at(provider).is_some();

@@ -563,6 +563,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_dead_letter_is_kept_for_two_weeks() {
+        const TWO_WEEKS_MS: u64 = 14 * 24 * 60 * 60 * 1_000;
+        let dir = tempfile::tempdir().unwrap();
+        let broker = alone(&dir);
+        let (queue, began_ms) = (broker.queue("mail").await, broker.0.store.now_ms());
+        for (body, after_ms, left) in [
+            ("first", 0, &["first"][..]),
+            ("second", TWO_WEEKS_MS - 1, &["first", "second"]),
+            ("third", TWO_WEEKS_MS, &["second", "third"]),
+            ("fourth", 3 * TWO_WEEKS_MS, &["fourth"]),
+        ] {
+            broker.publish("mail", trellis_provider::testing::message(body)).await;
+            let reason = Reason::Refused("no".into());
+            let bury = Change::Settle {
+                token: pull(&queue).await.claim,
+                settlement: Settlement::DeadLetter { reason, fault: None, ran: Default::default() },
+                component: "shop/worker".into(),
+                dead_bytes_max: DEAD_BYTES_MAX,
+                now_ms: began_ms + after_ms,
+            };
+            broker.0.store.change(bury).await.unwrap();
+            let letters = queue.letters(None, 10).await.unwrap();
+            let bodies: Vec<_> = letters.iter().map(|letter| letter.message.body.to_vec()).collect();
+            assert_eq!(bodies, left.iter().map(|body| body.as_bytes()).collect::<Vec<_>>());
+            assert_eq!(queue.standing().await.unwrap().dead, Some(left.len() as u64));
+        }
+    }
+
+    #[tokio::test]
     async fn no_two_messages_have_one_id_whichever_node_has_them_and_a_replay_keeps_its_own() {
         let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut ids = Vec::new();

@@ -3,7 +3,8 @@
 //! | link | file |
 //! | --- | --- |
 //! | messages of a topic wake a component, at least once (`qos: "1"`, the default) | `session.rs` |
-//! | the same at most once (`qos: "0"`) | `source.rs` |
+//! | the same where the server gives each once (`qos: "0"`), and the link has a policy | `session.rs` |
+//! | the same without one, at most once | `source.rs` |
 //! | a component publishes | `publish.rs` |
 //!
 //! What every link may say of its server:
@@ -18,8 +19,9 @@
 //! A link that wakes a component names its `topic` (or `queue`), with `+` and `#` as wildcards.
 //!
 //! MQTT has no second attempt, no wait and no dead letter. So what is to arrive at least once goes from the server into the
-//! node's [`Depot`], is acknowledged, and is handled from there; what is to arrive at most once waits in memory only. What one
-//! node alone can keep, an order or caps, goes to one, the lattice's home: whether that is this one, a link's [`Part`] says.
+//! node's [`Depot`], is acknowledged, and is handled from there. So is what the server gives once, where a policy says what is
+//! to become of it; else that waits in memory only. What one node alone can keep, an order or caps, goes to one, the lattice's
+//! home: whether that is this one, a link's [`Part`] says.
 //!
 //! `client.rs` is the only file that knows both versions of the protocol, and this crate the only one that knows MQTT.
 
@@ -43,9 +45,7 @@ use trellis_provider::delivery::Trigger;
 use trellis_provider::{
     Allowed, Depot, LinkError, Links, Permits, Provider, need_queue, no_such_call, no_such_package,
 };
-use trellis_wire::{
-    Answer, Call, CallError, ComponentKey, Dedupe, DedupeKey, Delivery, Link, LinkId, Message, OrderBy, Part,
-};
+use trellis_wire::{Answer, Call, CallError, ComponentKey, Dedupe, DedupeKey, Link, LinkId, Message, OrderBy, Part};
 use uuid::Uuid;
 
 use crate::config::{Qos, Settings};
@@ -95,25 +95,20 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
 fn read(link: &Link) -> Result<(Settings, Qos), LinkError> {
     let (settings, qos) = (Settings::read(link)?, Qos::read(&link.config)?);
     topic::check(need_queue(&link.config, "topic")?)?;
-    match (qos, &link.delivery.order_by) {
-        (Qos::AtLeastOnce, _) if link.delivery.dead_letter.is_some() => {
+    match &link.delivery.order_by {
+        _ if link.delivery.dead_letter.is_some() => {
             let problem = "dead letters stay on the disk of the node that took the message, for `trellis dead-letters`; \
                            take it out of the link";
             Err(LinkError::config("delivery.dead_letter", problem))
         }
-        (Qos::AtLeastOnce, Some(OrderBy::Header(name))) if !settings.has_headers() => {
+        Some(OrderBy::Header(name)) if !settings.has_headers() => {
             let problem = format!(
                 "`header:{name}`: messages of MQTT 3.1.1 have no headers, which are the user properties of MQTT 5; write \
                  `subject`, which is the topic, or `protocol: \"5\"` in the link's config"
             );
             Err(LinkError::config("delivery.order_by", problem))
         }
-        (Qos::AtMostOnce, _) if link.delivery != Delivery::default() => {
-            let problem = "`0` delivers at most once and keeps nothing to try again; take `delivery` out of the link, or \
-                           write `qos: \"1\"`";
-            Err(LinkError::config("qos", problem))
-        }
-        (Qos::AtLeastOnce | Qos::AtMostOnce, _) => {
+        Some(_) | None => {
             check_dedupe(link.delivery.dedupe.as_ref(), &settings)?;
             Ok((settings, qos))
         }
@@ -174,14 +169,14 @@ impl Mqtt {
         format!("{component}.{}", short(&[&self.options.node, &link.to_string()]))
     }
 
-    async fn keep(&self, link: &Link, settings: &Settings, permits: Permits) -> Result<Bound, LinkError> {
+    async fn keep(&self, link: &Link, server: (&Settings, Qos), permits: Permits) -> Result<Bound, LinkError> {
         let (queue, depot) = (self.queue(&link.id, &link.component), &self.options.depot);
         let was_here = depot.has(&queue);
         if link.part == Part::Stored && !was_here {
             return Ok(Bound::Nothing);
         }
         depot.begin(&queue, link.clone(), permits).await?;
-        let opened = self.open(link, settings, was_here).await;
+        let opened = self.open(link, server, was_here).await;
         if opened.is_err() {
             depot.end(&link.id).await;
         }
@@ -189,29 +184,37 @@ impl Mqtt {
     }
 
     /// Has the session by which this node takes messages of a link, if it is to take any, and no other one.
-    async fn open(&self, link: &Link, settings: &Settings, was_here: bool) -> Result<Option<Arc<Kept>>, LinkError> {
+    async fn open(
+        &self,
+        link: &Link,
+        server: (&Settings, Qos),
+        was_here: bool,
+    ) -> Result<Option<Arc<Kept>>, LinkError> {
         let depot = &self.options.depot;
         // In order, what another session still has would come after later messages.
         if was_here && link.part != Part::Own && link.delivery.order_by.is_none() {
-            self.sessions.retire(&link.id, self.wanted(link, settings, Part::Own), depot)?;
+            self.sessions.retire(&link.id, self.wanted(link, server, Part::Own), depot)?;
         }
         if link.part == Part::Stored {
             self.sessions.forget(&link.id);
             return Ok(None);
         }
-        self.sessions.open(&link.id, self.wanted(link, settings, link.part), depot).await.map(Some)
+        self.sessions.open(&link.id, self.wanted(link, server, link.part), depot).await.map(Some)
     }
 
     /// The session by which a node takes this of a link's messages: all, of a topic that it has to itself, or its part of one
     /// that nodes share.
-    fn wanted(&self, link: &Link, settings: &Settings, part: Part) -> Wanted {
+    fn wanted(&self, link: &Link, (settings, qos): (&Settings, Qos), part: Part) -> Wanted {
         let (owner, topic) = match part {
             Part::All => (&self.options.lattice, topic(link).into()),
             Part::Own | Part::Stored => (&self.options.node, topic::shared(topic(link), &link.component)),
         };
         // Of what every server takes: 23 letters and digits.
-        let id = format!("trellis{}", short(&[owner, &link.id.to_string(), &settings.shown(), &topic]));
-        Wanted { settings: settings.clone(), id, topic, queue: self.queue(&link.id, &link.component) }
+        let (link_id, server) = (link.id.to_string(), settings.shown());
+        let parts = [owner, &*link_id, &*server, &*topic, "0"];
+        // What the server keeps nothing of is another one, which the former leaves for.
+        let id = format!("trellis{}", short(&parts[..if qos == Qos::AtMostOnce { 5 } else { 4 }]));
+        Wanted { settings: settings.clone(), qos, id, topic, queue: self.queue(&link.id, &link.component) }
     }
 }
 
@@ -222,9 +225,9 @@ impl Provider for Mqtt {
         self.remove(&link.id).await;
         let (settings, qos) = read(&link)?;
         let id = link.id.clone();
-        let bound = match qos {
-            Qos::AtLeastOnce => self.keep(&link, &settings, permits).await?,
-            Qos::AtMostOnce => {
+        let bound = match qos == Qos::AtLeastOnce || !link.delivery.is_default() {
+            true => self.keep(&link, (&settings, qos), permits).await?,
+            false => {
                 self.sessions.forget(&id);
                 let topic = topic::shared(topic(&link), &link.component);
                 Bound::Subscribed(Arc::new(Subscribed::begin(link, &settings, topic, permits)?))

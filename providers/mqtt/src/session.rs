@@ -9,6 +9,9 @@
 //! servers keep the order of a topic only for who has it to himself. Sessions by which nodes had their parts before are given up
 //! then, each by its node, once what is still in it is stored.
 //!
+//! With QoS 0 the server gives each message once, to who is there, and keeps no session: what came is stored all the same, and
+//! what comes while the disk cannot take it waits in a bounded buffer, and then is lost. There is nothing to be forgotten.
+//!
 //! A session lasts longer than the link is applied: while the link is applied anew messages are stored all the same. Only
 //! where the link is placed here no more the node unsubscribes, stores what is still on its way, and has the server forget it.
 
@@ -28,6 +31,7 @@ use crate::client::{self, Arrived, Heard};
 use crate::config::{Qos, RECEIVE_MAX, Session, Settings};
 use crate::connection::{ANSWER_MAX, Connection, Subscription};
 use crate::given::Given;
+use crate::source::BUFFER_MESSAGES_MAX;
 
 /// The pauses while messages cannot be stored.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -46,7 +50,8 @@ const LEAVE_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) settings: Settings,
-    /// The client's id.
+    pub(crate) qos: Qos,
+    /// The client's id, where the server keeps a session.
     pub(crate) id: String,
     /// What is subscribed to.
     pub(crate) topic: String,
@@ -69,9 +74,12 @@ pub(crate) struct Kept {
 impl Kept {
     /// Goes on with a session, or begins it; a former one is not begun anew.
     fn open(wanted: Wanted, depot: Arc<dyn Depot>, is_former: bool) -> Result<Arc<Self>, LinkError> {
-        let (inbox, waiting) = mpsc::channel(usize::from(RECEIVE_MAX));
-        let subscription = Subscription { topic: wanted.topic.clone(), qos: Qos::AtLeastOnce, is_former };
-        let session = Session::Lasting(wanted.id.clone());
+        let (session, room) = match wanted.qos {
+            Qos::AtLeastOnce => (Session::Lasting(wanted.id.clone()), usize::from(RECEIVE_MAX)),
+            Qos::AtMostOnce => (Session::Passing, BUFFER_MESSAGES_MAX),
+        };
+        let (inbox, waiting) = mpsc::channel(room);
+        let subscription = Subscription { topic: wanted.topic.clone(), qos: wanted.qos, is_former };
         let connection = Connection::open(&wanted.settings, &session, Some(subscription), inbox)?;
         let kept = Self {
             connection,
@@ -98,8 +106,13 @@ impl Kept {
         lock(&self.trouble).clone().map_or_else(|| self.connection.health(), Err)
     }
 
-    /// Ends the connection, so that the server keeps what comes for later.
+    /// Ends the connection, so that the server keeps what comes for later. Where it keeps nothing, what has come is stored
+    /// first, if the disk takes it in time.
     async fn close(&self) {
+        if self.wanted.qos == Qos::AtMostOnce {
+            // The connection ends either way.
+            drop(timeout(ANSWER_MAX, self.try_leave()).await);
+        }
         self.stop.cancel();
         self.keeper.wait().await;
         self.connection.close().await;
@@ -124,12 +137,19 @@ impl Kept {
 
     /// What was done of it before is not done again.
     async fn try_leave(&self) -> Result<(), String> {
+        let is_kept = self.wanted.qos == Qos::AtLeastOnce;
         if !self.last.is_cancelled() {
-            self.connection.unsubscribe().await?;
+            let unsubscribed = self.connection.unsubscribe().await;
+            if is_kept {
+                unsubscribed?;
+            }
             self.last.cancel();
         }
         self.keeper.wait().await;
         self.connection.close().await;
+        if !is_kept {
+            return Ok(());
+        }
         let over = Session::Over(self.wanted.id.clone());
         let options = self.wanted.settings.options(&over).map_err(|why| why.to_string())?;
         let (client, mut events) = client::open(&options);
@@ -165,7 +185,7 @@ struct Keeper {
 
 impl Keeper {
     async fn run(self, mut waiting: mpsc::Receiver<Arrived>) {
-        let most = usize::from(RECEIVE_MAX);
+        let most = waiting.max_capacity();
         let Some(mut given) = self.given().await else { return };
         loop {
             let mut arrived = Vec::with_capacity(most);
@@ -221,7 +241,7 @@ impl Keeper {
 
     /// Says what is wrong, and waits before the next try. Whether nothing more is to be stored.
     async fn fails(&self, why: &str, pause: &mut Duration) -> bool {
-        *lock(&self.trouble) = Some(format!("messages cannot be stored, and wait at the server: {why}"));
+        *lock(&self.trouble) = Some(format!("messages cannot be stored, and wait: {why}"));
         tokio::select! {
             () = self.stop.cancelled() => true,
             () = sleep(*pause) => {
@@ -290,7 +310,7 @@ impl Sessions {
         retiring.retain(|_, retiring| !retiring.is_finished());
         let former = match before {
             Some((_, before)) => before,
-            None if retiring.contains_key(&id) => return Ok(()),
+            None if own.qos == Qos::AtMostOnce || retiring.contains_key(&id) => return Ok(()),
             None => Kept::open(own, depot.clone(), true)?,
         };
         let task = async move {

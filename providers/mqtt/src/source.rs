@@ -1,4 +1,4 @@
-//! Messages of a topic wake a component, at most once.
+//! Messages of a topic wake a component, at most once and without a policy.
 //!
 //! A message waits in a bounded buffer until there is a permit for it.
 
@@ -15,8 +15,8 @@ use crate::client::Arrived;
 use crate::config::{Qos, Session, Settings};
 use crate::connection::{Connection, Subscription};
 
-/// Messages that wait for a permit before the next ones are lost and counted.
-const BUFFER_MESSAGES_MAX: usize = 256;
+/// Messages that wait, for a permit or to be stored, before the next ones are lost and counted.
+pub(crate) const BUFFER_MESSAGES_MAX: usize = 256;
 /// The pauses between requests for a permit that were refused.
 const BUSY_PAUSE_MIN: Duration = Duration::from_millis(100);
 const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);

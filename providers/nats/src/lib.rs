@@ -3,6 +3,7 @@
 //! | link | file |
 //! | --- | --- |
 //! | messages of a subject wake a component, at most once | `subscribe.rs` |
+//! | the same with a policy, at least once from when the node has stored them | `kept.rs` |
 //! | messages of a JetStream stream wake a component, at least once | `stream.rs` |
 //! | what must outlive a node, beside a stream | `ledger.rs` |
 //! | the same of other brokers, for the lattice | `ledgers.rs` |
@@ -29,6 +30,7 @@ mod clock;
 mod config;
 mod connection;
 mod entries;
+mod kept;
 mod keyvalue;
 mod ledger;
 mod ledgers;
@@ -52,8 +54,10 @@ pub use config::Auth;
 pub use ledgers::Ledgers;
 use tokio::sync::OnceCell;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, Tls, no_such_call, no_such_package, queue};
-use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
+use trellis_provider::{
+    Allowed, Depot, LinkError, Links, Permits, Provider, Tls, no_such_call, no_such_package, queue,
+};
+use trellis_wire::{Answer, Call, CallError, ComponentKey, Link, LinkId, Message};
 
 use crate::config::Settings;
 use crate::connection::Connections;
@@ -79,6 +83,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Nats {
     connections: Connections,
+    /// Where messages of core subjects are stored whose link has a policy.
+    depot: Option<Arc<dyn Depot>>,
     links: Links<Bound>,
     own: OnceCell<Publisher>,
 }
@@ -134,7 +140,18 @@ pub fn check_grant(link: &Link) -> Result<(), LinkError> {
 impl Nats {
     /// A provider without links. It connects when the first link needs it.
     pub fn new(options: Options) -> Self {
-        Self { connections: Connections::new(options), links: Links::default(), own: OnceCell::new() }
+        Self { connections: Connections::new(options), depot: None, links: Links::default(), own: OnceCell::new() }
+    }
+
+    /// The same on a node that stores what core NATS does not keep, for links that have a policy.
+    #[must_use]
+    pub fn storing_in(self, depot: Arc<dyn Depot>) -> Self {
+        Self { depot: Some(depot), ..self }
+    }
+
+    /// The queue of the depot that holds what came by a link of core subjects.
+    pub fn queue(&self, link: &LinkId, component: &ComponentKey) -> String {
+        kept::queue(link, component)
     }
 
     /// Publishes to the lattice's own server on behalf of a person: `trellis publish SUBJECT BODY`. What a stream takes is
@@ -171,7 +188,7 @@ impl Provider for Nats {
         let bound = if queue(&link.config, "stream")?.is_some() {
             Bound::Streamed(Arc::new(Streamed::begin(&self.connections, link, permits).await?))
         } else {
-            Bound::Subscribed(Arc::new(Subscribed::begin(&self.connections, link, permits).await?))
+            Bound::Subscribed(Arc::new(Subscribed::begin(&self.connections, self.depot.as_ref(), link, permits).await?))
         };
         self.links.bind(id, bound).await;
         Ok(())
@@ -212,6 +229,7 @@ impl Provider for Nats {
     fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
         match self.links.get(link) {
             Ok(Bound::Streamed(streamed)) => Some(streamed.trigger()),
+            Ok(Bound::Subscribed(subscribed)) => subscribed.trigger(),
             _ => None,
         }
     }

@@ -4,6 +4,8 @@
 //! messages and bytes, until there is a permit for it, and what is in the buffer when a link ends is still handled. What
 //! the component refuses cannot be tried again; it is said in the log. Answers to a message that awaits one are
 //! published by the component.
+//!
+//! Where a link has a policy, what is in the buffer is stored, and the engine has it from there: see `kept.rs`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,11 +15,13 @@ use futures::stream::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use trellis_provider::{LinkError, Permit, Permits, Want};
-use trellis_wire::{Delivery, Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
+use trellis_provider::delivery::Trigger;
+use trellis_provider::{Depot, LinkError, Permit, Permits, Want};
+use trellis_wire::{Error, Event, Failure, Link, LinkId, Message, Outcome, Reply, Settle};
 
 use crate::config;
 use crate::connection::{Connection, Connections};
+use crate::kept::{self, Kept};
 
 /// How many messages wait in front of one subscription before the next ones are lost and counted.
 const BUFFER_MESSAGES_MAX: usize = 4096;
@@ -26,10 +30,10 @@ const BUFFER_KIB_MAX: usize = 64 * 1024;
 /// How often a message is run again when our side was short of something, which is never the component's fault.
 const BUSY_TRIES_MAX: u32 = 6;
 /// The pauses between such tries, and between requests for a permit that were refused.
-const BUSY_PAUSE_MIN: Duration = Duration::from_millis(100);
-const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const BUSY_PAUSE_MIN: Duration = Duration::from_millis(100);
+pub(crate) const BUSY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long an ended link goes on handing out what its buffer holds.
-const BUFFER_TAIL_MAX: Duration = Duration::from_secs(30);
+pub(crate) const BUFFER_TAIL_MAX: Duration = Duration::from_secs(30);
 /// How long the buffer must stay empty to count as empty, where the server cannot say so because it is not there.
 const QUIET_MIN: Duration = Duration::from_secs(1);
 
@@ -37,6 +41,8 @@ const QUIET_MIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Subscribed {
     connection: Arc<Connection>,
+    /// What has the messages once they are stored, where the link has a policy.
+    kept: Option<Kept>,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// Why no permit is given, while that is so.
@@ -49,58 +55,79 @@ pub(crate) fn check(link: &Link) -> Result<(), LinkError> {
 }
 
 fn read(link: &Link) -> Result<Vec<config::Wanted>, LinkError> {
-    if link.delivery != Delivery::default() {
-        return Err(LinkError::Unsupported(
-            "`delivery`: core NATS hands a message over once and keeps nothing to try again; write `stream: NAME` in the \
-             source config, or take `delivery` out"
-                .into(),
-        ));
-    }
+    kept::check(&link.delivery)?;
     config::subscriptions(&link.config, &link.component)
 }
 
 impl Subscribed {
     /// Subscribes to all that the link names.
-    pub(crate) async fn begin(connections: &Connections, link: Link, permits: Permits) -> Result<Self, LinkError> {
+    pub(crate) async fn begin(
+        connections: &Connections,
+        depot: Option<&Arc<dyn Depot>>,
+        link: Link,
+        permits: Permits,
+    ) -> Result<Self, LinkError> {
         let wanted = read(&link)?;
         let connection = connections.get(&link).await?;
         let subscribed = Self {
             connection: connection.clone(),
+            kept: Kept::begin(depot, &link, &permits).await?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             trouble: Arc::default(),
         };
-        for wanted in wanted {
-            let subscriber = connection.client.queue_subscribe(wanted.subject.clone(), wanted.group).await;
-            let messages = subscriber.map_err(|why| LinkError::Failed(format!("{}: {why}", wanted.subject)))?;
-            let (queue, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
-            let intake =
-                Intake { link: link.id.clone(), queue, room: Arc::new(Semaphore::new(BUFFER_KIB_MAX)), lost: 0 };
-            subscribed.tasks.spawn(intake.run(messages, subscribed.stop.clone()));
-            let puller = Puller {
-                link: link.id.clone(),
-                permits: permits.clone(),
-                stop: subscribed.stop.clone(),
-                tasks: subscribed.tasks.clone(),
-                trouble: subscribed.trouble.clone(),
-            };
-            subscribed.tasks.spawn(puller.run(waiting));
+        let subscribing = subscribed.subscribe(wanted, &link.id, &permits).await;
+        if let Err(why) = subscribing {
+            subscribed.end().await;
+            return Err(why);
         }
         connection.round_trip().await;
         Ok(subscribed)
     }
 
-    pub(crate) fn health(&self) -> Result<(), String> {
-        self.connection.health()?;
-        let trouble = self.trouble.lock().expect("nothing panics while it holds the trouble");
-        trouble.clone().map_or(Ok(()), Err)
+    async fn subscribe(&self, wanted: Vec<config::Wanted>, link: &LinkId, permits: &Permits) -> Result<(), LinkError> {
+        for wanted in wanted {
+            let subscriber = self.connection.client.queue_subscribe(wanted.subject.clone(), wanted.group).await;
+            let messages = subscriber.map_err(|why| LinkError::Failed(format!("{}: {why}", wanted.subject)))?;
+            let (queue, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
+            let intake = Intake { link: link.clone(), queue, room: Arc::new(Semaphore::new(BUFFER_KIB_MAX)), lost: 0 };
+            self.tasks.spawn(intake.run(messages, self.stop.clone()));
+            if let Some(kept) = &self.kept {
+                self.tasks.spawn(kept.keeper(self.stop.clone(), self.trouble.clone()).run(waiting));
+                continue;
+            }
+            let puller = Puller {
+                link: link.clone(),
+                permits: permits.clone(),
+                stop: self.stop.clone(),
+                tasks: self.tasks.clone(),
+                trouble: self.trouble.clone(),
+            };
+            self.tasks.spawn(puller.run(waiting));
+        }
+        Ok(())
     }
 
-    /// Unsubscribes, and returns when all that came in is settled.
+    /// The engine of what is stored.
+    pub(crate) fn trigger(&self) -> Option<Arc<dyn Trigger>> {
+        self.kept.as_ref().and_then(Kept::trigger)
+    }
+
+    pub(crate) fn health(&self) -> Result<(), String> {
+        self.connection.health()?;
+        let trouble = self.trouble.lock().expect("nothing panics while it holds the trouble").clone();
+        trouble.map_or(Ok(()), Err)?;
+        self.kept.as_ref().map_or(Ok(()), Kept::health)
+    }
+
+    /// Unsubscribes, and returns when all that came in is settled; where that is stored, what of it runs.
     pub(crate) async fn end(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        if let Some(kept) = &self.kept {
+            kept.end().await;
+        }
     }
 }
 
@@ -112,7 +139,7 @@ impl Drop for Subscribed {
 }
 
 /// A message in the buffer, with its part of the room there.
-type Waiting = (async_nats::Message, OwnedSemaphorePermit);
+pub(crate) type Waiting = (async_nats::Message, OwnedSemaphorePermit);
 
 /// Takes the messages of one subscription into its buffer as they come: the client's own buffer counts no bytes, so
 /// nothing waits there.
@@ -272,7 +299,7 @@ fn note(link: &LinkId, subject: &str, outcome: Outcome) {
 }
 
 /// A message of the client library as ours.
-fn received(message: async_nats::Message) -> Message {
+pub(crate) fn received(message: async_nats::Message) -> Message {
     let headers = crate::publish::read_headers(message.headers.as_ref());
     let id = message.headers.as_ref().and_then(|headers: &HeaderMap| headers.get("Nats-Msg-Id"));
     Message {

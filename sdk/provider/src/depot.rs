@@ -1,8 +1,10 @@
 //! A depot: where a node keeps what a source took over from a broker that gives nothing out again, until it is settled.
 //!
-//! An MQTT broker has no second attempt, no wait and no dead letter: a source of that kind puts each message into a queue
-//! of the node's own, acknowledges it, and has the engine of that queue deliver it like any other.
+//! An MQTT broker and core NATS have no second attempt, no wait and no dead letter: a source of that kind puts each message
+//! into a queue of the node's own, acknowledges it where that is asked for, and has the engine of that queue deliver it like
+//! any other.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,6 +13,12 @@ use trellis_wire::{Link, LinkId, Message};
 
 use crate::delivery::{Trigger, Trouble};
 use crate::{LinkError, Permits};
+
+impl fmt::Debug for dyn Depot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Depot")
+    }
+}
 
 /// Queues on this node's disk for sources of other technologies. No link can name one of them and no subject reaches one:
 /// only who made it puts messages there.

@@ -32,9 +32,9 @@ async fn it_is_a_queue_over_mqtt_3_1_1() {
 
 #[tokio::test]
 async fn each_word_of_a_handler_has_its_consequence() {
-    for protocol in PROTOCOLS {
+    for (protocol, qos) in [("5", "1"), ("5", "0"), ("3.1.1", "1"), ("3.1.1", "0")] {
         let (lab, node) = (Lab::start(protocol).await, Node::new(8));
-        let link = lab.link(&[("topic", "orders/+")]);
+        let link = lab.link(&[("topic", "orders/+"), ("qos", qos)]);
         lab.process.wake(&link, &node).await;
         for body in ["ok", "retry", "retry-twice", "dead", "drop", "trap"] {
             lab.publisher.publish("orders/eu", body).await;

@@ -136,6 +136,12 @@ impl Lab {
         Self { asks, ..Self::start(protocol).await }
     }
 
+    /// Whose links the server gives each message once.
+    pub(crate) async fn once(protocol: &'static str) -> Self {
+        let asks = |link: &mut Link| link.config.set("qos", "0");
+        Self { asks, ..Self::start(protocol).await }
+    }
+
     /// Whose links are capped for the lattice, at its home.
     pub(crate) async fn capped(protocol: &'static str) -> Self {
         let asks = |link: &mut Link| {

@@ -5,6 +5,7 @@
 mod capped;
 mod kept;
 mod lab;
+mod once;
 mod ordered;
 mod passing;
 mod tls;

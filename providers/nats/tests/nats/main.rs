@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it is for")]
 
 mod forgetful;
+mod kept;
 mod keyvalue;
 mod ledgers;
 mod ordered;

@@ -285,6 +285,37 @@ async fn dead_letters_hold_no_more_than_the_links_part_which_may_change() {
 }
 
 #[tokio::test]
+async fn dead_letters_go_where_the_link_says_and_stay_for_two_weeks() {
+    let server = NatsServer::start(true);
+    let context = jetstream(&server).await;
+    made(&context, "ORDERS", "orders").await;
+    let (nats, node) = (provider(&server.url), Node::new(1));
+    let mut link = streamed(&[("stream", "ORDERS")]);
+    (link.delivery.dead_letter, link.delivery.dead_bytes_max) = (Some("GIVEN_UP".into()), 1 << 20);
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders", "dead").await;
+    let (body, headers) = until_letters(&context, "GIVEN_UP", 1).await.remove(0);
+    assert_eq!((body.as_str(), headers["Trellis-Dead-Reason"].clone()), ("dead", vec!["refused".to_owned()]));
+    assert!(context.get_stream("ORDERS_DEAD").await.is_err(), "there is no other one");
+    let bounds = context.get_stream("GIVEN_UP").await.unwrap().cached_info().config.clone();
+    assert_eq!((bounds.max_age, bounds.max_bytes), (Duration::from_secs(14 * 24 * 60 * 60), 1 << 20));
+
+    let trigger = nats.trigger(&link.id).unwrap();
+    let listed = trigger.letters(None, 10).await.unwrap();
+    assert_eq!(listed.iter().map(|letter| text(&letter.message)).collect::<Vec<_>>(), ["dead"]);
+    assert!(trigger.decide(&listed[0].id, Fate::Replay).await.unwrap().is_some());
+    until("it came again", || node.attempts("dead") == [1, 1]).await;
+    for _ in 0..400 {
+        let again = trigger.letters(None, 10).await.unwrap();
+        if again.len() == 1 && again[0].id != listed[0].id {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it is no dead letter again: {:?}", trigger.letters(None, 10).await);
+}
+
+#[tokio::test]
 async fn what_is_missing_is_made_where_the_link_says_so() {
     let server = NatsServer::start(true);
     let context = jetstream(&server).await;

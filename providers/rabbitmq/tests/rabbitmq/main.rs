@@ -7,6 +7,7 @@
 mod ordered;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -116,6 +117,7 @@ async fn it_is_a_queue() {
 async fn words_have_their_consequences_and_what_is_wrong_is_named() {
     let lab = Lab::start().await;
     each_word_of_a_handler_has_its_consequence(&lab).await;
+    dead_letters_go_where_the_link_says_and_stay_for_two_weeks(&lab).await;
     what_is_missing_is_named_and_found_when_it_appears(&lab).await;
     what_others_publish_may_be_larger_than_what_a_component_may(&lab).await;
     a_queue_that_would_lose_messages_is_not_adopted(&lab).await;
@@ -149,6 +151,59 @@ async fn each_word_of_a_handler_has_its_consequence(lab: &Lab) {
     assert_eq!([subject("ok"), subject("bound")], ["orders", "orders.eu"]);
     lab.until_settled(&link).await;
     lab.rabbit.remove(&link.id).await;
+}
+
+async fn dead_letters_go_where_the_link_says_and_stay_for_two_weeks(lab: &Lab) {
+    let (node, mut link) = (Node::new(1), lab.link(&[("queue", "mail"), ("create", "true")]));
+    (link.delivery.dead_letter, link.delivery.dead_bytes_max) = (Some("given-up".into()), 1 << 20);
+    lab.rabbit.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("the queue is there", || lab.rabbit.health(&link.id).is_ok()).await;
+    lab.publish("mail", "dead").await;
+    let letter = lab.until_letters(&link, 1).await.remove(0);
+    assert_eq!((text(&letter.message).as_str(), letter.reason.as_str()), ("dead", "refused"));
+    // What the server itself has there.
+    let channel = lab.channel().await;
+    let mut kept = None;
+    for _ in 0..PATIENCE.as_millis() / 50 {
+        kept = channel.basic_get("given-up".into(), Default::default()).await.unwrap();
+        if kept.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let kept = kept.unwrap();
+    assert_eq!(kept.data, b"dead");
+    kept.nack(lapin::options::BasicNackOptions { requeue: true, ..Default::default() }).await.unwrap();
+    let missing = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+    let other = channel.queue_declare("mail.dead".into(), missing, FieldTable::default()).await;
+    assert!(other.unwrap_err().to_string().contains("NOT_FOUND"), "there is no other one");
+    let arguments = arguments_of(lab, "given-up").await;
+    let bounds = ["x-message-ttl", "x-max-length-bytes"].map(|name| arguments[name].as_str());
+    assert_eq!(bounds, ["1209600000", "1048576"], "14 days, and the link's part");
+
+    let trigger = lab.rabbit.trigger(&link.id).unwrap();
+    assert!(trigger.decide(&letter.id, Fate::Replay).await.unwrap().is_some());
+    until("it came again", || node.attempts("dead") == [1, 1]).await;
+    assert_ne!(lab.until_letters(&link, 1).await[0].id, letter.id);
+    lab.rabbit.remove(&link.id).await;
+}
+
+/// With which arguments a quorum queue was made. The server tells them one by one, to who asks for it with others.
+async fn arguments_of(lab: &Lab, queue: &str) -> BTreeMap<String, String> {
+    let (mut table, mut told) = (FieldTable::default(), BTreeMap::new());
+    table.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    loop {
+        let options = QueueDeclareOptions::durable();
+        let Err(why) = lab.channel().await.queue_declare(queue.into(), options, table.clone()).await else {
+            return told;
+        };
+        // inequivalent arg 'NAME' for queue 'q' in vhost '/': received none but current is the value 'VALUE' of type 'T'
+        let why = why.to_string();
+        let [_, name, _, _, _, _, _, value, ..] = why.split('\'').collect::<Vec<_>>()[..] else { panic!("{why}") };
+        assert_eq!(told.insert(name.into(), value.into()), None, "{why}");
+        let value = value.parse().map_or_else(|_| AMQPValue::LongString(value.into()), AMQPValue::LongLongInt);
+        table.insert(name.into(), value);
+    }
 }
 
 async fn what_is_missing_is_named_and_found_when_it_appears(lab: &Lab) {

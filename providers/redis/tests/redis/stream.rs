@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use trellis_provider::Provider as _;
-use trellis_provider::delivery::DeadLetter;
+use trellis_provider::delivery::{DeadLetter, Fate};
 use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
 use trellis_redis::testing::RedisServer;
@@ -96,6 +96,29 @@ async fn dead_letters_hold_no_more_than_the_links_part() {
     // Redis counts its own structures too.
     let letters = lab.until_letters(&link, 1).await;
     assert!(letters.len() < 4, "{}", letters.len());
+}
+
+#[tokio::test]
+async fn dead_letters_go_where_the_link_says() {
+    let lab = Lab::start().await;
+    let (node, mut link) = (Node::new(1), lab.link(&[("stream", "orders"), ("create", "true")]));
+    link.delivery.dead_letter = Some("given-up".into());
+    lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
+    lab.publish("orders", "dead").await;
+    let letter = lab.until_letters(&link, 1).await.remove(0);
+    assert_eq!((text(&letter.message).as_str(), letter.reason.as_str()), ("dead", "refused"));
+    let mut client = client(&lab.server).await;
+    let kept: redis::streams::StreamRangeReply = client.xrange_all("given-up").await.unwrap();
+    assert_eq!(kept.ids.len(), 1, "{kept:?}");
+    let has_body = |value: &redis::Value| matches!(value, redis::Value::BulkString(bytes) if bytes == b"dead");
+    assert!(kept.ids[0].map.values().any(has_body), "{kept:?}");
+    assert!(!client.exists::<_, bool>("orders:dead").await.unwrap(), "there is no other one");
+
+    let trigger = lab.redis.trigger(&link.id).unwrap();
+    assert_eq!(trigger.letters(None, 10).await.unwrap(), std::slice::from_ref(&letter));
+    assert!(trigger.decide(&letter.id, Fate::Replay).await.unwrap().is_some());
+    until("it came again", || node.attempts("dead") == [1, 1]).await;
+    assert_ne!(lab.until_letters(&link, 1).await[0].id, letter.id);
 }
 
 #[tokio::test]
