@@ -12,6 +12,7 @@ use trellis_redis::testing::RedisServer;
 
 use crate::apps::{app, component, eventually, http, link, link_from, provider, provider_at, waking_at};
 use crate::client::get;
+use crate::home::trigger;
 use crate::lattice::lattice;
 use crate::node::{DataDir, Node};
 use crate::queues::{faked_by, letters};
@@ -307,4 +308,60 @@ fn a_topic_outlives_its_node_with_its_dead_letters() {
         let again = letters(&node, "shop", 2);
         assert!(again.iter().all(|letter| letter["id"] != ids[0]), "{again:?}");
     }
+}
+
+#[test]
+fn a_core_subject_with_a_policy_outlives_its_node_with_its_dead_letters() {
+    let (nats, data_dir) = (NatsServer::start(false), DataDir::new());
+    let node = Node::start_in(&data_dir, &["--nats", &nats.url, "--bootstrap"]);
+    moves_to(&node, "nats", "", "subscriptions: ORDERS", |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
+    node.trellis(&["publish", "ORDERS", "dead-letter"]).ok();
+    letters(&node, "shop", 1);
+    node.trellis(&["pause", "shop/worker"]).ok();
+    node.trellis(&["publish", "ORDERS", "later"]).ok();
+    eventually("it is stored", || (trigger(&node)["waiting"] == 1).then_some(()));
+    drop(node.kill());
+
+    let node = Node::start_in(&data_dir, &["--nats", &nats.url]);
+    node.trellis(&["resume", "shop/worker"]).ok();
+    handles(&node, "nats", &[("later", 1)]);
+    let dead = letters(&node, "shop", 1);
+    let letter = dead[0]["id"].as_str().unwrap();
+    assert_eq!(node.trellis(&["dead-letters", "replay", "shop", letter]).ok(), "1 replayed\n");
+    eventually("it is a dead letter again", || {
+        node.dead_letters("shop", &[]).iter().any(|again| again["id"] != letter).then_some(())
+    });
+}
+
+#[test]
+fn each_node_has_its_part_of_a_core_subject_and_all_of_it_is_shown() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice(&nats, 2);
+    let spread = "{type: spreadscaler, properties: {instances: 20, spread: [{name: there, requirements: {n: '1|2'}}]}}";
+    let config = "{subscriptions: ORDERS, delivery.max_faults: '2', delivery.backoff.initial: 100ms}";
+    let uses = [spread.to_owned(), link("store", "wasi:keyvalue/store"), link("bus", "trellis:messaging/producer")];
+    nodes[0].deploy(&app(
+        "shop",
+        &[
+            component("worker", "test_messages", "limits: {timeout: 3s}", &uses),
+            provider("store", "embedded"),
+            waking_at("bus", "nats", "", &[link_from("worker", "trellis:messaging/handler", "queue", config)]),
+        ],
+    ));
+    nodes[0].trellis(&["pause", "shop/worker"]).ok();
+    for n in 0..24 {
+        nodes[n % 2].trellis(&["publish", "ORDERS", if n % 4 == 0 { "trap" } else { "fine" }]).ok();
+    }
+    eventually("both nodes have stored their parts", || {
+        let all = trigger(&nodes[1]);
+        (all["nodes"] == 2 && all["waiting"] == 24).then_some(())
+    });
+    nodes[1].trellis(&["resume", "shop/worker"]).ok();
+    let dead = letters(&nodes[1], "shop", 6);
+    assert!(dead.iter().all(|letter| letter["id"].as_str().unwrap().contains('@')), "each says where it is: {dead:?}");
+    for letter in &dead {
+        let id = letter["id"].as_str().unwrap();
+        assert_eq!(nodes[0].trellis(&["dead-letters", "drop", "shop", id]).ok(), "1 dropped\n");
+    }
+    letters(&nodes[0], "shop", 0);
 }
