@@ -10,6 +10,7 @@ use trellis_bus::testing::NatsServer;
 use crate::apps::eventually;
 use crate::client::{connect, get, head, read, read_body, read_head};
 use crate::lattice::{held_by, known, lattice};
+use crate::leases::events;
 use crate::node::Node;
 
 /// A number that the environment may raise, for a run that takes long.
@@ -51,6 +52,10 @@ fn guests_that_compute_for_ever_make_no_node_seem_lost() {
     }
     println!("{spinning} guests computed for {seconds} s; the slowest answer of a node took {slowest:?}");
     assert_eq!(leader(), first, "and the leader still leads");
+    for node in &nodes {
+        let lost: Vec<_> = events(node).into_iter().filter(|event| event["type"] == "trellis.node.lost").collect();
+        assert!(lost.is_empty(), "nor was anybody taken for lost between two looks: {lost:?}");
+    }
     drop(streams);
     eventually("they are ended", || (running() == 0).then_some(()));
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
