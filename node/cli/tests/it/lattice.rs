@@ -1,5 +1,6 @@
 //! Many real nodes on one real nats-server: they join, deploy through any, serve what others hold, die and come back.
 
+use std::fmt;
 use std::io::{BufReader, Write as _};
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -241,46 +242,89 @@ fn a_store_on_one_node_answers_components_on_others() {
 const LOAD_FIRST: Duration = Duration::from_millis(500);
 
 /// What clients saw while something happened.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) ok: usize,
     pub(crate) failed: Vec<(Duration, String)>,
+    /// The longest time from then on in which no request was served.
+    gap: Duration,
+    /// The longest that one took which ended after that, whatever came of it.
+    slowest: Duration,
 }
 
 impl Seen {
     /// When the last failure was.
-    pub(crate) fn latest(&self) -> Duration {
+    fn latest(&self) -> Duration {
         self.failed.iter().map(|(at, _)| *at).max().unwrap_or_default()
+    }
+
+    /// Whether within this time nothing fails any more, something is served again, and each client has its answer: one
+    /// that hangs is not well, even if it is served in the end.
+    #[track_caller]
+    pub(crate) fn check(&self, at_most: Duration) {
+        assert!(self.latest() < at_most, "{self}: {:?}", self.failed);
+        assert!(self.gap < at_most && self.slowest < at_most, "{self}: {:?}", self.failed);
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ok, failed, gap, slowest } = self;
+        write!(f, "{ok} ok, {} failed, the last after {:?}; ", failed.len(), self.latest())?;
+        write!(f, "none served for {gap:?}, the slowest took {slowest:?}")
+    }
+}
+
+/// A request of [`under_load`].
+struct Asked {
+    began: Instant,
+    ended: Instant,
+    /// Unless it was served.
+    failure: Option<String>,
+}
+
+/// What these requests come to, of which those count that ended after something happened.
+fn seen(asked: Vec<Asked>, began: Instant, over: Instant) -> Seen {
+    let after = || asked.iter().filter(|one| one.ended > began);
+    let mut served: Vec<Instant> = after().filter(|one| one.failure.is_none()).map(|one| one.ended).collect();
+    served.extend([began, over]);
+    served.sort();
+    Seen {
+        gap: served.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default(),
+        slowest: after().map(|one| one.ended - one.began).max().unwrap_or_default(),
+        ok: asked.iter().filter(|one| one.failure.is_none()).count(),
+        failed: asked
+            .into_iter()
+            .filter_map(|one| Some((one.ended.saturating_duration_since(began), one.failure?)))
+            .collect(),
     }
 }
 
 /// Asks in a loop while `what` runs, and for so long after. Times count from when `what` began.
 pub(crate) fn under_load(at: SocketAddr, after: Duration, what: impl FnOnce()) -> Seen {
-    let (seen, over) = (Mutex::new(Seen::default()), AtomicBool::new(false));
-    let began = Instant::now() + LOAD_FIRST;
-    thread::scope(|scope| {
+    let (asked, over) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    let (began, ended) = thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
+                    let began = Instant::now();
                     let failure = match get(at, "/slow?ms=50") {
                         Ok(response) if response.status == 200 => None,
                         Ok(response) => Some(format!("{} {}", response.status, response.text().trim())),
                         Err(why) => Some(why.to_string()),
                     };
-                    let mut seen = seen.lock().unwrap();
-                    match failure {
-                        None => seen.ok += 1,
-                        Some(why) => seen.failed.push((Instant::now().saturating_duration_since(began), why)),
-                    }
+                    asked.lock().unwrap().push(Asked { began, ended: Instant::now(), failure });
                 }
             });
         }
         thread::sleep(LOAD_FIRST);
+        let began = Instant::now();
         what();
         thread::sleep(after);
         over.store(true, Ordering::Relaxed);
+        (began, Instant::now())
     });
-    seen.into_inner().unwrap()
+    seen(asked.into_inner().unwrap(), began, ended)
 }
 
 pub(crate) fn leads(one: &Value) -> bool {
@@ -313,11 +357,11 @@ fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, mail: &mut Mail, na
     let mut data_dir = None;
     let at = last.at("far");
     let seen = mail.during(|| under_load(at, Duration::from_secs(15), || data_dir = Some(killed.kill())));
-    let (latest, account) = (seen.latest(), mail.account(last));
-    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    let account = mail.account(last);
+    println!("killed the {name}: {seen}; {account}");
     account.check(in_flight_max);
     assert!(seen.ok > 100, "{seen:?}");
-    assert!(latest < LAST_FAILURE_MAX, "{:?}", seen.failed);
+    seen.check(LAST_FAILURE_MAX);
     assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
     eventually("it is lost", || (of(last, &victim, "state") == "lost").then_some(()));
     let back = node(nats, &data_dir.unwrap(), n.as_str().unwrap().parse().unwrap(), &[]);

@@ -65,10 +65,11 @@ fn the_only_holder_that_dies_is_replaced_within_nine_seconds() {
     let in_flight_max = mail.permits(&nodes[0], &id(&holder));
     let at = nodes[0].at("far");
     let seen = mail.during(|| under_load(at, Duration::from_secs(20), || drop(holder.kill())));
-    let (latest, account) = (seen.latest(), mail.account(&nodes[0]));
-    println!("{} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    let account = mail.account(&nodes[0]);
+    println!("{seen}; {account}");
     account.check(in_flight_max);
-    assert!(latest < Duration::from_secs(12), "9 s, and 3 for a busy machine: {:?}", seen.failed);
+    // 9 s, and 3 for a busy machine.
+    seen.check(Duration::from_secs(12));
     assert!(seen.failed.len() < 10, "what was under way is lost, and no more: {:?}", seen.failed);
     assert_eq!(get(nodes[0].at("far"), "/").unwrap().ok(), "ok");
 }

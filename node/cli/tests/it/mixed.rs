@@ -57,12 +57,7 @@ fn a_lattice_of_the_previous_version_rolls_over() {
             old.take().unwrap().stop();
             new = Some(start(command(), &data_dir, n));
         });
-        println!(
-            "rolled node {n} over: {} ok, {} failed, the last after {:?}",
-            seen.ok,
-            seen.failed.len(),
-            seen.latest()
-        );
+        println!("rolled node {n} over: {seen}");
         // Who is told to stop hands over first.
         assert!(seen.ok > 50 && seen.failed.len() * 100 <= seen.ok, "{seen:?}");
         nodes.push(new.unwrap());
