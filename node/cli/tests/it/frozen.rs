@@ -30,7 +30,7 @@ pub(crate) fn freeze_under_load(nodes: &[Node], mail: &mut Mail, name: &str, is:
         frozen.signal("CONT");
     };
     let seen = mail.during(|| under_load(asked.at("far"), AFTER, freeze));
-    let account = mail.account(asked);
+    let account = mail.account(asked, seen.began);
     println!("froze the {name}: {seen}; {account}");
     account.check(in_flight_max);
     assert!(seen.ok > 100, "{seen:?}");

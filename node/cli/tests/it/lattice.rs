@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
@@ -246,6 +246,8 @@ const LOAD_FIRST: Duration = Duration::from_millis(500);
 pub(crate) struct Seen {
     pub(crate) ok: usize,
     pub(crate) failed: Vec<(Duration, String)>,
+    /// When it began to happen.
+    pub(crate) began: SystemTime,
     /// The longest time from then on in which no request was served.
     gap: Duration,
     /// The longest that one took which ended after that, whatever came of it.
@@ -269,7 +271,7 @@ impl Seen {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ok, failed, gap, slowest } = self;
+        let Self { ok, failed, gap, slowest, .. } = self;
         write!(f, "{ok} ok, {} failed, the last after {:?}; ", failed.len(), self.latest())?;
         write!(f, "none served for {gap:?}, the slowest took {slowest:?}")
     }
@@ -284,7 +286,7 @@ struct Asked {
 }
 
 /// What these requests come to, of which those count that ended after something happened.
-fn seen(asked: Vec<Asked>, began: Instant, over: Instant) -> Seen {
+fn seen(asked: Vec<Asked>, (began, at): (Instant, SystemTime), over: Instant) -> Seen {
     let after = || asked.iter().filter(|one| one.ended > began);
     let mut served: Vec<Instant> = after().filter(|one| one.failure.is_none()).map(|one| one.ended).collect();
     served.extend([began, over]);
@@ -293,6 +295,7 @@ fn seen(asked: Vec<Asked>, began: Instant, over: Instant) -> Seen {
         gap: served.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default(),
         slowest: after().map(|one| one.ended - one.began).max().unwrap_or_default(),
         ok: asked.iter().filter(|one| one.failure.is_none()).count(),
+        began: at,
         failed: asked
             .into_iter()
             .filter_map(|one| Some((one.ended.saturating_duration_since(began), one.failure?)))
@@ -318,7 +321,7 @@ pub(crate) fn under_load(at: SocketAddr, after: Duration, what: impl FnOnce()) -
             });
         }
         thread::sleep(LOAD_FIRST);
-        let began = Instant::now();
+        let began = (Instant::now(), SystemTime::now());
         what();
         thread::sleep(after);
         over.store(true, Ordering::Relaxed);
@@ -357,9 +360,10 @@ fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, mail: &mut Mail, na
     let mut data_dir = None;
     let at = last.at("far");
     let seen = mail.during(|| under_load(at, Duration::from_secs(15), || data_dir = Some(killed.kill())));
-    let account = mail.account(last);
+    let account = mail.account(last, seen.began);
     println!("killed the {name}: {seen}; {account}");
     account.check(in_flight_max);
+    account.check_again();
     assert!(seen.ok > 100, "{seen:?}");
     seen.check(LAST_FAILURE_MAX);
     assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);

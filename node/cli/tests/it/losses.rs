@@ -65,9 +65,10 @@ fn the_only_holder_that_dies_is_replaced_within_nine_seconds() {
     let in_flight_max = mail.permits(&nodes[0], &id(&holder));
     let at = nodes[0].at("far");
     let seen = mail.during(|| under_load(at, Duration::from_secs(20), || drop(holder.kill())));
-    let account = mail.account(&nodes[0]);
+    let account = mail.account(&nodes[0], seen.began);
     println!("{seen}; {account}");
     account.check(in_flight_max);
+    account.check_again();
     // 9 s, and 3 for a busy machine.
     seen.check(Duration::from_secs(12));
     assert!(seen.failed.len() < 10, "what was under way is lost, and no more: {:?}", seen.failed);
