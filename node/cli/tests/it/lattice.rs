@@ -61,6 +61,12 @@ pub(crate) fn of(asked: &Node, other: &str, what: &str) -> Value {
     known(asked).iter().find(|one| one["id"] == other).map(|one| one[what].clone()).unwrap_or_default()
 }
 
+/// Which events of app `far` that came to a node went to others, and why.
+pub(crate) fn routed(asked: &Node) -> Vec<Value> {
+    let explained = asked.trellis(&["explain", "far/far", "-o", "json"]).ok();
+    serde_json::from_value(serde_json::from_str::<Value>(&explained).unwrap()["routed"].take()).unwrap()
+}
+
 /// The trait that places a component on the nodes with these labels, `1|2`.
 pub(crate) fn on(nodes: &str) -> String {
     format!(
@@ -116,6 +122,17 @@ fn three_nodes_are_one_lattice() {
         explained.contains("holds it with 20 permits") && explained.contains("has label n=3, not n=2"),
         "{explained}"
     );
+    let remedy = format!("`trellis label {} n=2`", id(&nodes[2]));
+    assert!(explained.contains("WHAT WOULD CHANGE IT") && explained.contains(&remedy), "{remedy}: {explained}");
+    // Where its events went, and why: from here to the holder, and from there nowhere.
+    assert!(explained.contains("RAN ON") && explained.contains("this node does not hold it"), "{explained}");
+    let went = routed(&nodes[2]);
+    assert!(went.len() >= 3, "{went:?}");
+    for one in went {
+        let to = one["to"].as_str().unwrap();
+        assert!(to.contains(&id(&nodes[1])[28..]) && one["why"] == "this node does not hold it", "{one}");
+    }
+    assert_eq!(routed(&nodes[1]), Vec::<Value>::new());
     let unfit = nodes[0].trellis(&["label", &id(&nodes[2]), "a b=c"]).failed(1);
     assert!(unfit.contains("`a b` is no label key"), "{unfit}");
     let own = nodes[0].trellis(&["label", &id(&nodes[2]), "trellis.level=99"]).failed(1);
