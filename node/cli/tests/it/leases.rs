@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::{self, Context};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 use trellis_bus::testing::NatsServer;
 
-use crate::apps::{app, component, eventually, link, link_from, provider, waking};
+use crate::apps::{app, component, eventually, link, link_from, provider, provider_at, waking};
 use crate::client::{Response, get};
 use crate::lattice::{held_by, id, lattice, node, of};
 use crate::node::{DataDir, Node};
@@ -116,6 +118,86 @@ fn a_lease_has_one_holder_and_goes_on_when_it_dies() {
     let position = nodes.iter().position(|node| id(node) == next).unwrap();
     eventually("it knows that it has it", || has(&nodes[position]).then_some(()));
     assert_eq!(nodes.iter().filter(|node| has(node)).count(), 1);
+}
+
+/// A queue of lanes whose order is kept, and what became of its messages.
+struct Lanes {
+    runtime: Runtime,
+    context: Context,
+}
+
+impl Lanes {
+    /// On every node.
+    fn deploy(nats: &NatsServer, by: &Node) -> Self {
+        let everywhere = "{type: daemonscaler, properties: {instances: 5}}";
+        let uses = link("store", "wasi:keyvalue/store, atomics, batch");
+        let config = "{stream: LANES, create: 'true', delivery.order_by: 'header:lane'}";
+        by.deploy(&app(
+            "ordered",
+            &[
+                component("worker", "test_account", "limits: {timeout: 600s}", &[everywhere.into(), uses]),
+                provider_at("store", "nats", "bucket: ACCOUNTS, create: 'true'"),
+                waking("bus", "nats", &[link_from("worker", "trellis:messaging/handler", "lanes", config)]),
+            ],
+        ));
+        let runtime = Runtime::new().unwrap();
+        let context = runtime.block_on(async { jetstream::new(async_nats::connect(&nats.url).await.unwrap()) });
+        Self { runtime, context }
+    }
+
+    fn publish(&self, lane: &str, body: String) {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("lane", lane);
+        self.runtime.block_on(async {
+            let sent = self.context.publish_with_headers("LANES", headers, body.into()).await.unwrap();
+            sent.await.unwrap();
+        });
+    }
+
+    /// A number of the account; 0 if nothing was written yet.
+    fn number(&self, key: &str) -> usize {
+        let bucket = self.runtime.block_on(self.context.get_key_value("ACCOUNTS")).unwrap();
+        let value = self.runtime.block_on(bucket.get(key)).unwrap();
+        value.map_or(0, |value| String::from_utf8(value.to_vec()).unwrap().parse().unwrap())
+    }
+}
+
+/// How many sandboxes of the queue's component run on a node, as it says itself.
+fn running(node: &Node) -> Option<u64> {
+    let holders = node.status("ordered")["components"][0]["holders"].as_array().unwrap().clone();
+    holders.iter().find(|one| one["node"] == id(node).as_str())?["running"].as_u64()
+}
+
+#[test]
+fn who_held_a_lease_and_wakes_up_leaves_it_and_the_order_to_the_next() {
+    const NAPS: usize = 100;
+    let nats = NatsServer::start(true);
+    let nodes = lattice(&nats, 4);
+    let lanes = Lanes::deploy(&nats, &nodes[0]);
+    let (holder, token) = eventually("somebody has the lease", || lease(&nodes[0]));
+    let frozen = nodes.iter().find(|node| id(node) == holder).unwrap();
+    let others: Vec<&Node> = nodes.iter().filter(|node| id(node) != holder).collect();
+    // One that does not end by itself, and a lane that goes on beside it.
+    lanes.publish("long", "sleep 0".into());
+    (1..=NAPS).for_each(|n| lanes.publish("naps", format!("nap {n}")));
+    eventually("it works on both", || (lanes.number("seen/0") == 1 && lanes.number("done/3") == 1).then_some(()));
+    assert!(running(frozen) > Some(0));
+
+    frozen.signal("STOP");
+    let (next, later) = eventually("another has it", || lease(others[0]).filter(|(next, _)| *next != holder));
+    assert!(later > token);
+    eventually("and works", || (lanes.number("seen/0") == 2).then_some(()));
+    frozen.signal("CONT");
+    eventually("it is back", || (of(others[0], &holder, "state") == "ready").then_some(()));
+    eventually("what it had running is broken off", || (running(frozen) == Some(0)).then_some(()));
+    assert!(frozen.log().contains("lost the lease"), "{}", frozen.log());
+
+    eventually("all are handled", || (1..=NAPS).all(|n| lanes.number(&format!("done/{n}")) > 0).then_some(()));
+    assert_eq!(lanes.number("late/naps"), 0, "the order is kept");
+    for node in &nodes {
+        eventually("all say who has it", || (lease(node) == Some((next.clone(), later))).then_some(()));
+    }
+    assert_eq!(running(others.iter().find(|node| id(node) == next).unwrap()), Some(1), "the long one, and only there");
 }
 
 /// The events that a node tells.
