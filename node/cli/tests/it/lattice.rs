@@ -143,6 +143,16 @@ fn three_nodes_are_one_lattice() {
     let short = format!("(..{})", &id(&nodes[1])[28..]);
     assert!(explained.contains(&short), "{short}: {explained}");
     assert!(nodes[0].trellis(&["status", "far"]).ok().contains(&short));
+    let listed = nodes[0].trellis(&["nodes"]).ok();
+    let header: Vec<&str> = listed.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["NODE", "NAME", "ROLE", "STATE", "LAG", "RUNNING", "SEEN", "VERSION", "LABELS"]);
+    for node in &nodes {
+        let row = listed.lines().find(|line| line.starts_with(&id(node))).unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        assert!(row.contains(" ready ") && row.contains(" s ago ") && row.contains(version), "{row}");
+        assert_eq!(of(&nodes[0], &id(node), "version"), version);
+        assert!(of(&nodes[0], &id(node), "last_seen_ms").as_u64().is_some_and(|ms| ms < 6_000));
+    }
     // A node is named as it was shown.
     let name = of(&nodes[0], &id(&nodes[1]), "name").as_str().unwrap().to_owned();
     let several = nodes[1].trellis(&["drain", &name]).failed(1);
@@ -216,6 +226,7 @@ fn a_client_that_goes_ends_its_sandbox_on_the_other_node() {
     let mut stream = connect(nodes[0].at("far"));
     stream.write_all(head("GET", "/loop", &[], 0).as_bytes()).unwrap();
     nodes[1].until_running("far", 1);
+    eventually("the other node says so", || (of(&nodes[0], &id(&nodes[1]), "running") == 1).then_some(()));
     drop(stream);
     nodes[1].until_running("far", 0);
     assert_eq!(nodes[1].count("far", "faults"), 0);

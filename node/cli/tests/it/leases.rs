@@ -1,5 +1,7 @@
 //! What runs once in the lattice, what happens in it, and nodes that follow it from outside the log.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, Context};
@@ -11,6 +13,7 @@ use crate::apps::{app, component, eventually, link, link_from, provider, provide
 use crate::client::{Response, get};
 use crate::lattice::{held_by, id, lattice, node, of};
 use crate::node::{DataDir, Node};
+use crate::trellis::command;
 
 /// An app on the nodes with an edge label.
 fn at_the_edge() -> String {
@@ -206,16 +209,40 @@ pub(crate) fn events(node: &Node) -> Vec<Value> {
     told.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The first event of a kind that `trellis events -f` prints, which follows a node while something happens on another.
+fn first_event(followed: &Node, kind: &str, what: impl FnOnce()) -> Value {
+    let mut follows = command();
+    follows.args(["events", "-f", "-o", "json", "--admin", &followed.admin]).stdout(Stdio::piped());
+    let mut follows = follows.spawn().unwrap();
+    let lines = BufReader::new(follows.stdout.take().unwrap()).lines();
+    what();
+    let events = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let found = events.into_iter().find(|event| event["type"] == format!("trellis.{kind}"));
+    follows.kill().unwrap();
+    follows.wait().unwrap();
+    found.unwrap()
+}
+
 #[test]
 fn events_tell_of_deploys_and_deaths_on_every_node() {
     let nats = NatsServer::start(false);
     let mut nodes = lattice(&nats, 3);
     let admin = nodes[0].admin.strip_prefix("http://").unwrap().parse().unwrap();
-    nodes[0].deploy(&held_by("far", "test_misbehave", "2", &[]));
+    let writes = &nodes[0];
+    let followed = first_event(&nodes[1], "app.deployed", || {
+        writes.deploy(&held_by("far", "test_misbehave", "2", &[]));
+    });
+    assert_eq!(followed["subject"], "far");
     assert!(get(nodes[0].at("far"), "/trap").unwrap().status >= 500);
     eventually("the fault is told", || {
         events(&nodes[0]).iter().any(|event| event["type"] == "trellis.component.faulted").then_some(())
     });
+    // By the first, which was there before.
+    let told = events(&nodes[0]);
+    for joined in nodes[1..].iter().map(id) {
+        let is = |event: &Value| event["type"] == "trellis.node.joined" && event["data"]["node"] == joined.as_str();
+        assert!(told.iter().any(is), "{joined}: {told:?}");
+    }
     let dead = nodes.remove(2);
     let gone = id(&dead);
     drop(dead.kill());
