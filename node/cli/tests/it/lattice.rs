@@ -331,6 +331,25 @@ fn seen(asked: Vec<Asked>, (began, at): (Instant, SystemTime), over: Instant) ->
     }
 }
 
+#[test]
+#[should_panic(expected = "the slowest took 10s")]
+fn a_request_that_hangs_and_is_served_in_the_end_is_not_well() {
+    let began = Instant::now();
+    let at = |second: u64| began + Duration::from_secs(second);
+    let served = |from: u64, to: u64| Asked { began: at(from), ended: at(to), failure: None };
+    let asked = (0..10).map(|second| served(second, second + 1)).chain([served(0, 10)]).collect();
+    seen(asked, (began, SystemTime::now()), at(10)).check(LAST_FAILURE_MAX);
+}
+
+#[test]
+#[should_panic(expected = "none served for 8s")]
+fn a_time_in_which_nothing_is_asked_is_one_without_an_answer() {
+    let began = Instant::now();
+    let at = |second: u64| began + Duration::from_secs(second);
+    let asked = [1, 9].map(|second| Asked { began: at(second - 1), ended: at(second), failure: None });
+    seen(asked.into(), (began, SystemTime::now()), at(10)).check(LAST_FAILURE_MAX);
+}
+
 /// Asks in a loop while `what` runs, and for so long after. Times count from when `what` began.
 pub(crate) fn under_load(at: SocketAddr, after: Duration, what: impl FnOnce()) -> Seen {
     let (asked, over) = (Mutex::new(Vec::new()), AtomicBool::new(false));
