@@ -13,6 +13,8 @@ use crate::IdError;
 
 /// The kind of nkey: `N`, for a server.
 const PREFIX: u8 = 13 << 3;
+/// How long a key is as text.
+const TEXT_BYTES: usize = 56;
 /// RFC 4648, without padding.
 const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
@@ -54,11 +56,13 @@ impl FromStr for NodeKey {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let refused =
-            || IdError { text: text.into(), what: "node key", rule: "56 characters that begin with N are expected" };
+        let rule = match text.len() == TEXT_BYTES && text.starts_with('N') {
+            true => "its characters do not fit together: one of them is another than the node says",
+            false => "56 characters that begin with N are expected",
+        };
         match nkeys::from_public_key(text) {
             Ok((PREFIX, key)) => Ok(Self(key)),
-            _ => Err(refused()),
+            _ => Err(IdError { text: text.into(), what: "node key", rule }),
         }
     }
 }
@@ -127,7 +131,13 @@ mod tests {
         }
         let user = nkeys::KeyPair::new_from_raw(nkeys::KeyPairType::User, [1; 32]).unwrap().public_key();
         for wrong in ["", "NABC", user.as_str(), "é"] {
-            assert!(wrong.parse::<NodeKey>().is_err(), "{wrong}");
+            let refused = wrong.parse::<NodeKey>().unwrap_err().to_string();
+            assert!(refused.contains("56 characters that begin with N"), "{refused}");
         }
+        // The last characters are a checksum of the others.
+        let key = nkeys::KeyPair::new_from_raw(nkeys::KeyPairType::Server, [1; 32]).unwrap().public_key();
+        let mistyped = key[..20].to_owned() + if &key[20..21] == "A" { "B" } else { "A" } + &key[21..];
+        let refused = mistyped.parse::<NodeKey>().unwrap_err().to_string();
+        assert!(refused.contains("one of them is another"), "{refused}");
     }
 }

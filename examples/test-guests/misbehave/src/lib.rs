@@ -11,6 +11,7 @@
 //! | `/break` | begins a body and breaks it off |
 //! | `/slow?ms=N` | answers after a while; 1,000 ms unless said |
 //! | `/echo` | streams the request's body back |
+//! | `/sink` | reads the request's body to its end, and says how long it was |
 //! | `/twice` | sends one response and traps after it |
 //! | `/count` | counts in a static; always 1, since every sandbox is fresh |
 //! | `/config` | its configuration, a line each |
@@ -72,6 +73,10 @@ fn handle(request: Request) -> Result<Response, Response> {
             let mut body = request.into_body();
             Ok(Response::stream(move |out| io::copy(&mut body, out).map(drop)))
         }
+        "/sink" => match io::copy(&mut request.into_body(), &mut io::sink()) {
+            Ok(bytes) => Ok(Response::text(bytes.to_string())),
+            Err(why) => Err(Response::text(why.to_string()).status(500)),
+        },
         "/count" => Ok(Response::text((COUNT.fetch_add(1, Ordering::Relaxed) + 1).to_string())),
         "/config" => {
             let lines = config::all().into_iter().map(|(key, value)| format!("{key}={value}\n"));

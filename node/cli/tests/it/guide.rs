@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use tempfile::TempDir;
-use trellis_bus::testing::program;
+use trellis_bus::testing::{NatsServer, program};
 
 use crate::apps::{eventually, examples, free_address};
 use crate::client::get;
@@ -173,6 +175,79 @@ fn the_guide_does_what_it_says_and_a_laptop_serves_without_a_network() {
         }
     }
     without_a_network(&mut cloud, &mut laptop);
+}
+
+/// A client of one of the accounts, and what the server says against what it does.
+struct Client {
+    client: async_nats::Client,
+    refused: mpsc::Receiver<String>,
+}
+
+async fn connected(nats: &NatsServer, user: &str, password: &str) -> Result<Client, async_nats::ConnectError> {
+    let (says, refused) = mpsc::channel();
+    let options = async_nats::ConnectOptions::with_user_and_password(user.into(), password.into());
+    let options = options.event_callback(move |event| {
+        // Nobody may listen any more.
+        let _ = says.send(event.to_string());
+        std::future::ready(())
+    });
+    Ok(Client { client: options.connect(&nats.url).await?, refused })
+}
+
+impl Client {
+    async fn publish(&self, subject: &'static str) {
+        self.client.publish(subject, "hello".into()).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
+    /// Whether the server refuses what was done, naming this subject.
+    fn is_denied(&self, subject: &str) -> bool {
+        let until = Instant::now() + Duration::from_secs(20);
+        while let Ok(said) = self.refused.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            // The server quotes the subject, and the client may write all in small letters.
+            let said = said.to_lowercase();
+            if said.contains("permissions violation") && said.contains(subject) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_accounts_keep_a_lattice_to_itself() {
+    const OURS: &str = "trellis.v1.home.any";
+    const THEIRS: &str = "trellis.v1.away.any";
+    let home = std::fs::read_to_string(examples().join("../deploy/nats/accounts.conf")).unwrap();
+    // A second account, as the guide says, of whoever may do anything in it.
+    let away = "AWAY { users: [ { user: away, password: three } ] }\n";
+    let at = home.rfind('}').unwrap();
+    let conf = format!("NODE_PASSWORD: one\nLEAF_PASSWORD: two\n{}{away}{}", &home[..at], &home[at..]);
+    let file = tempfile::Builder::new().suffix(".conf").tempfile().unwrap();
+    std::fs::write(file.path(), conf).unwrap();
+    let nats = NatsServer::start_with(true, &["--config", file.path().to_str().unwrap()]);
+
+    let stranger = connected(&nats, "away", "three").await.unwrap();
+    let mut overheard = stranger.client.subscribe(">").await.unwrap();
+    stranger.client.flush().await.unwrap();
+    for (user, password) in [("node", "one"), ("leaf", "two")] {
+        let ours = connected(&nats, user, password).await.unwrap();
+        let mut heard = ours.client.subscribe("trellis.v1.home.>").await.unwrap();
+        ours.publish(OURS).await;
+        let message = tokio::time::timeout(Duration::from_secs(20), heard.next()).await.unwrap().unwrap();
+        assert_eq!(&*message.subject, OURS);
+        ours.publish(THEIRS).await;
+        assert!(ours.is_denied(THEIRS), "{user} publishes for another lattice");
+        let _theirs = ours.client.subscribe("trellis.v1.away.>").await.unwrap();
+        ours.client.flush().await.unwrap();
+        assert!(ours.is_denied("trellis.v1.away.>"), "{user} listens to another lattice");
+        let refused = connected(&nats, user, "wrong").await;
+        assert!(refused.is_err_and(|why| why.to_string().contains("authorization violation")), "{user}");
+    }
+    // Its own is all that it hears: what came before would be heard before.
+    stranger.publish("own").await;
+    let message = tokio::time::timeout(Duration::from_secs(20), overheard.next()).await.unwrap().unwrap();
+    assert_eq!(&*message.subject, "own");
 }
 
 /// The hub is gone, which to the laptop is a network that is.

@@ -166,7 +166,7 @@ fn hostile_frames_on_every_subject_harm_nothing() {
     });
     let ids: Vec<String> = nodes.iter().map(id).collect();
     let leader = || known(&nodes[0]).into_iter().find(|one| one["leader"] == true).map(|one| one["id"].clone());
-    let (before, led): (Vec<u64>, _) = (nodes.iter().map(Node::peak_bytes).collect(), leader());
+    let (before, led): (Vec<u64>, _) = (nodes.iter().map(Node::forget_peak).collect(), leader());
     let listened_to = listened_to(monitor);
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async {

@@ -1,11 +1,12 @@
 //! Many real nodes on one real nats-server: they join, deploy through any, serve what others hold, die and come back.
 
+use std::fmt;
 use std::io::{BufReader, Write as _};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 use trellis_bus::testing::NatsServer;
@@ -58,6 +59,12 @@ pub(crate) fn id(node: &Node) -> String {
 /// What a node says of another.
 pub(crate) fn of(asked: &Node, other: &str, what: &str) -> Value {
     known(asked).iter().find(|one| one["id"] == other).map(|one| one[what].clone()).unwrap_or_default()
+}
+
+/// Which events of app `far` that came to a node went to others, and why.
+pub(crate) fn routed(asked: &Node) -> Vec<Value> {
+    let explained = asked.trellis(&["explain", "far/far", "-o", "json"]).ok();
+    serde_json::from_value(serde_json::from_str::<Value>(&explained).unwrap()["routed"].take()).unwrap()
 }
 
 /// The trait that places a component on the nodes with these labels, `1|2`.
@@ -115,6 +122,17 @@ fn three_nodes_are_one_lattice() {
         explained.contains("holds it with 20 permits") && explained.contains("has label n=3, not n=2"),
         "{explained}"
     );
+    let remedy = format!("`trellis label {} n=2`", id(&nodes[2]));
+    assert!(explained.contains("WHAT WOULD CHANGE IT") && explained.contains(&remedy), "{remedy}: {explained}");
+    // Where its events went, and why: from here to the holder, and from there nowhere.
+    assert!(explained.contains("RAN ON") && explained.contains("this node does not hold it"), "{explained}");
+    let went = routed(&nodes[2]);
+    assert!(went.len() >= 3, "{went:?}");
+    for one in went {
+        let to = one["to"].as_str().unwrap();
+        assert!(to.contains(&id(&nodes[1])[28..]) && one["why"] == "this node does not hold it", "{one}");
+    }
+    assert_eq!(routed(&nodes[1]), Vec::<Value>::new());
     let unfit = nodes[0].trellis(&["label", &id(&nodes[2]), "a b=c"]).failed(1);
     assert!(unfit.contains("`a b` is no label key"), "{unfit}");
     let own = nodes[0].trellis(&["label", &id(&nodes[2]), "trellis.level=99"]).failed(1);
@@ -125,6 +143,16 @@ fn three_nodes_are_one_lattice() {
     let short = format!("(..{})", &id(&nodes[1])[28..]);
     assert!(explained.contains(&short), "{short}: {explained}");
     assert!(nodes[0].trellis(&["status", "far"]).ok().contains(&short));
+    let listed = nodes[0].trellis(&["nodes"]).ok();
+    let header: Vec<&str> = listed.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["NODE", "NAME", "ROLE", "STATE", "LAG", "RUNNING", "SEEN", "VERSION", "LABELS"]);
+    for node in &nodes {
+        let row = listed.lines().find(|line| line.starts_with(&id(node))).unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        assert!(row.contains(" ready ") && row.contains(" s ago ") && row.contains(version), "{row}");
+        assert_eq!(of(&nodes[0], &id(node), "version"), version);
+        assert!(of(&nodes[0], &id(node), "last_seen_ms").as_u64().is_some_and(|ms| ms < 6_000));
+    }
     // A node is named as it was shown.
     let name = of(&nodes[0], &id(&nodes[1]), "name").as_str().unwrap().to_owned();
     let several = nodes[1].trellis(&["drain", &name]).failed(1);
@@ -198,6 +226,7 @@ fn a_client_that_goes_ends_its_sandbox_on_the_other_node() {
     let mut stream = connect(nodes[0].at("far"));
     stream.write_all(head("GET", "/loop", &[], 0).as_bytes()).unwrap();
     nodes[1].until_running("far", 1);
+    eventually("the other node says so", || (of(&nodes[0], &id(&nodes[1]), "running") == 1).then_some(()));
     drop(stream);
     nodes[1].until_running("far", 0);
     assert_eq!(nodes[1].count("far", "faults"), 0);
@@ -241,46 +270,111 @@ fn a_store_on_one_node_answers_components_on_others() {
 const LOAD_FIRST: Duration = Duration::from_millis(500);
 
 /// What clients saw while something happened.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) ok: usize,
     pub(crate) failed: Vec<(Duration, String)>,
+    /// When it began to happen.
+    pub(crate) began: SystemTime,
+    /// The longest time from then on in which no request was served.
+    gap: Duration,
+    /// The longest that one took which ended after that, whatever came of it.
+    slowest: Duration,
 }
 
 impl Seen {
     /// When the last failure was.
-    pub(crate) fn latest(&self) -> Duration {
+    fn latest(&self) -> Duration {
         self.failed.iter().map(|(at, _)| *at).max().unwrap_or_default()
     }
+
+    /// Whether within this time nothing fails any more, something is served again, and each client has its answer: one
+    /// that hangs is not well, even if it is served in the end.
+    #[track_caller]
+    pub(crate) fn check(&self, at_most: Duration) {
+        assert!(self.latest() < at_most, "{self}: {:?}", self.failed);
+        assert!(self.gap < at_most && self.slowest < at_most, "{self}: {:?}", self.failed);
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ok, failed, gap, slowest, .. } = self;
+        write!(f, "{ok} ok, {} failed, the last after {:?}; ", failed.len(), self.latest())?;
+        write!(f, "none served for {gap:?}, the slowest took {slowest:?}")
+    }
+}
+
+/// A request of [`under_load`].
+struct Asked {
+    began: Instant,
+    ended: Instant,
+    /// Unless it was served.
+    failure: Option<String>,
+}
+
+/// What these requests come to, of which those count that ended after something happened.
+fn seen(asked: Vec<Asked>, (began, at): (Instant, SystemTime), over: Instant) -> Seen {
+    let after = || asked.iter().filter(|one| one.ended > began);
+    let mut served: Vec<Instant> = after().filter(|one| one.failure.is_none()).map(|one| one.ended).collect();
+    served.extend([began, over]);
+    served.sort();
+    Seen {
+        gap: served.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default(),
+        slowest: after().map(|one| one.ended - one.began).max().unwrap_or_default(),
+        ok: asked.iter().filter(|one| one.failure.is_none()).count(),
+        began: at,
+        failed: asked
+            .into_iter()
+            .filter_map(|one| Some((one.ended.saturating_duration_since(began), one.failure?)))
+            .collect(),
+    }
+}
+
+#[test]
+#[should_panic(expected = "the slowest took 10s")]
+fn a_request_that_hangs_and_is_served_in_the_end_is_not_well() {
+    let began = Instant::now();
+    let at = |second: u64| began + Duration::from_secs(second);
+    let served = |from: u64, to: u64| Asked { began: at(from), ended: at(to), failure: None };
+    let asked = (0..10).map(|second| served(second, second + 1)).chain([served(0, 10)]).collect();
+    seen(asked, (began, SystemTime::now()), at(10)).check(LAST_FAILURE_MAX);
+}
+
+#[test]
+#[should_panic(expected = "none served for 8s")]
+fn a_time_in_which_nothing_is_asked_is_one_without_an_answer() {
+    let began = Instant::now();
+    let at = |second: u64| began + Duration::from_secs(second);
+    let asked = [1, 9].map(|second| Asked { began: at(second - 1), ended: at(second), failure: None });
+    seen(asked.into(), (began, SystemTime::now()), at(10)).check(LAST_FAILURE_MAX);
 }
 
 /// Asks in a loop while `what` runs, and for so long after. Times count from when `what` began.
 pub(crate) fn under_load(at: SocketAddr, after: Duration, what: impl FnOnce()) -> Seen {
-    let (seen, over) = (Mutex::new(Seen::default()), AtomicBool::new(false));
-    let began = Instant::now() + LOAD_FIRST;
-    thread::scope(|scope| {
+    let (asked, over) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    let (began, ended) = thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
+                    let began = Instant::now();
                     let failure = match get(at, "/slow?ms=50") {
                         Ok(response) if response.status == 200 => None,
                         Ok(response) => Some(format!("{} {}", response.status, response.text().trim())),
                         Err(why) => Some(why.to_string()),
                     };
-                    let mut seen = seen.lock().unwrap();
-                    match failure {
-                        None => seen.ok += 1,
-                        Some(why) => seen.failed.push((Instant::now().saturating_duration_since(began), why)),
-                    }
+                    asked.lock().unwrap().push(Asked { began, ended: Instant::now(), failure });
                 }
             });
         }
         thread::sleep(LOAD_FIRST);
+        let began = (Instant::now(), SystemTime::now());
         what();
         thread::sleep(after);
         over.store(true, Ordering::Relaxed);
+        (began, Instant::now())
     });
-    seen.into_inner().unwrap()
+    seen(asked.into_inner().unwrap(), began, ended)
 }
 
 pub(crate) fn leads(one: &Value) -> bool {
@@ -313,11 +407,12 @@ fn kill_under_load(nats: &NatsServer, nodes: &mut Vec<Node>, mail: &mut Mail, na
     let mut data_dir = None;
     let at = last.at("far");
     let seen = mail.during(|| under_load(at, Duration::from_secs(15), || data_dir = Some(killed.kill())));
-    let (latest, account) = (seen.latest(), mail.account(last));
-    println!("killed the {name}: {} ok, {} failed, the last after {latest:?}; {account}", seen.ok, seen.failed.len());
+    let account = mail.account(last, seen.began);
+    println!("killed the {name}: {seen}; {account}");
     account.check(in_flight_max);
+    account.check_again();
     assert!(seen.ok > 100, "{seen:?}");
-    assert!(latest < LAST_FAILURE_MAX, "{:?}", seen.failed);
+    seen.check(LAST_FAILURE_MAX);
     assert!(seen.failed.len() < 40, "what was under way there is lost, and no more: {:?}", seen.failed);
     eventually("it is lost", || (of(last, &victim, "state") == "lost").then_some(()));
     let back = node(nats, &data_dir.unwrap(), n.as_str().unwrap().parse().unwrap(), &[]);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::{self, Context};
 use serde_json::Value;
@@ -20,6 +20,8 @@ use crate::node::Node;
 const PACE: Duration = Duration::from_millis(20);
 /// How long all that is waited for may take: a claim ends 10 s after its node, and a machine may be busy.
 const SETTLED_MAX: Duration = Duration::from_secs(40);
+/// When what was in flight on a node that dies has begun again elsewhere: 13 s are promised, and 3 more for a busy machine.
+const AGAIN_MAX: Duration = Duration::from_secs(16);
 /// The component, and where it keeps its account.
 const WORKER: &str = "mail/worker";
 const BUCKET: &str = "ACCOUNTS";
@@ -86,11 +88,12 @@ impl Mail {
         holder.map_or(0, |holder| usize::try_from(holder["permits"].as_u64().unwrap()).unwrap())
     }
 
-    /// What became of those that were published last, once each is handled or that has taken too long.
-    pub(crate) fn account(&self, asked: &Node) -> Account {
+    /// What became of those that were published last, once each is handled or that has taken too long,
+    /// where something happened to a node at `at`.
+    pub(crate) fn account(&self, asked: &Node, at: SystemTime) -> Account {
         let until = Instant::now() + SETTLED_MAX;
         loop {
-            let account = self.account_now(asked);
+            let account = self.account_now(asked, at);
             if account.lost.is_empty() || Instant::now() > until {
                 return account;
             }
@@ -98,12 +101,13 @@ impl Mail {
         }
     }
 
-    fn account_now(&self, asked: &Node) -> Account {
+    fn account_now(&self, asked: &Node, at: SystemTime) -> Account {
         let bucket = self.runtime.block_on(self.context.get_key_value(BUCKET)).unwrap();
-        let number = |key: String| {
+        let text = |key: String| {
             let value = self.runtime.block_on(bucket.get(key)).unwrap();
-            value.map_or(0, |value| String::from_utf8(value.to_vec()).unwrap().parse::<usize>().unwrap())
+            value.map(|value| String::from_utf8(value.to_vec()).unwrap())
         };
+        let number = |key: String| text(key).map_or(0, |number| number.parse::<usize>().unwrap());
         let mut account = Account { dead_letters: dead_letters(asked), ..Account::default() };
         for n in self.messages.clone() {
             let (seen, done) = (number(format!("seen/{n}")), number(format!("done/{n}")));
@@ -112,9 +116,19 @@ impl Mail {
                 _ => account.handled += 1,
             }
             account.again += seen.saturating_sub(1);
+            if seen > 1 {
+                // A run that came to its end before, and was not heard of, has written when that one began.
+                let began = text(format!("nap/{n}")).map(|nap| moment(nap.split(' ').next().unwrap()));
+                account.began_again.extend(began.and_then(|began| began.duration_since(at).ok()));
+            }
         }
         account
     }
+}
+
+/// A time that is given in milliseconds since 1970.
+fn moment(ms: &str) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(ms.parse().unwrap())
 }
 
 /// How many dead letters there are, once every node has said so: one may be too busy for a moment.
@@ -135,6 +149,8 @@ pub(crate) struct Account {
     lost: Vec<usize>,
     /// How often one was begun beyond the first time.
     again: usize,
+    /// How long after it happened each of those began for the last time.
+    began_again: Vec<Duration>,
     dead_letters: usize,
 }
 
@@ -145,11 +161,21 @@ impl Account {
         assert!(self.handled > 100 && self.lost.is_empty() && self.dead_letters == 0, "{self:?}");
         assert!(self.again <= in_flight_max, "no more than {in_flight_max} were in flight there: {self:?}");
     }
+
+    /// Whether what was in flight on a node that died has begun again soon.
+    #[track_caller]
+    pub(crate) fn check_again(&self) {
+        assert!(self.began_again.iter().all(|after| *after < AGAIN_MAX), "{self:?}");
+    }
 }
 
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { handled, lost, again, dead_letters } = self;
-        write!(f, "messages: {handled} handled, {} lost, {again} tried again, {dead_letters} dead letters", lost.len())
+        let Self { handled, lost, again, began_again, dead_letters } = self;
+        write!(f, "messages: {handled} handled, {} lost, {again} tried again", lost.len())?;
+        if let Some(last) = began_again.iter().max() {
+            write!(f, " (the last of them after {last:?})")?;
+        }
+        write!(f, ", {dead_letters} dead letters")
     }
 }

@@ -1,4 +1,4 @@
-//! A lattice of an older binary that is rolled over to this one, node by node, while clients ask.
+//! A lattice of an older binary that is rolled over to this one, node by node, while clients ask and messages come.
 //!
 //! `TRELLIS_TEST_PREVIOUS` names the older binary; `make torture` builds the previous commit's. Without it there is
 //! nothing to mix, and the test says so.
@@ -13,6 +13,7 @@ use crate::client::get;
 use crate::home;
 use crate::large_apps;
 use crate::lattice::{held_by, id, known, of, under_load};
+use crate::mail::Mail;
 use crate::node::{DataDir, Node};
 use crate::trellis::command;
 
@@ -22,7 +23,7 @@ fn a_lattice_of_the_previous_version_rolls_over() {
         println!("skipped: TRELLIS_TEST_PREVIOUS names no older binary");
         return;
     };
-    let nats = NatsServer::start(false);
+    let nats = NatsServer::start(true);
     let start = |by: Command, dir: &DataDir, n: usize| {
         let label = format!("n={n}");
         let bootstrap: &[&str] = if n == 1 { &["--bootstrap"] } else { &[] };
@@ -37,6 +38,7 @@ fn a_lattice_of_the_previous_version_rolls_over() {
     };
     all_ready(&nodes[3]);
     nodes[0].deploy(&held_by("far", "test_misbehave", "1|2|3", &[]));
+    let mut mail = Mail::deploy(&nats, &nodes[0], "1|2|3");
     nodes[1].trellis(&["config", "put", "colours", "sky=blue"]).ok();
     // Embedded data on a node that is not the oldest.
     nodes[0].deploy(&home::keys("kept", "3"));
@@ -53,23 +55,24 @@ fn a_lattice_of_the_previous_version_rolls_over() {
         let data_dir = old.data_dir().clone();
         let (mut old, mut new) = (Some(old), None);
         let asked = nodes.iter().find(|node| of(node, &id(node), "labels")["n"] == "4").unwrap();
-        let seen = under_load(asked.at("far"), Duration::from_secs(5), || {
-            old.take().unwrap().stop();
-            new = Some(start(command(), &data_dir, n));
+        let in_flight_max = mail.permits(asked, &id(old.as_ref().unwrap()));
+        let at = asked.at("far");
+        let seen = mail.during(|| {
+            under_load(at, Duration::from_secs(5), || {
+                old.take().unwrap().stop();
+                new = Some(start(command(), &data_dir, n));
+            })
         });
-        println!(
-            "rolled node {n} over: {} ok, {} failed, the last after {:?}",
-            seen.ok,
-            seen.failed.len(),
-            seen.latest()
-        );
+        let account = mail.account(asked, seen.began);
+        println!("rolled node {n} over: {seen}; {account}");
+        account.check(in_flight_max);
         // Who is told to stop hands over first.
         assert!(seen.ok > 50 && seen.failed.len() * 100 <= seen.ok, "{seen:?}");
         nodes.push(new.unwrap());
         all_ready(&nodes[0]);
         all_ready(nodes.last().unwrap());
         nodes[0].until_ready("far");
-        nodes[0].until_ready("kept");
+        ["kept", "mail"].into_iter().for_each(|app| nodes[0].until_ready(app));
         assert_eq!(home::ask(&nodes[0], "kept", "GET", "/sum").ok(), "5");
     }
     assert!(knows_homes || home::homes(nodes.last().unwrap()).is_empty(), "one of the members knows of no home");

@@ -112,7 +112,13 @@ impl Node {
         self.child.id()
     }
 
-    /// The most memory that the process ever had in use, in bytes.
+    /// From now on, only what it has in use from now on counts as its most. How much that is now, in bytes.
+    pub(crate) fn forget_peak(&self) -> u64 {
+        std::fs::write(format!("/proc/{}/clear_refs", self.id()), "5").unwrap();
+        self.peak_bytes()
+    }
+
+    /// The most memory that the process had in use since it started, or since [`Self::forget_peak`], in bytes.
     pub(crate) fn peak_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -117,6 +117,32 @@ fn a_new_version_takes_over_on_three_nodes_without_a_failed_request() {
 }
 
 #[test]
+fn a_long_request_ends_on_the_version_that_it_began_on() {
+    let nats = NatsServer::start(false);
+    let nodes = lattice_with(&nats, 3, &QUICK);
+    let lasts = |version: &str| {
+        let manifest = says(version).replace("timeout: 20s", "timeout: 120s");
+        manifest.replace("'127.0.0.1:0', ", "'127.0.0.1:0', timeout_ms: '120000'")
+    };
+    nodes[0].deploy(&lasts("1"));
+    let at: Vec<SocketAddr> = nodes.iter().map(|node| node.at("shop")).collect();
+    thread::scope(|scope| {
+        let asked: Vec<_> = at.iter().map(|at| scope.spawn(|| get(*at, "/slow?ms=40000").unwrap())).collect();
+        eventually("they are under way", || {
+            let status = nodes[0].status("shop");
+            let holders = status["components"][0]["holders"].as_array()?.iter();
+            (holders.filter_map(|one| one["running"].as_u64()).sum::<u64>() == 3).then_some(())
+        });
+        nodes[1].deploy(&lasts("2"));
+        assert!(at.iter().all(|at| version_at(*at) == "version=2\n"));
+        assert!(asked.iter().all(|one| !one.is_finished()), "the new version took over while they were under way");
+        for one in asked {
+            assert_eq!(one.join().unwrap().ok(), "slow");
+        }
+    });
+}
+
+#[test]
 fn a_version_that_traps_is_rolled_back_by_itself() {
     let nats = NatsServer::start(false);
     let nodes = lattice_with(&nats, 3, &QUICK);

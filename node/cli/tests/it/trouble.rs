@@ -170,6 +170,16 @@ fn a_node_whose_cable_is_pulled_goes_on_and_comes_back() {
     eventually("it is ready", || readyz().ends_with("200").then_some(()));
 }
 
+/// How many days a node's clock is ahead, as the first line of its log tells.
+fn days_ahead(node: &Node) -> i64 {
+    let log = node.log();
+    let seconds = |time: &str| {
+        let told = Command::new("date").args(["--date", time, "+%s"]).output().unwrap();
+        String::from_utf8(told.stdout).unwrap().trim().parse::<i64>().unwrap_or_else(|_| panic!("`{time}`: {log}"))
+    };
+    (seconds(log.split_whitespace().next().unwrap()) - seconds("now")) / (24 * 60 * 60)
+}
+
 #[test]
 fn a_node_with_a_wrong_clock_is_a_node_like_any_other() {
     let nats = NatsServer::start(false);
@@ -183,6 +193,7 @@ fn a_node_with_a_wrong_clock_is_a_node_like_any_other() {
         nodes.push(Node::start_by(faked, &DataDir::new(), &args, &[("FAKETIME_DONT_FAKE_MONOTONIC", "1")]));
     }
     all_ready(&nodes[0], 4);
+    assert!(days_ahead(&nodes[2]) > 35 && days_ahead(&nodes[3]) < -35, "their clocks are wrong");
     nodes[2].deploy(&held_by("far", "test_misbehave", "3|4", &[]));
     for node in &nodes {
         assert_eq!(get(node.at("far"), "/").unwrap().ok(), "ok");

@@ -12,7 +12,7 @@ use crate::output::print;
 /// on joining takes a key on the list, or the token if there is one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  trellis nodes allow NCBWXQE7FHZJHJHVUUIPUO2NCFNIWCQTQNGPAOMB6PBD4UDBBXSHZXQ3")]
+  trellis nodes allow NCBWXQE7FHZJHJHVUUIPUO2NCFNIWCQTQNGPAOMB6PBD4UDBBXSHYEVM")]
 pub(crate) struct Allow {
     /// The node's public key, N...
     key: NodeKey,

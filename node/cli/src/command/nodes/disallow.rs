@@ -11,7 +11,7 @@ use crate::output::print;
 /// A node that is a member stays one; `trellis nodes forget` gives up a lost one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  trellis nodes disallow NCBWXQE7FHZJHJHVUUIPUO2NCFNIWCQTQNGPAOMB6PBD4UDBBXSHZXQ3")]
+  trellis nodes disallow NCBWXQE7FHZJHJHVUUIPUO2NCFNIWCQTQNGPAOMB6PBD4UDBBXSHYEVM")]
 pub(crate) struct Disallow {
     /// The node's public key, N...
     key: NodeKey,
