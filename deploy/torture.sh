@@ -9,9 +9,12 @@ export CARGO_TERM_PROGRESS_WHEN=never
 # A test of the `trellis` binary, by name, without a limit on its time.
 it() { cargo test --locked -p trellis-cli --test it -- --exact --nocapture "$@"; }
 
-# Thousands of seeds of the deciding parts, hundreds on openraft.
+# Thousands of seeds of the deciding parts, of leases and of delivery, hundreds on openraft.
 simulate() {
     TRELLIS_SIMULATE_SEEDS="${SIMULATE_SEEDS:-5000}" cargo test --locked -p trellis-placement simulation -- --nocapture
+    TRELLIS_SIMULATE_SEEDS="${SIMULATE_LEASES_SEEDS:-5000}" cargo test --locked -p trellis-placement leases -- --nocapture
+    TRELLIS_SIMULATE_SEEDS="${SIMULATE_DELIVERY_SEEDS:-1000}" \
+        cargo test --locked -p trellis-provider --lib delivery::simulation -- --nocapture
     TRELLIS_SIMULATE_SEEDS="${SIMULATE_RAFT_SEEDS:-300}" cargo test --locked -p trellis-raft simulate -- --nocapture
 }
 

@@ -171,7 +171,7 @@ fn dead_letter(value: &str) -> Result<String, &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use trellis_wire::Rate;
+    use trellis_wire::{Backoff, Rate};
 
     use super::*;
 
@@ -202,6 +202,94 @@ mod tests {
         assert_eq!(delivery.on_dead_letter, OnDeadLetter::Continue);
         assert_eq!(delivery.dedupe, Some(Dedupe { key: DedupeKey::Id, window: Duration::from_secs(600) }));
         assert_eq!(delivery.max_age, None, "an empty value is an absent one");
+    }
+
+    /// Every key with a value that is not its default.
+    const ALL: &[(&str, &str)] = &[
+        ("max_attempts", "5"),
+        ("max_faults", "7"),
+        ("backoff.initial", "500ms"),
+        ("backoff.factor", "1.5"),
+        ("backoff.max", "1m"),
+        ("backoff.jitter", "0.5"),
+        ("timeout", "45s"),
+        ("max_age", "1h"),
+        ("max_in_flight", "9"),
+        ("rate_limit", "100/s"),
+        ("order_by", "header:X-Key"),
+        ("on_dead_letter", "continue"),
+        ("dead_letter", "orders.dead"),
+        ("dedupe.key", "header:X-Id"),
+        ("dedupe.window", "10m"),
+    ];
+
+    #[test]
+    fn every_key_can_be_said_in_a_block_and_by_its_dotted_name() {
+        assert!(ALL.iter().map(|(key, _)| key).eq(KEYS), "each key has its line");
+        let dotted: Vec<_> = ALL.iter().map(|(key, value)| (format!("delivery.{key}"), *value)).collect();
+        let dotted: Vec<_> = dotted.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+        let expected = Delivery {
+            max_attempts: 5,
+            max_faults: 7,
+            backoff: Backoff {
+                initial: Duration::from_millis(500),
+                factor: 1.5,
+                max: Duration::from_secs(60),
+                jitter: 0.5,
+            },
+            timeout: Duration::from_secs(45),
+            max_age: Some(Duration::from_secs(3_600)),
+            max_in_flight: Some(9),
+            rate_limit: Some(Rate { count: 100, per: Duration::from_secs(1) }),
+            order_by: Some(OrderBy::Header("X-Key".into())),
+            on_dead_letter: OnDeadLetter::Continue,
+            dead_letter: Some("orders.dead".into()),
+            dedupe: Some(Dedupe { key: DedupeKey::Header("X-Id".into()), window: Duration::from_secs(600) }),
+            dead_bytes_max: Delivery::default().dead_bytes_max,
+        };
+        assert_eq!(policy(&dotted).unwrap(), expected);
+
+        let (backoff, rest): (Vec<_>, Vec<_>) = ALL.iter().partition(|(key, _)| key.starts_with("backoff."));
+        let (dedupe, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(key, _)| key.starts_with("dedupe."));
+        let pairs = |pairs: &[(&str, &str)], below: &str| {
+            let pairs: Vec<_> =
+                pairs.iter().map(|(key, value)| format!("{}: '{value}'", key.trim_start_matches(below))).collect();
+            pairs.join(", ")
+        };
+        let block = format!(
+            "{{{}, backoff: {{{}}}, dedupe: {{{}}}}}",
+            pairs(&rest, ""),
+            pairs(&backoff, "backoff."),
+            pairs(&dedupe, "dedupe.")
+        );
+        assert_eq!(of_block(&block), expected);
+    }
+
+    /// The policy of a link with this `delivery:`.
+    fn of_block(block: &str) -> Delivery {
+        let manifest = format!(
+            "apiVersion: core.oam.dev/v1beta1
+kind: Application
+metadata: {{name: shop}}
+spec:
+  components:
+    - {{name: worker, type: component, properties: {{image: 'file://worker.wasm'}}}}
+    - name: queue
+      type: capability
+      properties: {{image: 'trellis://nats'}}
+      traits:
+        - type: link
+          properties:
+            target: worker
+            namespace: trellis
+            package: messaging
+            interfaces: [handler]
+            source: {{config: [{{name: orders, properties: {{stream: ORDERS}}}}]}}
+            delivery: {block}
+"
+        );
+        let parsed = crate::parse(&manifest, "shop.yaml");
+        parsed.app.unwrap_or_else(|| panic!("{:?}", parsed.findings)).links[0].delivery.clone()
     }
 
     #[test]

@@ -44,6 +44,11 @@ pub trait Broker: Sync {
         true
     }
 
+    /// Whether it says how old the oldest message is: not RabbitMQ, which shows a message only to who takes it.
+    fn tells_ages(&self) -> bool {
+        true
+    }
+
     /// Whether an ordered link gets what is replayed before all that waits, rather than beside it and soon.
     fn replays_first(&self) -> bool {
         true
@@ -57,6 +62,7 @@ pub trait Broker: Sync {
 pub async fn contract<B: Broker>(broker: &B) {
     tokio::join!(
         what_is_published_is_given_out_once(broker),
+        the_oldest_that_waits_tells_its_age(broker),
         every_settlement_has_its_consequence(broker),
         what_is_given_back_was_no_attempt_and_comes_first(broker),
         what_was_given_back_for_later_is_out(broker),
@@ -184,6 +190,22 @@ async fn what_is_published_is_given_out_once<B: Broker>(broker: &B) {
     }
     until(&queue, "nothing is left", |standing| (standing.waiting, standing.claimed) == (0, 0)).await;
     none(&queue).await;
+}
+
+async fn the_oldest_that_waits_tells_its_age<B: Broker>(broker: &B) {
+    let queue = broker.queue("ages").await;
+    broker.publish("ages", message("old")).await;
+    sleep(WAIT).await;
+    broker.publish("ages", message("young")).await;
+    let is_told = |standing: Standing| match standing.oldest_age {
+        Some(age) => broker.tells_ages() && (WAIT * 9 / 10..PATIENCE).contains(&age),
+        None => !broker.tells_ages(),
+    };
+    until(&queue, "the age is told", |standing| standing.waiting == 2 && is_told(standing)).await;
+    for claimed in some(&queue, 2).await {
+        settle(&queue, &claimed, Settlement::Ack).await;
+    }
+    until(&queue, "nothing has an age", |standing| standing.waiting == 0 && standing.oldest_age.is_none()).await;
 }
 
 async fn every_settlement_has_its_consequence<B: Broker>(broker: &B) {

@@ -1,14 +1,18 @@
 //! Settles each message as its body says, through `trellis:messaging`, for the tests of the host. See [`act`] for the
 //! words. What came is written first: `seen/{body}` counts deliveries of a body, `last/{body}` holds subject, attempt
-//! and headers of the latest, `tick/{time}` counts starts of a timer's tick. In keys, `-` stands for whatever is no
-//! letter or digit: NATS takes few characters.
+//! and headers of the latest, `about/{body}` what else is known of it, `tick/{time}` counts starts of a timer's tick. In keys,
+//! `-` stands for whatever is no letter or digit: NATS takes few characters.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use trellis_component::keyvalue::Store;
 use trellis_component::messaging::{Message, OutMessage, Refusal, publish, request};
 
 trellis_component::messages!(on_message);
+
+/// Messages that this sandbox had.
+static HAD: AtomicU32 = AtomicU32::new(0);
 
 fn on_message(message: Message) -> Result<(), Refusal> {
     let store = Store::open_default()?;
@@ -20,6 +24,8 @@ fn on_message(message: Message) -> Result<(), Refusal> {
     let headers: Vec<String> = message.headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let seen = format!("{} attempt={} {}", message.subject, message.attempt, headers.join(" "));
     store.set(&key("last", &body), seen.trim_end())?;
+    let (had, published_ms) = (HAD.fetch_add(1, Ordering::Relaxed), message.published_ms.unwrap_or_default());
+    store.set(&key("about", &body), format!("source={} published_ms={published_ms} had={had}", message.source))?;
     act(&store, &message, &body)
 }
 
@@ -29,7 +35,8 @@ fn key(of: &str, text: &str) -> String {
 
 /// The first word of the body: `retry-twice` refuses two attempts and takes the third; `publish S` publishes `from
 /// {subject}` on S; `publish-then-trap S` does so and traps; `request S` asks on S and stores the answer; `answer`
-/// answers whoever asked; `once` acts as DELIVERY.md has it; `sleep N` takes N ms; `memory` asks for more and more of it. Any other word is ok.
+/// answers whoever asked; `once` acts as DELIVERY.md has it; `sleep N` takes N ms; `turn N` does so and stores which of its
+/// subject's it was, as `turn/{body}`; `memory` asks for more and more of it. Any other word is ok.
 fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
     let (word, rest) = body.split_once(' ').unwrap_or((body, ""));
     let out = || OutMessage::new(rest, format!("from {}", message.subject)).header("by", "messages");
@@ -62,6 +69,11 @@ fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
         }
         "once" => once(store, message)?,
         "answer" => message.answer(format!("answer to {}", message.subject))?,
+        "turn" => {
+            let turn = store.increment(&key("turns", &message.subject), 1)?;
+            std::thread::sleep(Duration::from_millis(rest.parse().unwrap_or(100)));
+            store.set(&key("turn", body), turn.to_string())?;
+        }
         "sleep" => std::thread::sleep(Duration::from_millis(rest.parse().unwrap_or(100))),
         _ => {}
     }

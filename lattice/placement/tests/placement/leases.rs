@@ -1,5 +1,8 @@
 //! Leases under crashes, lost and late messages, leaders that do not know yet that they are none, and clocks that run at
 //! different rates: never two holders at once, and always one once all is well.
+//!
+//! The seed of a failure is the last one that is printed; `TRELLIS_SIMULATE_SEED=N` replays it alone.
+//! `TRELLIS_SIMULATE_SEEDS=N` runs so many.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,6 +21,7 @@ const RATES: (u64, u64) = (970, 1030);
 const STEP: Duration = Duration::from_millis(100);
 const NODES: usize = 5;
 const LINKS: usize = 3;
+/// How many seeds are run unless the environment says otherwise.
 const SEEDS: u64 = 100;
 
 /// Xorshift: a seed gives the same run every time.
@@ -300,8 +304,13 @@ impl World {
 
 #[test]
 fn no_two_nodes_ever_have_one_lease_and_in_the_end_one_has_each() {
-    let mut held = 0;
-    for seed in 1..=SEEDS {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let seeds = match number("TRELLIS_SIMULATE_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=number("TRELLIS_SIMULATE_SEEDS").unwrap_or(SEEDS),
+    };
+    let (count, mut held) = (seeds.clone().count(), 0);
+    for seed in seeds {
         let mut world = World::new(seed);
         println!("seed {seed}");
         for _ in 0..1_500 {
@@ -316,8 +325,8 @@ fn no_two_nodes_ever_have_one_lease_and_in_the_end_one_has_each() {
         }
         assert_eq!(world.holders().len(), LINKS, "seed {seed}: all is well and something is held by nobody");
     }
-    let share = held * 100 / (SEEDS as usize * 1_500 * LINKS);
-    assert!(share > 20, "leases are held for {share} % of the time: too little to prove anything");
+    let share = held * 100 / (count * 1_500 * LINKS);
+    assert!(share > 20 || count < 10, "leases are held for {share} % of the time: too little to prove anything");
 }
 
 /// The worst that clocks can do: the leader that goes has the slowest, and renews at the last moment; the one that comes has

@@ -48,6 +48,7 @@ impl Up {
         let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
         let settings = self.settings.listening_at(connection).over(file);
         log(settings.logging())?;
+        keep_to_itself();
         let options = settings.options()?;
         let told = options.clone();
         // Before the node starts, so that a signal during the start is not lost.
@@ -68,6 +69,14 @@ impl Up {
             );
         }
         running.run(shutdown).await.map_err(|error| Failure::Failed(error.to_string()))
+    }
+}
+
+/// The memory of a node holds secrets: no core of it is written, and only root may look into it.
+fn keep_to_itself() {
+    #[cfg(target_os = "linux")]
+    if let Err(why) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable) {
+        eprintln!("warning: a core of this process would hold its secrets: {why}");
     }
 }
 

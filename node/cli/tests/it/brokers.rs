@@ -38,40 +38,108 @@ fn shop(tech: &str, server: &str, source: &str) -> String {
     )
 }
 
-/// The same with what every broker calls a queue, so that only image and server differ.
-const ORDERS: &str = "queue: ORDERS";
+/// What every broker calls a queue, so that only image and server differ. `QUEUE` stands for its name.
+const QUEUE: &str = "queue: QUEUE";
 
-/// The manifest works there, and every row of the settle table has its consequence.
+/// The source of one queue.
+fn named(source: &str, queue: &str) -> String {
+    source.replace("QUEUE", queue)
+}
+
+/// The shop with two more queues: of one whose messages get old, and of a handler as wasmCloud has them.
+fn shops(tech: &str, server: &str, source: &str) -> String {
+    let store = || link("store", "wasi:keyvalue/store, atomics, batch");
+    let config = |queue: &str, more: &str| format!("{{{}, create: 'true', {more}}}", named(source, queue));
+    let (soon, aged) = ("delivery.backoff.initial: 100ms, delivery.max_faults: '2'", "delivery.max_age: 10s");
+    let aged = config("AGED", &format!("{soon}, {aged}"));
+    let theirs = config("THEIRS", &format!("{soon}, delivery.max_attempts: '3'"));
+    let wakes = [
+        link_from("aged", "trellis:messaging/handler", "aged", &aged),
+        link_from("theirs", "wasmcloud:messaging/handler", "theirs", &theirs),
+    ];
+    [
+        shop(tech, server, &named(source, "ORDERS")),
+        component("aged", "test_messages", "", &[store(), link("bus", "trellis:messaging/producer")]),
+        component("theirs", "test_wasmcloud_messages", "", &[store(), link("bus", "wasmcloud:messaging/consumer")]),
+        waking_at("more", tech, server, &wakes),
+    ]
+    .concat()
+}
+
+/// The manifest works there, and every row of the settle table has its consequence. It publishes to a queue.
 #[track_caller]
-fn moves_to(node: &Node, tech: &str, server: &str, source: &str, publish: impl Fn(&str)) {
-    node.deploy(&shop(tech, server, source));
+fn moves_to(node: &Node, tech: &str, server: &str, source: &str, publish: impl Fn(&str, &str)) {
+    let began_ms = trellis_provider::now_ms();
+    node.deploy(&shops(tech, server, source));
     for body in ["fine", "retry-twice", "dead-letter", "drop", "trap", "memory", "loop", "after all"] {
-        publish(body);
+        publish("ORDERS", body);
+    }
+    publish("AGED", "retry");
+    for body in ["good", "retry", "trap"] {
+        publish("THEIRS", body);
     }
     handles(node, tech, &[("fine", 1), ("retry-twice", 3), ("drop", 1), ("after-all", 1)]);
-    let mut dead: Vec<_> = letters(node, "shop", 4).iter().map(row).collect();
-    dead.sort();
-    let expected = [
-        ("dead-letter", "refused", 1, "as asked"),
-        ("loop", "max-faults", 2, "not done within 3000 ms"),
-        ("memory", "max-faults", 2, "its limit is 33554432 bytes"),
-        ("trap", "max-faults", 2, "trapped"),
-    ];
-    for ((body, reason, attempts, said), why) in dead.iter().zip(expected).map(|(row, why)| (row.clone(), why)) {
-        assert_eq!((body.as_str(), reason.as_str(), attempts), (why.0, why.1, why.2), "on {tech}");
-        assert!(said.contains(why.3), "on {tech}, {body}: {said}");
-    }
-    let ids: Vec<_> = letters(node, "shop", 4).iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
-    let ids: Vec<_> = ids.iter().map(String::as_str).collect();
-    assert_eq!(node.trellis(&[&["dead-letters", "drop", "shop"], ids.as_slice()].concat()).ok(), "4 dropped\n");
+    let known = tells(node, "about/fine");
+    let published = known.strip_prefix("source=default published_ms=").and_then(|rest| rest.strip_suffix(" had=0"));
+    let published_ms: u64 = published.and_then(|ms| ms.parse().ok()).unwrap_or_else(|| panic!("on {tech}: {known}"));
+    assert!((began_ms..=trellis_provider::now_ms()).contains(&published_ms), "on {tech}, after {began_ms}: {known}");
+    assert!(tells(node, "last/good").ends_with("THEIRS"), "on {tech}");
+    let dead = letters(node, "shop", 7);
+    are_given_up(&dead, tech);
+    end_as(node, "shop/worker", &[("ack", 3), ("retry", 5), ("dead-letter", 4), ("drop", 1)]);
+    end_as(node, "shop/theirs", &[("ack", 1), ("retry", 3), ("dead-letter", 2), ("drop", 0)]);
+    let ids: Vec<_> = dead.iter().map(|letter| letter["id"].as_str().unwrap()).collect();
+    assert_eq!(node.trellis(&[&["dead-letters", "drop", "shop"], ids.as_slice()].concat()).ok(), "7 dropped\n");
     letters(node, "shop", 0);
 }
 
-/// What a dead letter says: body, reason, attempts, and why.
-fn row(letter: &Value) -> (String, String, u64, String) {
+/// Each with its reason, at the attempt that its policy says.
+#[track_caller]
+fn are_given_up(letters: &[Value], tech: &str) {
+    let mut dead: Vec<_> = letters.iter().map(row).collect();
+    dead.sort();
+    let (component, body, reason, attempts, said) = dead.remove(0);
+    assert_eq!((component.as_str(), body.as_str(), reason.as_str()), ("shop/aged", "retry", "max-age"), "on {tech}");
+    assert!((2..20).contains(&attempts) && said.contains("older than 10s"), "on {tech}: {attempts} attempts, {said}");
+    let expected = [
+        ("shop/theirs", "retry", "max-attempts", 3, "as asked"),
+        ("shop/theirs", "trap", "max-faults", 2, "trapped"),
+        ("shop/worker", "dead-letter", "refused", 1, "as asked"),
+        ("shop/worker", "loop", "max-faults", 2, "not done within 3000 ms"),
+        ("shop/worker", "memory", "max-faults", 2, "its limit is 33554432 bytes"),
+        ("shop/worker", "trap", "max-faults", 2, "trapped"),
+    ];
+    for ((component, body, reason, attempts, said), why) in dead.iter().zip(expected) {
+        let is = (component.as_str(), body.as_str(), reason.as_str(), *attempts);
+        assert_eq!(is, (why.0, why.1, why.2, why.3), "on {tech}");
+        assert!(said.contains(why.4), "on {tech}, {body}: {said}");
+    }
+}
+
+/// How often runs of a component ended in each way.
+#[track_caller]
+fn end_as(node: &Node, component: &str, expected: &[(&str, u64)]) {
+    eventually(&format!("{component} ends as {expected:?}"), || {
+        let told: Value = serde_json::from_str(&node.trellis(&["triggers", "-o", "json"]).ok()).ok()?;
+        let trigger = told["triggers"].as_array()?.iter().find(|trigger| trigger["component"] == component)?;
+        expected.iter().all(|(outcome, count)| trigger["outcomes"][outcome] == *count).then_some(())
+    });
+}
+
+/// What the shop's store has under a key, once there is something.
+#[track_caller]
+fn tells(node: &Node, key: &str) -> String {
+    let at = node.at("shop");
+    eventually(&format!("{key} is stored"), || {
+        get(at, &format!("/{key}")).ok().filter(|response| response.status == 200).map(|response| response.text())
+    })
+}
+
+/// What a dead letter says: whose it is, body, reason, attempts, and why.
+fn row(letter: &Value) -> (String, String, String, u64, String) {
     let text = |key: &str| letter[key].as_str().unwrap().to_owned();
     let said = format!("{} {}", letter["faults"], text("detail"));
-    (text("body_text"), text("reason"), letter["attempts"].as_u64().unwrap(), said)
+    (text("component"), text("body_text"), text("reason"), letter["attempts"].as_u64().unwrap(), said)
 }
 
 /// Each of these is handled well in the end, at this attempt.
@@ -89,46 +157,52 @@ fn handles(node: &Node, tech: &str, bodies: &[(&str, u32)]) {
 #[test]
 fn one_manifest_moves_between_brokers() {
     let node = Node::start(&[]);
-    moves_to(&node, "embedded", "", ORDERS, |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
+    moves_to(&node, "embedded", "", QUEUE, |queue, body| drop(node.trellis(&["publish", queue, body]).ok()));
     drop(node);
 
     let nats = NatsServer::start(true);
     let node = Node::start(&["--nats", &nats.url, "--bootstrap"]);
-    moves_to(&node, "nats", "", ORDERS, |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
+    moves_to(&node, "nats", "", QUEUE, |queue, body| drop(node.trellis(&["publish", queue, body]).ok()));
     drop(node);
 
     let redis = RedisServer::start();
     let node = Node::start(&[]);
-    moves_to(&node, "redis", &format!("url: '{}'", redis.url), ORDERS, by_redis(&redis));
+    moves_to(&node, "redis", &format!("url: '{}'", redis.url), QUEUE, by_redis(&redis));
     drop(node);
 
     let rabbit = RabbitServer::start();
     let node = Node::start(&[]);
-    moves_to(&node, "rabbitmq", &format!("url: '{}'", rabbit.url), ORDERS, by_rabbitmq(&rabbit));
+    moves_to(&node, "rabbitmq", &format!("url: '{}'", rabbit.url), QUEUE, by_rabbitmq(&rabbit));
     drop(node);
 
     let mosquitto = Mosquitto::start(true);
     let node = Node::start(&[]);
-    moves_to(&node, "mqtt", &format!("url: '{}'", mosquitto.url), ORDERS, |body| {
-        mosquitto.publish("ORDERS", body.as_bytes());
+    moves_to(&node, "mqtt", &format!("url: '{}'", mosquitto.url), QUEUE, |queue, body| {
+        mosquitto.publish(queue, body.as_bytes());
     });
 }
 
-fn by_redis(server: &RedisServer) -> impl Fn(&str) {
+fn by_redis(server: &RedisServer) -> impl Fn(&str, &str) {
     let client = redis::Client::open(server.url.as_str()).unwrap().get_connection().unwrap();
     let client = std::cell::RefCell::new(client);
-    move |body| {
-        let _: String = client.borrow_mut().xadd("ORDERS", "*", &[("body", body)]).unwrap();
+    move |queue, body| {
+        let _: String = client.borrow_mut().xadd(queue, "*", &[("body", body)]).unwrap();
     }
 }
 
-fn by_rabbitmq(server: &RabbitServer) -> impl Fn(&str) {
-    let publish = with_id_by_rabbitmq(server);
-    move |body| publish(body, "")
+fn by_rabbitmq(server: &RabbitServer) -> impl Fn(&str, &str) {
+    let publish = named_by_rabbitmq(server);
+    move |queue, body| publish(queue, body, "")
 }
 
-/// Publishes a body with this id, or none.
+/// Publishes a body with this id.
 fn with_id_by_rabbitmq(server: &RabbitServer) -> impl Fn(&str, &str) {
+    let publish = named_by_rabbitmq(server);
+    move |body, id| publish("ORDERS", body, id)
+}
+
+/// Publishes to a queue, with an id or none.
+fn named_by_rabbitmq(server: &RabbitServer) -> impl Fn(&str, &str, &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let channel = runtime.block_on(async {
         let connection = lapin::Connection::connect(&server.url, Default::default()).await.unwrap();
@@ -136,13 +210,13 @@ fn with_id_by_rabbitmq(server: &RabbitServer) -> impl Fn(&str, &str) {
         channel.confirm_select(Default::default()).await.unwrap();
         channel
     });
-    move |body, id| {
+    move |queue, body, id| {
         let properties = lapin::BasicProperties::default();
         let properties = if id.is_empty() { properties } else { properties.with_message_id(id.into()) };
         // The link makes the queue soon after it is there; the server gives back what it has no queue for.
         eventually("there is a queue", || {
             let options = lapin::options::BasicPublishOptions { mandatory: true, ..Default::default() };
-            let sent = channel.basic_publish("".into(), "ORDERS".into(), options, body.as_bytes(), properties.clone());
+            let sent = channel.basic_publish("".into(), queue.into(), options, body.as_bytes(), properties.clone());
             let confirmed = runtime.block_on(async { sent.await.unwrap().await.unwrap() });
             confirmed.take_message().is_none().then_some(())
         });
@@ -272,14 +346,16 @@ fn keeps_its_promise_under_a_clock_that_jumps(tech: &str, server: &str, source: 
 fn a_nodes_clock_that_jumps_changes_nothing_on_redis() {
     let redis = RedisServer::start();
     let server = format!("url: '{}'", redis.url);
-    keeps_its_promise_under_a_clock_that_jumps("redis", &server, "stream: ORDERS", by_redis(&redis));
+    let publish = by_redis(&redis);
+    keeps_its_promise_under_a_clock_that_jumps("redis", &server, "stream: ORDERS", |body| publish("ORDERS", body));
 }
 
 #[test]
 fn a_nodes_clock_that_jumps_changes_nothing_on_rabbitmq() {
     let rabbit = RabbitServer::start();
     let server = format!("url: '{}'", rabbit.url);
-    keeps_its_promise_under_a_clock_that_jumps("rabbitmq", &server, "queue: ORDERS", by_rabbitmq(&rabbit));
+    let publish = by_rabbitmq(&rabbit);
+    keeps_its_promise_under_a_clock_that_jumps("rabbitmq", &server, "queue: ORDERS", |body| publish("ORDERS", body));
 }
 
 #[test]
@@ -288,8 +364,9 @@ fn a_topic_outlives_its_node_with_its_dead_letters() {
         let (server, data_dir) = (Mosquitto::start(true), DataDir::new());
         let node = Node::start_in(&data_dir, &[]);
         let config = format!("url: '{}', protocol: '{protocol}'", server.url);
-        let publish = |body: &str| server.publish("eu/orders", body.as_bytes());
-        moves_to(&node, "mqtt", &config, "topic: '+/orders'", publish);
+        let publish_to = |queue: &str, body: &str| server.publish(&format!("eu/{queue}"), body.as_bytes());
+        moves_to(&node, "mqtt", &config, "topic: '+/QUEUE'", publish_to);
+        let publish = |body: &str| publish_to("ORDERS", body);
         publish("dead-letter");
         let dead = letters(&node, "shop", 1);
         assert_eq!((&dead[0]["component"], &dead[0]["body_text"]), (&"shop/worker".into(), &"dead-letter".into()));

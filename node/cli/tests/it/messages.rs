@@ -84,6 +84,18 @@ fn a_message_wakes_handlers_of_both_kinds() {
 }
 
 #[test]
+fn every_message_has_a_fresh_sandbox() {
+    let node = Node::start(&[]);
+    node.deploy(&handlers());
+    for number in 0..20 {
+        publish(&node, "ours.a.in", &number.to_string());
+        let about = stored(&node, &format!("about/{number}"));
+        assert!(about.starts_with("source=default ") && about.ends_with(" had=0"), "{about}");
+    }
+    until_counted(&node, "ours", (20, 0));
+}
+
+#[test]
 fn whatever_a_handler_says_the_next_message_is_handled() {
     let node = Node::start(&[]);
     node.deploy(&handlers());

@@ -1,7 +1,7 @@
 //! Durable queues of `trellis://embedded`, end to end: real guests, retries, dead letters, and a node that is started anew.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use serde_json::Value;
@@ -85,6 +85,28 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
     assert_eq!(node.trellis(&["dead-letters", "drop", "post", "--older-than", "1h"]).ok(), "0 dropped\n");
     assert_eq!(node.trellis(&["dead-letters", "drop", "post/worker", "--reason", of]).ok(), "1 dropped\n");
     assert_eq!(node.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
+}
+
+#[test]
+fn dead_letters_are_chosen_by_their_age_and_replayed_at_a_rate() {
+    let node = Node::start(&[]);
+    node.deploy(&mail());
+    for body in ["dead-letter 1", "dead-letter 2", "dead-letter 3"] {
+        node.trellis(&["publish", "mail", body]).ok();
+    }
+    letters(&node, "post", 3);
+    let older_than = |age: &str| node.dead_letters("post", &["--older-than", age]).len();
+    eventually("they are old enough", || (older_than("1s") == 3).then_some(()));
+    assert_eq!(older_than("1h"), 0);
+    assert_eq!(node.trellis(&["dead-letters", "replay", "post", "--older-than", "1h"]).ok(), "0 replayed\n");
+    let began = Instant::now();
+    let replay = ["dead-letters", "replay", "post", "--older-than", "1s", "--rate", "1"];
+    assert_eq!(node.trellis(&replay).ok(), "3 replayed\n");
+    assert!(began.elapsed() >= Duration::from_secs(2), "each but the first waits for a second: {:?}", began.elapsed());
+    for body in 1..=3 {
+        until_stored(&node, &format!("seen/dead-letter-{body}"), "2");
+    }
+    letters(&node, "post", 3);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! shown by nothing.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -240,4 +242,18 @@ fn a_credential_in_config_is_refused_where_it_stands_and_not_shown() {
     let taken = node.trellis(&["config", "put", "c", "client_seed=SUA"]);
     assert!(taken.stderr.contains("`client_seed` is a credential, which the lattice keeps"), "{}", taken.stderr);
     taken.ok();
+}
+
+/// What a node has read of secrets is in its memory.
+#[test]
+fn a_node_that_crashes_leaves_no_core() {
+    let (data_dir, folder) = (DataDir::new(), tempfile::tempdir().unwrap());
+    let mut with_cores = Command::new("sh");
+    with_cores.args(["-c", "ulimit -c \"$(ulimit -H -c)\"; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_trellis")]);
+    with_cores.current_dir(folder.path());
+    let node = Node::start_by(with_cores, &data_dir, &[], &[]);
+    node.signal("ABRT");
+    let ended = node.ended();
+    assert_eq!((ended.signal(), ended.core_dumped()), (Some(6), false));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

@@ -1,5 +1,10 @@
 //! Triggers as people see and steer them: the live table, pauses, dead letters from any node, and caps of the lattice.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -7,8 +12,9 @@ use trellis_bus::testing::NatsServer;
 
 use crate::apps::{app, component, eventually, http, link, link_from, provider, waking};
 use crate::client::get;
-use crate::lattice::{id, lattice, of};
+use crate::lattice::{held_by, id, lattice, of};
 use crate::node::{DataDir, Node};
+use crate::trellis::command;
 
 /// A handler that keeps what it saw in a store of its node, woken by this source.
 fn worker(instances: u32, tech: &str, config: &str) -> String {
@@ -107,6 +113,34 @@ fn a_person_pauses_a_component_and_resumes_it() {
         assert_eq!(figure(&metrics, name, label), Some(is), "{name} {label} in:\n{metrics}");
     }
     assert!(figure(&metrics, "trellis_trigger_permit_wait_seconds_count", "") >= Some(2), "{metrics}");
+}
+
+#[test]
+fn the_table_is_followed_as_it_changes() {
+    let node = Node::start(&[]);
+    node.deploy(&worker(4, "embedded", "{queue: mail}"));
+    let mut following = command();
+    following.args(["triggers", "-f", "--admin", &node.admin]).stdout(Stdio::piped());
+    let mut following = following.spawn().unwrap();
+    let lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(tell.send(line))));
+    let rows = |acks: &str| {
+        eventually(&format!("a table says {acks} acks"), || {
+            let line = told.recv_timeout(Duration::from_secs(1)).ok()?;
+            let cells: Vec<_> = line.split_whitespace().collect();
+            let is = |cell: usize, text: &str| cells.get(cell) == Some(&text);
+            (is(0, "post/worker") && is(2, "running") && is(6, acks)).then_some(())
+        });
+    };
+    rows("0");
+    node.trellis(&["publish", "mail", "fine 1"]).ok();
+    rows("1");
+    node.trellis(&["publish", "mail", "fine 2"]).ok();
+    rows("2");
+    assert_eq!(following.try_wait().unwrap(), None, "it goes on until it is ended");
+    following.kill().unwrap();
+    following.wait().unwrap();
 }
 
 #[test]
@@ -385,6 +419,66 @@ fn a_cap_is_the_lattices_and_is_reached() {
     assert_eq!(most, CAP, "all of it is used, whichever node pulls");
 }
 
+/// A service that takes its time, and counts how many it has at once.
+struct Slow {
+    at: SocketAddr,
+    most: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (at, now, most) =
+            (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let counted = most.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (now, most) = (now.clone(), counted.clone());
+                std::thread::spawn(move || {
+                    let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                    lines.take_while(|line| !line.is_empty()).for_each(drop);
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(300));
+                    // Before the answer: whoever hears it may send the next at once.
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    (&stream).write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                });
+            }
+        });
+        Self { at, most }
+    }
+
+    /// The most that it had at once since this was asked before.
+    fn most(&self) -> usize {
+        self.most.swap(0, Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn a_cap_of_calls_is_the_lattices_and_one_node_uses_what_the_others_lend() {
+    const CAP: usize = 5;
+    let (service, nats) = (Slow::start(), NatsServer::start(true));
+    let nodes = lattice(&nats, 3);
+    let few = format!("{{allowed_hosts: '{}', max_in_flight: '{CAP}'}}", service.at);
+    let web = link(&format!("{{name: web, config: [{{name: few, properties: {few}}}]}}"), "wasi:http/outgoing-handler");
+    nodes[0].deploy(&(held_by("calls", "test_misbehave", "1|2|3", &[web]) + &provider("web", "http")));
+    let call = format!("/out?url=http://{}/", service.at);
+    let (call, service) = (call.as_str(), &service);
+    // Four times what may be under way, through these nodes.
+    let load = |nodes: &[Node]| {
+        std::thread::scope(|scope| {
+            for at in nodes.iter().map(|node| node.at("calls")).cycle().take(4 * CAP) {
+                scope.spawn(move || get(at, call));
+            }
+        });
+        let most = service.most();
+        assert!((1..=CAP).contains(&most), "{most} were under way");
+        most
+    };
+    eventually("the nodes use all of it", || (load(&nodes) == CAP).then_some(()));
+    eventually("one node uses what the others lend", || (load(&nodes[..1]) >= CAP - 1).then_some(()));
+}
+
 /// A handler that both nodes hold, which counts in a bucket of the server, and a window on that at the first node.
 fn counting(config: &str) -> String {
     let store = || link("store", "wasi:keyvalue/store, atomics, batch");
@@ -428,4 +522,51 @@ fn nothing_is_lost_when_a_node_is_killed_at_work() {
     assert!(counts.iter().all(|count| *count <= 2) && again <= 10, "only what was at work at the kill: {counts:?}");
     assert_eq!(first.trellis(&["dead-letters", "list", "post"]).ok(), "no dead letters\n");
     drop(killed);
+}
+
+#[test]
+fn a_drain_and_a_new_version_break_nothing_off_and_change_no_order() {
+    const MESSAGES: usize = 80;
+    let nats = NatsServer::start(true);
+    let [first, second] = two_nodes(&nats);
+    let store = link("store", "wasi:keyvalue/store, atomics, batch");
+    let both = "{type: spreadscaler, properties: {instances: 4}}".to_owned();
+    let kept = "{stream: KEPT, subject: 'kept.>', create: 'true', delivery.order_by: subject}";
+    let manifest = counting("{stream: ORDERS, subject: 'orders.>', create: 'true'}")
+        + &component(
+            "keeper",
+            "test_messages",
+            "limits: {timeout: 10s}",
+            &[store, link("bus", "trellis:messaging/producer"), both],
+        )
+        + &waking("order", "nats", &[link_from("keeper", "trellis:messaging/handler", "kept", kept)]);
+    first.deploy(&manifest);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let context = async_nats::jetstream::new(async_nats::connect(&nats.url).await.unwrap());
+        for i in 0..MESSAGES {
+            for (subject, body) in
+                [("orders.x", format!("sleep {}", 1_000 + i)), ("kept.a", format!("turn {}", 100 + i))]
+            {
+                context.publish(subject, body.into()).await.unwrap().await.unwrap();
+            }
+        }
+    });
+    let at = first.at("post");
+    let told = |key: String| get(at, &format!("/{key}")).ok().filter(|told| told.status == 200).map(|told| told.text());
+    let in_turn = |i: usize| told(format!("turn/turn-{}", 100 + i));
+    eventually("some are handled", || in_turn(2));
+    first.trellis(&["drain", &id(&second)]).ok();
+    first.trellis(&["undrain", &id(&second)]).ok();
+    assert_eq!(in_turn(MESSAGES - 1), None, "most are still to come");
+    first.deploy(&manifest.replace("{timeout: 10s}", "{timeout: 11s}"));
+    for i in 0..MESSAGES {
+        assert_eq!(eventually(&format!("turn {i} comes"), || in_turn(i)), (i + 1).to_string(), "in their order");
+    }
+    for body in (0..MESSAGES).flat_map(|i| [format!("sleep-{}", 1_000 + i), format!("turn-{}", 100 + i)]) {
+        let last = eventually(&format!("{body} is handled"), || told(format!("last/{body}")));
+        assert!(last.ends_with("attempt=1"), "{body}: {last}");
+        assert_eq!(told(format!("seen/{body}")).as_deref(), Some("1"), "{body}");
+    }
+    assert!(letters(&first, &[], 0).is_empty());
 }

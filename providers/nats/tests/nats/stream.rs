@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, Context, stream};
 use futures::StreamExt as _;
 use trellis_bus::testing::NatsServer;
@@ -336,21 +336,57 @@ async fn what_is_missing_is_made_where_the_link_says_so() {
 }
 
 #[tokio::test]
-async fn a_consumer_with_lower_limits_is_not_adopted() {
+async fn a_consumer_that_differs_is_not_adopted_and_both_figures_are_named() {
     let server = NatsServer::start(true);
     let context = jetstream(&server).await;
-    made(&context, "ORDERS", "orders").await;
+    made(&context, "ORDERS", "orders.>").await;
     let stream = context.get_stream("ORDERS").await.unwrap();
-    let lower = pull::Config { max_deliver: 20, ..pull::Config::default() };
-    let headers = pull::Config { headers_only: true, ..pull::Config::default() };
-    for (name, config, says) in [("lower", lower, "max_deliver 20"), ("headers", headers, "headers_only")] {
-        stream.create_consumer(pull::Config { durable_name: Some(name.into()), ..config }).await.unwrap();
-        let (nats, node) = (provider(&server.url), Node::new(1));
-        let link = streamed(&[("stream", "ORDERS"), ("consumer", name)]);
+    let seconds = Duration::from_secs;
+    let with = |change: fn(&mut pull::Config)| {
+        let mut config =
+            pull::Config { ack_wait: seconds(60), filter_subject: "orders.eu".into(), ..pull::Config::default() };
+        change(&mut config);
+        config
+    };
+    let differing = [
+        (with(|config| config.ack_policy = AckPolicy::None), ["ack policy None", "Explicit is needed"]),
+        (with(|config| config.ack_policy = AckPolicy::All), ["ack policy All", "Explicit is needed"]),
+        (with(|config| config.max_deliver = 20), ["max_deliver 20", "-1 is needed"]),
+        (with(|config| config.headers_only = true), ["headers_only", "whole messages are needed"]),
+        (with(|config| config.ack_wait = Duration::from_secs(5)), ["ack_wait 5s", "at least 10s is needed"]),
+        (
+            with(|config| config.backoff = vec![Duration::from_secs(15), Duration::from_secs(1)]),
+            ["the backoff [15s, 1s]", "at least 10s is needed"],
+        ),
+        (
+            with(|config| config.filter_subject = "orders.us".into()),
+            ["filters `orders.us`", "`subject` is `orders.eu`"],
+        ),
+        (with(|config| config.filter_subject.clear()), ["filters ``", "`subject` is `orders.eu`"]),
+        (
+            with(|config| {
+                config.filter_subject.clear();
+                config.filter_subjects = vec!["orders.us".into(), "orders.uk".into()];
+            }),
+            ["filters `orders.us,orders.uk`", "`subject` is `orders.eu`"],
+        ),
+    ];
+    let link = |name: &str| streamed(&[("stream", "ORDERS"), ("subject", "orders.eu"), ("consumer", name)]);
+    let nats = provider(&server.url);
+    for (number, (config, says)) in differing.into_iter().enumerate() {
+        let name = format!("differs-{number}");
+        stream.create_consumer(pull::Config { durable_name: Some(name.clone()), ..config }).await.unwrap();
+        let (link, node) = (link(&name), Node::new(1));
         let refused = nats.wake(link.clone(), node.permits(&link)).await.unwrap_err();
         let LinkError::Config { key, problem } = &refused else { panic!("{refused:?}") };
-        assert!(key == "consumer" && problem.contains(says), "{refused}");
+        assert!(key == "consumer" && problem.contains(&name), "{refused}");
+        assert!(says.iter().all(|says| problem.contains(says)), "{says:?} is not said: {refused}");
     }
+    stream.create_consumer(pull::Config { durable_name: Some("fits".into()), ..with(|_| ()) }).await.unwrap();
+    let (link, node) = (link("fits"), Node::new(1));
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    publish(&context, "orders.eu", "1").await;
+    until("it is handled", || node.bodies() == ["1"]).await;
 }
 
 #[tokio::test]

@@ -106,6 +106,10 @@ impl Broker for Lab {
     async fn publish(&self, name: &str, message: Message) {
         self.send(Message { subject: name.into(), ..message }).await.unwrap();
     }
+
+    fn tells_ages(&self) -> bool {
+        false
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

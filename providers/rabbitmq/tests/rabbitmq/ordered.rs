@@ -43,6 +43,10 @@ impl Broker for InOrder {
     }
 
     /// They come by a queue of their own, and all that waits is held at once.
+    fn tells_ages(&self) -> bool {
+        false
+    }
+
     fn replays_first(&self) -> bool {
         false
     }
