@@ -802,6 +802,10 @@ impl Queue for Pulled {
         }
     }
 
+    fn buries_in_two_steps(&self) -> bool {
+        true
+    }
+
     fn is_of_one(&self, why: &Trouble) -> bool {
         why.starts_with(letters::TOO_LARGE)
     }
@@ -904,6 +908,7 @@ fn is_no_consumer(why: &ConsumerInfoErrorKind) -> bool {
 #[cfg(test)]
 mod tests {
     use trellis_bus::testing::NatsServer;
+    use trellis_provider::testing::lab::{Node, is_being_given_up, until_letters, until_settled};
     use trellis_provider::testing::{Broker, contract};
     use trellis_wire::{Config, LinkId, LinkName, OrderBy};
 
@@ -1019,5 +1024,38 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert_eq!(given, ["new"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_comes_again_though_its_dead_letter_is_stored_is_taken_off_unseen() {
+        let server = NatsServer::start(true);
+        let options = Options { default_url: Some(server.url.clone()), ..Options::default() };
+        let served = Served { server, connections: Connections::new(options) };
+        let (queue, node, link) = (served.queue("mail").await, Node::new(2), Served::link("mail"));
+        for body in ["dead 1", "dead 2"] {
+            served.publish("mail", Message { body: body.into(), ..Message::default() }).await;
+        }
+        let mut pulled = Vec::new();
+        while pulled.len() < 2 {
+            pulled.extend(queue.pull(2).await.unwrap());
+        }
+        let (reason, ran) = (Reason::Refused("no such order".into()), Ran::default());
+        for claimed in pulled {
+            // As if its node had died after that, with the first before its letter was stored.
+            is_being_given_up(&queue, &claimed).await;
+            if claimed.message.body == "dead 2" {
+                let (entry, attempts) = claimed.claim.noted(None);
+                queue.letters().bury(&claimed.claim, &entry, attempts, (&reason, &ran)).await.unwrap();
+            }
+            claimed.claim.message.ack_with(AckKind::Nak(None)).await.unwrap();
+        }
+        let other = served.queue("mail").await;
+        let engine = Engine::new(link.id.clone(), other, node.permits(&link), Delivery::default()).unwrap();
+        let running = Running::begin(engine);
+        until_letters(&queue, 2).await;
+        until_settled(&queue).await;
+        let letters = Queue::letters(&queue, None, 9).await.unwrap();
+        assert_eq!((node.bodies(), letters.len()), (vec!["dead 1".to_owned()], 2), "{letters:?}");
+        running.end().await;
     }
 }

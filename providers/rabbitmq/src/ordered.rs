@@ -378,6 +378,10 @@ impl Queue for Ordered {
         Ok(())
     }
 
+    fn buries_in_two_steps(&self) -> bool {
+        true
+    }
+
     async fn extend(&self, Claim(number): &Claim) -> Result<(), Trouble> {
         let holding = &self.0.holding;
         holding.messages().extend(*number, holding.now_ms());

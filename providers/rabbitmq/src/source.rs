@@ -251,6 +251,10 @@ impl Queue for Source {
         Err(why.to_string())
     }
 
+    fn buries_in_two_steps(&self) -> bool {
+        true
+    }
+
     async fn extend(&self, Claim(number): &Claim) -> Result<(), Trouble> {
         self.base.queue.claims.extend(*number);
         Ok(())

@@ -16,7 +16,7 @@ use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use trellis_embedded::Embedded;
 use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Ledger, Queue as _, Ran, Reason, Settlement, Trouble};
-use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
+use trellis_provider::testing::lab::{self, Node, PATIENCE, is_being_given_up, link, silent, text, until};
 use trellis_provider::testing::{Broker, contract};
 use trellis_provider::{LeaseHolder, Ledgers, Provider as _};
 use trellis_rabbitmq::testing::RabbitServer;
@@ -344,6 +344,36 @@ async fn the_lattice_keeps_its_ledger() {
     twins_are_handled_once_and_never_beside_each_other(&lab).await;
     what_needs_a_ledger_is_refused_by_name_where_there_is_none(&lab).await;
     what_is_replayed_is_handled_once_though_its_letter_was_left(&lab).await;
+    what_comes_again_though_its_dead_letter_is_stored_is_taken_off_unseen(&lab).await;
+}
+
+async fn what_comes_again_though_its_dead_letter_is_stored_is_taken_off_unseen(lab: &Lab) {
+    let (node, other) = (Node::new(2), Rabbitmq::new(lab.ledgers.clone()));
+    let link = lab.link(&[("queue", "buried"), ("create", "true")]);
+    let send = async |id: &str| {
+        let (subject, body, id) = ("buried".into(), "dead".into(), id.into());
+        lab.send(Message { subject, body, id, ..Message::default() }).await.unwrap();
+    };
+    let source = Broker::queue(lab, "buried").await;
+    let mut claims = Vec::new();
+    for id in ["a", "b", "a"] {
+        send(id).await;
+        claims.push(pull(&source).await);
+    }
+    // As if their node died while it gave both up: the one has its letter, which is that of its twin here.
+    for claimed in &claims[..2] {
+        is_being_given_up(&source, claimed).await;
+    }
+    let (reason, ran) = (Reason::Refused("no such order".into()), Ran::default());
+    let dead = Settlement::DeadLetter { reason, fault: None, ran };
+    source.settle(&claims[2].claim, &dead).await.unwrap();
+    // Their claims end.
+    other.wake(link.clone(), node.permits(&link)).await.unwrap();
+    let letters = lab.until_letters(&link, 2).await;
+    lab.until_settled(&link).await;
+    let ids: Vec<_> = letters.iter().map(|letter| letter.message.id.as_str()).collect();
+    assert_eq!((ids, node.attempts("dead").len()), (vec!["a", "b"], 1), "what has a letter is not run");
+    other.remove(&link.id).await;
 }
 
 async fn what_is_replayed_is_handled_once_though_its_letter_was_left(lab: &Lab) {

@@ -208,20 +208,26 @@ impl<Q: Queue> Engine<Q> {
         trouble.map_or(Ok(()), Err)
     }
 
-    /// Holds what was pulled. Of a dead letter that was put back twice, since who did that died before it was off, the second is
-    /// taken off unseen.
+    /// Holds what was pulled. Two are taken off unseen, since a node died in the middle: of a dead letter that was put back twice
+    /// the second, and what is a dead letter already.
     pub(super) async fn take(&self, pulled: Vec<Claimed<Q::Claim>>) -> Vec<Taken<Q::Claim>> {
         let mut all = Vec::with_capacity(pulled.len());
-        for taken in pulled.into_iter().filter_map(|claimed| self.held.take(claimed)) {
+        // Held before anything is looked up, so that no claim ends meanwhile.
+        let held: Vec<_> = pulled.into_iter().filter_map(|claimed| self.held.take(claimed)).collect();
+        for taken in held {
             let counts = || self.is_the_replay(&taken.place).boxed();
             let instead = match self.persist("whether it was replayed before cannot be known", counts).await {
-                Some(true) => None,
+                Some(true) => self.was_buried(&taken).await.then_some(Settlement::Ack),
                 Some(false) => Some(Settlement::Ack),
                 None => Some(Settlement::GiveBack { after: PAUSE_MAX }),
             };
             match instead {
                 None => all.push(taken),
-                Some(settlement) => drop(self.settle(&taken, &settlement).await),
+                Some(settlement) => {
+                    if self.settle(&taken, &settlement).await {
+                        self.forget_burying(&taken).await;
+                    }
+                }
             }
         }
         all
@@ -330,13 +336,20 @@ impl<Q: Queue> Engine<Q> {
         if matches!(settlement, Settlement::Retry { .. } | Settlement::GiveBack { .. }) {
             taken.release();
         }
+        let is_given_up = matches!(settlement, Settlement::DeadLetter { .. });
+        if is_given_up {
+            self.persist("that a message is given up cannot be kept", || self.note_burying(taken).boxed()).await;
+        }
         let settle = || async { self.queue.settle(&taken.claim(), settlement).await }.boxed();
         let is_settled = self.persist("a message cannot be settled", settle).await.is_some();
         if !is_settled {
             tracing::warn!(link = %self.link, ?settlement, "a message could not be settled; it will be given out again");
-        } else if matches!(settlement, Settlement::Ack | Settlement::DeadLetter { .. }) {
+        } else if is_given_up || *settlement == Settlement::Ack {
             // A dead letter that is replayed is handled anew.
             self.forget_outbox(taken).await;
+        }
+        if is_settled && is_given_up {
+            self.forget_burying(taken).await;
         }
         is_settled
     }

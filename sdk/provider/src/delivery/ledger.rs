@@ -3,6 +3,7 @@
 //! | key | value | for how long |
 //! | --- | --- | --- |
 //! | `outbox/<message>/<n>` | a part of what its handler published, until that is sent | 14 days |
+//! | `buries/<hash>` | a message that is given up, until its dead letter is there and it is off; and since when | a day |
 //! | `done/<hash>` | `run:<message>` while it is handled, `done` afterwards | `dedupe.window` |
 //! | `begun/<message>` | runs that did not end, of a message that an ordered link held when a node died | 14 days |
 //! | `tried/<message>` | its attempts by versions that may be taken back | 14 days |
@@ -29,6 +30,8 @@ use crate::Outgoing;
 
 /// How long what must not be forgotten is kept: 14 days.
 pub(super) const KEPT: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// How long it is kept that a message is given up: many times what it takes until one comes again whose node died.
+pub(super) const BURYING_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// What a mark holds once its message is handled.
 pub(super) const DONE: &[u8] = b"done";
 /// Below it are the keys that are parked.
@@ -99,6 +102,31 @@ pub(super) struct Tried {
     pub(super) version: String,
     pub(super) attempts: u32,
     pub(super) faults: u32,
+}
+
+/// Where it is kept that a message of this id is about to be a dead letter.
+pub(super) fn buries_key(id: &str) -> String {
+    format!("buries/{}", hash(id))
+}
+
+/// A message that is given up as it is kept: since when, in milliseconds since 1970, big-endian, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Buries {
+    pub(super) since_ms: u64,
+    pub(super) message: Vec<u8>,
+}
+
+impl Buries {
+    /// Its dead letter was there, and somebody decided on it.
+    pub(super) const DECIDED: u64 = u64::MAX;
+
+    pub(super) fn read(kept: &[u8]) -> Self {
+        Self { since_ms: ms(kept), message: kept.get(8..).unwrap_or_default().to_vec() }
+    }
+
+    pub(super) fn write(&self) -> Vec<u8> {
+        [&self.since_ms.to_be_bytes()[..], &self.message].concat()
+    }
 }
 
 /// Where it is kept which versions tried a message.

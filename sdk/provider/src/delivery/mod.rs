@@ -15,6 +15,7 @@
 //! `providers/embedded/src/durable.rs` is the example to copy, and [`crate::testing`] what it must pass.
 
 mod breaker;
+pub(crate) mod burying;
 mod engine;
 mod handle;
 mod held;

@@ -35,8 +35,6 @@ const GIVING_BACK_MAX: usize = 32;
 /// How often it is looked whether there is room, where there was none, and whether someone decided on a parked key.
 const ROOM_EVERY: Duration = Duration::from_millis(100);
 const DECIDED_EVERY: Duration = Duration::from_secs(2);
-/// Dead letters that are looked at at one time.
-const LETTERS_MAX: usize = 100;
 /// What is not done where a key cannot be opened.
 pub(super) const OPENED: &str = "that a key is open again cannot be kept";
 
@@ -165,23 +163,11 @@ impl<Q: Queue> Engine<Q> {
     /// Whether a dead letter of this key is there. Where that cannot be looked up, there may be.
     async fn has_letter(&self, key: &str) -> bool {
         let Some(order) = &self.policy.order_by else { return false };
-        let mut after = None;
-        loop {
-            let letters = match self.queue.letters(after.as_deref(), LETTERS_MAX).await {
-                Ok(letters) => letters,
-                Err(why) => {
-                    tracing::warn!(link = %self.link, key, why, "a key stays parked, though it may have no dead letter");
-                    return true;
-                }
-            };
-            if letters.iter().any(|letter| ledger::order_key(order, &letter.message) == key) {
-                return true;
-            }
-            after = letters.last().map(|letter| letter.id.clone());
-            if letters.len() < LETTERS_MAX {
-                return false;
-            }
-        }
+        let found = self.any_letter(|letter| ledger::order_key(order, &letter.message) == key).await;
+        found.unwrap_or_else(|why| {
+            tracing::warn!(link = %self.link, key, why, "a key stays parked, though it may have no dead letter");
+            true
+        })
     }
 
     /// A key is parked from before its dead letter is there for someone to decide on. Until it is, the ledger names the message

@@ -57,6 +57,12 @@ pub trait Queue: Send + Sync + 'static {
     /// It is not carried out, and is tried again.
     async fn settle(&self, claim: &Self::Claim, settlement: &Settlement) -> Result<(), Trouble>;
 
+    /// Whether a dead letter is stored first and its message taken off then, so that who dies in between leaves both. The letter's
+    /// message has the id that the message was given out with. A broker that does it in one step needs nothing kept of it.
+    fn buries_in_two_steps(&self) -> bool {
+        false
+    }
+
     /// Whether a settlement failed for what its message is, such as too large, and others may go well.
     fn is_of_one(&self, _why: &Trouble) -> bool {
         false

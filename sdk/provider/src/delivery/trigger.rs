@@ -59,6 +59,10 @@ impl<Q: Queue> Trigger for Engine<Q> {
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
         let decided = self.queue.decide(id, fate).await?;
+        if let Some(letter) = &decided {
+            let what = "that a dead letter was decided on cannot be kept";
+            self.persist(what, || self.is_decided(letter).boxed()).await;
+        }
         let Some((letter, order)) = decided.as_ref().zip(self.policy.order_by.as_ref()) else { return Ok(decided) };
         let key = ledger::order_key(order, &letter.message);
         match fate {

@@ -12,7 +12,7 @@ use trellis_wire::{
     Backoff, ComponentKey, Delivery, Error, Event, Fault, Link, LinkId, LinkName, Message, Outcome, Reply, Settle,
 };
 
-use crate::delivery::{DeadLetter, Queue};
+use crate::delivery::{Claimed, DeadLetter, Queue, burying};
 use crate::{Lease, LeaseHolder, Permit, PermitSource, Permits, Run, Token, Want};
 
 /// Long enough on a busy machine; nothing that goes well waits for it.
@@ -202,6 +202,15 @@ pub async fn until_settled<Q: Queue>(queue: &Q) {
         assert!(started.elapsed() < PATIENCE, "still not settled: {standing:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Has the ledger say what it says when a node dies that gives a message up.
+///
+/// # Panics
+/// There is no ledger, or it does not take that.
+pub async fn is_being_given_up<Q: Queue>(queue: &Q, of: &Claimed<Q::Claim>) {
+    let ledger = queue.ledger().expect("the broker has a ledger");
+    burying::note(ledger, &of.message.id, &of.place.key).await.expect("the ledger takes it");
 }
 
 /// A lease that is held from now on.
