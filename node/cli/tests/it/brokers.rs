@@ -391,8 +391,11 @@ fn a_topic_outlives_its_node_with_its_dead_letters() {
 fn a_core_subject_with_a_policy_outlives_its_node_with_its_dead_letters() {
     let (nats, data_dir) = (NatsServer::start(false), DataDir::new());
     let node = Node::start_in(&data_dir, &["--nats", &nats.url, "--bootstrap"]);
-    moves_to(&node, "nats", "", "subscriptions: ORDERS", |body| drop(node.trellis(&["publish", "ORDERS", body]).ok()));
-    node.trellis(&["publish", "ORDERS", "dead-letter"]).ok();
+    node.deploy(&shop("nats", "", "subscriptions: ORDERS").replace(", create: 'true'", ""));
+    for body in ["fine", "retry-twice", "dead-letter", "drop"] {
+        node.trellis(&["publish", "ORDERS", body]).ok();
+    }
+    handles(&node, "nats", &[("fine", 1), ("retry-twice", 3), ("drop", 1)]);
     letters(&node, "shop", 1);
     node.trellis(&["pause", "shop/worker"]).ok();
     node.trellis(&["publish", "ORDERS", "later"]).ok();
