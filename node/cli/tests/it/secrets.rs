@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -162,7 +163,13 @@ async fn sent_and_seen(server: &NatsServer, made: &Certificates) -> Vec<u8> {
     let client = options.require_tls(true).connect(&server.url).await.unwrap();
     let context = async_nats::jetstream::new(client);
     context.publish("ORDERS", "tea".into()).await.unwrap().await.unwrap();
-    let bucket = context.get_key_value("seen").await.unwrap();
+    // The node makes it when the handler first asks for it.
+    let bucket = loop {
+        match context.get_key_value("seen").await {
+            Ok(bucket) => break bucket,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
     let mut written = bucket.watch_with_history("last/tea").await.unwrap();
     futures::StreamExt::next(&mut written).await.unwrap().unwrap().value.to_vec()
 }
