@@ -17,6 +17,8 @@ const MARGIN_DIVISOR: u32 = 8;
 #[derive(Debug, Clone)]
 pub struct Lessee {
     me: NodeId,
+    /// The number of the next sign of life.
+    next: u64,
     /// Number and time of the last signs of life, oldest first.
     sent: VecDeque<(u64, Duration)>,
     /// The highest term that renewed.
@@ -25,14 +27,16 @@ pub struct Lessee {
 }
 
 impl Lessee {
-    /// Nothing is renewed yet.
-    pub const fn new(me: NodeId) -> Self {
-        Self { me, sent: VecDeque::new(), term: 0, until: Duration::ZERO }
+    /// Nothing is renewed yet. `first` is the number of the first sign of life, another one each time that the node starts: so an
+    /// answer to what it sent in a former life is none to what it sends now.
+    pub const fn new(me: NodeId, first: u64) -> Self {
+        Self { me, next: first, sent: VecDeque::new(), term: 0, until: Duration::ZERO }
     }
 
     /// A sign of life is sent now. The number that it is to carry.
     pub fn send(&mut self, now: Duration) -> u64 {
-        let number = self.sent.back().map_or(1, |(last, _)| last + 1);
+        let number = self.next;
+        self.next = number.wrapping_add(1);
         if self.sent.len() == SENT_MAX {
             self.sent.pop_front();
         }

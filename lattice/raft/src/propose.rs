@@ -92,6 +92,25 @@ impl Raft {
         Ok(outcome)
     }
 
+    /// Commits a command as the leader that this node is; `None` where it is none. What a leader decided may be wrong for the next
+    /// one, and is never passed on to it.
+    ///
+    /// # Errors
+    /// After `Timing::propose_wait` at the latest.
+    pub async fn propose_as_leader(&self, entry: Entry) -> Result<Option<Applied>, ProposeError> {
+        self.state().borrow().check_level(&entry)?;
+        let _slot = self.proposals().try_acquire().map_err(|_| ProposeError::Busy)?;
+        let deadline = Instant::now() + self.timing().propose_wait;
+        match self.attempt(self.node(), Ask::Propose(entry), deadline).await? {
+            Attempt::Answer(answer) => match *answer {
+                Answer::Proposed(applied) => Ok(Some(applied)),
+                _ => Err(ProposeError::Stopped("it answered another question".into())),
+            },
+            Attempt::Hint(_) | Attempt::Nothing => Ok(None),
+            Attempt::Unanswered => Err(ProposeError::Unanswered(self.timing().propose_wait)),
+        }
+    }
+
     async fn commit(&self, entry: Entry) -> Result<Applied, ProposeError> {
         let deadline = Instant::now() + self.timing().propose_wait;
         match self.ask_leader(|| Ask::Propose(entry.clone()), deadline).await? {

@@ -37,7 +37,7 @@ impl Leases {
     pub(crate) fn new(me: NodeId, lease: Duration, raft: Raft) -> Self {
         let sheet = Sheet {
             lessor: Lessor::new(lease),
-            lessee: Lessee::new(me),
+            lessee: Lessee::new(me, rand::random()),
             holders: BTreeMap::new(),
             own: None,
             wanted: Default::default(),

@@ -525,8 +525,10 @@ impl Pulse {
             let leads = leaders.borrow_and_update().clone();
             self.leases.lead(&leads).await;
             let state = states.borrow_and_update().clone();
+            // What a leader of the past grants, another one may have renewed to somebody else.
             if let Some(moves) = self.leases.decide(&state, |id| self.liveness.life(id) == Life::Alive)
-                && let Err(why) = self.propose(Command::Lease(moves)).await
+                && *leaders.borrow() == leads
+                && let Err(why) = self.raft.propose_as_leader(proposal::entry(Command::Lease(moves))).await
             {
                 tracing::warn!("leases do not change hands yet: {why}");
             }

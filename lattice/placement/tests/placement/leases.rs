@@ -22,7 +22,7 @@ const STEP: Duration = Duration::from_millis(100);
 const NODES: usize = 5;
 const LINKS: usize = 3;
 /// How many seeds are run unless the environment says otherwise.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 300;
 
 /// Xorshift: a seed gives the same run every time.
 struct Dice(u64);
@@ -37,6 +37,11 @@ impl Dice {
 
     fn one_in(&mut self, sides: u64) -> bool {
         self.roll(sides) == 0
+    }
+
+    /// The number of a node's first sign of life.
+    fn first(&mut self) -> u64 {
+        self.roll(u64::MAX)
     }
 }
 
@@ -96,6 +101,8 @@ struct World {
     nodes: Vec<One>,
     /// Who leads in the highest term, and which.
     leader: (usize, u64),
+    /// How long the log was when that one was elected.
+    elected_at: usize,
     /// When each message arrives, and whom it is for.
     messages: Vec<(Duration, usize, Message)>,
     wanted: BTreeMap<LinkId, BTreeSet<NodeId>>,
@@ -107,7 +114,7 @@ impl World {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let mut nodes = Vec::new();
         for n in 0..NODES {
-            let (lessor, lessee) = (Lessor::new(LEASE), Lessee::new(node_id(n)));
+            let (lessor, lessee) = (Lessor::new(LEASE), Lessee::new(node_id(n), dice.first()));
             let shown = Duration::from_secs(dice.roll(1000));
             let rate = rate(&mut dice);
             let (state, away) = (State::default(), Duration::ZERO);
@@ -132,6 +139,7 @@ impl World {
             log: Vec::new(),
             nodes,
             leader: (0, 1),
+            elected_at: 0,
             messages: Vec::new(),
             wanted,
             calm: false,
@@ -178,7 +186,7 @@ impl World {
             if self.dice.one_in(2) {
                 // A crash, not a freeze: what was in memory is gone. The state is on disk.
                 self.nodes[n].lessor = Lessor::new(LEASE);
-                self.nodes[n].lessee = Lessee::new(node_id(n));
+                self.nodes[n].lessee = Lessee::new(node_id(n), self.dice.first());
                 self.nodes[n].acknowledged = None;
             }
         }
@@ -206,7 +214,7 @@ impl World {
     fn elect(&mut self) {
         let n = self.dice.roll(NODES as u64) as usize;
         if !self.is_away(n) {
-            self.leader = (n, self.leader.1 + 1);
+            (self.leader, self.elected_at) = ((n, self.leader.1 + 1), self.log.len());
         }
     }
 
@@ -242,10 +250,12 @@ impl World {
         }
         let away: BTreeSet<_> = (0..NODES).filter(|n| self.is_away(*n)).map(node_id).collect();
         let node = &mut self.nodes[n];
-        // What a deposed leader decides may still reach the one that leads now, at any time.
+        // What a deposed leader decided may still be committed by the one that leads now, at any time. One that knows what was
+        // committed since has heard that it leads no more.
+        let may_commit = node.applied <= self.elected_at && self.dice.one_in(4);
         let moves = node.lessor.decide(&node.state, &self.wanted, |id| !away.contains(&id), now);
         if let Some(moves) = moves
-            && (leads || self.dice.one_in(4))
+            && (leads || may_commit)
         {
             self.commit(Command::Lease(moves));
         }
@@ -355,7 +365,7 @@ fn a_new_leader_waits_until_the_last_renewal_of_a_slower_one_has_run_out() {
         for step in 0.. {
             let real = STEP / 10 * step;
             let Some(renewal) = goes.renew(&before, node_id(0), Some(Duration::ZERO), by(RATES.0, real)) else { break };
-            let mut holder = Lessee::new(node_id(0));
+            let mut holder = Lessee::new(node_id(0), 1);
             let number = holder.send(by(RATES.0, real));
             holder.renewed(&lattice.state, number, renewal);
             ends = ends.max(holder.until() * 1000 / RATES.0 as u32);

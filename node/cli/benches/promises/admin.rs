@@ -95,9 +95,12 @@ impl Node {
         Duration::from_millis(ticks * 10)
     }
 
-    /// Its share of the memory it has in use, pages of mapped files included, in bytes.
+    /// Its share of the memory it has in use, pages of mapped files included, in bytes. Only root may ask for the share; others get
+    /// the whole of what it uses.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.proc("smaps_rollup", "Pss:") * 1024
+        let may = std::fs::File::open(format!("/proc/{}/smaps_rollup", self.id())).is_ok();
+        let (file, key) = if may { ("smaps_rollup", "Pss:") } else { ("status", "VmRSS:") };
+        self.proc(file, key) * 1024
     }
 }
 

@@ -143,8 +143,14 @@ fn bare_taker(server: &NatsServer, handler: Option<Arc<Handler>>, runtime: &Runt
             if let Some(handler) = &handler {
                 handler.handle("bench", &message.payload).await;
             }
-            message.ack().await.unwrap();
-            began.take().into_iter().for_each(|began| began.send(()).unwrap());
+            match began.take() {
+                // The first is off before anybody listens to what is said of the others.
+                Some(began) => {
+                    message.double_ack().await.unwrap();
+                    began.send(()).unwrap();
+                }
+                None => message.ack().await.unwrap(),
+            }
         }
     });
     runtime.block_on(begins).unwrap();

@@ -45,10 +45,10 @@ pub(crate) struct Up {
 
 impl Up {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        keep_to_itself();
         let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
         let settings = self.settings.listening_at(connection).over(file);
         log(settings.logging())?;
-        keep_to_itself();
         let options = settings.options()?;
         let told = options.clone();
         // Before the node starts, so that a signal during the start is not lost.

@@ -581,7 +581,8 @@ impl Turn {
         }
         let (elsewhere, deadline) = (self.elsewhere.clone(), Instant::now() + self.wait);
         let (mut head, body) = cargo::event_out(event);
-        if let Some(trace) = self.source.because_of.carried()
+        if matches!(head, Head::Invoke { .. })
+            && let Some(trace) = self.source.because_of.carried()
             && elsewhere.shares.state().everyone_knows(TRACED_CALLS)
         {
             head = head.within(trace);

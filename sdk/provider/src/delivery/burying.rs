@@ -10,17 +10,20 @@ use super::engine::Engine;
 use super::held::Taken;
 use super::ledger::{self, BURYING_KEPT, Buries};
 use super::letter::DeadLetter;
-use super::queue::{Ledger, Queue, Trouble};
+use super::queue::{Ledger, Place, Queue, Trouble};
 use crate::now_ms;
 
 /// Dead letters that are looked at at one time.
 const LETTERS_MAX: usize = 100;
 
-/// Notes that a message of this id and key is about to be a dead letter.
-pub(crate) async fn note(ledger: &dyn Ledger, id: &str, message: &str) -> Result<(), Trouble> {
+/// Notes that a message of this id is about to be a dead letter.
+pub(crate) async fn note(ledger: &dyn Ledger, id: &str, place: &Place) -> Result<(), Trouble> {
     let key = ledger::buries_key(id);
     let held = ledger.read(&key).await?;
-    let buries = Buries { since_ms: now_ms(), message: message.into() };
+    // That of a twin may be there already. Else any letter is its own, and the broker's clock, which may tell when it came, is not
+    // compared with this one.
+    let since_ms = if place.has_twins { now_ms() } else { 0 };
+    let buries = Buries { since_ms, message: place.key.as_str().into() };
     match ledger.swap(&key, held.as_deref(), Some(&buries.write()), BURYING_KEPT).await? {
         true => Ok(()),
         false => Err("another delivery of the message is at it".into()),
@@ -35,7 +38,7 @@ impl<Q: Queue> Engine<Q> {
 
     pub(super) async fn note_burying(&self, taken: &Taken<Q::Claim>) -> Result<(), Trouble> {
         let Some(ledger) = self.buries_by() else { return Ok(()) };
-        note(ledger, &taken.message.id, &taken.place.key).await
+        note(ledger, &taken.message.id, &taken.place).await
     }
 
     /// It is off, or another delivery's.
@@ -76,12 +79,10 @@ impl<Q: Queue> Engine<Q> {
         if buries.message != place.key.as_bytes() || buries.since_ms == Buries::DECIDED {
             return Ok(buries.message == place.key.as_bytes());
         }
-        // That of its twin may have been there before.
-        let since_ms = if place.has_twins { buries.since_ms } else { 0 };
         self.any_letter(|letter| {
             letter.message.id == taken.message.id
                 && letter.message.body == taken.message.body
-                && letter.at_ms >= since_ms
+                && letter.at_ms >= buries.since_ms
         })
         .await
     }

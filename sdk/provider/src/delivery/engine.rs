@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -110,8 +110,15 @@ impl<Q: Queue> Engine<Q> {
             let this = self.clone();
             async move { this.held.extend(&this.queue, &this.link).await }
         };
-        let extending = AbortOnDropHandle::new(self.permits.threads().spawn(extending));
-        pulled.await;
+        let mut extending = AbortOnDropHandle::new(self.permits.threads().spawn(extending));
+        tokio::select! {
+            () = pulled => {}
+            // A link whose claims nobody extends must not go on.
+            Err(why) = &mut extending => match why.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
+        }
         extending.abort();
         // What it has of the queue is free when this returns.
         let _ = extending.await;
@@ -211,26 +218,27 @@ impl<Q: Queue> Engine<Q> {
     /// Holds what was pulled. Two are taken off unseen, since a node died in the middle: of a dead letter that was put back twice
     /// the second, and what is a dead letter already.
     pub(super) async fn take(&self, pulled: Vec<Claimed<Q::Claim>>) -> Vec<Taken<Q::Claim>> {
-        let mut all = Vec::with_capacity(pulled.len());
-        // Held before anything is looked up, so that no claim ends meanwhile.
+        // Held before anything is looked up, so that no claim ends meanwhile; looked up all at once, since a ledger that is away
+        // keeps each of them waiting.
         let held: Vec<_> = pulled.into_iter().filter_map(|claimed| self.held.take(claimed)).collect();
-        for taken in held {
-            let counts = || self.is_the_replay(&taken.place).boxed();
-            let instead = match self.persist("whether it was replayed before cannot be known", counts).await {
-                Some(true) => self.was_buried(&taken).await.then_some(Settlement::Ack),
-                Some(false) => Some(Settlement::Ack),
-                None => Some(Settlement::GiveBack { after: PAUSE_MAX }),
-            };
-            match instead {
-                None => all.push(taken),
-                Some(settlement) => {
-                    if self.settle(&taken, &settlement).await {
-                        self.forget_burying(&taken).await;
-                    }
+        let looked_up = join_all(held.into_iter().map(|taken| self.unless_ended(taken))).await;
+        looked_up.into_iter().flatten().collect()
+    }
+
+    /// A message, unless it has ended before; then it is taken off.
+    async fn unless_ended(&self, taken: Taken<Q::Claim>) -> Option<Taken<Q::Claim>> {
+        let counts = || self.is_the_replay(&taken.place).boxed();
+        match self.persist("whether it was replayed before cannot be known", counts).await {
+            Some(true) if !self.was_buried(&taken).await => return Some(taken),
+            Some(true) => {
+                if self.settle(&taken, &Settlement::Ack).await {
+                    self.forget_burying(&taken).await;
                 }
             }
+            Some(false) => drop(self.settle(&taken, &Settlement::Ack).await),
+            None => drop(self.settle(&taken, &Settlement::GiveBack { after: PAUSE_MAX }).await),
         }
-        all
+        None
     }
 
     /// Whether a message is the one that its dead letter is replayed as: the first that was pulled of those that may be it.

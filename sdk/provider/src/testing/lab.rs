@@ -210,7 +210,7 @@ pub async fn until_settled<Q: Queue>(queue: &Q) {
 /// There is no ledger, or it does not take that.
 pub async fn is_being_given_up<Q: Queue>(queue: &Q, of: &Claimed<Q::Claim>) {
     let ledger = queue.ledger().expect("the broker has a ledger");
-    burying::note(ledger, &of.message.id, &of.place.key).await.expect("the ledger takes it");
+    burying::note(ledger, &of.message.id, &of.place).await.expect("the ledger takes it");
 }
 
 /// A lease that is held from now on.
