@@ -35,7 +35,7 @@ fn key(of: &str, text: &str) -> String {
 
 /// The first word of the body: `retry-twice` refuses two attempts and takes the third; `publish S` publishes `from
 /// {subject}` on S; `publish-then-trap S` does so and traps; `request S` asks on S and stores the answer; `answer`
-/// answers whoever asked; `once` acts as DELIVERY.md has it; `sleep N` takes N ms; `turn N` does so and stores which of its
+/// answers whoever asked; `charge-once` acts as DELIVERY.md has it; `sleep N` takes N ms; `turn N` does so and stores which of its
 /// subject's it was, as `turn/{body}`; `memory` asks for more and more of it. Any other word is ok.
 fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
     let (word, rest) = body.split_once(' ').unwrap_or((body, ""));
@@ -67,7 +67,7 @@ fn act(store: &Store, message: &Message, body: &str) -> Result<(), Refusal> {
             let answer = request(OutMessage::new(rest, "answer"), Duration::from_secs(5))?;
             store.set(&key("answer", rest), answer.body)?;
         }
-        "once" => once(store, message)?,
+        "charge-once" => once(store, message)?,
         "answer" => message.answer(format!("answer to {}", message.subject))?,
         "turn" => {
             let turn = store.increment(&key("turns", &message.subject), 1)?;

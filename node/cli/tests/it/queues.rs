@@ -113,9 +113,9 @@ fn dead_letters_are_chosen_by_their_age_and_replayed_at_a_rate() {
 fn a_handler_that_is_run_again_knows_that_it_acted_before() {
     let node = Node::start(&[]);
     node.deploy(&mail());
-    node.trellis(&["publish", "mail", "once"]).ok();
-    until_stored(&node, "charged/once", "attempt 2");
-    until_stored(&node, "seen/once", "2");
+    node.trellis(&["publish", "mail", "charge-once"]).ok();
+    until_stored(&node, "charged/charge-once", "attempt 2");
+    until_stored(&node, "seen/charge-once", "2");
     let keys = get(node.at("post"), "/?keys").unwrap().ok();
     assert_eq!(keys.matches("begun/").count(), 1, "each attempt has the same id: {keys}");
     eventually("it came to its end", || get(node.at("post"), "/?keys").ok()?.text().contains("done/").then_some(()));
