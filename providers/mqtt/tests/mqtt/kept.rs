@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use trellis_mqtt::testing::Mosquitto;
 use trellis_mqtt::{MESSAGE_BYTES_MAX, Mqtt, Options, PACKET_BYTES_MAX, RECEIVE_MAX};
-use trellis_provider::delivery::{Fate, Queue as _, Trigger};
+use trellis_provider::delivery::{Fate, Trigger};
 use trellis_provider::testing::contract;
-use trellis_provider::testing::lab::{self, Node, text, until};
+use trellis_provider::testing::lab::{self, Node, in_a_process, text, until, until_waiting};
 use trellis_provider::{Depot, LinkError, Permits, Provider as _};
 use trellis_wire::{Link, LinkId, Message};
 
@@ -59,11 +59,6 @@ async fn each_word_of_a_handler_has_its_consequence() {
 /// A process is dropped in the middle of what it does, as `kill -9` would end it.
 #[test]
 fn what_came_and_what_comes_while_no_process_is_there_is_handled_by_the_next() {
-    let process = |work: &mut dyn FnMut(&tokio::runtime::Runtime)| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        work(&runtime);
-        runtime.shutdown_background();
-    };
     for protocol in PROTOCOLS {
         let (server, home) = (Mosquitto::start(true), Home::new());
         let config = [("url", server.url.as_str()), ("topic", "orders"), ("protocol", protocol)];
@@ -74,39 +69,30 @@ fn what_came_and_what_comes_while_no_process_is_there_is_handled_by_the_next() {
                 publisher.publish("orders", body).await;
             }
         };
-        process(&mut |runtime| {
-            runtime.block_on(async {
-                let (process, node) = (home.open(), Node::shut(1));
-                process.wake(&link, &node).await;
-                publish(&["runs", "waits", "waits too"]).await;
-                until("one is worked on", || node.bodies() == ["runs"]).await;
-                let all_are_stored = async || process.queue(&link).standing().await.unwrap().waiting == 2;
-                while !all_are_stored().await {
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-                }
-            });
+        in_a_process(async {
+            let (process, node) = (home.open(), Node::shut(1));
+            process.wake(&link, &node).await;
+            publish(&["runs", "waits", "waits too"]).await;
+            until("one is worked on", || node.bodies() == ["runs"]).await;
+            until_waiting(&process.queue(&link), 2).await;
         });
-        process(&mut |runtime| runtime.block_on(publish(&["later", "later too"])));
-        process(&mut |runtime| {
-            runtime.block_on(async {
-                let (process, node) = (home.open(), Node::new(4));
-                process.wake(&link, &node).await;
-                until("all are handled", || node.done() == 5).await;
-                process.until_settled(&link).await;
-                assert_eq!(node.attempts("runs"), [2], "it was worked on when the process died");
-                let mut bodies = node.bodies();
-                bodies.sort();
-                assert_eq!(bodies, ["later", "later too", "runs", "waits", "waits too"]);
-                process.mqtt.drain().await;
-            });
+        in_a_process(publish(&["later", "later too"]));
+        in_a_process(async {
+            let (process, node) = (home.open(), Node::new(4));
+            process.wake(&link, &node).await;
+            until("all are handled", || node.done() == 5).await;
+            process.until_settled(&link).await;
+            assert_eq!(node.attempts("runs"), [2], "it was worked on when the process died");
+            let mut bodies = node.bodies();
+            bodies.sort();
+            assert_eq!(bodies, ["later", "later too", "runs", "waits", "waits too"]);
+            process.mqtt.drain().await;
         });
-        process(&mut |runtime| runtime.block_on(publish(&["after a drain"])));
-        process(&mut |runtime| {
-            runtime.block_on(async {
-                let (process, node) = (home.open(), Node::new(1));
-                process.wake(&link, &node).await;
-                until("it is handled", || node.bodies() == ["after a drain"]).await;
-            });
+        in_a_process(publish(&["after a drain"]));
+        in_a_process(async {
+            let (process, node) = (home.open(), Node::new(1));
+            process.wake(&link, &node).await;
+            until("it is handled", || node.bodies() == ["after a drain"]).await;
         });
     }
 }

@@ -2,55 +2,39 @@
 
 use trellis_mqtt::testing::Mosquitto;
 use trellis_provider::Provider as _;
-use trellis_provider::delivery::Queue as _;
 use trellis_provider::testing::contract;
-use trellis_provider::testing::lab::{self, Node, until};
+use trellis_provider::testing::lab::{self, Node, in_a_process, until, until_waiting};
 use trellis_wire::{Link, OrderBy, Part};
 
-use crate::lab::{Home, Lab, Process, Publisher};
+use crate::lab::{Home, Lab, Publisher};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_a_queue() {
     contract(&Lab::once("5").await).await;
 }
 
-async fn until_waiting(process: &Process, link: &Link, count: u64) {
-    while process.queue(link).standing().await.unwrap().waiting != count {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-}
-
 /// A process is dropped in the middle of what it does, as `kill -9` would end it.
 #[test]
 fn what_was_stored_is_handled_by_the_next_process() {
-    let process = |work: &mut dyn FnMut(&tokio::runtime::Runtime)| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        work(&runtime);
-        runtime.shutdown_background();
-    };
     let (server, home) = (Mosquitto::start(true), Home::new());
     let link = lab::link("messaging", &[("url", server.url.as_str()), ("topic", "orders"), ("qos", "0")]);
-    process(&mut |runtime| {
-        runtime.block_on(async {
-            let (process, node) = (home.open(), Node::shut(1));
-            process.wake(&link, &node).await;
-            let publisher = Publisher::start(&server.url, "5").await;
-            for body in ["runs", "waits", "waits too"] {
-                publisher.publish("orders", body).await;
-            }
-            until("one is worked on", || node.bodies() == ["runs"]).await;
-            until_waiting(&process, &link, 2).await;
-        });
+    in_a_process(async {
+        let (process, node) = (home.open(), Node::shut(1));
+        process.wake(&link, &node).await;
+        let publisher = Publisher::start(&server.url, "5").await;
+        for body in ["runs", "waits", "waits too"] {
+            publisher.publish("orders", body).await;
+        }
+        until("one is worked on", || node.bodies() == ["runs"]).await;
+        until_waiting(&process.queue(&link), 2).await;
     });
-    process(&mut |runtime| {
-        runtime.block_on(async {
-            let (process, node) = (home.open_again().await, Node::new(4));
-            process.wake(&link, &node).await;
-            until("all are handled", || node.done() == 3).await;
-            process.until_settled(&link).await;
-            assert_eq!(node.attempts("runs"), [2], "it was worked on when the process died");
-            process.mqtt.drain().await;
-        });
+    in_a_process(async {
+        let (process, node) = (home.open_again().await, Node::new(4));
+        process.wake(&link, &node).await;
+        until("all are handled", || node.done() == 3).await;
+        process.until_settled(&link).await;
+        assert_eq!(node.attempts("runs"), [2], "it was worked on when the process died");
+        process.mqtt.drain().await;
     });
 }
 
@@ -61,7 +45,7 @@ async fn what_came_is_stored_while_a_link_is_applied_anew_and_when_its_node_ends
     process.wake(&link, &Node::new(0)).await;
     process.mqtt.remove(&link.id).await;
     lab.publisher.publish("orders", "between").await;
-    until_waiting(&process, &link, 1).await;
+    until_waiting(&process.queue(&link), 1).await;
     let more = Link { delivery: trellis_wire::Delivery { max_attempts: 5, ..link.delivery.clone() }, ..link.clone() };
     process.wake(&more, &Node::new(0)).await;
     for n in 0..200 {
@@ -101,6 +85,6 @@ async fn a_topic_goes_from_one_service_to_the_other_and_nothing_that_came_is_los
         lab.process.wake(next, &node).await;
         until("the one before is over", || lab.server.subscribers(topic).len() == 1).await;
         lab.publisher.publish("orders", &n.to_string()).await;
-        until_waiting(&lab.process, &link, n as u64 + 1).await;
+        until_waiting(&lab.process.queue(&link), n as u64 + 1).await;
     }
 }

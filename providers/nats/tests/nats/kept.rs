@@ -8,7 +8,9 @@ use trellis_bus::testing::NatsServer;
 use trellis_embedded::{Embedded, Pulled};
 use trellis_nats::{Nats, Options};
 use trellis_provider::delivery::{Fate, Queue as _};
-use trellis_provider::testing::lab::{self, Node, text, until, until_letters, until_settled};
+use trellis_provider::testing::lab::{
+    self, Node, in_a_process, text, until, until_letters, until_settled, until_waiting,
+};
 use trellis_provider::testing::{Broker, contract};
 use trellis_provider::{LinkError, Provider as _};
 use trellis_wire::{Call, Dedupe, DedupeKey, Delivery, Link, LinkId, Message, OrderBy, Rate};
@@ -58,12 +60,6 @@ impl Process {
         publisher(&self.nats).await;
         self.nats.wake(link.clone(), node.permits(link)).await.unwrap();
         until("all is well", || self.nats.health(&link.id).is_ok()).await;
-    }
-
-    async fn until_waiting(&self, link: &Link, count: u64) {
-        while self.queue(link).standing().await.unwrap().waiting != count {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
     }
 }
 
@@ -147,34 +143,25 @@ async fn each_word_of_a_handler_has_its_consequence() {
 /// A process is dropped in the middle of what it does, as `kill -9` would end it.
 #[test]
 fn what_was_stored_is_handled_by_the_next_process() {
-    let process = |work: &mut dyn FnMut(&tokio::runtime::Runtime)| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        work(&runtime);
-        runtime.shutdown_background();
-    };
     let (server, home, link) = (NatsServer::start(false), Home::new(), orders("orders"));
-    process(&mut |runtime| {
-        runtime.block_on(async {
-            let (process, node) = (home.open(&server).await, Node::shut(1));
-            process.wake(&link, &node).await;
-            let publishes = publisher(&process.nats).await;
-            for body in ["runs", "waits", "waits too"] {
-                publish(&process.nats, &publishes, message("orders", body)).await.unwrap();
-            }
-            until("one is worked on", || node.bodies() == ["runs"]).await;
-            process.until_waiting(&link, 2).await;
-        });
+    in_a_process(async {
+        let (process, node) = (home.open(&server).await, Node::shut(1));
+        process.wake(&link, &node).await;
+        let publishes = publisher(&process.nats).await;
+        for body in ["runs", "waits", "waits too"] {
+            publish(&process.nats, &publishes, message("orders", body)).await.unwrap();
+        }
+        until("one is worked on", || node.bodies() == ["runs"]).await;
+        until_waiting(&process.queue(&link), 2).await;
     });
-    process(&mut |runtime| {
-        runtime.block_on(async {
-            let (process, node) = (home.open(&server).await, Node::new(4));
-            process.wake(&link, &node).await;
-            until("all are handled", || node.done() == 3).await;
-            until_settled(&process.queue(&link)).await;
-            assert_eq!(node.attempts("runs"), [2], "it was worked on when the process died");
-            assert_eq!((node.attempts("waits"), node.attempts("waits too")), (vec![1], vec![1]));
-            process.nats.drain().await;
-        });
+    in_a_process(async {
+        let (process, node) = (home.open(&server).await, Node::new(4));
+        process.wake(&link, &node).await;
+        until("all are handled", || node.done() == 3).await;
+        until_settled(&process.queue(&link)).await;
+        assert_eq!(node.attempts("runs"), [2], "it was worked on when the process died");
+        assert_eq!((node.attempts("waits"), node.attempts("waits too")), (vec![1], vec![1]));
+        process.nats.drain().await;
     });
 }
 

@@ -221,6 +221,9 @@ impl<Q: Queue> Engine<Q> {
         // Held before anything is looked up, so that no claim ends meanwhile; looked up all at once, since a ledger that is away
         // keeps each of them waiting.
         let held: Vec<_> = pulled.into_iter().filter_map(|claimed| self.held.take(claimed)).collect();
+        if held.iter().all(|taken| taken.place.once.is_none() && !taken.place.again) {
+            return held;
+        }
         let looked_up = join_all(held.into_iter().map(|taken| self.unless_ended(taken))).await;
         looked_up.into_iter().flatten().collect()
     }

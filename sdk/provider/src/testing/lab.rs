@@ -188,6 +188,33 @@ pub async fn until_letters<Q: Queue>(queue: &Q, count: usize) -> Vec<DeadLetter>
     }
 }
 
+/// Waits until so many messages wait.
+///
+/// # Panics
+/// It is still not so after [`PATIENCE`].
+pub async fn until_waiting<Q: Queue>(queue: &Q, count: u64) {
+    let started = Instant::now();
+    loop {
+        let standing = queue.standing().await;
+        if standing.as_ref().is_ok_and(|standing| standing.waiting == count) {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "{count} were to wait: {standing:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Does something in a process that is dropped in the middle of what it does, as `kill -9` would end it.
+///
+/// # Panics
+/// There are no threads for it.
+pub fn in_a_process(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("threads can be started");
+    runtime.block_on(work);
+    runtime.shutdown_background();
+}
+
 /// Waits until nothing waits and nothing is claimed.
 ///
 /// # Panics
