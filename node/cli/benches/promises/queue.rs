@@ -23,6 +23,10 @@ use crate::table::{Figures, Table, Times, count, ms, times};
 /// settled. `BENCH_BATCHES="1 64"` takes others.
 const BATCHES: &[usize] = &[1, 4, 16, 64, 256];
 
+/// So many messages wait, or so many batches: what a process does once is to count for little.
+const MESSAGES_MIN: usize = 20_000;
+const BATCHES_MIN: usize = 600;
+
 /// How often the node is asked how many it has done: often enough to be exact, seldom enough to cost it nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// And whether they are off the queue, once all have begun.
@@ -31,7 +35,6 @@ const SETTLED_LOOK_EVERY: Duration = Duration::from_millis(2);
 const JETSTREAM: &str = "JetStream";
 
 pub(crate) fn bench(scale: Scale) -> String {
-    let messages = scale.or(20_000, 320);
     let rounds = scale.rounds(3);
     let mut table = Table::new(&[
         "queue",
@@ -47,6 +50,7 @@ pub(crate) fn bench(scale: Scale) -> String {
     let given = given.map(|text| text.split(' ').map(|batch| batch.parse().unwrap()).collect::<Vec<usize>>());
     let batches = given.unwrap_or_else(|| BATCHES.to_vec());
     for &batch in batches.iter().take(scale.or(batches.len(), 1)) {
+        let messages = scale.or(MESSAGES_MIN.max(batch * BATCHES_MIN), 320);
         for (name, bare, ours) in [
             (
                 "embedded (redb, fsync)",
@@ -74,10 +78,10 @@ pub(crate) fn bench(scale: Scale) -> String {
         }
     }
     format!(
-        "{messages} messages of {} bytes wait; {rounds} rounds in turn. The bare loop runs the messages of a batch at once, \
-         then commits the batch or acknowledges each of them; it has no retries, limits, deadlines or counts. Trellis runs at \
-         most as many at a time, and settles what has run beside that, up to 64 messages or as many as run; what counts is \
-         that all are acknowledged and off the queue.\n\n{}\n{}",
+        "{MESSAGES_MIN} messages of {} bytes wait, or {BATCHES_MIN} batches of them where that is more; {rounds} rounds in \
+         turn. The bare loop runs the messages of a batch at once, then commits the batch or acknowledges each of them; it has \
+         no retries, limits, deadlines or counts. Trellis runs at most as many at a time, and settles what has run beside that, \
+         up to 64 messages or as many as run; what counts is that all are acknowledged and off the queue.\n\n{}\n{}",
         BODY.len(),
         table.finish(),
         latency(scale, &handler, &runtime)
