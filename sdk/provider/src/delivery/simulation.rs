@@ -47,6 +47,8 @@ struct Broker {
     full: bool,
     too_large: Option<&'static str>,
     forgetful: bool,
+    /// Who has a claim extended waits for ever.
+    hangs: bool,
 }
 
 struct Stored {
@@ -296,6 +298,10 @@ impl Queue for Sight {
     }
 
     async fn extend(&self, claim: &Claim) -> Result<(), Trouble> {
+        let hangs = self.broker().await?.hangs;
+        if hangs {
+            return std::future::pending().await;
+        }
         let mut broker = self.broker().await?;
         if let Some(stored) = is_its(&mut broker, claim) {
             stored.claim = Some((claim.1, Instant::now() + CLAIM));
@@ -450,11 +456,20 @@ impl Node {
     }
 }
 
+/// When the claim of the only message ends.
+fn claim_ends(broker: &Mutex<Broker>) -> Option<Instant> {
+    broker.lock().unwrap().messages.values().next().and_then(|stored| stored.claim.map(|(_, ends)| ends))
+}
+
 /// Holds its thread until the claim of the only message is extended.
 fn spin(broker: &Mutex<Broker>) {
-    let ends = || broker.lock().unwrap().messages.values().next().and_then(|stored| stored.claim.map(|(_, ends)| ends));
-    let (began, before) = (std::time::Instant::now(), ends());
-    while ends() == before {
+    spin_until_extended(broker, claim_ends(broker));
+}
+
+/// Holds its thread until the claim of the only message is another than before.
+fn spin_until_extended(broker: &Mutex<Broker>, before: Option<Instant>) {
+    let began = std::time::Instant::now();
+    while claim_ends(broker) == before {
         assert!(began.elapsed() < Duration::from_secs(60), "its claim is not extended");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -918,6 +933,34 @@ async fn a_claim_is_extended_though_guests_hold_all_threads_of_their_own() {
     lattice.until_empty().await;
     assert_eq!(lattice.handled(), ["spin"]);
     node.ends().await;
+    threads.shutdown_background();
+}
+
+#[tokio::test]
+async fn the_claims_of_all_links_are_extended_beside_guests_though_a_broker_does_not_answer() {
+    const LINKS: u64 = 200;
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let on_them = |seed| Lattice { threads: Some(threads.handle().clone()), ..Lattice::new(soon(), seed) };
+    let mut links: Vec<_> = (0..LINKS).map(on_them).collect();
+    links[0].broker.lock().unwrap().hangs = true;
+    let mut nodes = Vec::new();
+    for link in &mut links {
+        link.publish("q", "slow 1000", &[]);
+        nodes.push(link.node());
+    }
+    while !links.iter().all(|link| link.begun("slow 1000") == 1) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let before: Vec<_> = links.iter().map(|link| claim_ends(&link.broker)).collect();
+    // This holds the only thread of the guests.
+    for (link, before) in links.iter().zip(&before).skip(1) {
+        spin_until_extended(&link.broker, *before);
+    }
+    assert_eq!(claim_ends(&links[0].broker), before[0]);
+    for (link, node) in links.iter().zip(nodes) {
+        link.until_empty().await;
+        node.ends().await;
+    }
     threads.shutdown_background();
 }
 
