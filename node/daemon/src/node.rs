@@ -276,7 +276,8 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     Ok(Running { node, admin, secure: options.admin_tls.is_some(), tasks, control, _identity: identity })
 }
 
-/// The threads of Raft and heartbeats, where claims are extended too. What runs on them ends with the value.
+/// The threads of Raft and heartbeats, where claims are extended too, over connections that live there. What runs on them ends
+/// with the value.
 struct Control(Option<Runtime>);
 
 impl Control {
@@ -348,7 +349,8 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let raft = membership::enter(options, facts, &control, threads.handle()).await?;
     let lattice = membership::lattice_id(options, &raft)?;
     let lattice = lattice.ok_or_else(|| StartError::Part("the lattice: its id is not known".into()))?;
-    let providers = Providers::open(options, facts.id, lattice).await.map_err(StartError::Part)?;
+    let providers = Providers::open(options, facts.id, lattice, threads.handle());
+    let providers = providers.await.map_err(StartError::Part)?;
     Ok(assemble(options, facts.id, Ground { engine, artifacts, control, data, raft, providers }))
 }
 

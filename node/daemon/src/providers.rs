@@ -4,6 +4,7 @@ use std::future::ready;
 use std::sync::Arc;
 
 use futures::FutureExt as _;
+use tokio::runtime::Handle;
 use trellis_bus::Auth;
 use trellis_embedded::Embedded;
 use trellis_http::Http;
@@ -31,23 +32,29 @@ pub(crate) struct Providers {
 }
 
 impl Providers {
-    /// Makes each of them for a node, and opens the file of what is embedded.
+    /// Makes each of them for a node, and opens the file of what is embedded. `threads` are those that guests cannot hold up.
     ///
     /// # Errors
     /// That file cannot be used, and why.
-    pub(crate) async fn open(options: &Options, node: NodeId, lattice: LatticeId) -> Result<Self, String> {
+    pub(crate) async fn open(
+        options: &Options,
+        node: NodeId,
+        lattice: LatticeId,
+        threads: &Handle,
+    ) -> Result<Self, String> {
         let store = trellis_embedded::Options { data_dir: options.data_dir.clone() };
         let embedded = tokio::task::spawn_blocking(move || Embedded::open(store).map_err(|why| why.to_string())).await;
         let embedded = embedded.map_err(|why| why.to_string()).flatten();
         let embedded = Arc::new(embedded.map_err(|why| format!("embedded store: {why}"))?);
         let nats = Nats::new(options.nats.as_ref().map(as_in_the_lattice).unwrap_or_default());
-        let nats = Arc::new(nats.storing_in(embedded.clone()));
+        let nats = Arc::new(nats.storing_in(embedded.clone()).connected_on(threads.clone()));
+        let rabbitmq = Rabbitmq::new(ledgers(options, &nats, &embedded, "rabbitmq"));
         let (node, lattice, depot) = (node.to_string(), lattice.to_string(), embedded.clone());
         let mqtt = trellis_mqtt::Options { node, lattice, depot };
         Ok(Self {
             http: Arc::new(Http::new(trellis_http::Options { listen_host: options.listen_host, ..Default::default() })),
-            redis: Arc::new(Redis::new()),
-            rabbitmq: Arc::new(Rabbitmq::new(ledgers(options, &nats, &embedded, "rabbitmq"))),
+            redis: Arc::new(Redis::new().connected_on(threads.clone())),
+            rabbitmq: Arc::new(rabbitmq.connected_on(threads.clone())),
             mqtt: Arc::new(Mqtt::new(mqtt)),
             timer: Arc::new(Timer::new(timers(options, &nats, &embedded), ledgers(options, &nats, &embedded, "ticks"))),
             nats,

@@ -14,8 +14,9 @@ use futures::StreamExt as _;
 use nkeys::KeyPair;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::MissedTickBehavior;
+use tokio_util::context::TokioContext;
 use tokio_util::task::AbortOnDropHandle;
-use trellis_provider::{LinkError, explained};
+use trellis_provider::{LinkError, Threads, explained};
 use trellis_wire::{CallError, Link, Secret, credentials};
 
 use crate::Options;
@@ -45,12 +46,18 @@ pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Connections {
     options: Options,
+    threads: Threads,
     open: Mutex<HashMap<Settings, Weak<Connection>>>,
 }
 
 impl Connections {
     pub(crate) fn new(options: Options) -> Self {
-        Self { options, open: Mutex::default() }
+        Self { options, threads: Threads::default(), open: Mutex::default() }
+    }
+
+    /// The same on these threads.
+    pub(crate) fn on(self, threads: Threads) -> Self {
+        Self { threads, ..self }
     }
 
     /// The connection that a link's configuration asks for.
@@ -69,7 +76,8 @@ impl Connections {
             return Ok(connection);
         }
         open.retain(|_, connection| connection.strong_count() > 0);
-        let connection = Arc::new(Connection::open(&settings).await?);
+        let opened = TokioContext::new(Connection::open(&settings), self.threads.handle()).await;
+        let connection = Arc::new(opened?);
         open.insert(settings, Arc::downgrade(&connection));
         Ok(connection)
     }

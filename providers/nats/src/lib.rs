@@ -55,7 +55,7 @@ pub use ledgers::Ledgers;
 use tokio::sync::OnceCell;
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{
-    Allowed, Depot, LinkError, Links, Permits, Provider, Tls, no_such_call, no_such_package, queue,
+    Allowed, Depot, LinkError, Links, Permits, Provider, Threads, Tls, no_such_call, no_such_package, queue,
 };
 use trellis_wire::{Answer, Call, CallError, ComponentKey, Link, LinkId, Message};
 
@@ -147,6 +147,12 @@ impl Nats {
     #[must_use]
     pub fn storing_in(self, depot: Arc<dyn Depot>) -> Self {
         Self { depot: Some(depot), ..self }
+    }
+
+    /// The same on a node that has threads which its guests cannot hold up: its connections live there.
+    #[must_use]
+    pub fn connected_on(self, threads: impl Into<Threads>) -> Self {
+        Self { connections: self.connections.on(threads.into()), ..self }
     }
 
     /// The queue of the depot that holds what came by a link of core subjects.

@@ -58,7 +58,7 @@ impl Base {
         let (wanted, settings) = (Wanted::read(link)?, Settings::read(link)?);
         let component = link.component.to_string();
         Ok(Self {
-            connection: connections.get(&settings, || connection::open(&settings))?,
+            connection: connections.get(&settings)?,
             kept: Kept::new(ledgers, &settings, &wanted.queue, link),
             queue: queues.get(&(settings, wanted.queue.clone()), || Ok::<_, LinkError>(Arc::new(Common::new())))?,
             letters: Letters::new(&wanted.dead, &component),

@@ -14,7 +14,7 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use lapin::{BasicProperties, Channel, Confirmation, ConnectionProperties, Error, ErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use trellis_provider::{Dial, Dialed, LinkError, Shared, explained};
+use trellis_provider::{Dial, Dialed, LinkError, Shared, Threads, explained};
 use trellis_wire::Secret;
 
 use crate::config::Settings;
@@ -30,11 +30,22 @@ const USER_DEFAULT: &str = "guest";
 pub(crate) type Connection = Dialed<Server>;
 
 /// Every connection of this node's provider. One that no link uses any more is closed.
-pub(crate) type Connections = Shared<Settings, Connection>;
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    threads: Threads,
+    shared: Shared<Settings, Connection>,
+}
 
-/// A connection of its own. It connects by itself.
-pub(crate) fn open(settings: &Settings) -> Result<Arc<Connection>, LinkError> {
-    Ok(Dialed::new(Server::new(settings)?))
+impl Connections {
+    /// On these threads.
+    pub(crate) fn on(threads: Threads) -> Self {
+        Self { threads, shared: Shared::default() }
+    }
+
+    /// The one to this server that all share. It connects by itself.
+    pub(crate) fn get(&self, settings: &Settings) -> Result<Arc<Connection>, LinkError> {
+        self.shared.get(settings, || Ok(Dialed::new(Server::new(settings)?, &self.threads)))
+    }
 }
 
 /// A server, and who we are there.

@@ -42,7 +42,7 @@ pub use publish::MESSAGE_BYTES_MAX;
 pub use source::{Claim, Source};
 use tokio_util::task::AbortOnDropHandle;
 use trellis_provider::delivery::{Engine, Queue, Running, Trigger};
-use trellis_provider::{Ledgers, LinkError, Links, Permits, Provider, Shared, no_such_call, no_such_package};
+use trellis_provider::{Ledgers, LinkError, Links, Permits, Provider, Shared, Threads, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::base::{Base, Common};
@@ -122,6 +122,12 @@ impl Rabbitmq {
     /// A provider without links, whose links have their ledgers there. It connects when the first link needs it.
     pub fn new(ledgers: Arc<dyn Ledgers>) -> Self {
         Self { ledgers, connections: Connections::default(), queues: Queues::default(), links: Links::default() }
+    }
+
+    /// The same on a node that has threads which its guests cannot hold up: its connections live there.
+    #[must_use]
+    pub fn connected_on(self, threads: impl Into<Threads>) -> Self {
+        Self { connections: Connections::on(threads.into()), ..self }
     }
 
     /// The queue of a link, as its engine sees it.

@@ -177,7 +177,7 @@ impl Ordered {
             opened.as_ref().err().filter(|why| matches!(why, Refused::NotAlone(_))).map(ToString::to_string);
         let (channel, consumers) = match opened {
             Ok(opened) => opened,
-            Err(Refused::Unanswered(Unanswered::Away(why))) => return Err(base.connection.broke(number, &why).await),
+            Err(Refused::Unanswered(Unanswered::Away(why))) => return Err(base.connection.broke(number, &why)),
             Err(why) => return Err(why.to_string()),
         };
         let read = |consumer| AbortOnDropHandle::new(tokio::spawn(read(holding.clone(), channel.clone(), consumer)));

@@ -15,7 +15,7 @@ use trellis_provider::{Allowed, LinkError, now_ms};
 use trellis_wire::{Answer, CallError, Link, Message};
 
 use crate::config::Settings;
-use crate::connection::{self, Connection, Connections, NOT_FOUND, Unanswered, check_name};
+use crate::connection::{Connection, Connections, NOT_FOUND, Unanswered, check_name};
 use crate::known::{HEADERS_BYTES_MAX, published};
 
 /// Largest message, in bytes; as in `trellis://embedded`, so that an app can move.
@@ -40,7 +40,7 @@ pub(crate) fn read(link: &Link) -> Result<(Settings, String, Allowed), LinkError
 impl Publisher {
     pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let (settings, exchange, allowed) = read(link)?;
-        Ok(Self { connection: connections.get(&settings, || connection::open(&settings))?, exchange, allowed })
+        Ok(Self { connection: connections.get(&settings)?, exchange, allowed })
     }
 
     pub(crate) fn health(&self) -> Result<(), String> {
@@ -57,7 +57,7 @@ impl Publisher {
             Ok(false) => Err(CallError::NoSuch(format!("queue `{}`", message.subject))),
             Err(Unanswered::Refused(NOT_FOUND, _)) => Err(CallError::NoSuch(format!("exchange `{}`", self.exchange))),
             Err(Unanswered::Refused(_, why)) => Err(CallError::Unavailable(why)),
-            Err(Unanswered::Away(why)) => Err(CallError::Unavailable(self.connection.broke(number, &why).await)),
+            Err(Unanswered::Away(why)) => Err(CallError::Unavailable(self.connection.broke(number, &why))),
         }
     }
 

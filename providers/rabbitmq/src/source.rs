@@ -92,7 +92,7 @@ impl Source {
         let before = bound.take();
         drop(bound);
         if let (Some(before), Unanswered::Away(why)) = (before, &why) {
-            let _ = self.base.connection.broke(before.number, why).await;
+            let _ = self.base.connection.broke(before.number, why);
         }
         format!("{doing} queue `{}`: {why}", self.base.wanted.queue)
     }

@@ -10,7 +10,7 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
     RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates,
 };
-use trellis_provider::{Dial, Dialed, LinkError, Pem, Shared, explained};
+use trellis_provider::{Dial, Dialed, LinkError, Pem, Shared, Threads, explained};
 use trellis_wire::CallError;
 
 use crate::config::Settings;
@@ -23,7 +23,29 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const REQUESTS_MAX: usize = 1_024;
 
 /// Every connection of this node's provider. One that no link uses any more is closed.
-pub(crate) type Connections = Shared<Settings, Connection>;
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    threads: Threads,
+    shared: Shared<Settings, Connection>,
+}
+
+impl Connections {
+    /// On these threads.
+    pub(crate) fn on(threads: Threads) -> Self {
+        Self { threads, shared: Shared::default() }
+    }
+
+    /// The one to this server that all share.
+    pub(crate) fn get(&self, settings: &Settings) -> Result<Arc<Connection>, LinkError> {
+        self.shared.get(settings, || self.own(settings))
+    }
+
+    /// One more. It connects by itself.
+    pub(crate) fn own(&self, settings: &Settings) -> Result<Arc<Connection>, LinkError> {
+        let server = Server { client: client(settings)?, shown: settings.shown() };
+        Ok(Arc::new(Connection(Dialed::new(server, &self.threads))))
+    }
+}
 
 /// A connection to one server.
 #[derive(Debug)]
@@ -39,11 +61,6 @@ pub(crate) enum Unanswered {
 }
 
 impl Connection {
-    /// A connection of its own. It connects by itself.
-    pub(crate) fn open(settings: &Settings) -> Result<Arc<Self>, LinkError> {
-        Ok(Arc::new(Self(Dialed::new(Server { client: client(settings)?, shown: settings.shown() }))))
-    }
-
     /// `not connected to URL: reason`, unless it is.
     pub(crate) fn health(&self) -> Result<(), String> {
         self.0.health()
@@ -67,7 +84,7 @@ impl Connection {
         match asking(connection).await {
             Ok(answer) => Ok(answer),
             Err(why) if is_refusal(&why) => Err(Unanswered::Refused(why)),
-            Err(why) => Err(Unanswered::Away(self.0.broke(number, &failed(&why)).await)),
+            Err(why) => Err(Unanswered::Away(self.0.broke(number, &failed(&why)))),
         }
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn read(link: &Link) -> Result<(Settings, String), LinkError> {
 impl Keys {
     pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let (settings, prefix) = read(link)?;
-        let connection = connections.get(&settings, || Connection::open(&settings))?;
+        let connection = connections.get(&settings)?;
         Ok(Self { connection, prefix, swap: Script::new(SWAP) })
     }
 

@@ -36,7 +36,7 @@ use async_trait::async_trait;
 pub use publish::{ID_KEPT, MESSAGE_BYTES_MAX};
 pub use stream::Source;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, no_such_call, no_such_package};
+use trellis_provider::{Allowed, LinkError, Links, Permits, Provider, Threads, no_such_call, no_such_package};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 
 use crate::config::Settings;
@@ -99,6 +99,12 @@ impl Redis {
     /// A provider without links. It connects when the first link needs it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same on a node that has threads which its guests cannot hold up: its connections live there.
+    #[must_use]
+    pub fn connected_on(self, threads: impl Into<Threads>) -> Self {
+        Self { connections: Connections::on(threads.into()), ..self }
     }
 
     /// The queue of a link, as its engine sees it.

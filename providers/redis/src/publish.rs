@@ -33,7 +33,7 @@ pub(crate) struct Publisher {
 impl Publisher {
     pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let settings = Settings::read(link)?;
-        let connection = connections.get(&settings, || Connection::open(&settings))?;
+        let connection = connections.get(&settings)?;
         let once = Script::new(include_str!("ledger/publish.lua"));
         Ok(Self { connection, allowed: Allowed::read(&link.config)?, once })
     }

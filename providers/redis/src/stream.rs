@@ -116,11 +116,11 @@ impl Source {
     /// Reads a link. Nothing is asked of the server yet.
     pub(crate) fn open(connections: &Connections, link: &Link) -> Result<Self, LinkError> {
         let Wanted { settings, stream, named, letters, delete, create } = Wanted::read(link)?;
-        let connection = connections.get(&settings, || Connection::open(&settings))?;
+        let connection = connections.get(&settings)?;
         let group = named.clone().unwrap_or_else(|| group_of(&link.component));
         Ok(Self {
             ledger: Ledger::new(connection.clone(), &stream, &group, (&letters, link.delivery.dead_bytes_max), delete),
-            waiting: Connection::open(&settings)?,
+            waiting: connections.own(&settings)?,
             connection,
             component: link.component.to_string(),
             is_named: named.is_some(),

@@ -2,15 +2,16 @@
 //! server is away is a state that `health` shows, not an error; every attempt has an end.
 
 use std::fmt;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
-use tokio_util::context::TokioContext;
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::Threads;
 
 /// How long one attempt to connect may take, with TLS, log-in and what is looked up then.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -42,12 +43,13 @@ pub trait Dial: fmt::Debug + Send + Sync + 'static {
     async fn look(&self, connection: &Self::Connection) -> Result<(), String>;
 }
 
-/// A connection that is kept.
-#[derive(Debug)]
+/// A connection that is kept. It lives on threads that guests cannot hold up, and is made there whoever asks for it: who waits
+/// for it there must not have to wait for a guest.
 pub struct Dialed<D: Dial> {
     dial: D,
-    slot: Mutex<Slot<D::Connection>>,
-    /// Where it lives, whoever asks for it first.
+    stands: StdMutex<Standing<D::Connection>>,
+    /// Had by who connects.
+    pace: Mutex<Pace>,
     threads: Handle,
     /// What is not well, for people.
     trouble: StdMutex<Option<String>>,
@@ -55,31 +57,35 @@ pub struct Dialed<D: Dial> {
 }
 
 /// What stands, if anything does.
-struct Slot<C> {
-    stands: Option<C>,
+struct Standing<C> {
+    connection: Option<C>,
     /// Counts connections, so that a late failure of an old one does not end a new one.
     number: u64,
+}
+
+/// When it is tried next to connect.
+struct Pace {
     not_before: Instant,
     pause: Duration,
 }
 
-impl<C> fmt::Debug for Slot<C> {
+impl<D: Dial> fmt::Debug for Dialed<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot").field("stands", &self.stands.is_some()).field("number", &self.number).finish()
+        write!(f, "Dialed({:?})", self.dial)
     }
 }
 
 impl<D: Dial> Dialed<D> {
     /// A connection that makes itself, from now on.
-    pub fn new(dial: D) -> Arc<Self> {
-        let trouble = format!("not connected to {}: connecting", dial.shown());
-        let slot = Slot { stands: None, number: 0, not_before: Instant::now(), pause: PAUSE_MIN };
+    pub fn new(dial: D, threads: &Threads) -> Arc<Self> {
+        let (trouble, threads) = (format!("not connected to {}: connecting", dial.shown()), threads.handle());
         Arc::new_cyclic(|this| Self {
             dial,
-            slot: Mutex::new(slot),
-            threads: Handle::current(),
+            stands: StdMutex::new(Standing { connection: None, number: 0 }),
+            pace: Mutex::new(Pace { not_before: Instant::now(), pause: PAUSE_MIN }),
             trouble: StdMutex::new(Some(trouble)),
-            _keeper: AbortOnDropHandle::new(tokio::spawn(keep(this.clone()))),
+            _keeper: AbortOnDropHandle::new(threads.spawn(keep(this.clone()))),
+            threads,
         })
     }
 
@@ -96,40 +102,63 @@ impl<D: Dial> Dialed<D> {
     ///
     /// # Errors
     /// `not connected to URL: reason`.
-    pub async fn get(&self) -> Result<(u64, D::Connection), String> {
-        let mut slot = self.slot.lock().await;
-        if let Some(connection) = &slot.stands {
-            return Ok((slot.number, connection.clone()));
+    pub async fn get(self: &Arc<Self>) -> Result<(u64, D::Connection), String> {
+        if let Some(standing) = self.standing() {
+            return Ok(standing);
         }
-        if Instant::now() < slot.not_before {
+        let connecting = self.threads.spawn(self.clone().connect());
+        connecting.await.unwrap_or_else(|why| Err(self.away(&why.to_string())))
+    }
+
+    fn standing(&self) -> Option<(u64, D::Connection)> {
+        let stands = self.stands();
+        stands.connection.clone().map(|connection| (stands.number, connection))
+    }
+
+    async fn connect(self: Arc<Self>) -> Result<(u64, D::Connection), String> {
+        let mut pace = self.pace.lock().await;
+        if let Some(standing) = self.standing() {
+            return Ok(standing);
+        }
+        if Instant::now() < pace.not_before {
             return Err(self.health().err().unwrap_or_else(|| self.away("connecting")));
         }
-        let made = TokioContext::new(timeout(CONNECT_MAX, self.dial.dial()), self.threads.clone()).await;
+        let made = timeout(CONNECT_MAX, self.dial.dial()).await;
         match made.unwrap_or_else(|_| Err(format!("no answer within {CONNECT_MAX:?}"))) {
             Ok(connection) => {
-                slot.stands = Some(connection.clone());
-                slot.number += 1;
-                slot.pause = PAUSE_MIN;
-                *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                pace.pause = PAUSE_MIN;
                 tracing::info!(server = self.dial.shown(), "connected");
-                Ok((slot.number, connection))
+                Ok((self.connected(connection.clone()), connection))
             }
             Err(why) => {
-                slot.not_before = Instant::now() + slot.pause;
-                slot.pause = (slot.pause * 2).min(PAUSE_MAX);
+                pace.not_before = Instant::now() + pace.pause;
+                pace.pause = (pace.pause * 2).min(PAUSE_MAX);
                 Err(self.away(&why))
             }
         }
     }
 
+    /// Keeps a connection, and returns its number.
+    fn connected(&self, connection: D::Connection) -> u64 {
+        let mut stands = self.stands();
+        stands.connection = Some(connection);
+        stands.number += 1;
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        stands.number
+    }
+
     /// Gives up a connection that broke, unless there is a newer one already. Says so for people.
-    pub async fn broke(&self, number: u64, why: &str) -> String {
-        let mut slot = self.slot.lock().await;
-        if slot.number != number {
+    pub fn broke(&self, number: u64, why: &str) -> String {
+        let mut stands = self.stands();
+        if stands.number != number {
             return format!("not connected to {}: {why}", self.dial.shown());
         }
-        slot.stands = None;
+        stands.connection = None;
         self.away(why)
+    }
+
+    fn stands(&self) -> MutexGuard<'_, Standing<D::Connection>> {
+        self.stands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes and words that there is no connection.
@@ -153,7 +182,7 @@ async fn keep<D: Dial>(kept: Weak<Dialed<D>>) {
         if let Ok((number, connection)) = kept.get().await {
             match kept.dial.look(&connection).await {
                 Ok(()) => pause = LOOK_EVERY,
-                Err(why) => drop(kept.broke(number, &why).await),
+                Err(why) => drop(kept.broke(number, &why)),
             }
         }
     }

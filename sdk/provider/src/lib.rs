@@ -35,6 +35,7 @@ mod share;
 mod shared;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod threads;
 mod tls;
 
 use std::sync::Arc;
@@ -44,7 +45,7 @@ pub use allowed::Allowed;
 use async_trait::async_trait;
 pub use clock::now_ms;
 use delivery::Trigger;
-pub use depot::Depot;
+pub use depot::{Depot, depot_queue, short};
 pub use dialed::{Dial, Dialed};
 pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};
@@ -54,6 +55,7 @@ pub use permit::{Delivered, Outgoing, Permit, PermitSource, Permits, Run, WAITIN
 pub use queue::{foreign_word, need_queue, queue};
 pub use share::{Begun, Caps, Share, Use};
 pub use shared::Shared;
+pub use threads::Threads;
 pub use tls::{Pem, Tls, explained};
 use trellis_wire::{Answer, Call, CallError, Link, LinkId, Message};
 

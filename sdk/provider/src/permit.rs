@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use trellis_wire::{CallError, ComponentKey, Error, Event, LinkId, Message, Outcome};
 
 use crate::delivery::Ran;
-use crate::{Caps, Lease, Share};
+use crate::{Caps, Lease, Share, Threads};
 
 /// How many may wait for a permit of one component on a node. The next one is told that it is busy.
 pub const WAITING_MAX: usize = 1_024;
@@ -69,13 +69,13 @@ pub struct Permits {
     component: ComponentKey,
     source: Arc<dyn PermitSource>,
     lease: Option<Lease>,
-    threads: Option<Handle>,
+    threads: Threads,
 }
 
 impl Permits {
     /// The permits of `component`, from `source`.
     pub fn new(component: ComponentKey, source: Arc<dyn PermitSource>) -> Self {
-        Self { component, source, lease: None, threads: None }
+        Self { component, source, lease: None, threads: Threads::default() }
     }
 
     /// The same from another source.
@@ -87,12 +87,12 @@ impl Permits {
     /// The same on a node that has threads which its guests cannot hold up.
     #[must_use]
     pub fn extended_on(self, threads: Handle) -> Self {
-        Self { threads: Some(threads), ..self }
+        Self { threads: threads.into(), ..self }
     }
 
     /// Where the claims on what runs are extended.
     pub(crate) fn threads(&self) -> Handle {
-        self.threads.clone().unwrap_or_else(Handle::current)
+        self.threads.handle()
     }
 
     /// The same for a link that may be at work on one node of the lattice only.

@@ -10,7 +10,9 @@ use futures::StreamExt as _;
 use trellis_bus::testing::NatsServer;
 use trellis_nats::Nats;
 use trellis_provider::delivery::Fate;
-use trellis_provider::testing::lab::{Node, silent, text, until};
+use trellis_provider::testing::lab::{
+    Node, a_claim_lasts_though_guests_hold_all_threads_of_their_own, silent, text, threads, until,
+};
 use trellis_provider::{LinkError, Provider as _};
 use trellis_wire::{Backoff, Delivery, Error, Link, Reply, Settle};
 
@@ -139,6 +141,21 @@ async fn what_is_replayed_is_handled_once_though_it_is_put_back_again_when_the_s
 }
 
 /// Waits until nothing waits and nothing is claimed.
+#[test]
+fn claims_are_extended_beside_guests() {
+    let (server, lab) = (NatsServer::start(true), threads(1));
+    let context = lab.block_on(async {
+        let context = jetstream(&server).await;
+        made(&context, "ORDERS", "orders").await;
+        context
+    });
+    a_claim_lasts_though_guests_hold_all_threads_of_their_own(
+        &streamed(&[("stream", "ORDERS")]),
+        |threads| provider(&server.url).connected_on(threads),
+        publish(&context, "orders", "ok"),
+    );
+}
+
 async fn until_settled(context: &Context) {
     let stream = context.get_stream("ORDERS").await.unwrap();
     let consumer = stream.get_consumer::<pull::Config>("shop_worker").await.unwrap();

@@ -16,7 +16,10 @@ use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use trellis_embedded::Embedded;
 use trellis_provider::delivery::{Claimed, DeadLetter, Fate, Ledger, Queue as _, Ran, Reason, Settlement, Trouble};
-use trellis_provider::testing::lab::{self, Node, PATIENCE, is_being_given_up, link, silent, text, until};
+use trellis_provider::testing::lab::{
+    self, Node, PATIENCE, a_claim_lasts_though_guests_hold_all_threads_of_their_own, is_being_given_up, link, silent,
+    text, threads, until,
+};
 use trellis_provider::testing::{Broker, contract};
 use trellis_provider::{LeaseHolder, Ledgers, Provider as _};
 use trellis_rabbitmq::testing::RabbitServer;
@@ -110,6 +113,17 @@ impl Broker for Lab {
     fn tells_ages(&self) -> bool {
         false
     }
+}
+
+#[test]
+fn claims_outlive_what_guests_hold_up() {
+    let lab_threads = threads(2);
+    let lab = lab_threads.block_on(Lab::start());
+    a_claim_lasts_though_guests_hold_all_threads_of_their_own(
+        &lab.link(&[("queue", "orders"), ("create", "true")]),
+        |threads| Rabbitmq::new(lab.ledgers.clone()).connected_on(threads),
+        lab.publish("orders", "ok"),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,9 @@ use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use trellis_provider::Provider as _;
 use trellis_provider::delivery::{DeadLetter, Fate};
-use trellis_provider::testing::lab::{self, Node, PATIENCE, link, silent, text, until};
+use trellis_provider::testing::lab::{
+    self, Node, PATIENCE, a_claim_lasts_though_guests_hold_all_threads_of_their_own, link, silent, text, threads, until,
+};
 use trellis_provider::testing::{Broker, contract};
 use trellis_redis::testing::RedisServer;
 use trellis_redis::{Redis, Source};
@@ -75,6 +77,17 @@ impl Broker for Lab {
 /// How many messages of the group's are not acknowledged, by Redis's own count.
 async fn pending(client: &mut MultiplexedConnection, stream: &str) -> usize {
     client.xpending::<_, _, redis::streams::StreamPendingReply>(stream, "shop/worker").await.unwrap().count()
+}
+
+#[test]
+fn claims_are_extended_beside_guests() {
+    let lab_threads = threads(1);
+    let lab = lab_threads.block_on(Lab::start());
+    a_claim_lasts_though_guests_hold_all_threads_of_their_own(
+        &lab.link(&[("stream", "orders"), ("create", "true")]),
+        |threads| Redis::new().connected_on(threads),
+        lab.publish("orders", "ok"),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

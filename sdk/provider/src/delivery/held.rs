@@ -1,4 +1,5 @@
-//! The claims that an engine holds: one timer extends them all, and only while their messages are held.
+//! The claims that an engine holds: one task extends them all, and only while their messages are held. It runs beside those of
+//! the node's other links, on threads that guests cannot hold up and which have one timer wheel for all of them.
 //!
 //! A broker may give out what is still held here: it was away for longer than a claim lasts, or was killed and forgot what
 //! it had given out. Such a message is not handled beside itself: what is held goes on under the new claim.

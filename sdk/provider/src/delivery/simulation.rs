@@ -47,6 +47,8 @@ struct Broker {
     full: bool,
     too_large: Option<&'static str>,
     forgetful: bool,
+    /// Who has a claim extended waits for ever.
+    hangs: bool,
 }
 
 struct Stored {
@@ -296,6 +298,10 @@ impl Queue for Sight {
     }
 
     async fn extend(&self, claim: &Claim) -> Result<(), Trouble> {
+        let hangs = self.broker().await?.hangs;
+        if hangs {
+            return std::future::pending().await;
+        }
         let mut broker = self.broker().await?;
         if let Some(stored) = is_its(&mut broker, claim) {
             stored.claim = Some((claim.1, Instant::now() + CLAIM));
@@ -450,11 +456,20 @@ impl Node {
     }
 }
 
+/// When the claim of the only message ends.
+fn claim_ends(broker: &Mutex<Broker>) -> Option<Instant> {
+    broker.lock().unwrap().messages.values().next().and_then(|stored| stored.claim.map(|(_, ends)| ends))
+}
+
 /// Holds its thread until the claim of the only message is extended.
 fn spin(broker: &Mutex<Broker>) {
-    let ends = || broker.lock().unwrap().messages.values().next().and_then(|stored| stored.claim.map(|(_, ends)| ends));
-    let (began, before) = (std::time::Instant::now(), ends());
-    while ends() == before {
+    spin_until_extended(broker, claim_ends(broker));
+}
+
+/// Holds its thread until the claim of the only message is another than before.
+fn spin_until_extended(broker: &Mutex<Broker>, before: Option<Instant>) {
+    let began = std::time::Instant::now();
+    while claim_ends(broker) == before {
         assert!(began.elapsed() < Duration::from_secs(60), "its claim is not extended");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -813,6 +828,8 @@ async fn a_key_is_parked_while_its_dead_letter_is_there_and_no_longer_across_cra
                 before if random.random_bool(0.3) => before.lease.set(None),
                 before => before.dies(),
             }
+            // What it was just about to begin is broken off as well.
+            sleep(Duration::from_millis(1)).await;
             lattice.world.lock().unwrap().running.clear();
         }
         node.lease.set(Some(Token(9)));
@@ -918,6 +935,34 @@ async fn a_claim_is_extended_though_guests_hold_all_threads_of_their_own() {
     lattice.until_empty().await;
     assert_eq!(lattice.handled(), ["spin"]);
     node.ends().await;
+    threads.shutdown_background();
+}
+
+#[tokio::test]
+async fn the_claims_of_all_links_are_extended_beside_guests_though_a_broker_does_not_answer() {
+    const LINKS: u64 = 200;
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let on_them = |seed| Lattice { threads: Some(threads.handle().clone()), ..Lattice::new(soon(), seed) };
+    let mut links: Vec<_> = (0..LINKS).map(on_them).collect();
+    links[0].broker.lock().unwrap().hangs = true;
+    let mut nodes = Vec::new();
+    for link in &mut links {
+        link.publish("q", "slow 1000", &[]);
+        nodes.push(link.node());
+    }
+    while !links.iter().all(|link| link.begun("slow 1000") == 1) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let before: Vec<_> = links.iter().map(|link| claim_ends(&link.broker)).collect();
+    // This holds the only thread of the guests.
+    for (link, before) in links.iter().zip(&before).skip(1) {
+        spin_until_extended(&link.broker, *before);
+    }
+    assert_eq!(claim_ends(&links[0].broker), before[0]);
+    for (link, node) in links.iter().zip(nodes) {
+        link.until_empty().await;
+        node.ends().await;
+    }
     threads.shutdown_background();
 }
 
@@ -1081,6 +1126,68 @@ async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     lattice.until_empty().await;
     assert_eq!(lattice.handled(), ["ok 3", "ok 2", "ok 4"]);
     assert!(node.engine.progress().health().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_key_waits_for_the_last_of_its_letters() {
+    for fate in [Fate::Drop, Fate::Replay] {
+        let goes_on = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
+        let mut lattice = Lattice::new(goes_on, 1);
+        lattice.publish("key", "dead 1", &[]);
+        let before = lattice.node();
+        before.lease.set(Some(Token(1)));
+        lattice.until_empty().await;
+        before.ends().await;
+        // From now on a dead letter parks its key.
+        lattice.policy.on_dead_letter = OnDeadLetter::Park;
+        ["dead 2", "ok 3"].iter().for_each(|body| lattice.publish("key", body, &[]));
+        let node = lattice.node();
+        node.lease.set(Some(Token(2)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lattice.letters(), ["dead 1", "dead 2"]);
+        lattice.world.lock().unwrap().mended = true;
+        let ids: Vec<_> = lattice.broker.lock().unwrap().letters.keys().map(u64::to_string).collect();
+        assert!(node.engine.decide(&ids[0], fate).await.unwrap().is_some());
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((lattice.waiting(), lattice.letters()), (vec!["key ok 3".into()], vec!["dead 2".into()]));
+        // The next holder knows it as well.
+        node.ends().await;
+        let node = lattice.node();
+        node.lease.set(Some(Token(3)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lattice.waiting(), ["key ok 3"]);
+        assert!(node.engine.decide(&ids[1], fate).await.unwrap().is_some());
+        lattice.until_empty().await;
+        let handled = if fate == Fate::Drop { vec!["ok 3"] } else { vec!["dead 1", "dead 2", "ok 3"] };
+        assert_eq!(
+            (lattice.handled(), lattice.letters()),
+            (handled.iter().map(|body| (*body).to_owned()).collect(), vec![])
+        );
+        node.ends().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_what_was_to_park_a_key_where_its_message_goes_well_after_all() {
+    let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
+    lattice.publish("key", "dead 1", &[]);
+    let first = lattice.node();
+    first.dies_at(Some("parks/"));
+    first.lease.set(Some(Token(1)));
+    while !first.node.sight.dead.load(Ordering::SeqCst) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    first.dies();
+    {
+        let mut world = lattice.world.lock().unwrap();
+        world.running.clear();
+        world.mended = true;
+    }
+    let second = lattice.node();
+    second.lease.set(Some(Token(2)));
+    lattice.until_empty().await;
+    assert_eq!((lattice.handled(), lattice.letters()), (vec!["dead 1".into()], Vec::<String>::new()));
+    assert_eq!(lattice.broker.lock().unwrap().ledger.keys().find(|key| key.starts_with("park")), None);
 }
 
 #[tokio::test(start_paused = true)]

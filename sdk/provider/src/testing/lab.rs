@@ -2,18 +2,19 @@
 //! asks for.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use trellis_wire::{
     Backoff, ComponentKey, Delivery, Error, Event, Fault, Link, LinkId, LinkName, Message, Outcome, Reply, Settle,
 };
 
-use crate::delivery::{Claimed, DeadLetter, Queue, burying};
-use crate::{Lease, LeaseHolder, Permit, PermitSource, Permits, Run, Token, Want};
+use crate::delivery::{CLAIM, Claimed, DeadLetter, Queue, burying};
+use crate::{Lease, LeaseHolder, Permit, PermitSource, Permits, Provider, Run, Token, Want};
 
 /// Long enough on a busy machine; nothing that goes well waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -204,13 +205,67 @@ pub async fn until_waiting<Q: Queue>(queue: &Q, count: u64) {
     }
 }
 
+/// So many threads for tasks.
+///
+/// # Panics
+/// They cannot be started.
+pub fn threads(count: usize) -> Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(count).enable_all().build();
+    runtime.expect("threads can be started")
+}
+
+/// A guest holds the only thread of its node that is not kept from guests for longer than a claim lasts, and than a server
+/// waits for a sign of life. Another node waits for what is given out again: nothing is.
+///
+/// `provider` makes a node's provider whose connections live on these threads; `publish` has one message wake `link`.
+///
+/// # Panics
+/// The claim ended.
+pub fn a_claim_lasts_though_guests_hold_all_threads_of_their_own<P: Provider>(
+    link: &Link,
+    provider: impl Fn(Handle) -> P,
+    publish: impl Future<Output = ()>,
+) {
+    static IS_HELD: AtomicBool = AtomicBool::new(false);
+    let hold = |message: &Message| {
+        IS_HELD.store(true, Ordering::SeqCst);
+        std::thread::sleep(CLAIM + Duration::from_secs(6));
+        by_content(message)
+    };
+    let (guests, kept, others) = (threads(1), threads(1), threads(2));
+    let wake = async |node: &Node, kept: &Runtime| {
+        let provider = provider(kept.handle().clone());
+        let permits = node.permits(link).extended_on(kept.handle().clone());
+        provider.wake(link.clone(), permits).await.expect("the link is right");
+        until("the link is well", || provider.health(&link.id).is_ok()).await;
+        provider
+    };
+    let (node, other) = (Node::saying(1, hold), Node::new(1));
+    let provider = guests.block_on(wake(&node, &kept));
+    others.block_on(async {
+        publish.await;
+        until("the threads are held", || IS_HELD.load(Ordering::SeqCst)).await;
+        let waits = wake(&other, &others).await;
+        until("they are free again", || node.done() == 1).await;
+        let trigger = waits.trigger(&link.id).expect("the link pulls");
+        let is_off = async || matches!(trigger.standing().await, Ok(left) if (left.waiting, left.claimed) == (0, 0));
+        let began = Instant::now();
+        while !is_off().await && other.woken().is_empty() {
+            assert!(began.elapsed() < PATIENCE, "it is still not off: {:?}", trigger.standing().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        waits.drain().await;
+    });
+    guests.block_on(provider.drain());
+    assert_eq!((other.bodies(), node.done()), (Vec::<String>::new(), 1), "its claim ended");
+}
+
 /// Does something in a process that is dropped in the middle of what it does, as `kill -9` would end it.
 ///
 /// # Panics
 /// There are no threads for it.
 pub fn in_a_process(work: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.expect("threads can be started");
+    let runtime = threads(2);
     runtime.block_on(work);
     runtime.shutdown_background();
 }
