@@ -6,7 +6,9 @@
 //! | `exchange`, `routing_key` | what it is bound to; the routing key is the queue's name by default |
 //! | `create` | `"true"` makes a queue (of type quorum) and an exchange (topic) where there is none |
 //!
-//! No more is taken than there are permits, by `basic.get`. A message stays in its queue until it is settled:
+//! No more is taken than there are permits: by `basic.get`, and where there is plenty by a consumer that is there for one pull
+//! and has just so many messages, since each get costs the server as much as a message. One that stayed would be given messages
+//! without a permit. A message stays in its queue until it is settled:
 //!
 //! - done: acknowledged;
 //! - another try: a copy that knows of its attempts, faults and kills goes through a delay queue (`delays.rs`) back to the
@@ -17,13 +19,17 @@
 //! Order is not kept: what comes back stands last. Links that ask for it pull by `ordered.rs` instead.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use futures::future::join_all;
-use lapin::Channel;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicGetOptions};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::time::timeout;
 use trellis_provider::delivery::{
     Claimed, DeadLetter, Fate, Ledger, PULL_MAX, Place, Queue, Record, Settlement, Standing, Trouble,
 };
@@ -32,11 +38,15 @@ use uuid::Uuid;
 
 use crate::base::{Base, acknowledge, is_first, key};
 use crate::claims::{Held, give_back};
-use crate::connection::{Line, Unanswered, close, within};
+use crate::connection::{Line, NOT_FOUND, Unanswered, close, within};
 use crate::known::{Known, returns};
 
-/// Messages that are asked for at once.
+/// Messages that are asked for at once. More are had from a consumer, which costs the server as much as about so many gets.
 const GETTERS: usize = 8;
+/// There is plenty where a queue has this many times what is asked for, so that others who ask leave enough.
+const PLENTY: usize = 4;
+/// How long a consumer is waited for that has been given less than it asked for.
+const REST_WITHIN: Duration = Duration::from_millis(100);
 /// How often an idle queue is asked for news.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Waits up to this need no delay queue.
@@ -47,6 +57,10 @@ const AT_ONCE: Duration = Duration::from_millis(50);
 pub struct Source {
     base: Base,
     bound: tokio::sync::Mutex<Option<Bound>>,
+    /// How many messages waited, as was said last.
+    waiting: AtomicUsize,
+    /// The last of its consumers.
+    consumers: AtomicU64,
 }
 
 /// The queue, found on the connection of this number.
@@ -63,7 +77,8 @@ pub struct Claim(u64);
 impl Source {
     /// What pulls from a link's queue.
     pub(crate) fn new(base: Base) -> Self {
-        Self { base, bound: tokio::sync::Mutex::default() }
+        let (bound, waiting, consumers) = Default::default();
+        Self { base, bound, waiting, consumers }
     }
 
     /// The queue, found or made, and channels to take from it.
@@ -97,23 +112,86 @@ impl Source {
         format!("{doing} queue `{}`: {why}", self.base.wanted.queue)
     }
 
-    /// Takes up to `max` messages by one channel.
-    async fn take(&self, line: &Line, getter: &Channel, max: usize) -> (Vec<Claimed<Claim>>, Option<Unanswered>) {
-        let mut taken = Vec::new();
-        while taken.len() < max {
-            let got =
-                within(getter.basic_get(self.base.wanted.queue.as_str().into(), BasicGetOptions::default())).await;
-            let delivery = match got {
-                Ok(Some(message)) => message.delivery,
-                Ok(None) => break,
-                Err(why) => return (taken, Some(why)),
-            };
-            match self.claimed(line, delivery).await {
-                Ok(claimed) => taken.extend(claimed),
-                Err(why) => return (taken, Some(why)),
+    /// Takes up to `max` messages, of which so many wait. What came before something went wrong is there too.
+    async fn take(&self, bound: &Bound, max: usize, waiting: usize) -> (Vec<Delivery>, Option<Unanswered>) {
+        if max > GETTERS && waiting / PLENTY >= max {
+            let (taken, trouble) = self.consume(&bound.getters[0], max, waiting).await;
+            // A queue may prefer another consumer, and has all the same something for who gets.
+            if !taken.is_empty() || trouble.is_some() {
+                return (taken, trouble);
             }
         }
-        (taken, None)
+        let parts = max.clamp(1, GETTERS);
+        let gets = bound.getters.iter().take(parts).enumerate().map(|(part, getter)| {
+            let most = max / parts + usize::from(part < max % parts);
+            self.get(getter, most)
+        });
+        let (mut taken, mut trouble, mut left) = (Vec::new(), None, usize::MAX);
+        for (got, then_left, why) in join_all(gets).await {
+            taken.extend(got);
+            left = left.min(then_left);
+            trouble = trouble.or(why);
+        }
+        self.waiting.store(left, Ordering::Relaxed);
+        (taken, trouble)
+    }
+
+    /// Takes up to `max` messages by one channel, one after the other, and says how many waited then.
+    async fn get(&self, getter: &Channel, max: usize) -> (Vec<Delivery>, usize, Option<Unanswered>) {
+        let (mut taken, mut left) = (Vec::new(), 0);
+        while taken.len() < max {
+            let got = getter.basic_get(self.base.wanted.queue.as_str().into(), BasicGetOptions::default());
+            match within(got).await {
+                Ok(Some(message)) => {
+                    left = usize::try_from(message.message_count).unwrap_or(usize::MAX);
+                    taken.push(message.delivery);
+                }
+                Ok(None) => return (taken, 0, None),
+                Err(why) => return (taken, 0, Some(why)),
+            }
+        }
+        (taken, left, None)
+    }
+
+    /// Takes up to `max` messages by a consumer of its own. It is gone before one of them is acknowledged, for which the server
+    /// would give it another.
+    async fn consume(&self, channel: &Channel, max: usize, waiting: usize) -> (Vec<Delivery>, Option<Unanswered>) {
+        let tag: ShortString = format!("pull-{}", self.consumers.fetch_add(1, Ordering::Relaxed)).into();
+        let mut taken = Vec::with_capacity(max);
+        let mut consumer = match self.begin_to_consume(channel, &tag, max).await {
+            Ok(consumer) => consumer,
+            Err(why) => return (taken, Some(why)),
+        };
+        while taken.len() < max {
+            match timeout(REST_WITHIN, consumer.next()).await {
+                Ok(Some(Ok(delivery))) => taken.push(delivery),
+                Ok(Some(Err(why))) => return (taken, Some(why.into())),
+                Ok(None) => return (taken, Some(Unanswered::Refused(NOT_FOUND, "it was deleted".into()))),
+                // Others were quicker.
+                Err(_) => break,
+            }
+        }
+        let is_full = taken.len() == max;
+        // Nothing more can come to one that is full, so nobody waits for its end.
+        let cancelled = within(channel.basic_cancel(tag, BasicCancelOptions { nowait: is_full })).await;
+        if !is_full {
+            while let Ok(Some(Ok(delivery))) = timeout(REST_WITHIN, consumer.next()).await {
+                taken.push(delivery);
+            }
+        }
+        self.waiting.store(if is_full { waiting - max } else { 0 }, Ordering::Relaxed);
+        (taken, cancelled.err())
+    }
+
+    /// A consumer that holds at most so many messages. Both are asked for at once.
+    async fn begin_to_consume(&self, channel: &Channel, tag: &ShortString, max: usize) -> Result<Consumer, Unanswered> {
+        let (queue, at_most) = (self.base.wanted.queue.as_str().into(), u16::try_from(max).unwrap_or(u16::MAX));
+        let bounded = channel.basic_qos(at_most, BasicQosOptions::default());
+        let unanswered = BasicConsumeOptions { nowait: true, ..BasicConsumeOptions::default() };
+        let begun = channel.basic_consume(queue, tag.clone(), unanswered, FieldTable::default());
+        let (bounded, begun) = within(async { Ok(tokio::join!(biased; bounded, begun)) }).await?;
+        bounded?;
+        Ok(begun?)
     }
 
     /// A message with what is known of it; none, if it is not to be run.
@@ -212,26 +290,31 @@ impl Queue for Source {
 
     async fn ready(&self) -> Result<usize, Trouble> {
         loop {
+            // Said by each pull, so that a queue that is busy is not asked before each of them.
+            let known = self.waiting.load(Ordering::Relaxed);
+            if known > 0 {
+                return Ok(known);
+            }
             let (line, bound) = self.bound().await?;
             match line.waiting(&bound.getters[0], &self.base.wanted.queue).await {
                 Ok(0) => tokio::time::sleep(LOOK_EVERY).await,
-                Ok(waiting) => return Ok(usize::try_from(waiting).unwrap_or(PULL_MAX)),
+                Ok(waiting) => self.waiting.store(usize::try_from(waiting).unwrap_or(PULL_MAX), Ordering::Relaxed),
                 Err(why) => return Err(self.failed("looking at", why).await),
             }
         }
     }
 
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Claim>>, Trouble> {
+        // What a pull that fails leaves is to be asked for.
+        let waiting = self.waiting.swap(0, Ordering::Relaxed);
         let (line, bound) = self.bound().await?;
-        let parts = max.clamp(1, GETTERS);
-        let takes = bound.getters.iter().take(parts).enumerate().map(|(part, getter)| {
-            let most = max / parts + usize::from(part < max % parts);
-            self.take(&line, getter, most)
-        });
-        let (mut claimed, mut trouble) = (Vec::new(), None);
-        for (taken, why) in join_all(takes).await {
-            claimed.extend(taken);
-            trouble = trouble.or(why);
+        let (taken, mut trouble) = self.take(&bound, max, waiting).await;
+        let mut claimed = Vec::with_capacity(taken.len());
+        for one in join_all(taken.into_iter().map(|delivery| self.claimed(&line, delivery))).await {
+            match one {
+                Ok(one) => claimed.extend(one),
+                Err(why) => trouble = trouble.or(Some(why)),
+            }
         }
         match trouble {
             // What came before it is run; what is wrong shows at the next pull.

@@ -138,6 +138,7 @@ async fn words_have_their_consequences_and_what_is_wrong_is_named() {
     dead_letters_go_where_the_link_says_and_stay_for_two_weeks(&lab).await;
     what_is_missing_is_named_and_found_when_it_appears(&lab).await;
     what_others_publish_may_be_larger_than_what_a_component_may(&lab).await;
+    of_a_backlog_just_so_many_are_taken_as_are_asked_for(&lab).await;
     a_queue_that_would_lose_messages_is_not_adopted(&lab).await;
     a_classic_queue_counts_kills_and_headers_may_be_no_text(&lab).await;
     what_is_left_of_a_wait_is_waited_and_a_delay_queue_that_was_deleted_is_made_again(&lab).await;
@@ -259,6 +260,50 @@ async fn what_others_publish_may_be_larger_than_what_a_component_may(lab: &Lab) 
     assert_eq!(text(&lab.until_letters(&link, 1).await[0].message), large("dead"));
     lab.until_settled(&link).await;
     lab.rabbit.remove(&link.id).await;
+}
+
+/// Also once they are settled: nothing is given to a consumer for which nobody has a permit.
+async fn of_a_backlog_just_so_many_are_taken_as_are_asked_for(lab: &Lab) {
+    const ALL: usize = 300;
+    const ASKED: usize = 48;
+    let link = lab.link(&[("queue", "backlog"), ("create", "true")]);
+    let (one, other) = (lab.rabbit.source(&link).unwrap(), lab.rabbit.source(&link).unwrap());
+    one.standing().await.unwrap();
+    for i in 0..ALL {
+        lab.publish("backlog", &i.to_string()).await;
+    }
+    lab::until_waiting(&one, ALL as u64).await;
+    let take = async |source: &Source| {
+        assert!(source.ready().await.unwrap() >= ASKED);
+        let taken = source.pull(ASKED).await.unwrap();
+        assert_eq!(taken.len(), ASKED);
+        taken
+    };
+    let taken = take(&one).await;
+    for claimed in &taken {
+        one.settle(&claimed.claim, &Settlement::Ack).await.unwrap();
+    }
+    let mut bodies: Vec<_> = taken.iter().map(|claimed| text(&claimed.message)).collect();
+    let both = tokio::join!(take(&one), take(&other));
+    for claimed in both.0.iter().chain(&both.1) {
+        assert_eq!((claimed.record.attempt, claimed.record.kills), (1, 0));
+        one.settle(&claimed.claim, &Settlement::Ack).await.unwrap();
+        bodies.push(text(&claimed.message));
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let left = ALL - 3 * ASKED;
+    let looked = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = lab.channel().await.queue_declare("backlog".into(), looked, FieldTable::default()).await.unwrap();
+    assert_eq!((queue.message_count() as usize, queue.consumer_count()), (left, 0));
+    while bodies.len() < ALL {
+        for claimed in one.pull(ASKED).await.unwrap() {
+            one.settle(&claimed.claim, &Settlement::Ack).await.unwrap();
+            bodies.push(text(&claimed.message));
+        }
+    }
+    bodies.sort_by_key(|body| body.parse::<usize>().unwrap());
+    assert!(bodies.into_iter().eq((0..ALL).map(|i| i.to_string())), "each once");
+    lab.until_settled(&link).await;
 }
 
 async fn a_queue_that_would_lose_messages_is_not_adopted(lab: &Lab) {
