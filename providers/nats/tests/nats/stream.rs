@@ -140,7 +140,6 @@ async fn what_is_replayed_is_handled_once_though_it_is_put_back_again_when_the_s
     assert_eq!(node.attempts("dead 1"), [1, 1], "once more");
 }
 
-/// Waits until nothing waits and nothing is claimed.
 #[test]
 fn claims_are_extended_beside_guests() {
     let (server, lab) = (NatsServer::start(true), threads(1));
@@ -156,6 +155,7 @@ fn claims_are_extended_beside_guests() {
     );
 }
 
+/// Waits until nothing waits and nothing is claimed.
 async fn until_settled(context: &Context) {
     let stream = context.get_stream("ORDERS").await.unwrap();
     let consumer = stream.get_consumer::<pull::Config>("shop_worker").await.unwrap();
