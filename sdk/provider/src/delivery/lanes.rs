@@ -3,7 +3,7 @@
 //!
 //! A lane holds the messages of one key, by their position. Its first may run when nothing of the key is under way, and
 //! nothing that stands before it was given back: what a lane has no room for goes back to the broker and is remembered
-//! until it comes again. A parked lane lets only a replay pass, and what is replayed well opens it again.
+//! until it comes again. A parked lane lets only replays pass, and the last that is replayed well opens it again.
 //!
 //! A backlog of few keys must not go back and forth between the broker and full lanes. So a message is given back for about
 //! as long as its lane takes to come to it; and once [`LOOK_AHEAD`] are out so, nothing new is pulled but what lanes wait
@@ -85,6 +85,8 @@ impl<T> Default for Lane<T> {
 pub(super) enum End {
     /// It is off: acknowledged or dropped.
     Off,
+    /// The same of a replay whose key has another dead letter.
+    OffBeside,
     /// It is a dead letter, and the link goes on.
     Continue,
     /// It is a dead letter, and its key waits for someone to decide.
@@ -236,7 +238,8 @@ impl<T> Lanes<T> {
         self.held -= 1;
         let before = lane.parked;
         match end {
-            End::Off | End::Continue => lane.parked &= !replay,
+            End::Off | End::Continue => lane.parked &= !replay || !lane.replays.is_empty(),
+            End::OffBeside => {}
             End::Park => {
                 lane.parked = true;
                 lane.parked_by = (!replay).then_some(position).or(lane.parked_by);
@@ -386,7 +389,7 @@ mod tests {
 
     /// Carries out a script and tells what came of each line.
     ///
-    /// `pull KEY POSITION [replay]`, `next`, `off|continue|park|back KEY`, `open KEY`, `dry MS`.
+    /// `pull KEY POSITION [replay]`, `next`, `off|beside|continue|park|back KEY`, `open KEY`, `dry MS`.
     fn told(script: &str) -> String {
         let (mut lanes, mut told) = (Lanes::<String>::default(), String::new());
         for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -414,6 +417,7 @@ mod tests {
             "next" => lanes.next(0).map_or("nothing".into(), |(_, message)| message),
             "off" => end(lanes, End::Off),
             "continue" => end(lanes, End::Continue),
+            "beside" => end(lanes, End::OffBeside),
             "park" => {
                 let parked = end(lanes, End::Park);
                 format!("{parked}; {:?} go back", lanes.hand_back(words[1], 0))
@@ -482,6 +486,29 @@ mod tests {
              # Someone drops the letter.
              open a
              pull a 12
+             next"
+        ));
+    }
+
+    #[test]
+    fn a_key_with_several_dead_letters_is_open_once_the_last_is_replayed_well() {
+        insta::assert_snapshot!(told(
+            "pull a 1
+             next
+             park a
+             # Two are replayed: the first that is handled does not open the key.
+             pull a 9 replay
+             pull a 10 replay
+             next
+             off a
+             next
+             # Nor does one while another letter is there.
+             beside a
+             pull a 2
+             pull a 11 replay
+             next
+             off a
+             pull a 2
              next"
         ));
     }

@@ -36,6 +36,8 @@ pub(super) const BURYING_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) const DONE: &[u8] = b"done";
 /// Below it are the keys that are parked.
 pub(super) const PARKED: &str = "parked/";
+/// Below it is what is about to park a key.
+pub(super) const PARKS: &str = "parks/";
 /// The count of parts at the beginning of the first, big-endian.
 const COUNT_BYTES: usize = 4;
 /// Parts of one outbox: the largest that a run may have takes 32 MiB.
@@ -166,7 +168,7 @@ pub(super) fn parked_key(key: &str) -> String {
 
 /// Where it is kept which message parks a key whose dead letter may not be there.
 pub(super) fn parks_key(key: &str) -> String {
-    format!("parks/{}", hash(key))
+    format!("{PARKS}{}", hash(key))
 }
 
 /// Where it is kept as which message a dead letter of this name is replayed.

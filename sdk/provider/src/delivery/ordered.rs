@@ -19,7 +19,8 @@ use trellis_wire::{Error, OnDeadLetter};
 use super::engine::{Engine, Turn};
 use super::held::Taken;
 use super::lanes::{BACK, End, LOOK_AHEAD, Lanes};
-use super::ledger::{self, KEPT, PARKED};
+use super::ledger::{self, KEPT, PARKED, PARKS};
+use super::letter::DeadLetter;
 use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
 use super::queue::{CLAIM, Ledger, PULL_MAX, Place, Queue, Trouble};
@@ -125,6 +126,30 @@ impl<Q: Queue> Engine<Q> {
         ledger.remove(&ledger::opens_key(key)).await.map(drop)
     }
 
+    /// A dead letter of a key was dropped: the key is open, unless another holds it.
+    pub(super) async fn open_unless_held(&self, key: &str) -> Result<(), Trouble> {
+        match self.is_held(key, None).await? {
+            true => Ok(()),
+            false => self.open_key(key).await,
+        }
+    }
+
+    /// Whether a key is parked, and has a dead letter other than this one.
+    async fn is_held(&self, key: &str, but: Option<&str>) -> Result<bool, Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(false) };
+        Ok(ledger.read(&ledger::parked_key(key)).await?.is_some() && self.has_letter(key, but).await?)
+    }
+
+    /// Whether a key that a replay would open is held by another dead letter. Its own may be there still, where a node died that
+    /// replayed it. Where nobody can say, it is open: else nothing might ever open it.
+    async fn stays_parked(&self, taken: &Taken<Q::Claim>, key: &str) -> bool {
+        let is_held = self.is_held(key, taken.place.replay_of.as_deref()).await;
+        is_held.unwrap_or_else(|why| {
+            tracing::warn!(link = %self.link, key, why, "a key is opened, though it may have another dead letter");
+            false
+        })
+    }
+
     /// A replay is about to be off, and the key that it opens is said to be open only afterwards: who takes over in between
     /// must know, since nothing else would ever open it.
     async fn note_opening(&self, taken: &Taken<Q::Claim>, key: &str) {
@@ -153,21 +178,25 @@ impl<Q: Queue> Engine<Q> {
                 None => others |= taken.place.key.as_bytes() == parks,
             }
         }
-        Ok(others || !replays && !self.has_letter(key).await)
+        if others || replays {
+            return Ok(others);
+        }
+        let has_letter = self.has_letter(key, None).await.unwrap_or_else(|why| {
+            tracing::warn!(link = %self.link, key, why, "a key stays parked, though it may have no dead letter");
+            true
+        });
+        Ok(!has_letter)
     }
 
     fn order_key(&self, taken: &Taken<Q::Claim>) -> Option<String> {
         Some(ledger::order_key(self.policy.order_by.as_ref()?, &taken.message))
     }
 
-    /// Whether a dead letter of this key is there. Where that cannot be looked up, there may be.
-    async fn has_letter(&self, key: &str) -> bool {
-        let Some(order) = &self.policy.order_by else { return false };
-        let found = self.any_letter(|letter| ledger::order_key(order, &letter.message) == key).await;
-        found.unwrap_or_else(|why| {
-            tracing::warn!(link = %self.link, key, why, "a key stays parked, though it may have no dead letter");
-            true
-        })
+    /// Whether a dead letter of this key is there, other than this one.
+    async fn has_letter(&self, key: &str, but: Option<&str>) -> Result<bool, Trouble> {
+        let Some(order) = &self.policy.order_by else { return Ok(false) };
+        let is_of_key = |letter: &DeadLetter| ledger::order_key(order, &letter.message) == key;
+        self.any_letter(|letter| but != Some(letter.id.as_str()) && is_of_key(letter)).await
     }
 
     /// A key is parked from before its dead letter is there for someone to decide on. Until it is, the ledger names the message
@@ -200,6 +229,18 @@ impl<Q: Queue> Engine<Q> {
     async fn is_not_parked(&self, key: &str, over: &CancellationToken) {
         let open = || self.open_key(key).boxed();
         while !over.is_cancelled() && self.persist(OPENED, open).await.is_none() {}
+    }
+
+    /// Forgets what was to park a key that is open: its node died before, and the message was out, or someone opened the key
+    /// and died.
+    async fn forget_parking(&self) -> Result<(), Trouble> {
+        let Some(ledger) = self.queue.ledger() else { return Ok(()) };
+        for parks in ledger.keys(PARKS).await? {
+            if ledger.read(&parks.replacen(PARKS, PARKED, 1)).await?.is_none() {
+                ledger.remove(&parks).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Every key that is parked.
@@ -300,15 +341,17 @@ impl<Q: Queue> Engine<Q> {
     ) -> End {
         let dead = matches!(settlement, Settlement::DeadLetter { .. });
         let parks = dead && self.policy.on_dead_letter == OnDeadLetter::Park;
+        let is_replay = taken.place.replay_of.is_some();
         let is_off = matches!(settlement, Settlement::Ack | Settlement::Drop { .. });
+        let stays_parked = is_off && is_replay && self.stays_parked(taken, key).await;
         if parks {
             self.park_key(taken, key).await;
-        } else if is_off && taken.place.replay_of.is_some() {
+        } else if is_off && is_replay && !stays_parked {
             self.note_opening(taken, key).await;
         }
         let settled = self.settle(taken, &settlement).await;
         // What is replayed finds its key parked either way.
-        if parks && taken.place.replay_of.is_none() {
+        if parks && !is_replay {
             match settled {
                 true => self.is_parked(key).await,
                 false => self.is_not_parked(key, over).await,
@@ -319,6 +362,7 @@ impl<Q: Queue> Engine<Q> {
             Settlement::GiveBack { after } => End::Back { due_ms: self.due_ms(after) },
             Settlement::DeadLetter { .. } if parks => End::Park,
             Settlement::DeadLetter { .. } => End::Continue,
+            _ if stays_parked => End::OffBeside,
             Settlement::Ack | Settlement::Drop { .. } | Settlement::Retry { .. } => End::Off,
         }
     }
@@ -401,6 +445,7 @@ impl<Q: Queue> Term<Q> {
                 false => self.lanes.park(&key, true),
             }
         }
+        engine.forget_parking().await?;
         engine.progress.set(None);
         self.offer(claimed).await;
         self.took_over = !self.over.is_cancelled();

@@ -828,6 +828,8 @@ async fn a_key_is_parked_while_its_dead_letter_is_there_and_no_longer_across_cra
                 before if random.random_bool(0.3) => before.lease.set(None),
                 before => before.dies(),
             }
+            // What it was just about to begin is broken off as well.
+            sleep(Duration::from_millis(1)).await;
             lattice.world.lock().unwrap().running.clear();
         }
         node.lease.set(Some(Token(9)));
@@ -1124,6 +1126,68 @@ async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     lattice.until_empty().await;
     assert_eq!(lattice.handled(), ["ok 3", "ok 2", "ok 4"]);
     assert!(node.engine.progress().health().is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_key_waits_for_the_last_of_its_letters() {
+    for fate in [Fate::Drop, Fate::Replay] {
+        let goes_on = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
+        let mut lattice = Lattice::new(goes_on, 1);
+        lattice.publish("key", "dead 1", &[]);
+        let before = lattice.node();
+        before.lease.set(Some(Token(1)));
+        lattice.until_empty().await;
+        before.ends().await;
+        // From now on a dead letter parks its key.
+        lattice.policy.on_dead_letter = OnDeadLetter::Park;
+        ["dead 2", "ok 3"].iter().for_each(|body| lattice.publish("key", body, &[]));
+        let node = lattice.node();
+        node.lease.set(Some(Token(2)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lattice.letters(), ["dead 1", "dead 2"]);
+        lattice.world.lock().unwrap().mended = true;
+        let ids: Vec<_> = lattice.broker.lock().unwrap().letters.keys().map(u64::to_string).collect();
+        assert!(node.engine.decide(&ids[0], fate).await.unwrap().is_some());
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!((lattice.waiting(), lattice.letters()), (vec!["key ok 3".into()], vec!["dead 2".into()]));
+        // The next holder knows it as well.
+        node.ends().await;
+        let node = lattice.node();
+        node.lease.set(Some(Token(3)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lattice.waiting(), ["key ok 3"]);
+        assert!(node.engine.decide(&ids[1], fate).await.unwrap().is_some());
+        lattice.until_empty().await;
+        let handled = if fate == Fate::Drop { vec!["ok 3"] } else { vec!["dead 1", "dead 2", "ok 3"] };
+        assert_eq!(
+            (lattice.handled(), lattice.letters()),
+            (handled.iter().map(|body| (*body).to_owned()).collect(), vec![])
+        );
+        node.ends().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_of_what_was_to_park_a_key_where_its_message_goes_well_after_all() {
+    let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
+    lattice.publish("key", "dead 1", &[]);
+    let first = lattice.node();
+    first.dies_at(Some("parks/"));
+    first.lease.set(Some(Token(1)));
+    while !first.node.sight.dead.load(Ordering::SeqCst) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    first.dies();
+    {
+        let mut world = lattice.world.lock().unwrap();
+        world.running.clear();
+        world.mended = true;
+    }
+    let second = lattice.node();
+    second.lease.set(Some(Token(2)));
+    lattice.until_empty().await;
+    assert_eq!((lattice.handled(), lattice.letters()), (vec!["dead 1".into()], Vec::<String>::new()));
+    assert_eq!(lattice.broker.lock().unwrap().ledger.keys().find(|key| key.starts_with("park")), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -31,8 +31,8 @@ pub trait Trigger: Send + Sync {
     /// They cannot be read.
     async fn letters(&self, after: Option<&str>, max: usize) -> Result<Vec<DeadLetter>, Trouble>;
 
-    /// Replays or drops a dead letter, and returns it; `None`: there is none of that id. A key that it parked is open again
-    /// once it is dropped, or replayed well.
+    /// Replays or drops a dead letter, and returns it; `None`: there is none of that id. A parked key is open again once the last
+    /// of its dead letters is dropped, or replayed well.
     ///
     /// # Errors
     /// It is not done wholly; the same again makes it whole.
@@ -69,7 +69,7 @@ impl<Q: Queue> Trigger for Engine<Q> {
             Fate::Replay => self.is_parked(&key).await,
             Fate::Drop => {
                 // The letter is gone: a second time would find none.
-                let opened = self.persist(OPENED, || self.open_key(&key).boxed()).await;
+                let opened = self.persist(OPENED, || self.open_unless_held(&key).boxed()).await;
                 opened.ok_or_else(|| format!("it is dropped, but its key `{key}` stays parked: {OPENED}"))?;
             }
         }
