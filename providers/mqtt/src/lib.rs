@@ -43,10 +43,9 @@ pub use config::{PACKET_BYTES_MAX, RECEIVE_MAX};
 pub use publish::MESSAGE_BYTES_MAX;
 use trellis_provider::delivery::Trigger;
 use trellis_provider::{
-    Allowed, Depot, LinkError, Links, Permits, Provider, need_queue, no_such_call, no_such_package,
+    Allowed, Depot, LinkError, Links, Permits, Provider, depot_queue, need_queue, no_such_call, no_such_package, short,
 };
 use trellis_wire::{Answer, Call, CallError, ComponentKey, Dedupe, DedupeKey, Link, LinkId, Message, OrderBy, Part};
-use uuid::Uuid;
 
 use crate::config::{Qos, Settings};
 use crate::publish::Publisher;
@@ -165,8 +164,7 @@ impl Mqtt {
 
     /// The queue of the depot that holds what came by a link, whatever server and topic it names.
     pub fn queue(&self, link: &LinkId, component: &ComponentKey) -> String {
-        let component = component.to_string().replace('/', ".");
-        format!("{component}.{}", short(&[&self.options.node, &link.to_string()]))
+        depot_queue(component, &[&self.options.node, &link.to_string()])
     }
 
     async fn keep(&self, link: &Link, server: (&Settings, Qos), permits: Permits) -> Result<Bound, LinkError> {
@@ -290,12 +288,6 @@ impl Provider for Mqtt {
     async fn drain(&self) {
         tokio::join!(self.links.drain(), self.sessions.drain());
     }
-}
-
-/// A name of 16 letters and digits for all of these together.
-fn short(parts: &[&str]) -> String {
-    let all = parts.join("\n");
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, all.as_bytes()).simple().to_string()[..16].into()
 }
 
 fn check_package(link: &Link) -> Result<(), LinkError> {

@@ -1,5 +1,5 @@
 //! What a link's configuration says. The keys and their meaning are those of wasmCloud's NATS providers, so that
-//! manifests written for those go on working; ours are `url`, `allowed_subjects` and `create`.
+//! manifests written for those go on working; `lattice/manifest/src/keys.rs` lists them with ours, such as `url` and `tls_cert`.
 
 use std::path::{Path, PathBuf};
 

@@ -8,18 +8,17 @@
 //!
 //! The nodes of a queue group have a part of the messages each, so that nothing holds there which all of them must know.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use trellis_provider::delivery::Trigger;
-use trellis_provider::{Depot, LinkError, Permits};
+use trellis_provider::{Depot, LinkError, Permits, depot_queue};
 use trellis_wire::{ComponentKey, Delivery, Link, LinkId, Message};
-use uuid::Uuid;
 
-use crate::subscribe::{BUFFER_TAIL_MAX, BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, Waiting, received};
+use crate::subscribe::{BUFFER_TAIL_MAX, BUSY_PAUSE_MAX, BUSY_PAUSE_MIN, Trouble, Waiting, received};
 
 /// How many messages are stored together, of those that have come.
 const TOGETHER_MAX: usize = 256;
@@ -34,8 +33,7 @@ pub(crate) struct Kept {
 
 /// The queue of the depot that holds what came by a link.
 pub(crate) fn queue(link: &LinkId, component: &ComponentKey) -> String {
-    let link = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("nats\n{link}").as_bytes()).simple().to_string();
-    format!("{}.{}", component.to_string().replace('/', "."), &link[..16])
+    depot_queue(component, &["nats", &link.to_string()])
 }
 
 /// What a policy asks for that nodes which share a subject cannot keep, each for itself.
@@ -79,7 +77,7 @@ impl Kept {
     }
 
     /// What stores the messages of one subscription.
-    pub(crate) fn keeper(&self, stop: CancellationToken, trouble: Arc<Mutex<Option<String>>>) -> Keeper {
+    pub(crate) fn keeper(&self, stop: CancellationToken, trouble: Trouble) -> Keeper {
         let (depot, queue, link) = (self.depot.clone(), self.queue.clone(), self.link.clone());
         Keeper { depot, queue, link, stop, trouble }
     }
@@ -104,7 +102,7 @@ pub(crate) struct Keeper {
     queue: String,
     link: LinkId,
     stop: CancellationToken,
-    trouble: Arc<Mutex<Option<String>>>,
+    trouble: Trouble,
 }
 
 impl Keeper {
@@ -137,14 +135,10 @@ impl Keeper {
     async fn keep(&self, messages: Vec<Message>) {
         let mut pause: Duration = BUSY_PAUSE_MIN;
         while let Err(why) = self.depot.keep(&self.queue, messages.clone(), Bytes::new()).await {
-            self.set_trouble(Some(format!("messages cannot be stored, and wait: {why}")));
+            self.trouble.set(Some(format!("messages cannot be stored, and wait: {why}")));
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BUSY_PAUSE_MAX);
         }
-        self.set_trouble(None);
-    }
-
-    fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        self.trouble.set(None);
     }
 }

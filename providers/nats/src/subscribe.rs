@@ -45,8 +45,22 @@ pub(crate) struct Subscribed {
     kept: Option<Kept>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    /// Why no permit is given, while that is so.
-    trouble: Arc<Mutex<Option<String>>>,
+    /// What is not well with each of its subscriptions.
+    troubles: Vec<Trouble>,
+}
+
+/// Why no permit is given, or nothing stored, while that is so.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trouble(Arc<Mutex<Option<String>>>);
+
+impl Trouble {
+    pub(crate) fn set(&self, why: Option<String>) {
+        *self.0.lock().expect("nothing panics while it holds the trouble") = why;
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.lock().expect("nothing panics while it holds the trouble").clone()
+    }
 }
 
 /// Whether a link says rightly which subjects it is. The server is not asked.
@@ -69,12 +83,12 @@ impl Subscribed {
     ) -> Result<Self, LinkError> {
         let wanted = read(&link)?;
         let connection = connections.get(&link).await?;
-        let subscribed = Self {
+        let mut subscribed = Self {
             connection: connection.clone(),
             kept: Kept::begin(depot, &link, &permits).await?,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            trouble: Arc::default(),
+            troubles: Vec::new(),
         };
         let subscribing = subscribed.subscribe(wanted, &link.id, &permits).await;
         if let Err(why) = subscribing {
@@ -85,15 +99,22 @@ impl Subscribed {
         Ok(subscribed)
     }
 
-    async fn subscribe(&self, wanted: Vec<config::Wanted>, link: &LinkId, permits: &Permits) -> Result<(), LinkError> {
+    async fn subscribe(
+        &mut self,
+        wanted: Vec<config::Wanted>,
+        link: &LinkId,
+        permits: &Permits,
+    ) -> Result<(), LinkError> {
         for wanted in wanted {
             let subscriber = self.connection.client.queue_subscribe(wanted.subject.clone(), wanted.group).await;
             let messages = subscriber.map_err(|why| LinkError::Failed(format!("{}: {why}", wanted.subject)))?;
             let (queue, waiting) = mpsc::channel(BUFFER_MESSAGES_MAX);
             let intake = Intake { link: link.clone(), queue, room: Arc::new(Semaphore::new(BUFFER_KIB_MAX)), lost: 0 };
             self.tasks.spawn(intake.run(messages, self.stop.clone()));
+            let trouble = Trouble::default();
+            self.troubles.push(trouble.clone());
             if let Some(kept) = &self.kept {
-                self.tasks.spawn(kept.keeper(self.stop.clone(), self.trouble.clone()).run(waiting));
+                self.tasks.spawn(kept.keeper(self.stop.clone(), trouble).run(waiting));
                 continue;
             }
             let puller = Puller {
@@ -101,7 +122,7 @@ impl Subscribed {
                 permits: permits.clone(),
                 stop: self.stop.clone(),
                 tasks: self.tasks.clone(),
-                trouble: self.trouble.clone(),
+                trouble,
             };
             self.tasks.spawn(puller.run(waiting));
         }
@@ -115,8 +136,7 @@ impl Subscribed {
 
     pub(crate) fn health(&self) -> Result<(), String> {
         self.connection.health()?;
-        let trouble = self.trouble.lock().expect("nothing panics while it holds the trouble").clone();
-        trouble.map_or(Ok(()), Err)?;
+        self.troubles.iter().find_map(Trouble::get).map_or(Ok(()), Err)?;
         self.kept.as_ref().map_or(Ok(()), Kept::health)
     }
 
@@ -195,7 +215,7 @@ struct Puller {
     permits: Permits,
     stop: CancellationToken,
     tasks: TaskTracker,
-    trouble: Arc<Mutex<Option<String>>>,
+    trouble: Trouble,
 }
 
 impl Puller {
@@ -251,21 +271,17 @@ impl Puller {
         loop {
             match self.permits.acquire(Want::Pull).await {
                 Ok(permit) => {
-                    self.set_trouble(None);
+                    self.trouble.set(None);
                     return Some(permit);
                 }
                 Err(Error::ShuttingDown) => return None,
                 // An ended link waits for what is short, but not for a component that is gone.
                 Err(why) if self.stop.is_cancelled() && !matches!(why, Error::Busy(_)) => return None,
-                Err(why) => self.set_trouble(Some(format!("messages wait for a permit: {why}"))),
+                Err(why) => self.trouble.set(Some(format!("messages wait for a permit: {why}"))),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BUSY_PAUSE_MAX);
         }
-    }
-
-    fn set_trouble(&self, trouble: Option<String>) {
-        *self.trouble.lock().expect("nothing panics while it holds the trouble") = trouble;
     }
 }
 

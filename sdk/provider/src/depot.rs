@@ -9,10 +9,22 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use trellis_wire::{Link, LinkId, Message};
+use trellis_wire::{ComponentKey, Link, LinkId, Message};
+use uuid::Uuid;
 
 use crate::delivery::{Trigger, Trouble};
 use crate::{LinkError, Permits};
+
+/// The queue of a depot that is a link's own: told from the component's others by all of these together. What was stored by
+/// an earlier build is found by it.
+pub fn depot_queue(component: &ComponentKey, told_by: &[&str]) -> String {
+    format!("{}.{}", component.to_string().replace('/', "."), short(told_by))
+}
+
+/// A name of 16 letters and digits for all of these together.
+pub fn short(parts: &[&str]) -> String {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, parts.join("\n").as_bytes()).simple().to_string()[..16].into()
+}
 
 impl fmt::Debug for dyn Depot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,4 +70,16 @@ pub trait Depot: Send + Sync + 'static {
     /// # Errors
     /// For people.
     fn health(&self, link: &LinkId) -> Result<(), String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_called_as_earlier_builds_called_it() {
+        let component: ComponentKey = "shop/worker".parse().unwrap();
+        assert_eq!(depot_queue(&component, &["nats", "a link"]), "shop.worker.840b80e362d75cfd");
+        assert_eq!(depot_queue(&component, &["a node", "a link"]), "shop.worker.6cb16f23308f56d0");
+    }
 }

@@ -45,7 +45,7 @@ pub use allowed::Allowed;
 use async_trait::async_trait;
 pub use clock::now_ms;
 use delivery::Trigger;
-pub use depot::Depot;
+pub use depot::{Depot, depot_queue, short};
 pub use dialed::{Dial, Dialed};
 pub use histogram::{Histogram, Snapshot};
 pub use lease::{Lease, LeaseHolder, Token};

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use trellis_bus::testing::NatsServer;
 use trellis_embedded::{Embedded, Pulled};
 use trellis_nats::{Nats, Options};
-use trellis_provider::delivery::{Fate, Queue as _};
+use trellis_provider::delivery::{Fate, Queue as _, Trigger, Trouble};
 use trellis_provider::testing::lab::{
     self, Node, in_a_process, text, until, until_letters, until_settled, until_waiting,
 };
 use trellis_provider::testing::{Broker, contract};
-use trellis_provider::{LinkError, Provider as _};
+use trellis_provider::{Depot, LinkError, Permits, Provider as _};
 use trellis_wire::{Call, Dedupe, DedupeKey, Delivery, Link, LinkId, Message, OrderBy, Rate};
 
 use crate::{link, message, provider, publish, publisher};
@@ -215,6 +216,62 @@ async fn a_message_that_awaits_an_answer_is_kept_with_where_it_goes() {
     let (answer, ()) = tokio::join!(asking, answering);
     let trellis_wire::Answer::Message(answer) = answer.unwrap() else { panic!("an answer is a message") };
     assert_eq!(text(&answer), "answer");
+}
+
+/// A node's disk that has no room for what comes on `full`.
+struct Picky(Arc<Embedded>);
+
+#[async_trait]
+impl Depot for Picky {
+    async fn begin(&self, queue: &str, link: Link, permits: Permits) -> Result<(), LinkError> {
+        self.0.begin(queue, link, permits).await
+    }
+
+    fn has(&self, queue: &str) -> bool {
+        self.0.has(queue)
+    }
+
+    async fn keep(&self, queue: &str, messages: Vec<Message>, note: Bytes) -> Result<(), Trouble> {
+        if messages.iter().any(|message| message.subject == "full") {
+            return Err("there is no room".into());
+        }
+        self.0.keep(queue, messages, note).await
+    }
+
+    fn note(&self, queue: &str) -> Result<Bytes, Trouble> {
+        self.0.note(queue)
+    }
+
+    async fn end(&self, link: &LinkId) {
+        Depot::end(&*self.0, link).await;
+    }
+
+    fn trigger(&self, link: &LinkId) -> Option<Arc<dyn Trigger>> {
+        Depot::trigger(&*self.0, link)
+    }
+
+    fn health(&self, link: &LinkId) -> Result<(), String> {
+        Depot::health(&*self.0, link)
+    }
+}
+
+#[tokio::test]
+async fn one_subscription_that_goes_well_does_not_hide_that_another_does_not() {
+    let (lab, node) = (Lab::start().await, Node::new(1));
+    let options = Options { default_url: Some(lab.server.url.clone()), ..Options::default() };
+    let nats = Nats::new(options).storing_in(Arc::new(Picky(lab.process.embedded.clone())));
+    publisher(&nats).await;
+    let link = orders("full,ok");
+    nats.wake(link.clone(), node.permits(&link)).await.unwrap();
+    until("all is well", || nats.health(&link.id).is_ok()).await;
+    lab.publish("full", "waits").await;
+    until("it is said", || nats.health(&link.id).is_err_and(|why| why.contains("there is no room"))).await;
+    for n in 0..10 {
+        lab.publish("ok", "ok").await;
+        until("the other goes on", || node.done() > n).await;
+        let health = nats.health(&link.id);
+        assert!(health.as_ref().is_err_and(|why| why.contains("there is no room")), "{health:?}");
+    }
 }
 
 #[tokio::test]

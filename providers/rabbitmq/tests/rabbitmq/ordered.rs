@@ -42,11 +42,11 @@ impl Broker for InOrder {
         self.lab.publish_to(name, message).await;
     }
 
-    /// They come by a queue of their own, and all that waits is held at once.
     fn tells_ages(&self) -> bool {
         false
     }
 
+    /// They come by a queue of their own, and all that waits is held at once.
     fn replays_first(&self) -> bool {
         false
     }
