@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use trellis_manifest::{Component, Provider, Scaler, Spread};
+use trellis_manifest::{Component, Scaler, Spread};
 use trellis_wire::ComponentName;
 
 use crate::Release;
@@ -20,6 +20,28 @@ pub(crate) enum Demand<'a> {
     Every { portions: Vec<Portion<'a>>, permits: Option<u32> },
 }
 
+/// What is planned of a release.
+pub(crate) enum Planned<'a> {
+    /// A component of its own.
+    Component(&'a Component),
+    /// A built-in provider with this scaler. Without one it runs where the components are that it is linked with, or at home.
+    Provider(&'a Scaler),
+}
+
+impl<'a> Planned<'a> {
+    /// `None`: this entry is not planned.
+    pub(crate) fn of(release: &'a Release, entry: &ComponentName) -> Option<Self> {
+        if release.shared(entry).is_some() {
+            return None;
+        }
+        if let Some(component) = release.app.components.get(entry) {
+            return Some(Self::Component(component));
+        }
+        let provider = release.app.providers.get(entry).filter(|provider| provider.tech().is_some())?;
+        provider.scaler.as_ref().map(Self::Provider)
+    }
+}
+
 /// What one spread asks for.
 #[derive(Debug)]
 pub(crate) struct Portion<'a> {
@@ -32,14 +54,10 @@ pub(crate) struct Portion<'a> {
 impl<'a> Demand<'a> {
     /// What an entry of a release asks for, and whether it needs sandboxes. `None`: it is not planned.
     pub(crate) fn of_entry(release: &'a Release, entry: &ComponentName) -> Option<(Self, bool)> {
-        if release.shared(entry).is_some() {
-            return None;
-        }
-        if let Some(component) = release.app.components.get(entry) {
-            return Some((Self::of_component(component), true));
-        }
-        let provider = release.app.providers.get(entry).filter(|provider| provider.tech().is_some())?;
-        Some((Self::of_provider(provider)?, false))
+        Some(match Planned::of(release, entry)? {
+            Planned::Component(component) => (Self::of_component(component), true),
+            Planned::Provider(scaler) => (Self::of_provider(scaler), false),
+        })
     }
 
     /// What is asked for while a newer version, which asks for `newer`, has this share of the events, in percent. Only
@@ -75,14 +93,11 @@ impl<'a> Demand<'a> {
         }
     }
 
-    /// Without a scaler a built-in provider is not planned: it runs where the components are that it is linked with, or at home.
-    pub(crate) fn of_provider(provider: &'a Provider) -> Option<Self> {
-        match provider.scaler.as_ref()? {
-            Scaler::Spread { instances: Some(instances), spreads } => Some(Self::Nodes(portions(spreads, *instances))),
-            Scaler::Daemon { instances: Some(0), .. } => Some(Self::Nodes(Vec::new())),
-            Scaler::Spread { instances: None, spreads } | Scaler::Daemon { spreads, .. } => {
-                Some(Self::every(spreads, None))
-            }
+    fn of_provider(scaler: &'a Scaler) -> Self {
+        match scaler {
+            Scaler::Spread { instances: Some(instances), spreads } => Self::Nodes(portions(spreads, *instances)),
+            Scaler::Daemon { instances: Some(0), .. } => Self::Nodes(Vec::new()),
+            Scaler::Spread { instances: None, spreads } | Scaler::Daemon { spreads, .. } => Self::every(spreads, None),
         }
     }
 

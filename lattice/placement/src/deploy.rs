@@ -117,7 +117,9 @@ impl State {
         let ids: BTreeSet<&str> = ids(release).map(|(_, id)| id).collect();
         let others = self.running().filter(|other| other.app.name != release.app.name);
         for other in others {
-            if let Some((entry, id)) = self::ids(other).find(|(_, id)| ids.contains(id)) {
+            // Of thousands hardly one has such an id: whether it is its own is asked after that.
+            let is_taken = |(entry, id): &(&ComponentName, &str)| ids.contains(id) && other.shared(entry).is_none();
+            if let Some((entry, id)) = all_ids(other).find(is_taken) {
                 return Err(Refusal::IdTaken { id: id.into(), owner: other.key(entry) });
             }
         }
@@ -257,7 +259,12 @@ impl State {
 
 /// The ids of a release's own components and providers.
 fn ids(release: &Release) -> impl Iterator<Item = (&ComponentName, &str)> {
+    all_ids(release).filter(|(entry, _)| release.shared(entry).is_none())
+}
+
+/// The same with those of what other apps share.
+fn all_ids(release: &Release) -> impl Iterator<Item = (&ComponentName, &str)> {
     let components = release.app.components.iter().map(|(entry, component)| (entry, component.id.as_str()));
     let providers = release.app.providers.iter().map(|(entry, provider)| (entry, provider.id.as_str()));
-    components.chain(providers).filter(|(entry, _)| release.shared(entry).is_none())
+    components.chain(providers)
 }

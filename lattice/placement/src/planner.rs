@@ -7,6 +7,7 @@
 //! Moves shrink first: as long as a node has not said that it gave permits up, nobody else gets them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::rc::Rc;
 
 use trellis_wire::{ComponentKey, NodeId};
@@ -22,14 +23,13 @@ use crate::{Change, Delta, Holding, Node, State};
 pub fn plan(state: &State) -> Option<Delta> {
     let mut ground = Ground::survey(state);
     let mut draft = Draft::new(state.plan().generation());
-    let wants: Vec<_> = state.wants().map(|want| (state.plan().holding(&want.key), want)).collect();
-    release_the_unwanted(state, &wants, &mut draft);
+    release_the_unwanted(state, &mut draft);
     let nothing = Holding::new();
-    for (holding, want) in &wants {
+    for want in state.wants() {
         if draft.is_full() {
             break;
         }
-        let holding = holding.unwrap_or(&nothing);
+        let holding = state.holding(&want.key).unwrap_or(&nothing);
         let owing: Vec<NodeId> = state.plan().unacked(&want.key).map(|(node, _)| node).collect();
         let mut target = None;
         if let Some(demand) = &want.demand {
@@ -47,14 +47,13 @@ pub fn plan(state: &State) -> Option<Delta> {
 }
 
 /// Writes that nobody holds any more what nobody asks for.
-fn release_the_unwanted(state: &State, wants: &[(Option<&Holding>, Want<'_>)], draft: &mut Draft) {
-    let holdings = state.plan().holdings();
-    let wanted = wants.iter().filter(|(holding, want)| holding.is_some() && want.demand.is_some()).count();
-    if wanted == holdings.len() {
-        return;
-    }
-    for (key, holding) in holdings {
-        if state.want(key).is_none_or(|want| want.demand.is_none()) {
+fn release_the_unwanted(state: &State, draft: &mut Draft) {
+    // Both are in the order of apps: one way through them is much shorter than to look each app up.
+    let mut apps = state.apps().peekable();
+    for (key, holding) in state.plan().holdings() {
+        while apps.next_if(|(app, _)| **app < key.app).is_some() {}
+        let versions = apps.peek().filter(|(app, _)| **app == key.app).map(|(_, versions)| *versions);
+        if !versions.is_some_and(|versions| Want::is_for_permits(versions, &key.name)) {
             holding.keys().for_each(|&node| draft.add(key, node, Change::Release));
         }
     }
@@ -129,14 +128,18 @@ fn is_less(one: Option<u32>, other: Option<u32>) -> bool {
     }
 }
 
+/// A map that is only looked up in, and the same in each run.
+type HashMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+
 /// The nodes that may hold something, and what they hold by now.
 pub(crate) struct Ground<'a> {
     nodes: Vec<(NodeId, &'a Node)>,
-    index: BTreeMap<NodeId, usize>,
+    /// Asked for everything that is held.
+    index: HashMap<NodeId, usize>,
     /// Permits by node. One that has as many as it allows counts as 1.
     loads: Vec<u64>,
     /// Where spreads reach, by their requirements and whether they need sandboxes: many components ask for the same.
-    known: BTreeMap<(Vec<Requirements<'a>>, bool), Rc<Reach>>,
+    known: HashMap<(Vec<Requirements<'a>>, bool), Rc<Reach>>,
 }
 
 /// The labels that one spread requires.
@@ -148,6 +151,8 @@ pub(crate) struct Reach {
     pub(crate) lists: Vec<Vec<usize>>,
     /// The same nodes, grouped. Those that are eligible for no spread are in no class.
     classes: Vec<Class>,
+    /// The class of each node, if it is in any.
+    class_of: Vec<Option<usize>>,
 }
 
 /// Nodes that are eligible for the same spreads.
@@ -158,9 +163,13 @@ struct Class {
 }
 
 impl Reach {
-    /// The class of a node, if it is eligible for any spread.
-    fn class_of(&self, node: usize) -> Option<usize> {
-        self.classes.iter().position(|class| class.nodes.binary_search(&node).is_ok())
+    fn new(lists: Vec<Vec<usize>>, nodes: usize) -> Self {
+        let classes = classes(&lists, nodes);
+        let mut class_of = vec![None; nodes];
+        for (c, class) in classes.iter().enumerate() {
+            class.nodes.iter().for_each(|&i| class_of[i] = Some(c));
+        }
+        Self { lists, classes, class_of }
     }
 
     /// What counts for which of these spreads; nothing yet.
@@ -191,7 +200,7 @@ impl<'a> Ground<'a> {
             state.nodes().iter().filter(|(_, node)| node.is_open()).map(|(&id, node)| (id, node)).collect();
         let index = nodes.iter().enumerate().map(|(i, &(id, _))| (id, i)).collect();
         let loads = vec![0; nodes.len()];
-        Self { nodes, index, loads, known: BTreeMap::new() }
+        Self { nodes, index, loads, known: HashMap::default() }
     }
 
     /// Where the spreads of `demand` may go.
@@ -202,10 +211,10 @@ impl<'a> Ground<'a> {
             (0..nodes.len()).filter(fits).collect()
         };
         let spreads: Vec<_> = demand.portions().iter().map(|portion| portion.requirements).collect();
-        let known = self.known.entry((spreads, sandboxes)).or_insert_with_key(|(spreads, _)| {
-            let lists: Vec<_> = spreads.iter().map(list).collect();
-            Rc::new(Reach { classes: classes(&lists, nodes.len()), lists })
-        });
+        let known = self
+            .known
+            .entry((spreads, sandboxes))
+            .or_insert_with_key(|(spreads, _)| Rc::new(Reach::new(spreads.iter().map(list).collect(), nodes.len())));
         Rc::clone(known)
     }
 
@@ -258,7 +267,7 @@ impl<'a> Ground<'a> {
                 None if counts_nodes => 1,
                 Some(_) | None => return false,
             };
-            let Some(class) = self.index.get(node).and_then(|i| reach.class_of(*i)) else { return false };
+            let Some(class) = self.index.get(node).and_then(|i| reach.class_of[*i]) else { return false };
             held[class] += permits;
             holders[class] += 1;
         }

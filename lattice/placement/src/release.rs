@@ -33,6 +33,11 @@ impl Release {
         LinkId::new(&self.key(&link.source), &self.key(&link.target), name, namespace, package, interfaces)
     }
 
+    /// Whether there is such an entry.
+    pub(crate) fn has(&self, entry: &ComponentName) -> bool {
+        self.app.components.contains_key(entry) || self.app.providers.contains_key(entry)
+    }
+
     /// What another app shares under this entry, if the entry is such.
     pub(crate) fn shared(&self, entry: &ComponentName) -> Option<ComponentKey> {
         let image = self.app.components.get(entry).map(|component| &component.image);

@@ -9,9 +9,9 @@
 
 use std::sync::Arc;
 
-use trellis_wire::{AppName, ComponentKey, Digest, NodeId};
+use trellis_wire::{AppName, ComponentKey, ComponentName, Digest, NodeId};
 
-use crate::demand::Demand;
+use crate::demand::{Demand, Planned};
 use crate::level::ENDINGS_LEVEL;
 use crate::versions::{BY_HAND, End, Ended, Endings, Version};
 use crate::{Applied, LAST_STEP, Refusal, Release, Rollout, State, Versions};
@@ -221,12 +221,21 @@ impl<'a> Want<'a> {
         // What both versions have comes with the newer.
         let once = entries.filter(move |(release, entry)| {
             let is_older = newer.is_some_and(|newer| !Arc::ptr_eq(newer, release));
-            !is_older || newer.is_none_or(|newer| Demand::of_entry(newer, entry).is_none())
+            !is_older || newer.is_none_or(|newer| !newer.has(entry))
         });
         once.filter_map(move |(release, entry)| {
             let key = ComponentKey { app: release.app.name.clone(), name: entry.clone() };
             Self::of(versions, key)
         })
+    }
+
+    /// Whether someone is to have permits for an entry.
+    pub(crate) fn is_for_permits(versions: &Versions, entry: &ComponentName) -> bool {
+        let has = |release: &Arc<Release>| Planned::of(release, entry).is_some();
+        match versions.rollout() {
+            None => versions.deployed().is_some_and(has),
+            Some(rollout) => versions.older().is_some_and(has) || rollout.step > 0 && versions.newer().is_some_and(has),
+        }
     }
 
     /// The same for one entry.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use trellis_manifest::{Scaler, Spread};
+use trellis_manifest::{Scaler, Spread, Tech};
 use trellis_placement::{Applied, Command, Entry, Holding, State, Verdict, plan};
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
-use crate::lattice::{Lattice, component, facts, node_id, release, scaler};
+use crate::lattice::{Lattice, component, facts, node_id, provider, release, scaler};
 
 const NODES: usize = 6;
 
@@ -292,4 +292,29 @@ fn a_large_lattice_is_placed_in_deltas_that_fit_the_log() {
     let most = held_by.values().copied().max().unwrap();
     assert_eq!(lattice.state.assigned(node_id(7)).components().count(), held_by[&node_id(7)]);
     assert!(most < 60, "20,000 permits over 1,000 nodes leave no node with {most}");
+}
+
+#[test]
+fn what_nobody_asks_for_is_given_up_while_another_app_gives_up_a_scaler() {
+    let mut lattice = Lattice::default();
+    lattice.apply(Command::Join(facts(1, "node", 10, BTreeMap::new(), false)));
+    let shop = |version: &str, scale: &str| {
+        let mut release = release("shop", version);
+        component(&mut release, "api", 1, None);
+        provider(&mut release, "http", Tech::Http, scaler(scale));
+        Command::Deploy(Box::new(release))
+    };
+    let mut gone = release("gone", "1");
+    component(&mut gone, "api", 1, None);
+    for command in [shop("1", "1"), Command::Deploy(Box::new(gone))] {
+        assert_eq!(lattice.apply(command), Applied::Done);
+    }
+    lattice.settle();
+    assert_eq!(lattice.state.plan().holdings().len(), 3);
+    for command in [shop("2", "none"), Command::Undeploy("gone".parse().unwrap())] {
+        assert_eq!(lattice.apply(command), Applied::Done);
+    }
+    lattice.settle_plan();
+    let held = lattice.state.plan().holdings().keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(held, ["shop/api", "shop/http"], "and what the older version has runs on");
 }
