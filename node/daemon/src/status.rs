@@ -623,11 +623,14 @@ fn lag(node: &Node, id: NodeId) -> Option<u64> {
 /// The lattice, and this node in it.
 pub(crate) fn lattice(node: &Node) -> LatticeStatus {
     let state = node.raft.state().borrow().clone();
+    // Here, and not below: what is borrowed there is so until all of it is made. Who borrows it again meanwhile waits for who
+    // is to change it, and that one for us.
+    let leader = node.raft.leadership().borrow().leader;
     LatticeStatus {
         name: node.lattice.to_string(),
         id: state.lattice_id().map(|id| id.to_string()).unwrap_or_default(),
         node: node.id.to_string(),
-        leader: node.raft.leadership().borrow().leader.map(|id| id.to_string()),
+        leader: leader.map(|id| id.to_string()),
         bus: bus(node),
         version: env!("CARGO_PKG_VERSION").into(),
         generation: state.plan().generation().0,
