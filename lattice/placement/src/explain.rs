@@ -28,6 +28,8 @@ pub enum Verdict {
     Fits,
     /// Nothing is asked for, on any node: `instances: 0`.
     Unasked,
+    /// Nothing can be placed there now.
+    Away(Unfit),
     /// It cannot: for each spread by name, why.
     Unfit(Vec<(String, Unfit)>),
     /// A provider without a scaler runs where the components are that it is linked with, and none is there.
@@ -71,7 +73,7 @@ impl State {
             Seat::Home(home) => (id, Verdict::NotHome(home.map(|home| self.named(home)))),
             _ if running.contains(&id) => (id, Verdict::Holds(None)),
             _ if at_home => (id, Verdict::NotHome(self.home_node().map(|home| self.named(home)))),
-            _ => (id, Verdict::NotLinked),
+            _ => (id, self.nodes()[&id].away().map_or(Verdict::NotLinked, Verdict::Away)),
         };
         self.nodes().keys().map(judge).collect()
     }
@@ -164,6 +166,9 @@ impl State {
             return Verdict::Unasked;
         }
         let node = &self.nodes()[&id];
+        if let Some(away) = node.away() {
+            return Verdict::Away(away);
+        }
         let unfit =
             |portion: &Portion<'_>| Some((portion.name.to_owned(), node.fits(portion.requirements, sandboxes).err()?));
         let reasons: Vec<_> = demand.portions().iter().filter_map(unfit).collect();
@@ -223,6 +228,7 @@ impl Verdict {
             Self::Holds(_) | Self::Staged | Self::Home | Self::NotHome(_) => None,
             Self::Unasked => Some("`instances` above 0".into()),
             Self::Fits => Some("more `instances`, or another node that has no room".into()),
+            Self::Away(away) => Some(away.remedy(node)),
             Self::Unfit(reasons) => reasons.first().map(|(_, unfit)| unfit.remedy(node)),
             Self::NotLinked => Some("a component that it is linked with is placed there".into()),
         }
@@ -248,6 +254,7 @@ impl fmt::Display for Verdict {
             Self::Home => f.write_str("runs it: it is the home of what trellis://embedded keeps"),
             Self::NotHome(Some(home)) => write!(f, "reached over the bus: node {home} is its home"),
             Self::NotHome(None) => f.write_str("no node is recorded as its home yet"),
+            Self::Away(away) => away.fmt(f),
             Self::Unfit(reasons) => {
                 let reasons: Vec<String> =
                     reasons.iter().map(|(spread, unfit)| format!("{unfit} (spread `{spread}`)")).collect();

@@ -128,13 +128,16 @@ impl Node {
     /// # Errors
     /// The first reason why not.
     pub(crate) fn fits(&self, requirements: &BTreeMap<String, String>, sandboxes: bool) -> Result<(), Unfit> {
-        if self.is_lost() {
-            return Err(Unfit::Lost);
+        self.away().map_or_else(|| self.suits(requirements, sandboxes), Err)
+    }
+
+    /// Why nothing at all may be placed here now, whatever it requires.
+    pub(crate) fn away(&self) -> Option<Unfit> {
+        match () {
+            () if self.is_lost() => Some(Unfit::Lost),
+            () if self.drained => Some(Unfit::Drained),
+            () => None,
         }
-        if self.drained {
-            return Err(Unfit::Drained);
-        }
-        self.suits(requirements, sandboxes)
     }
 
     /// The same of what does not come and go: labels, sandboxes, the edge.

@@ -31,20 +31,40 @@ pub(crate) fn why(node: &Node) -> Option<String> {
     if node.liveness.life(leader) == Life::Alive {
         return None;
     }
-    let heard = silent(node, leader).unwrap_or_else(|| "not heard since this node started".into());
-    Some(format!("this node is cut off from the leader {leader} ({heard}), and what it knows may be stale: {SERVES}"))
+    let heard = silent(node, leader).unwrap_or_else(|| "the node was not heard since this node started".into());
+    let leader = node.raft.state().borrow().named(leader);
+    Some(match hears_quorum(node) {
+        true => format!(
+            "the leader {leader} is late ({heard}): the voters elect another one unless it is heard again. Until then this \
+             node serves what it holds, changes wait, and what it knows may be stale"
+        ),
+        false => {
+            format!("this node is cut off from the leader {leader} ({heard}), and what it knows may be stale: {SERVES}")
+        }
+    })
+}
+
+/// Whether this node is without its NATS.
+fn is_off(node: &Node) -> bool {
+    !matches!(&*node.control.bus().connection().borrow(), Connection::Connected { .. })
+}
+
+/// Whether so many voters are heard that they can elect a leader.
+fn hears_quorum(node: &Node) -> bool {
+    let voters = node.raft.members().voters;
+    let heard = voters.keys().filter(|voter| node.liveness.life(**voter) == Life::Alive).count();
+    !is_off(node) && heard * 2 > voters.len()
 }
 
 /// The same where it is certain that nothing can be agreed on now, so that nobody need wait to hear of it. While another
 /// leader may be on its way, it is not.
 pub(crate) fn certainly(node: &Node) -> Option<String> {
-    let is_off = !matches!(&*node.control.bus().connection().borrow(), Connection::Connected { .. });
     let has_quorum = || {
         let voters = node.raft.members().voters;
         let silent = voters.keys().filter(|voter| node.liveness.is_silent(**voter)).count();
         (voters.len() - silent) * 2 > voters.len()
     };
-    why(node).filter(|_| is_off || !has_quorum())
+    why(node).filter(|_| is_off(node) || !has_quorum())
 }
 
 /// Whether this node has heard nobody since it started, though there are others: it shows what it stored.

@@ -1,14 +1,15 @@
 //! Status: what was asked, what runs where, and why not. Made from the state, the board and the counts; changes
 //! nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use trellis_bus::Connection;
 use trellis_manifest::{AppLink, Scaler, Tech};
 use trellis_placement::{
-    Assigned, Direction, End, HeldLink, LAST_STEP, Life, Progress, Release, State, Unplaced, Version, Versions,
+    Assigned, Direction, End, HeldLink, LAST_STEP, Life, Patience, Progress, Release, State, Unplaced, Version,
+    Versions,
 };
 use trellis_provider::delivery::OUTCOMES;
 use trellis_wire::{AppName, ComponentKey, ComponentName, LinkId, NodeId, Part};
@@ -23,6 +24,9 @@ use crate::home;
 use crate::node::Node;
 use crate::rollouts;
 use crate::triggers::{Stands, Times, View, is_each_nodes_own};
+
+/// The word for a holder whose node is late with its heartbeat.
+const SILENT: &str = "silent";
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
@@ -277,7 +281,7 @@ fn elsewhere(node: &Node, key: &ComponentKey, holder: NodeId, status: &mut Holde
     (status.running, status.events, status.faults) =
         (report.counts.running, report.counts.events, report.counts.faults);
     if let Some(silent) = silent(node, holder) {
-        status.problem = Some(silent);
+        (status.state, status.problem) = (SILENT.into(), Some(silent));
         return;
     }
     if node.shares.of(holder).component(key).is_some_and(|held| Mark::of(held) == report.mark) {
@@ -490,13 +494,13 @@ fn is_well(holder: &Holder) -> bool {
 
 fn overall(status: &AppStatus) -> &'static str {
     let holders = status.components.iter().flat_map(|component| &component.holders).map(|holder| holder.state.as_str());
-    let mut states = holders.chain(status.links.iter().map(|link| link.state.as_str()));
-    if status.problems.is_empty() {
-        "ready"
-    } else if states.any(|state| state == "failed") {
-        "failed"
-    } else {
-        "deploying"
+    let states: BTreeSet<&str> = holders.chain(status.links.iter().map(|link| link.state.as_str())).collect();
+    match () {
+        () if status.problems.is_empty() => "ready",
+        () if states.contains("failed") => "failed",
+        // What ran there is not on its way to anywhere yet.
+        () if states.contains(SILENT) => "troubled",
+        () => "deploying",
     }
 }
 
@@ -619,19 +623,28 @@ fn lag(node: &Node, id: NodeId) -> Option<u64> {
 /// The lattice, and this node in it.
 pub(crate) fn lattice(node: &Node) -> LatticeStatus {
     let state = node.raft.state().borrow().clone();
+    // Here, and not below: what is borrowed there is so until all of it is made. Who borrows it again meanwhile waits for who
+    // is to change it, and that one for us.
+    let leader = node.raft.leadership().borrow().leader;
     LatticeStatus {
         name: node.lattice.to_string(),
         id: state.lattice_id().map(|id| id.to_string()).unwrap_or_default(),
         node: node.id.to_string(),
-        leader: node.raft.leadership().borrow().leader.map(|id| id.to_string()),
+        leader: leader.map(|id| id.to_string()),
         bus: bus(node),
         version: env!("CARGO_PKG_VERSION").into(),
         generation: state.plan().generation().0,
         trust: trust(node),
-        timings: node.liveness.patience().into(),
+        timings: timings(node).into(),
         problems: [unready(node), node.liveness.problems(), home::away(&state, &node.liveness).into_iter().collect()]
             .concat(),
     }
+}
+
+/// The timings that the lattice has agreed on, which this node goes by at its next look at the latest.
+pub(crate) fn timings(node: &Node) -> Patience {
+    let agreed = node.raft.state().borrow().timings().copied();
+    agreed.map_or_else(|| node.liveness.patience(), |agreed| agreed.patience)
 }
 
 /// Who can join the lattice.
@@ -721,6 +734,20 @@ mod tests {
         status.problems = problems(&status, &shop("v1"), &unplaced);
         assert_eq!(status.problems, [told, "link api -> kv (wasi:keyvalue/store): refused"]);
         assert_eq!(overall(&status), "deploying");
+        let holder = Holder {
+            node: "n".into(),
+            name: "laptop".into(),
+            permits: None,
+            state: SILENT.into(),
+            running: 0,
+            events: 0,
+            faults: 0,
+            problem: Some("the node was last heard 3 s ago".into()),
+        };
+        let (name, digest, asked) = ("api".into(), String::new(), String::new());
+        status.components = vec![ComponentStatus { name, digest, asked, holders: vec![holder], problem: None }];
+        assert_eq!(overall(&status), "troubled", "a node that is late is no deploy");
+        status.components.clear();
         status.links.clear();
         status.problems = problems(&status, &shop("v1"), &unplaced);
         assert_eq!((overall(&status), status.problems), ("deploying", vec![told.to_owned()]));

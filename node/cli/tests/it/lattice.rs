@@ -385,7 +385,7 @@ pub(crate) fn follows(one: &Value) -> bool {
     one["role"] == "voter" && one["leader"] == false
 }
 
-fn learns(one: &Value) -> bool {
+pub(crate) fn learns(one: &Value) -> bool {
     one["role"] == "learner"
 }
 

@@ -15,7 +15,7 @@
 //! `frozen`, `trouble` and `load` are what happens to them: they freeze, lose their NATS,
 //! their cable or their disk, and get more work than they can do; `hostile` is what strangers send them, `mixed` an older
 //! version among them, `guide` the guide of `deploy/nats`.
-//! `trust` is who is kept out of a lattice, `roles` the tokens and TLS of the admin API.
+//! `trust` is who is kept out of a lattice, `roles` the tokens and TLS of the admin API, `writes` what is written through it.
 //! `tidy` holds the rules that no compiler checks.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers are tests too, which clippy sees only inside a #[test]")]
@@ -69,3 +69,4 @@ mod trouble;
 mod trust;
 mod up;
 mod validate;
+mod writes;

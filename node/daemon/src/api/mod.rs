@@ -60,7 +60,54 @@ mod tests {
     use hyper_util::client::legacy::Client;
     use hyper_util::rt::TokioExecutor;
 
+    use super::{Role, routes};
     use crate::Options;
+
+    /// Each route, and what a token must allow for it. `deploy/SECURITY.md` says it in words.
+    const ROUTES: &str = "
+        anyone  get     /healthz
+        anyone  get     /readyz
+        read    get     /metrics
+        read    get     /openapi.json
+        read    get     /v1/apps
+        read    get     /v1/apps/{app}
+        read    get     /v1/apps/{app}/dead-letters
+        read    get     /v1/apps/{app}/explain
+        read    get     /v1/apps/{app}/manifest
+        read    head    /v1/artifacts/{digest}
+        read    get     /v1/config
+        read    get     /v1/config/{name}
+        read    get     /v1/events
+        read    get     /v1/lattice
+        read    get     /v1/logs
+        read    get     /v1/nodes
+        read    get     /v1/schema/manifest
+        read    get     /v1/triggers
+        deploy  delete  /v1/apps/{app}
+        deploy  post    /v1/apps/{app}/components/{component}/invoke
+        deploy  post    /v1/apps/{app}/components/{component}/pause
+        deploy  post    /v1/apps/{app}/components/{component}/resume
+        deploy  delete  /v1/apps/{app}/dead-letters/{id}
+        deploy  post    /v1/apps/{app}/dead-letters/{id}/replay
+        deploy  post    /v1/apps/{app}/rollback
+        deploy  post    /v1/apps/{app}/undeploy
+        deploy  put     /v1/artifacts/{digest}
+        deploy  delete  /v1/config/{name}
+        deploy  put     /v1/config/{name}
+        deploy  post    /v1/deploy
+        deploy  post    /v1/publish
+        admin   get     /v1/backup
+        admin   post    /v1/nodes/thaw
+        admin   delete  /v1/nodes/{node}
+        admin   post    /v1/nodes/{node}/drain
+        admin   put     /v1/nodes/{node}/labels
+        admin   post    /v1/nodes/{node}/undrain
+        admin   post    /v1/restore
+        admin   put     /v1/timings
+        admin   delete  /v1/trust/nodes/{key}
+        admin   put     /v1/trust/nodes/{key}
+        admin   put     /v1/trust/token
+    ";
 
     fn options(data_dir: &std::path::Path) -> Options {
         Options {
@@ -89,8 +136,16 @@ mod tests {
     }
 
     async fn ask(method: &str, url: String) -> (u16, String) {
+        ask_with(None, method, url).await
+    }
+
+    async fn ask_with(token: Option<&str>, method: &str, url: String) -> (u16, String) {
         let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
-        let request = http::Request::builder().method(method).uri(url).body(Full::default()).unwrap();
+        let mut request = http::Request::builder().method(method).uri(url);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(Full::default()).unwrap();
         let answer = client.request(request).await.unwrap();
         let status = answer.status().as_u16();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -121,7 +176,7 @@ mod tests {
                 served += 1;
             }
         }
-        assert_eq!(served, super::routes::routes().len(), "each route is in the document once");
+        assert_eq!(served, routes::routes().len(), "each route is in the document once");
         let dangling = text.split("\"#/components/schemas/").skip(1).map(|rest| rest.split('"').next().unwrap());
         for name in dangling {
             assert!(document["components"]["schemas"][name].is_object(), "{name} is referred to and not described");
@@ -136,6 +191,53 @@ mod tests {
             let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
             assert!(problem["error"].as_str().unwrap().contains(says), "{body}");
         }
+
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_route_is_for_the_tokens_that_the_table_says_and_for_no_others() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let mut options = options(data_dir.path());
+        let tokens = [(Role::Read, "looks"), (Role::Deploy, "changes"), (Role::Admin, "all")];
+        tokens.iter().for_each(|(role, token)| options.admin_tokens.add(*role, token));
+        let node = crate::start(options).await.unwrap();
+        let base = format!("http://{}", node.admin());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(node.run(async { drop(stopped.await) }));
+
+        let mut told = Vec::new();
+        for line in ROUTES.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let [needs, method, path] = line.split_whitespace().collect::<Vec<_>>().try_into().unwrap();
+            told.push((method, path));
+            let needed: Option<Role> = needs.parse().ok();
+            // Names of nothing that there is: what is allowed finds nothing to do.
+            let url = format!("{base}{}", path.replace(['{', '}'], ""));
+            for (role, token) in
+                std::iter::once((None, None)).chain(tokens.map(|(role, token)| (Some(role), Some(token))))
+            {
+                let (status, body) = ask_with(token, &method.to_uppercase(), url.clone()).await;
+                let expected = match (needed, role) {
+                    (Some(_), None) => Some((401, "\"unauthorized\"")),
+                    (Some(needed), Some(role)) if role < needed => Some((403, "\"role\"")),
+                    _ => None,
+                };
+                match expected {
+                    Some((refused, code)) => {
+                        assert!(
+                            status == refused && (method == "head" || body.contains(code)),
+                            "{line}, {role:?}: {status} {body}"
+                        );
+                    }
+                    None => assert!(![401, 403, 405].contains(&status), "{line}, {role:?}: {status} {body}"),
+                }
+            }
+        }
+        told.sort_unstable();
+        let mut served: Vec<_> = routes::routes().iter().map(|route| (route.method, route.path)).collect();
+        served.sort_unstable();
+        assert_eq!(told, served, "the table has each route once");
 
         stop.send(()).unwrap();
         running.await.unwrap().unwrap();

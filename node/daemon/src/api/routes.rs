@@ -281,7 +281,7 @@ async fn set_timings(
             "nothing is to change: give one of heartbeat_ms, suspect_after_ms, lost_after_ms, lease_ms",
         ));
     }
-    let patience = request.given().over(node.liveness.patience());
+    let patience = request.given().over(status::timings(&node));
     patience.check().map_err(|why| Refusal::bad_request(why.to_string()))?;
     propose(&node, Command::Timings(patience)).await
 }

@@ -86,7 +86,8 @@ pub struct AppSummary {
     pub app: String,
     /// The deployed version, or the newest one where none is deployed.
     pub version: String,
-    /// `ready`, `deploying`, `waiting`, `failed` or `undeployed`.
+    /// `ready`, `deploying`, `troubled` (a node that holds some of it is late with its heartbeat), `waiting`, `failed` or
+    /// `undeployed`.
     pub state: String,
     /// Components in it.
     pub components: usize,
@@ -206,7 +207,8 @@ pub struct Holder {
     pub name: String,
     /// Permits; absent: as many as the node allows.
     pub permits: Option<u32>,
-    /// `ready`, `starting`, `failed`, or `behind`: a node at the edge that is not ready and is not waited for.
+    /// `ready`, `starting`, `failed`, `silent` (its node is late with its heartbeat), or `behind`: a node at the edge that is not
+    /// ready and is not waited for.
     pub state: String,
     /// Sandboxes alive now.
     pub running: u64,
