@@ -53,6 +53,7 @@ struct Scripts {
     extend: Script,
     note: Script,
     settle: Script,
+    off: Script,
     bury: Script,
     decide: Script,
     standing: Script,
@@ -81,6 +82,8 @@ pub(crate) struct Pulled {
     pub(crate) given: Vec<Given>,
     /// Ids of messages that somebody deleted from the stream before they were handled.
     pub(crate) gone: Vec<String>,
+    /// About how many there are besides, where these are as many as were asked for.
+    pub(crate) left: usize,
 }
 
 /// A message that was given out: id, fields, number of its claim, attempts, faults, kills.
@@ -97,10 +100,9 @@ pub(crate) struct Claim {
 /// oldest new one's id, dead letters, ids of those that wait.
 pub(crate) type Stood = (u64, u64, u64, i64, String, u64, Vec<String>);
 
-/// What a settlement means for the ledger.
+/// How a message comes to wait for another try.
 #[derive(Debug)]
 pub(crate) enum End<'a> {
-    Off,
     Back { after: Duration },
     Retry { after: Duration, fault: Option<&'a str> },
 }
@@ -116,6 +118,7 @@ impl Scripts {
             extend: script(include_str!("ledger/extend.lua")),
             note: script(include_str!("ledger/note.lua")),
             settle: script(include_str!("ledger/settle.lua")),
+            off: script(include_str!("ledger/off.lua")),
             bury: script(include_str!("ledger/bury.lua")),
             decide: script(include_str!("ledger/decide.lua")),
             standing: script(include_str!("ledger/standing.lua")),
@@ -172,8 +175,8 @@ impl Ledger {
     pub(crate) async fn claim(&self, most: usize) -> Result<Pulled, Unanswered> {
         let mut claim = self.on(&self.scripts.claim);
         claim.arg(&self.group).arg(CONSUMER).arg(most).arg(ms(CLAIM));
-        let (now_ms, given, gone) = self.connection.run(&claim).await?;
-        Ok(Pulled { now_ms, given, gone })
+        let (now_ms, given, gone, left) = self.connection.run(&claim).await?;
+        Ok(Pulled { now_ms, given, gone, left })
     }
 
     pub(crate) async fn extend(&self, claim: &Claim) -> Result<(), Unanswered> {
@@ -187,15 +190,25 @@ impl Ledger {
         self.connection.run(with_fault(&mut note, fault)).await
     }
 
+    /// Has a message wait for another try.
     pub(crate) async fn settle(&self, claim: &Claim, end: End<'_>) -> Result<(), Unanswered> {
         let mut settle = self.on(&self.scripts.settle);
-        settle.arg(&self.group).arg(&claim.id).arg(claim.number);
+        settle.arg(&claim.id).arg(claim.number);
         match end {
-            End::Off => settle.arg("off").arg(self.delete()),
             End::Back { after } => settle.arg("back").arg(ms(after)),
             End::Retry { after, fault } => with_fault(settle.arg("retry").arg(ms(after)), fault),
         };
         self.connection.run(&settle).await
+    }
+
+    /// Takes messages off.
+    pub(crate) async fn take_off(&self, all: impl Iterator<Item = &Claim>) -> Result<(), Unanswered> {
+        let mut off = self.on(&self.scripts.off);
+        off.arg(&self.group).arg(self.delete());
+        for claim in all {
+            off.arg(&claim.id).arg(claim.number);
+        }
+        self.connection.run(&off).await
     }
 
     /// Makes a dead letter of a message, with these names and values beside it.

@@ -25,6 +25,7 @@ mod connection;
 mod fields;
 mod keyvalue;
 mod ledger;
+mod off;
 mod publish;
 mod stream;
 #[cfg(feature = "testing")]

@@ -11,7 +11,7 @@
 //! A group that is made begins with the oldest message; one that somebody deleted goes on behind what was given out, as long
 //! as a node runs that pulled from it. Claims, waits and dead letters are in `ledger.rs`.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use crate::config::Settings;
 use crate::connection::{Connection, Connections, Unanswered};
 use crate::fields;
 use crate::ledger::{Claim, End, Given, Ledger};
+use crate::off::Off;
 
 /// The longest time after which a stream is looked at anyway.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -63,7 +64,10 @@ pub struct Source {
     connection: Arc<Connection>,
     /// Waits for new messages, which keeps all else on its connection waiting.
     waiting: Arc<Connection>,
-    ledger: Ledger,
+    ledger: Arc<Ledger>,
+    off: Off,
+    /// About how many messages the last pull left.
+    left: AtomicUsize,
     component: String,
     /// The group was named: it is made only with `create`.
     is_named: bool,
@@ -118,8 +122,12 @@ impl Source {
         let Wanted { settings, stream, named, letters, delete, create } = Wanted::read(link)?;
         let connection = connections.get(&settings, || Connection::open(&settings))?;
         let group = named.clone().unwrap_or_else(|| group_of(&link.component));
+        let dead = (letters.as_str(), link.delivery.dead_bytes_max);
+        let ledger = Arc::new(Ledger::new(connection.clone(), &stream, &group, dead, delete));
         Ok(Self {
-            ledger: Ledger::new(connection.clone(), &stream, &group, (&letters, link.delivery.dead_bytes_max), delete),
+            off: Off::new(ledger.clone()),
+            ledger,
+            left: AtomicUsize::new(0),
             waiting: Connection::open(&settings)?,
             connection,
             component: link.component.to_string(),
@@ -137,7 +145,7 @@ impl Source {
         if *self.found.lock().unwrap_or_else(PoisonError::into_inner) {
             return Ok(());
         }
-        let Ledger { stream, group, .. } = &self.ledger;
+        let Ledger { stream, group, .. } = &*self.ledger;
         let is: String = self.connection.send(redis::cmd("TYPE").arg(stream)).await?;
         match is.as_str() {
             "stream" => {}
@@ -166,7 +174,7 @@ impl Source {
     }
 
     async fn has_group(&self) -> Result<bool, Trouble> {
-        let Ledger { stream, group, .. } = &self.ledger;
+        let Ledger { stream, group, .. } = &*self.ledger;
         let groups: Vec<std::collections::HashMap<String, redis::Value>> =
             self.connection.send(redis::cmd("XINFO").arg("GROUPS").arg(stream)).await?;
         let is = |value: &redis::Value| matches!(value, redis::Value::BulkString(name) if *name == group.as_bytes());
@@ -290,6 +298,11 @@ impl Queue for Source {
             self.find().await?;
             let changed = self.changed.notified();
             self.adopt().await.map_err(|why| self.failed("looking at", why))?;
+            // Said once by each pull, so that a stream that is busy is not looked at before each of them.
+            let left = self.left.swap(0, Ordering::Relaxed);
+            if left > 0 {
+                return Ok(left);
+            }
             let looked = self.ledger.look(PULL_MAX).await.map_err(|why| self.failed("looking at", why))?;
             if looked.ready > 0 {
                 return Ok(looked.ready);
@@ -305,6 +318,7 @@ impl Queue for Source {
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Pulled>>, Trouble> {
         self.find().await?;
         let pulled = self.ledger.claim(max.min(PULL_MAX)).await.map_err(|why| self.failed("pulling from", why))?;
+        self.left.store(pulled.left, Ordering::Relaxed);
         for id in &pulled.gone {
             let stream = &self.ledger.stream;
             tracing::warn!(stream, id, "a message was deleted from the stream before it was handled");
@@ -314,7 +328,7 @@ impl Queue for Source {
 
     async fn settle(&self, Pulled(claim): &Pulled, settlement: &Settlement) -> Result<(), Trouble> {
         let end = match settlement {
-            Settlement::Ack | Settlement::Drop { .. } => End::Off,
+            Settlement::Ack | Settlement::Drop { .. } => return self.off.take(claim).await,
             Settlement::Retry { after, fault } => End::Retry { after: *after, fault: fault.as_deref() },
             Settlement::GiveBack { after } => End::Back { after: *after },
             Settlement::DeadLetter { reason, fault, ran } => {
@@ -331,11 +345,8 @@ impl Queue for Source {
                 return self.ledger.bury(claim, fault.as_deref(), &beside).await;
             }
         };
-        let waits = !matches!(end, End::Off);
         self.ledger.settle(claim, end).await?;
-        if waits {
-            self.changed.notify_one();
-        }
+        self.changed.notify_one();
         Ok(())
     }
 
@@ -390,7 +401,7 @@ impl Queue for Source {
     }
 
     fn ledger(&self) -> Option<&dyn trellis_provider::delivery::Ledger> {
-        Some(&self.ledger)
+        Some(&*self.ledger)
     }
 
     fn keeps_order(&self) -> bool {

@@ -19,5 +19,5 @@ add('Attempts', record.attempts)
 add('Kills', record.kills)
 for _, text in ipairs(record.texts) do add('Fault', text) end
 redis.call('XADD', letters, '*', unpack(letter))
-forget(id, group, ARGV[4])
+forget({id}, group, ARGV[4])
 return 1

@@ -12,10 +12,13 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- claims: how often it was given out, which names a claim; the rest is what the engine counts.
-local function read(id)
-    local packed = redis.call('HGET', known, id)
+local function unpacked(packed)
     if packed then return cmsgpack.unpack(packed) end
     return {claims = 1, attempts = 1, faults = 0, kills = 0, texts = {}}
+end
+
+local function read(id)
+    return unpacked(redis.call('HGET', known, id))
 end
 
 local function write(id, record)
@@ -40,14 +43,19 @@ local function wait(id, at)
     end
 end
 
-local function forget(id, group, delete)
-    redis.call('ZREM', claims, id)
-    redis.call('ZREM', due, id)
-    redis.call('HDEL', known, id)
-    redis.call('HDEL', kept, id)
-    if string.sub(id, 1, 1) == 'r' then return end
-    redis.call('XACK', stream, group, id)
-    if delete == 'delete' then redis.call('XDEL', stream, id) end
+-- All that is known of messages goes. What was put back from the dead letters is no entry of the stream.
+local function forget(ids, group, delete)
+    redis.call('ZREM', claims, unpack(ids))
+    redis.call('ZREM', due, unpack(ids))
+    redis.call('HDEL', known, unpack(ids))
+    redis.call('HDEL', kept, unpack(ids))
+    local entries = {}
+    for _, id in ipairs(ids) do
+        if string.sub(id, 1, 1) ~= 'r' then entries[#entries + 1] = id end
+    end
+    if #entries == 0 then return end
+    redis.call('XACK', stream, group, unpack(entries))
+    if delete == 'delete' then redis.call('XDEL', stream, unpack(entries)) end
 end
 
 -- Whether this claim still is the one that holds the message.
@@ -63,6 +71,11 @@ local function note(record, fault, bytes, count)
     record.texts[#record.texts + 1] = string.sub(fault, 1, tonumber(bytes))
 end
 
+-- About how many are due.
+local function due_now()
+    return redis.call('ZCOUNT', due, '-inf', now) + redis.call('ZCOUNT', claims, '-inf', now)
+end
+
 -- What the group gave out last, and about how many messages it has not given out.
 local function group_of(name)
     for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
@@ -70,4 +83,10 @@ local function group_of(name)
         for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
         if info['name'] == name then return info['last-delivered-id'], info['lag'] end
     end
+end
+
+-- About how many messages are new, where it is said what was given out last; `most` where the server cannot tell.
+local function new_after(last, lag, most)
+    if #redis.call('XRANGE', stream, '(' .. last, '+', 'COUNT', 1) == 0 then return 0 end
+    return math.max(1, tonumber(lag or most))
 end
