@@ -45,7 +45,8 @@ use crate::known::{Known, returns};
 const GETTERS: usize = 8;
 /// There is plenty where a queue has this many times what is asked for, so that others who ask leave enough.
 const PLENTY: usize = 4;
-/// How long a consumer is waited for that has been given less than it asked for.
+/// How long a consumer is waited for that has been given less than it asked for. What a quorum queue gives to one in the moment in
+/// which it is cancelled, the server takes back, and counts that as if a node had died: so it is waited for first.
 const REST_WITHIN: Duration = Duration::from_millis(100);
 /// How often an idle queue is asked for news.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

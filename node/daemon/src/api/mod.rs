@@ -242,4 +242,37 @@ mod tests {
         stop.send(()).unwrap();
         running.await.unwrap().unwrap();
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn who_asks_how_the_lattice_is_while_it_changes_is_answered() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let node = crate::start(options(data_dir.path())).await.unwrap();
+        let base = format!("http://{}", node.admin());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(node.run(async { drop(stopped.await) }));
+
+        let asking = (0..4).map(|_| {
+            let url = format!("{base}/v1/lattice");
+            tokio::spawn(async move {
+                for _ in 0..300 {
+                    assert_eq!(ask("GET", url.clone()).await.0, 200);
+                }
+            })
+        });
+        let asking = futures::future::join_all(asking.collect::<Vec<_>>());
+        let changing = async {
+            for n in 0.. {
+                // Each is a change of the log: a config that there is not is refused there.
+                assert_eq!(ask("DELETE", format!("{base}/v1/config/n{n}")).await.0, 404);
+            }
+        };
+        let answered = async {
+            tokio::select! { () = changing => unreachable!(), answered = asking => answered }
+        };
+        let answered = tokio::time::timeout(std::time::Duration::from_secs(60), answered).await;
+        answered.expect("none waits for the other").into_iter().for_each(|asked| asked.unwrap());
+
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+    }
 }

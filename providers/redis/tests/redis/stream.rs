@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 use trellis_provider::Provider as _;
-use trellis_provider::delivery::{DeadLetter, Fate};
+use trellis_provider::delivery::{DeadLetter, Fate, PULL_MAX, Queue as _, Settlement};
 use trellis_provider::testing::lab::{
     self, Node, PATIENCE, a_claim_lasts_though_guests_hold_all_threads_of_their_own, link, silent, text, threads, until,
 };
@@ -93,6 +93,40 @@ fn claims_are_extended_beside_guests() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_a_queue() {
     contract(&Lab::start().await).await;
+}
+
+/// What one message costs the server is what bounds a backlog.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_takes_one_script_for_each_pull_and_few_to_take_it_off() {
+    const ASKED: usize = 64;
+    let lab = Lab::start().await;
+    let (link, mut client) = (lab.link(&[("stream", "orders"), ("create", "true")]), client(&lab.server).await);
+    let source = lab.redis.source(&link).unwrap();
+    for i in 0..3 * ASKED {
+        lab.publish("orders", &i.to_string()).await;
+    }
+    assert_eq!(source.ready().await.unwrap(), 3 * ASKED);
+    let mut pulled = source.pull(ASKED).await.unwrap();
+    let scripts = calls(&mut client, "evalsha").await;
+    assert_eq!(source.ready().await.unwrap(), 2 * ASKED);
+    pulled.extend(source.pull(ASKED).await.unwrap());
+    assert_eq!((pulled.len(), calls(&mut client, "evalsha").await), (2 * ASKED, scripts + 1));
+    // One that waits for another try has no claim any more.
+    let waits = Settlement::GiveBack { after: PATIENCE };
+    source.settle(&pulled[0].claim, &waits).await.unwrap();
+    let off = pulled.iter().map(|claimed| source.settle(&claimed.claim, &Settlement::Ack));
+    assert!(futures::future::join_all(off).await.iter().all(Result::is_ok));
+    assert_eq!(pending(&mut client, "orders").await, 1, "what waits is not taken off");
+    assert!(calls(&mut client, "xack").await < ASKED);
+    assert_eq!(source.ready().await.unwrap(), ASKED);
+    assert_eq!(source.pull(PULL_MAX).await.unwrap().len(), ASKED);
+}
+
+/// How often the server carried a command out.
+async fn calls(client: &mut MultiplexedConnection, command: &str) -> usize {
+    let info: String = redis::cmd("INFO").arg("commandstats").query_async(client).await.unwrap();
+    let stands = info.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    stands.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
 }
 
 #[tokio::test]
