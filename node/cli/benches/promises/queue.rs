@@ -25,7 +25,7 @@ const BATCHES: &[usize] = &[1, 4, 16, 64, 256];
 
 /// So many messages wait, or so many batches: what a process does once is to count for little.
 const MESSAGES_MIN: usize = 20_000;
-const BATCHES_MIN: usize = 600;
+const BATCHES_MIN: usize = 200;
 
 /// How often the node is asked how many it has done: often enough to be exact, seldom enough to cost it nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
