@@ -308,15 +308,15 @@ fn a_version_that_waits_leaves_the_one_before_it_running() {
 #[test]
 fn undeploy_keeps_the_versions_and_delete_forgets_them() {
     let node = Node::start(&[]);
-    let address = free_address();
-    let manifest = hello("a", "v1", address, &image("hello"));
+    let manifest = hello("a", "v1", ANY, &image("hello"));
     node.deploy(&manifest);
+    let address = node.at("a");
     node.trellis(&["undeploy", "a"]).ok();
     eventually("nobody listens any more", || TcpStream::connect(address).err());
     assert_eq!(node.status("a")["state"], "undeployed");
     assert_eq!(node.status("a")["versions"][0], "v1");
     node.deploy(&manifest);
-    assert_eq!(client::get(address, "/").unwrap().ok(), "hello world\n");
+    assert_eq!(client::get(node.at("a"), "/").unwrap().ok(), "hello world\n");
     node.trellis(&["delete", "a"]).ok();
     assert!(node.trellis(&["status", "a"]).failed(1).contains("there is no app `a`"));
     for command in ["delete", "undeploy"] {

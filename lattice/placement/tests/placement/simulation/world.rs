@@ -327,6 +327,9 @@ impl World {
     }
 
     fn append(&mut self, entry: Entry) {
+        if matches!(&entry.command, Command::Forget(id) if !self.can_be_spared(*id)) {
+            return;
+        }
         let before = self.truth.clone();
         let applied = self.truth.apply(&entry);
         if self.told {
@@ -344,6 +347,12 @@ impl World {
             self.peers.remove(id);
         }
         self.log.push(entry);
+    }
+
+    /// Whether more than half of the voters are left without this node: beyond that only `recover` helps.
+    fn can_be_spared(&self, id: NodeId) -> bool {
+        let left = self.voters.iter().filter(|voter| **voter != id && self.peers.contains_key(voter)).count();
+        left * 2 > self.voters.len()
     }
 
     /// Somebody leads where more than half of the voters reach each other, and stays as long as it is so.
