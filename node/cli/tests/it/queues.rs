@@ -134,6 +134,7 @@ fn a_message_that_a_node_which_ends_breaks_off_is_given_back_and_counts_for_noth
     assert!(node.stop().success());
 
     let node = Node::start_in(&data_dir, &[]);
+    node.until_ready("post");
     until_stored(&node, "seen/sleep-35000", "2");
     until_stored(&node, "last/sleep-35000", "mail attempt=1");
     eventually("it is handled", || {
