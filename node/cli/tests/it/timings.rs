@@ -55,6 +55,9 @@ fn all_nodes_have_the_timings_that_the_lattice_was_founded_with_or_was_given_sin
     eventually("who was given others says so", || {
         nodes[2].log().contains("will not start again with its own").then_some(())
     });
+    // That the lattice agreed is on a node's disk when the next entry is.
+    nodes[0].trellis(&["config", "put", "next", "n=1"]).ok();
+    eventually("it has the next", || nodes[2].trellis(&["config", "list"]).ok().contains("next").then_some(()));
 
     let last = nodes.pop().unwrap();
     let (name, data_dir) = (id(&last), last.kill());
