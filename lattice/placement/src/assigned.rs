@@ -522,9 +522,6 @@ impl State {
 }
 
 fn has_queue(tech: Tech, config: &Config, link: &AppLink) -> bool {
-    if link.package != "messaging" {
-        return false;
-    }
     let policy = overlaid(link.delivery.clone(), config);
     tech.has_queue(config, policy.as_ref().unwrap_or(&link.delivery))
 }
