@@ -27,9 +27,10 @@ fn guests_that_compute_for_ever_make_no_node_seem_lost() {
     let manifest =
         held_by("far", "test_misbehave", "1|2|3", &[]).replace("instances: 20", &format!("instances: {instances}"));
     nodes[0].deploy(&manifest.replace("limits: {timeout: 30s}", "limits: {timeout: 600s}"));
+    let at: Vec<_> = nodes.iter().map(|node| node.at("far")).collect();
     let mut streams = Vec::new();
     for n in 0..spinning {
-        let mut stream = connect(nodes[usize::try_from(n).unwrap() % 3].at("far"));
+        let mut stream = connect(at[usize::try_from(n).unwrap() % at.len()]);
         stream.write_all(head("GET", "/loop", &[], 0).as_bytes()).unwrap();
         streams.push(stream);
     }
