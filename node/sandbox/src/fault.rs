@@ -21,12 +21,12 @@ pub(crate) fn failure(error: &wasmtime::Error, state: &State) -> Failure {
     }
     if let Some(why) = error.downcast_ref::<CallError>() {
         return of_a_call(why)
-            .map_or_else(|| Fault::Trap(trap_text(error, &state.stderr.tail())).into(), Failure::from);
+            .map_or_else(|| Fault::Trap(trap_text(error, &state.world.stderr.tail())).into(), Failure::from);
     }
     if let Some(limit_bytes) = state.memory.exceeded() {
         return Fault::OutOfMemory { limit_bytes }.into();
     }
-    Fault::Trap(trap_text(error, &state.stderr.tail())).into()
+    Fault::Trap(trap_text(error, &state.world.stderr.tail())).into()
 }
 
 /// Our error, if a call that its interface has no error for failed through no doing of the guest's. A call that ran out

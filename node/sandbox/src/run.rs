@@ -10,7 +10,8 @@ use wasmtime::Store;
 use crate::component::Component;
 use crate::guest::invoke::Invocation;
 use crate::guest::{self, Command, Message};
-use crate::host;
+use crate::host::wasi::World;
+use crate::host::{self, stdio};
 use crate::outside::{Limits, Setup};
 use crate::{fault, state::State};
 
@@ -31,13 +32,13 @@ impl Component {
         // Each in a box of its own: one future with room for the largest of them would be moved about for every event.
         match (event, &self.http, &self.message, &self.command) {
             (Event::Http(request), Some(guest), ..) => {
-                guest::http::handle(guest.clone(), request, self.sandbox(setup, &[])?).await
+                guest::http::handle(guest.clone(), request, self.sandbox(setup)?).await
             }
             (Event::Message(message), _, Some(Message::Trellis(guest)), _) => {
-                Box::pin(guest::message::handle(guest, message, self.sandbox(setup, &[])?)).await
+                Box::pin(guest::message::handle(guest, message, self.sandbox(setup)?)).await
             }
             (Event::Message(message), _, Some(Message::Wasmcloud(guest)), _) => {
-                Box::pin(guest::message::handle_wasmcloud(guest, message, self.sandbox(setup, &[])?)).await
+                Box::pin(guest::message::handle_wasmcloud(guest, message, self.sandbox(setup)?)).await
             }
             (Event::Run(arguments), .., Some(Command::P2(guest))) => {
                 Box::pin(guest::command::run(guest, self.command_sandbox(setup, &arguments)?)).await
@@ -47,7 +48,7 @@ impl Component {
             }
             (Event::Invoke { interface, function, params }, ..) if !self.functions.is_empty() => {
                 let invocation = Invocation { interface, function, params };
-                Box::pin(guest::invoke::call(&self.functions, invocation, self.sandbox(setup, &[])?)).await
+                Box::pin(guest::invoke::call(&self.functions, invocation, self.sandbox(setup)?)).await
             }
             (event, ..) => Err(self.cannot_be_woken_by(&event, &setup)),
         }
@@ -68,28 +69,23 @@ impl Component {
     }
 
     /// A sandbox whose standard output and error go to the log, line by line.
-    fn sandbox(&self, setup: Setup, arguments: &[String]) -> Result<Sandbox, Failure> {
-        let (stdout, stderr) = host::stdio::logged(&setup.outside);
-        self.sandbox_with(setup, arguments, stdout, stderr)
+    fn sandbox(&self, setup: Setup) -> Result<Sandbox, Failure> {
+        let world = World::new(Vec::new(), stdio::logged(&setup.outside));
+        self.sandbox_in(world, setup)
     }
 
     /// A sandbox whose standard output and error are kept.
     fn command_sandbox(&self, setup: Setup, arguments: &[String]) -> Result<Sandbox, Failure> {
-        let (stdout, stderr) = host::stdio::kept();
-        self.sandbox_with(setup, arguments, stdout, stderr)
+        let program = (!arguments.is_empty()).then(|| setup.component.name.to_string());
+        let arguments = program.into_iter().chain(arguments.iter().cloned()).collect();
+        self.sandbox_in(World::new(arguments, stdio::kept()), setup)
     }
 
-    fn sandbox_with(
-        &self,
-        setup: Setup,
-        arguments: &[String],
-        stdout: host::stdio::Sink,
-        stderr: host::stdio::Sink,
-    ) -> Result<Sandbox, Failure> {
+    fn sandbox_in(&self, world: World, setup: Setup) -> Result<Sandbox, Failure> {
         let place = self.engine.sandbox()?;
         let state = State {
             table: host::wasi::table(),
-            wasi: host::wasi::denied(setup.component.name.as_str(), arguments, &stdout, &stderr),
+            world,
             http: host::http::limits(),
             outgoing: host::http::Outgoing::new(setup.outside.clone()),
             memory: self.engine.memory(setup.limits.memory_bytes),
@@ -97,8 +93,6 @@ impl Component {
             config: setup.config,
             secrets: setup.secrets,
             links: Default::default(),
-            stdout,
-            stderr,
         };
         let mut store = Store::new(&self.wasmtime, state);
         store.limiter(|state| &mut state.memory);

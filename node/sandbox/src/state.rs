@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use trellis_wire::{Config, Secrets};
 use wasmtime::component::ResourceTable;
-use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::host::http::Outgoing;
-use crate::host::stdio::Sink;
+use crate::host::wasi::World;
 use crate::limits::Memory;
 use crate::outside::Outside;
 
 /// The host's side of one run.
 pub(crate) struct State {
     pub(crate) table: ResourceTable,
-    pub(crate) wasi: WasiCtx,
+    pub(crate) world: World,
     pub(crate) http: WasiHttpCtx,
     pub(crate) outgoing: Outgoing,
     pub(crate) memory: Memory,
@@ -24,13 +24,11 @@ pub(crate) struct State {
     pub(crate) config: Arc<Config>,
     pub(crate) secrets: Arc<Secrets>,
     pub(crate) links: Links,
-    pub(crate) stdout: Sink,
-    pub(crate) stderr: Sink,
 }
 
 impl WasiView for State {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView { ctx: self.world.wasi(), table: &mut self.table }
     }
 }
 

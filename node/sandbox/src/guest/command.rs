@@ -47,5 +47,5 @@ fn exited(error: wasmtime::Error) -> wasmtime::Result<bool> {
 fn output(sandbox: &Sandbox, ended: Result<wasmtime::Result<bool>, tokio::time::error::Elapsed>) -> Outcome {
     let ok = sandbox.verdict(ended)?;
     let state = sandbox.store.data();
-    Ok(Reply::Run(RunOutput { ok, stdout: state.stdout.kept(), stderr: state.stderr.kept() }))
+    Ok(Reply::Run(RunOutput { ok, stdout: state.world.stdout.kept(), stderr: state.world.stderr.kept() }))
 }
