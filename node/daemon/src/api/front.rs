@@ -1,0 +1,71 @@
+//! What the admin API answers from: nothing while its node starts; what the node waits for, while that may take for ever; then
+//! the node.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use hyper::service::Service as _;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::problem::Refusal;
+use super::router;
+use crate::node::Node;
+
+/// What there is to answer from.
+enum Stage {
+    /// It starts: whoever asks waits for it.
+    Starting,
+    /// It waits for this, for people.
+    Waits(String),
+    /// It answers.
+    Up(Router),
+}
+
+/// The same, for everyone who changes it or answers from it.
+#[derive(Clone)]
+pub(crate) struct Front {
+    stage: Arc<watch::Sender<Stage>>,
+    /// When nobody is answered any more.
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Front {
+    pub(crate) fn new() -> Self {
+        Self { stage: Arc::new(watch::Sender::new(Stage::Starting)), shutdown: CancellationToken::new() }
+    }
+
+    /// From here on whoever asks is told what the node waits for.
+    pub(crate) fn waits(&self, what: String) {
+        self.stage.send_replace(Stage::Waits(what));
+    }
+
+    /// From here on the node answers.
+    pub(crate) fn is_up(&self, node: &Arc<Node>) {
+        self.stage.send_replace(Stage::Up(router(node)));
+    }
+
+    pub(super) async fn answer(&self, request: Request) -> Response {
+        let mut stage = self.stage.subscribe();
+        let stage = stage.wait_for(|stage| !matches!(stage, Stage::Starting)).await.map(|stage| match &*stage {
+            Stage::Up(router) => Ok(router.clone()),
+            Stage::Waits(what) => Err(what.clone()),
+            Stage::Starting => Err(String::new()),
+        });
+        match stage.expect("its sender is here") {
+            Ok(router) => {
+                let Ok(answer) = TowerToHyperService::new(router).call(request).await;
+                answer
+            }
+            Err(_) if request.uri().path() == "/healthz" => "ok\n".into_response(),
+            Err(what) => {
+                let error = format!("this node is in no lattice yet: {what}");
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error).into_response()
+            }
+        }
+    }
+}
