@@ -259,7 +259,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
 
     let control = Control::start()?;
     let facts = membership::facts(&options, identity.seal.node(), identity.seal.key());
-    let (front, mut tasks) = (Front::new(), JoinSet::new());
+    let (front, mut tasks) = (Front::new(options.admin_tokens.clone()), JoinSet::new());
     tasks.spawn(api::serve(front.clone(), door));
     let node = Arc::new(build(&options, &identity.seal, &facts, (&control, &front)).await?);
     tasks.spawn_on(pulse(&node).run(node.leaving.clone(), node.shutdown.clone()), control.handle());

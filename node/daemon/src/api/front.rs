@@ -12,8 +12,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::access::{Role, Tokens};
 use super::problem::Refusal;
-use super::router;
+use super::{guard, router};
 use crate::node::Node;
 
 /// What there is to answer from.
@@ -30,13 +31,14 @@ enum Stage {
 #[derive(Clone)]
 pub(crate) struct Front {
     stage: Arc<watch::Sender<Stage>>,
+    tokens: Tokens,
     /// When nobody is answered any more.
     pub(crate) shutdown: CancellationToken,
 }
 
 impl Front {
-    pub(crate) fn new() -> Self {
-        Self { stage: Arc::new(watch::Sender::new(Stage::Starting)), shutdown: CancellationToken::new() }
+    pub(crate) fn new(tokens: Tokens) -> Self {
+        Self { stage: Arc::new(watch::Sender::new(Stage::Starting)), tokens, shutdown: CancellationToken::new() }
     }
 
     /// From here on whoever asks is told what the node waits for.
@@ -61,10 +63,20 @@ impl Front {
                 let Ok(answer) = TowerToHyperService::new(router).call(request).await;
                 answer
             }
-            Err(_) if request.uri().path() == "/healthz" => "ok\n".into_response(),
-            Err(what) => {
+            Err(what) => self.told(&request, &what).unwrap_or_else(IntoResponse::into_response),
+        }
+    }
+
+    /// What is answered while the node waits, to whom it would be told later, too.
+    fn told(&self, request: &Request, what: &str) -> Result<Response, Refusal> {
+        let is_healthz = request.uri().path() == "/healthz";
+        let role = (!is_healthz && request.uri().path() != "/readyz").then_some(Role::Read);
+        guard::allowed(request.headers(), request.uri(), &self.tokens, role)?;
+        match is_healthz {
+            true => Ok("ok\n".into_response()),
+            false => {
                 let error = format!("this node is in no lattice yet: {what}");
-                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error).into_response()
+                Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error))
             }
         }
     }

@@ -253,17 +253,21 @@ mod tests {
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let nowhere = free();
         options.admin = free();
+        options.admin_tokens.add(Role::Read, "looks");
         options.nats = Some(trellis_bus::Options::urls([format!("nats://{nowhere}")]));
         let base = format!("http://{}", options.admin);
         let asking = async {
             for (method, path) in [("GET", "/readyz"), ("GET", "/v1/lattice"), ("POST", "/v1/deploy")] {
-                let (status, body) = ask(method, format!("{base}{path}")).await;
+                let (status, body) = ask_with(Some("looks"), method, format!("{base}{path}")).await;
                 let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
                 let told = problem["error"].as_str().unwrap();
                 let waits = format!("in no lattice yet: waiting for the NATS of lattice test: nats://{nowhere}");
                 assert!((status, &problem["code"]) == (503, &"not_ready".into()) && told.contains(&waits), "{body}");
             }
             assert_eq!(ask("GET", format!("{base}/healthz")).await, (200, "ok\n".into()));
+            for (path, status) in [("/readyz", 503), ("/v1/lattice", 401)] {
+                assert_eq!(ask("GET", format!("{base}{path}")).await.0, status, "{path} without a token");
+            }
         };
         // Its first poll binds the address.
         tokio::select! {
