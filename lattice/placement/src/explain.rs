@@ -20,8 +20,9 @@ const NOT_PLANNED_YET: &str = "the plan has not come to it yet";
 /// Whether a node may hold a component, and why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It holds it, with so many permits; `None`: as many as it allows. A provider runs there.
-    Holds(Option<u32>),
+    /// It holds it, with so many permits; `None`: as many as it allows. A provider runs there. Of several spreads, those that
+    /// fit it.
+    Holds(Option<u32>, Vec<String>),
     /// It makes the newer version of a roll-out ready.
     Staged,
     /// It could, and nothing more is needed there now.
@@ -71,7 +72,7 @@ impl State {
         let judge = |&id| match seat {
             Seat::Home(home) if home == Some(id) => (id, Verdict::Home),
             Seat::Home(home) => (id, Verdict::NotHome(home.map(|home| self.named(home)))),
-            _ if running.contains(&id) => (id, Verdict::Holds(None)),
+            _ if running.contains(&id) => (id, Verdict::Holds(None, Vec::new())),
             _ if at_home => (id, Verdict::NotHome(self.home_node().map(|home| self.named(home)))),
             _ => (id, self.nodes()[&id].away().map_or(Verdict::NotLinked, Verdict::Away)),
         };
@@ -156,8 +157,12 @@ impl State {
     }
 
     fn judge(&self, demand: &Demand<'_>, sandboxes: bool, key: &ComponentKey, id: NodeId) -> Verdict {
+        let node = &self.nodes()[&id];
         if let Some(&permits) = self.holding(key).and_then(|holding| holding.get(&id)) {
-            return Verdict::Holds(permits);
+            let portions = demand.portions();
+            let fitting = portions.iter().filter(|portion| node.suits(portion.requirements, sandboxes).is_ok());
+            let spreads = fitting.map(|portion| portion.name.to_owned()).collect();
+            return Verdict::Holds(permits, if portions.len() > 1 { spreads } else { Vec::new() });
         }
         if self.plan().staged(key).is_some_and(|nodes| nodes.contains(&id)) {
             return Verdict::Staged;
@@ -165,7 +170,6 @@ impl State {
         if demand.portions().iter().all(|portion| portion.wanted == 0) {
             return Verdict::Unasked;
         }
-        let node = &self.nodes()[&id];
         if let Some(away) = node.away() {
             return Verdict::Away(away);
         }
@@ -203,14 +207,18 @@ impl State {
         }
         let unfit =
             self.nodes().iter().filter_map(|(id, node)| Some((*id, node.fits(portion.requirements, sandboxes).err()?)));
-        let unfit: Vec<(NodeId, Unfit)> = unfit.collect();
+        let mut unfit: Vec<(NodeId, Unfit)> = unfit.collect();
+        // Whoever lacks the least says most: among many that were never meant, the one that was would not be named.
+        unfit.sort_by_key(|(id, _)| {
+            self.nodes()[id].suits(portion.requirements, sandboxes).err().map(|unfit| unfit.rank())
+        });
         let named = unfit.iter().take(NODES_NAMED_MAX).map(|(id, unfit)| format!("{} {unfit}", self.shown(*id)));
         let named: Vec<String> = named.collect();
         let more = self.nodes().len() - named.len();
         let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        // Of a node that is there more can be said than of one that is not.
-        let is_labelled = |(_, unfit): &&(NodeId, Unfit)| matches!(unfit, Unfit::Label { .. });
-        let helps = unfit.iter().find(is_labelled).or(unfit.first()).map(|(id, unfit)| {
+        // Of a node that is there more can be said than of one that is lost.
+        let is_there = |(_, unfit): &&(NodeId, Unfit)| *unfit != Unfit::Lost;
+        let helps = unfit.iter().find(is_there).or(unfit.first()).map(|(id, unfit)| {
             format!(
                 "; what helps for {}: {}, or deploy it with a spread that fits",
                 self.shown(*id),
@@ -225,7 +233,7 @@ impl Verdict {
     /// What would change it on the node of this name or id, for people.
     pub fn remedy(&self, node: &str) -> Option<String> {
         match self {
-            Self::Holds(_) | Self::Staged | Self::Home | Self::NotHome(_) => None,
+            Self::Holds(..) | Self::Staged | Self::Home | Self::NotHome(_) => None,
             Self::Unasked => Some("`instances` above 0".into()),
             Self::Fits => Some("more `instances`, or another node that has no room".into()),
             Self::Away(away) => Some(away.remedy(node)),
@@ -245,8 +253,16 @@ impl fmt::Display for Unplaced {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Holds(Some(permits)) => write!(f, "holds it with {permits} permits"),
-            Self::Holds(None) => f.write_str("holds it"),
+            Self::Holds(permits, spreads) => {
+                f.write_str("holds it")?;
+                permits.map_or(Ok(()), |permits| write!(f, " with {permits} permits"))?;
+                let named: Vec<String> = spreads.iter().map(|spread| format!("`{spread}`")).collect();
+                match named.len() {
+                    0 => Ok(()),
+                    1 => write!(f, " (spread {})", named[0]),
+                    _ => write!(f, " (spreads {})", named.join(", ")),
+                }
+            }
             Self::Staged => f.write_str("makes the newer version ready, and has no permits of it yet"),
             Self::Fits => f.write_str("could hold it; not needed"),
             Self::Unasked => f.write_str("not needed: 0 instances are asked for"),

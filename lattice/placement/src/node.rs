@@ -191,6 +191,15 @@ pub enum Unfit {
 }
 
 impl Unfit {
+    /// How far from fitting a node is that lacks this: its labels are right, or they are not.
+    pub(crate) const fn rank(&self) -> u8 {
+        match self {
+            Self::Lost | Self::Drained => 0,
+            Self::NoSandboxes | Self::Edge => 1,
+            Self::Label { .. } => 2,
+        }
+    }
+
     /// What would change it on the node of this name or id, for people.
     pub fn remedy(&self, node: &str) -> String {
         match self {

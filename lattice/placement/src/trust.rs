@@ -49,7 +49,7 @@ pub enum TrustChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdmitted {
     /// It has not shown the token.
-    #[error("joining needs its join token: start the node with --join-token")]
+    #[error("joining needs its join token: start the node with --join-token or --join-token-file")]
     NoToken,
     /// It has shown another token.
     #[error("the node's join token is another one")]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use trellis_bus::Connection;
-use trellis_placement::Life;
+use trellis_placement::{Life, State};
 use trellis_wire::NodeId;
 
 use crate::node::Node;
@@ -25,6 +25,11 @@ pub(crate) fn why(node: &Node) -> Option<String> {
     if is_unmet(node) {
         return Some(format!(
             "this node is not connected to the lattice yet, and what it shows is from its last visit: {SERVES}"
+        ));
+    }
+    if node.nats_url.is_none() && has_others(node) {
+        return Some(format!(
+            "this node was started without --nats, by which it reached the others of its lattice: {SERVES}"
         ));
     }
     let Some(leader) = leads.leader else { return Some(format!("the lattice has no leader: {SERVES}")) };
@@ -60,17 +65,27 @@ fn hears_quorum(node: &Node) -> bool {
 /// leader may be on its way, it is not.
 pub(crate) fn certainly(node: &Node) -> Option<String> {
     let has_quorum = || {
-        let voters = node.raft.members().voters;
-        let silent = voters.keys().filter(|voter| node.liveness.is_silent(**voter)).count();
+        let (voters, state) = (node.raft.members().voters, node.shares.state());
+        // Who was forgotten is listened for no more, and counts as a voter until another one takes its place.
+        let is_silent = |voter: &NodeId| node.liveness.is_silent(*voter) || is_forgotten(node.id, &state, *voter);
+        let silent = voters.keys().filter(|voter| is_silent(voter)).count();
         (voters.len() - silent) * 2 > voters.len()
     };
     why(node).filter(|_| is_off(node) || !has_quorum())
 }
 
+/// Whether the lattice has forgotten a node other than this one.
+fn is_forgotten(me: NodeId, state: &State, other: NodeId) -> bool {
+    other != me && state.node(other).is_none()
+}
+
 /// Whether this node has heard nobody since it started, though there are others: it shows what it stored.
 pub(crate) fn is_unmet(node: &Node) -> bool {
-    let has_others = || node.raft.state().borrow().nodes().keys().any(|id| *id != node.id);
-    node.nats_url.is_some() && has_others() && !node.liveness.has_heard_others()
+    node.nats_url.is_some() && has_others(node) && !node.liveness.has_heard_others()
+}
+
+fn has_others(node: &Node) -> bool {
+    node.raft.state().borrow().nodes().keys().any(|id| *id != node.id)
 }
 
 /// What is to be said of a node that is late with its heartbeat.

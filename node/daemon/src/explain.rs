@@ -5,6 +5,7 @@ use trellis_placement::{Life, State, Verdict, Versions};
 use trellis_wire::{AppName, ComponentKey, NodeId};
 
 use crate::api::types::{AppExplanation, ComponentExplanation, NodeVerdict, RoutedEvent};
+use crate::cut_off;
 use crate::home;
 use crate::node::Node;
 use crate::status;
@@ -28,8 +29,14 @@ pub(crate) fn app(node: &Node, name: &AppName) -> Option<AppExplanation> {
     };
     Some(AppExplanation {
         app: name.to_string(),
-        notes: [of_versions(node, &state, name, versions), of_home(node, &state, versions), node.liveness.problems()]
-            .concat(),
+        notes: [
+            // First: it is said of all that follows.
+            cut_off::why(node).into_iter().collect(),
+            of_versions(node, &state, name, versions),
+            of_home(node, &state, versions),
+            node.liveness.problems(),
+        ]
+        .concat(),
         components: keys.iter().map(component).collect(),
         routed: node
             .dispatch
@@ -59,7 +66,7 @@ fn judged(node: &Node, state: &State, key: &ComponentKey, id: NodeId, verdict: &
     NodeVerdict {
         node: id.to_string(),
         name: state.shown(id),
-        holds: matches!(verdict, Verdict::Holds(_) | Verdict::Home),
+        holds: matches!(verdict, Verdict::Holds(..) | Verdict::Home),
         change: verdict.remedy(&id.to_string()),
         why,
     }

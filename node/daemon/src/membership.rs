@@ -16,6 +16,7 @@ use trellis_raft::{ProposeError, Raft, RaftError, Timing};
 use trellis_trust::{Presented, Token, presented};
 use trellis_wire::{LatticeId, LatticeName, LatticeSecret, NodeId, NodeKey, Secret, frame, subject};
 
+use crate::api::Front;
 use crate::forgotten;
 use crate::join::{Answer, Challenges, Here, Nonce, Question, Said};
 use crate::node::{Node, Options};
@@ -132,7 +133,7 @@ pub(crate) async fn enter(
     options: &Options,
     facts: &NodeFacts,
     sealed: &Sealed,
-    control: &Handle,
+    (control, front): (&Handle, &Front),
 ) -> Result<Raft, MembershipError> {
     let told = read_lattice_id(&options.data_dir)?;
     let raft = open(options, sealed, told, control).await?;
@@ -149,7 +150,7 @@ pub(crate) async fn enter(
             let (mut asking, mut states) = (Asking::new(facts, sealed).await?, raft.state());
             tokio::select! {
                 Ok(_) = states.wait_for(|state| state.node(facts.id).is_some()) => {}
-                joined = join(options, &mut asking, control, raft.clone(), told) => return joined,
+                joined = join(options, &mut asking, (control, front), raft.clone(), told) => return joined,
             }
         }
         return Ok(raft);
@@ -161,7 +162,7 @@ pub(crate) async fn enter(
     if options.nats.is_some() {
         let mut asking = Asking::new(facts, sealed).await?;
         if !options.bootstrap {
-            return join(options, &mut asking, control, raft, told).await;
+            return join(options, &mut asking, (control, front), raft, told).await;
         }
         // Whoever founds a lattice while its NATS is down is told later if there is another one of its name.
         drop(timeout(ANSWER_WAIT, sealed.bus().connection().wait_for(Connection::is_connected)).await);
@@ -249,7 +250,7 @@ async fn open(
 }
 
 /// Waits for the lattice's NATS: without it nobody can be asked.
-async fn connected(bus: &Bus, lattice: &LatticeName) {
+async fn connected(bus: &Bus, lattice: &LatticeName, front: &Front) {
     let mut connection = bus.connection();
     loop {
         if timeout(ANSWER_WAIT, connection.wait_for(Connection::is_connected)).await.is_ok() {
@@ -259,9 +260,15 @@ async fn connected(bus: &Bus, lattice: &LatticeName) {
             Connection::Connected { .. } => continue,
             Connection::Disconnected { reason } | Connection::Refused(reason) => reason.clone(),
         };
-        tracing::warn!("waiting for the NATS of lattice {lattice}: {why}");
+        waits(front, format!("waiting for the NATS of lattice {lattice}: {why}"));
         drop(timeout(TELL_EVERY, connection.wait_for(Connection::is_connected)).await);
     }
+}
+
+/// Says what the node waits for, in the log and to whoever asks its admin API.
+fn waits(front: &Front, what: String) {
+    tracing::warn!("{what}");
+    front.waits(what);
 }
 
 /// A node that asks, and where its answers come.
@@ -398,13 +405,13 @@ impl<'a> Asking<'a> {
 async fn join(
     options: &Options,
     asking: &mut Asking<'_>,
-    control: &Handle,
+    (control, front): (&Handle, &Front),
     raft: Raft,
     told: Option<LatticeId>,
 ) -> Result<Raft, MembershipError> {
     let name = &options.lattice;
-    connected(asking.sealed.bus(), name).await;
-    let (found, token) = find(options, asking).await?;
+    connected(asking.sealed.bus(), name, front).await;
+    let (found, token) = find(options, asking, front).await?;
     let raft = match told {
         Some(ours) if ours == found => raft,
         Some(ours) => return Err(MembershipError::Other { name: name.clone(), ours, theirs: found }),
@@ -415,7 +422,7 @@ async fn join(
             open(options, asking.sealed, Some(found), control).await?
         }
     };
-    match admitted(options, asking, &raft, (found, token.as_ref())).await {
+    match admitted(options, (asking, front), &raft, (found, token.as_ref())).await {
         Ok(()) => Ok(raft),
         Err(why) => {
             raft.shutdown().await;
@@ -425,14 +432,18 @@ async fn join(
 }
 
 /// Asks until exactly one lattice of this name answers, and proves to know the node's token if it has one.
-async fn find(options: &Options, asking: &mut Asking<'_>) -> Result<(LatticeId, Option<Token>), MembershipError> {
+async fn find(
+    options: &Options,
+    asking: &mut Asking<'_>,
+    front: &Front,
+) -> Result<(LatticeId, Option<Token>), MembershipError> {
     let name = &options.lattice;
     let mut told: Option<Instant> = None;
     loop {
         let answered = match asking.who(|_| false).await {
             Ok(answered) => answered,
             Err(why) => {
-                tracing::warn!("waiting for lattice {name}: {why}");
+                waits(front, format!("waiting for lattice {name}: {why}"));
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
@@ -442,10 +453,8 @@ async fn find(options: &Options, asking: &mut Asking<'_>) -> Result<(LatticeId, 
         }
         if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             told = Some(Instant::now());
-            tracing::warn!(
-                "waiting for lattice {name}: no member answers yet. Is one started with --bootstrap, on this NATS and in \
-                 this account?"
-            );
+            let asks = "no member answers yet. Is one started with --bootstrap, on this NATS and in this account?";
+            waits(front, format!("waiting for lattice {name}: {asks}"));
         }
     }
 }
@@ -481,12 +490,13 @@ async fn one_of(
 /// Asks to be let in until this node's own log says that it is.
 async fn admitted(
     options: &Options,
-    asking: &mut Asking<'_>,
+    (asking, front): (&mut Asking<'_>, &Front),
     raft: &Raft,
     (lattice, token): (LatticeId, Option<&Token>),
 ) -> Result<(), MembershipError> {
     let (mut states, me, name) = (raft.state(), asking.facts.id, &options.lattice);
     tracing::info!("joining lattice {name} (id {lattice})");
+    front.waits(format!("joining lattice {name} (id {lattice})"));
     loop {
         match asking.admit(lattice, token, &options.timings).await {
             Ok(Admission::Admitted(leader, incarnation)) => {
@@ -497,9 +507,10 @@ async fn admitted(
             }
             Ok(Admission::Refused(why)) => return Err(MembershipError::NotAdmitted(name.clone(), why)),
             Ok(Admission::Unanswered) => {
-                tracing::warn!("waiting for lattice {name}: its leader has not let this node in yet; asking again");
+                let asks = "its leader has not let this node in yet; asking again";
+                waits(front, format!("waiting for lattice {name}: {asks}"));
             }
-            Err(why) => tracing::warn!("joining lattice {name}: {why}"),
+            Err(why) => waits(front, format!("joining lattice {name}: {why}")),
         }
         let seen = states.wait_for(|state| state.node(me).is_some());
         if let Ok(Ok(_)) = timeout(2 * ANSWER_WAIT, seen).await {

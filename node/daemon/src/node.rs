@@ -22,7 +22,7 @@ use trellis_sandbox::{Engine, EngineError};
 use trellis_trust::Seal;
 use trellis_wire::{LatticeName, NodeId, NodeKey, Secret};
 
-use crate::api::{self, Door, TlsFiles, TlsListener, Tokens};
+use crate::api::{self, Door, Front, TlsFiles, TlsListener, Tokens};
 use crate::artifacts::Artifacts;
 use crate::board::Board;
 use crate::caps::Caps;
@@ -259,8 +259,9 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
 
     let control = Control::start()?;
     let facts = membership::facts(&options, identity.seal.node(), identity.seal.key());
-    let node = Arc::new(build(&options, &identity.seal, &facts, &control).await?);
-    let mut tasks = JoinSet::new();
+    let (front, mut tasks) = (Front::new(options.admin_tokens.clone()), JoinSet::new());
+    tasks.spawn(api::serve(front.clone(), door));
+    let node = Arc::new(build(&options, &identity.seal, &facts, (&control, &front)).await?);
     tasks.spawn_on(pulse(&node).run(node.leaving.clone(), node.shutdown.clone()), control.handle());
     tasks.spawn_on(membership::serve(node.clone(), facts, options.timings), control.handle());
     tasks.spawn(service(&node).run(node.ended.clone()));
@@ -272,7 +273,7 @@ pub async fn start(options: Options) -> Result<Running, StartError> {
     tasks.spawn(planner::run(node.raft.clone(), own, node.shutdown.clone()));
     tasks.spawn(reconcile(&node, &options, &control).run(node.shutdown.clone()));
     tasks.spawn(caps(&node).run(node.shutdown.clone()));
-    tasks.spawn(api::serve(node.clone(), door, node.shutdown.clone()));
+    front.is_up(&node);
     Ok(Running { node, admin, secure: options.admin_tls.is_some(), tasks, control, _identity: identity })
 }
 
@@ -333,10 +334,16 @@ struct Ground {
     data: Sealed,
     raft: Raft,
     providers: Providers,
+    shutdown: CancellationToken,
 }
 
 /// Opens what the node keeps, brings it into its lattice, and puts its parts together.
-async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: &Control) -> Result<Node, StartError> {
+async fn build(
+    options: &Options,
+    seal: &Arc<Seal>,
+    facts: &NodeFacts,
+    (threads, front): (&Control, &Front),
+) -> Result<Node, StartError> {
     let engine = Engine::new(trellis_sandbox::Options {
         cache_dir: options.data_dir.join("compiled"),
         sandboxes_max: options.sandboxes_max,
@@ -346,16 +353,17 @@ async fn build(options: &Options, seal: &Arc<Seal>, facts: &NodeFacts, threads: 
     let artifacts = Artifacts::open(&options.data_dir);
     let artifacts = artifacts.map_err(|why| StartError::Part(format!("artifacts: {why}")))?;
     let (control, data) = buses(options, seal, threads).await?;
-    let raft = membership::enter(options, facts, &control, threads.handle()).await?;
+    let raft = membership::enter(options, facts, &control, (threads.handle(), front)).await?;
     let lattice = membership::lattice_id(options, &raft)?;
     let lattice = lattice.ok_or_else(|| StartError::Part("the lattice: its id is not known".into()))?;
     let providers = Providers::open(options, facts.id, lattice, threads.handle());
     let providers = providers.await.map_err(StartError::Part)?;
-    Ok(assemble(options, facts.id, Ground { engine, artifacts, control, data, raft, providers }))
+    let shutdown = front.shutdown.clone();
+    Ok(assemble(options, facts.id, Ground { engine, artifacts, control, data, raft, providers, shutdown }))
 }
 
 fn assemble(options: &Options, id: NodeId, ground: Ground) -> Node {
-    let Ground { engine, artifacts, control, data, raft, providers } = ground;
+    let Ground { engine, artifacts, control, data, raft, providers, shutdown } = ground;
     let patience = options.timings.over(Patience::default());
     let (shares, liveness) = (Arc::new(Shares::new(raft.state())), Arc::new(Liveness::new(id, patience)));
     let (lines, logs) = (Lines::new(data.clone(), liveness.clone()), Arc::new(Logs::new()));
@@ -386,7 +394,7 @@ fn assemble(options: &Options, id: NodeId, ground: Ground) -> Node {
         started: Instant::now(),
         leaving: CancellationToken::new(),
         parted: watch::Sender::new(None),
-        shutdown: CancellationToken::new(),
+        shutdown,
         ended: CancellationToken::new(),
         places: Places::default(),
         control,

@@ -303,8 +303,8 @@ fn asked(scaler: Option<&Scaler>) -> String {
 fn link_status(node: &Node, state: &State, release: &Release, link: &AppLink) -> LinkStatus {
     let id = release.link_id(link);
     let is_needed = !is_unasked(release, link.source.as_str()) && !is_unasked(release, link.target.as_str());
-    let (health, at, problem) = match unserved(state, release, link).filter(|_| is_needed) {
-        Some(why) => (Health::Starting, None, Some(why)),
+    let Seen { word, at, problem } = match unserved(state, release, link).filter(|_| is_needed) {
+        Some(why) => Seen::starting(Some(why)),
         None => of_link(node, &id, is_needed),
     };
     LinkStatus {
@@ -312,7 +312,7 @@ fn link_status(node: &Node, state: &State, release: &Release, link: &AppLink) ->
         target: link.target.to_string(),
         name: link.name.to_string(),
         interfaces: format!("{}:{}/{}", link.namespace, link.package, link.interfaces.join(",")),
-        state: health.word().into(),
+        state: word.into(),
         at,
         problem,
         lease: lease(node, &id),
@@ -351,58 +351,96 @@ pub(crate) fn leased(node: &Node, holder: NodeId, component: &ComponentKey) -> O
     (!told.is_empty()).then(|| told.join("; "))
 }
 
+/// How a link is, where it is reached, and what is wrong.
+struct Seen {
+    /// `ready`, `starting`, `silent` or `failed`.
+    word: &'static str,
+    at: Option<String>,
+    problem: Option<String>,
+}
+
+impl Seen {
+    fn starting(problem: Option<String>) -> Self {
+        Self::of(&Health::Starting, None, problem)
+    }
+
+    fn of(health: &Health, at: Option<String>, problem: Option<String>) -> Self {
+        Self { word: health.word(), at, problem }
+    }
+
+    fn badness(&self) -> u8 {
+        match self.word {
+            "ready" => 0,
+            SILENT => 2,
+            "failed" => 3,
+            _ => 1,
+        }
+    }
+}
+
 /// How a link is on all nodes that apply it: as well as on the one where it is worst, and where it is reached, here if
 /// it is.
-fn of_link(node: &Node, id: &LinkId, is_needed: bool) -> (Health, Option<String>, Option<String>) {
+fn of_link(node: &Node, id: &LinkId, is_needed: bool) -> Seen {
     let state = node.shares.state();
     // Where only the rest is handled of what was stored, nothing comes by it.
     let is_open = |held: &Arc<HeldLink>| held.link.part != Part::Stored;
     let applies = |other: &&trellis_placement::Node| node.shares.of(other.facts.id).links_of(id).any(is_open);
     let mut nodes: Vec<_> = state.nodes().values().filter(applies).collect();
     if nodes.is_empty() && !is_needed {
-        return (Health::Ready, None, None);
+        return Seen::of(&Health::Ready, None, None);
     }
     if nodes.is_empty() {
         let too_old = || Some(state.check_pulled_at_home(&id.apps()?.1.parse().ok()?).err()?.to_string());
         let why = home::away(&state, &node.liveness).or_else(too_old);
-        return (Health::Starting, None, Some(why.unwrap_or_else(|| "no node applies it yet".into())));
+        return Seen::starting(Some(why.unwrap_or_else(|| "no node applies it yet".into())));
     }
     nodes.sort_by_key(|other| other.facts.id != node.id);
-    let (mut health, mut at, mut problem) = (Health::Ready, None, None);
-    for other in nodes {
-        let (one, reached, why) =
-            if other.facts.id == node.id { link_here(node, id) } else { link_there(node, other.facts.id, id) };
-        at = at.or(reached);
-        // The edge is not waited for, but for what is nowhere else.
-        let counts = !other.facts.edge || state.home_node() == Some(other.facts.id);
-        if one != Health::Ready && counts && !matches!(health, Health::Failed(_)) {
-            let on = format!("on {} ({})", other.facts.name, other.facts.id);
-            problem = match why {
-                why if other.facts.id == node.id => why,
-                Some(why) => Some(format!("{on}: {why}")),
-                None => Some(format!("not ready {on} yet")),
-            };
-            health = one;
+    let seen = nodes.into_iter().map(|other| {
+        let there = other.facts.id;
+        if there == node.id {
+            return (None, true, link_here(node, id));
         }
-    }
-    (health, at, problem)
+        // The edge is not waited for, but for what is nowhere else.
+        let counts = !other.facts.edge || state.home_node() == Some(there);
+        (Some(format!("on {} ({there})", other.facts.name)), counts, link_there(node, there, id))
+    });
+    worst(seen)
 }
 
-fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String>, Option<String>) {
+/// The worst of a link on several nodes: of each where that is, if it is not here, and whether it counts.
+fn worst(seen: impl Iterator<Item = (Option<String>, bool, Seen)>) -> Seen {
+    let mut worst = Seen::of(&Health::Ready, None, None);
+    for (on, counts, Seen { word, at, problem }) in seen {
+        let at = worst.at.take().or(at);
+        let one = Seen { word, at: None, problem };
+        if counts && one.badness() > 0 && one.badness() >= worst.badness() && worst.word != "failed" {
+            let problem = match (on, one.problem) {
+                (None, why) => why,
+                (Some(on), Some(why)) => Some(format!("{on}: {why}")),
+                (Some(on), None) => Some(format!("not ready {on} yet")),
+            };
+            worst = Seen { word, at: None, problem };
+        }
+        worst.at = at;
+    }
+    worst
+}
+
+fn link_there(node: &Node, other: NodeId, id: &LinkId) -> Seen {
     let share = node.shares.of(other);
-    let Some(wanted) = share.links_of(id).last() else { return (Health::Starting, None, None) };
+    let Some(wanted) = share.links_of(id).last() else { return Seen::starting(None) };
     if let Some(away) = home_away(node, other, wanted) {
-        return (Health::Unwell(away.clone()), None, Some(away));
+        return Seen::starting(Some(away));
     }
     if let Some(silent) = silent(node, other) {
-        return (Health::Starting, None, Some(silent));
+        return Seen { word: SILENT, at: None, problem: Some(silent) };
     }
     match node.liveness.link(other, &wanted.link.id) {
         Some(report) if report.mark == Mark::of(wanted) => {
             let problem = report.health.problem();
-            (report.health, report.at, problem)
+            Seen::of(&report.health, report.at, problem)
         }
-        _ => (Health::Starting, None, None),
+        _ => Seen::starting(None),
     }
 }
 
@@ -417,25 +455,26 @@ fn home_away(node: &Node, other: NodeId, held: &HeldLink) -> Option<String> {
     home::away(&state, &node.liveness)
 }
 
-fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String>) {
+fn link_here(node: &Node, id: &LinkId) -> Seen {
     let share = node.shares.of(node.id);
     let held = share.links_of(id).last();
     let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     match held.map(|held| &held.direction) {
         Some(Direction::Wakes { .. }) if is_paused(node, held) => {
-            (Health::Ready, None, Some("paused by hand: `trellis resume` lets queues and timers wake it again".into()))
+            let paused = "paused by hand: `trellis resume` lets queues and timers wake it again";
+            Seen::of(&Health::Ready, None, Some(paused.into()))
         }
         Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
             let applied = held.map_or(id, |held| &held.link.id);
             let at = address(node, *tech, applied);
             match node.providers.of(*tech).health(applied) {
-                Ok(()) => (health, at, None),
-                Err(why) => (Health::Starting, at, Some(why)),
+                Ok(()) => Seen::of(&health, at, None),
+                Err(why) => Seen::of(&Health::Starting, at, Some(why)),
             }
         }
         _ => {
             let problem = health.problem();
-            (health, None, problem)
+            Seen::of(&health, None, problem)
         }
     }
 }
@@ -751,6 +790,40 @@ mod tests {
         status.links.clear();
         status.problems = problems(&status, &shop("v1"), &unplaced);
         assert_eq!((overall(&status), status.problems), ("deploying", vec![told.to_owned()]));
+    }
+
+    #[test]
+    fn a_link_is_as_well_as_on_the_worst_node_that_counts() {
+        let seen = |word, at: Option<&str>, problem: Option<&str>| Seen {
+            word,
+            at: at.map(str::to_owned),
+            problem: problem.map(str::to_owned),
+        };
+        let well = || (None, true, seen("ready", Some("http://here"), None));
+        let late = || (Some("on cellar".to_owned()), true, seen(SILENT, None, Some("the node was last heard 4 s ago")));
+        let starts = || (Some("on attic".to_owned()), true, seen("starting", Some("http://attic"), None));
+        let fails = || (Some("on attic".to_owned()), true, seen("failed", None, Some("taken")));
+        let edge = || (Some("on laptop".to_owned()), false, seen(SILENT, None, Some("away")));
+        for (all, word, problem) in [
+            (vec![well(), edge()], "ready", None),
+            (vec![well(), late(), starts()], SILENT, Some("on cellar: the node was last heard 4 s ago")),
+            (vec![well(), starts()], "starting", Some("not ready on attic yet")),
+            (vec![well(), fails(), late()], "failed", Some("on attic: taken")),
+        ] {
+            let worst = worst(all.into_iter());
+            assert_eq!(
+                (worst.word, worst.problem.as_deref(), worst.at.as_deref()),
+                (word, problem, Some("http://here"))
+            );
+        }
+        let mut status = empty(&State::default(), &Versions::default(), &shop("v1"), "ready", Vec::new());
+        let (source, target, name) = ("http".into(), "api".into(), "default".into());
+        let Seen { word, at, problem } = worst([late()].into_iter());
+        let interfaces = "wasi:http/incoming-handler".into();
+        status.links =
+            vec![LinkStatus { source, target, name, interfaces, state: word.into(), at, problem, lease: None }];
+        status.problems = problems(&status, &shop("v1"), &[]);
+        assert_eq!(overall(&status), "troubled", "a node that is late is no deploy");
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn check_holders(state: &State) {
         assert!(!holding.is_empty(), "{key} holds nothing");
         for (id, verdict) in state.explain(key) {
             let node = state.node(id).unwrap();
-            if !matches!(verdict, Verdict::Holds(_)) {
+            if !matches!(verdict, Verdict::Holds(..)) {
                 continue;
             }
             assert!(node.is_open(), "{key} is on a closed node");

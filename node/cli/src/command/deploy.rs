@@ -176,17 +176,20 @@ fn told_of(reply: &DeployReply) -> String {
 /// Waits until the app is ready in this version. Why it is not is told as it changes, and at the end.
 pub(super) async fn ready(admin: &Admin, app: &AppName, version: &str, wait: Duration) -> Result<AppStatus, Failure> {
     let began = Instant::now();
-    let mut told = Vec::<String>::new();
+    let (mut told, mut is) = (Vec::<String>::new(), "deployed");
     let mut pause = POLL_FIRST;
     loop {
         let missing = match admin.app(app).await {
             Ok(status) if status.version == version && status.state == "ready" => return Ok(status),
-            Ok(status) => missing(app, version, &status)?,
+            Ok(status) => {
+                is = if status.state == "waiting" { "accepted" } else { "deployed" };
+                missing(app, version, &status)?
+            }
             Err(error) if error.is_retryable() => vec![error.to_string()],
             Err(error) => return Err(error.into()),
         };
         if began.elapsed() >= wait {
-            let what = format!("{app} {version} is deployed but not ready after {wait:?}");
+            let what = format!("{app} {version} is {is} but not ready after {wait:?}");
             return Err(not_ready(&what, &missing));
         }
         if began.elapsed() >= TELL_AFTER && missing != told {

@@ -104,6 +104,18 @@ fn a_deploy_that_is_not_ready_in_time_says_what_is_missing() {
 }
 
 #[test]
+fn a_deploy_that_waits_is_not_said_to_be_deployed() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = orders(dir.path(), IMAGE);
+    let node = Scripted::start(|asked, before| match &asked.line[..4] {
+        "GET " => status("waiting", "starting", Some("config `mine` does not exist yet")),
+        _ => obliging(asked, before),
+    });
+    let stderr = trellis(&["deploy", manifest.to_str().unwrap(), "--wait", "1ms", "--admin", &node.url]).failed(1);
+    assert!(stderr.contains("error: orders v1 is accepted but not ready after 1ms:\n"), "{stderr}");
+}
+
+#[test]
 fn a_deploy_that_failed_is_not_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let manifest = orders(dir.path(), IMAGE);

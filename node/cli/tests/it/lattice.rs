@@ -495,6 +495,29 @@ fn a_forgotten_node_that_comes_back_with_its_data_stops_and_says_why() {
     }
 }
 
+/// Of three voters one was forgotten, and nobody has its place. When one more is gone nothing can be agreed on.
+#[test]
+fn who_was_forgotten_is_no_voter_that_may_still_answer() {
+    let nats = NatsServer::start(false);
+    let mut nodes = lattice(&nats, 3);
+    eventually("three vote", || {
+        (known(&nodes[0]).iter().filter(|one| one["role"] == "voter").count() == 3).then_some(())
+    });
+    let (gone, next) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    let (gone_id, next_id) = (id(&gone), id(&next));
+    gone.kill();
+    eventually("it is lost", || (of(&nodes[0], &gone_id, "state") == "lost").then_some(()));
+    nodes[0].trellis(&["nodes", "forget", &gone_id]).ok();
+    next.kill();
+    eventually("the next is missed", || (of(&nodes[0], &next_id, "state") == "silent").then_some(()));
+    let refused = nodes[0].trellis(&["config", "put", "colours", "sky=blue"]).failed(1);
+    assert!(refused.contains("takes no changes until that is over"), "{refused}");
+
+    let alone = Node::start_in(&nodes.remove(0).kill(), &[]);
+    let ready = get(alone.admin.strip_prefix("http://").unwrap().parse().unwrap(), "/readyz").unwrap();
+    assert!(ready.status == 503 && ready.text().contains("was started without --nats"), "{}", ready.text());
+}
+
 #[test]
 fn a_node_waits_for_its_lattice() {
     let nats = NatsServer::start(false);

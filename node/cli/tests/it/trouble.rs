@@ -158,7 +158,7 @@ fn a_node_whose_cable_is_pulled_goes_on_and_comes_back() {
     let says_so = |told: &str| told.contains("this node serves what it holds, has no leases, and takes no changes");
     let told = readyz();
     assert!(told.ends_with("503") && says_so(&told), "{told}");
-    for args in [&["status"][..], &["status", "far"]] {
+    for args in [&["status"][..], &["status", "far"], &["explain", "far"]] {
         let mut status = namespace.command(env!("CARGO_BIN_EXE_trellis"));
         let told = status.args(args).args(["--admin", &cut_off.admin]).output().unwrap();
         assert!(says_so(&String::from_utf8_lossy(&told.stdout)), "{told:?}");

@@ -16,12 +16,15 @@ use crate::node::Node;
 pub(super) type Needs = (Arc<Node>, Option<Role>);
 
 pub(super) async fn check(State((node, role)): State<Needs>, request: Request, next: Next) -> Response {
-    let (headers, tokens) = (request.headers(), &node.admin_tokens);
-    let allowed = origin_is_ours(headers, request.uri(), !tokens.is_empty()).and_then(|()| may(headers, tokens, role));
-    match allowed {
+    match allowed(request.headers(), request.uri(), &node.admin_tokens, role) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
+}
+
+/// Whether a request may have what needs this role.
+pub(super) fn allowed(headers: &HeaderMap, uri: &Uri, tokens: &Tokens, role: Option<Role>) -> Result<(), Refusal> {
+    origin_is_ours(headers, uri, !tokens.is_empty()).and_then(|()| may(headers, tokens, role))
 }
 
 /// Refuses a foreign `Host` (a name that an attacker points to 127.0.0.1) unless a token protects the API, and always

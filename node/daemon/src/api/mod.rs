@@ -2,6 +2,7 @@
 //! of what there is; the router and the OpenAPI document are both made from it.
 
 mod access;
+mod front;
 mod guard;
 mod metrics;
 mod openapi;
@@ -14,11 +15,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 
 pub use access::{Role, Tokens};
+pub(crate) use front::Front;
 pub use tls::TlsFiles;
 pub(crate) use tls::TlsListener;
 
@@ -30,9 +31,10 @@ pub(crate) enum Door {
     Tls(TlsListener),
 }
 
-/// Serves the API until `shutdown`.
-pub(crate) async fn serve(node: Arc<Node>, door: Door, shutdown: CancellationToken) {
-    let (router, shutdown) = (router(&node), shutdown.cancelled_owned());
+/// Serves the API until the front's shutdown.
+pub(crate) async fn serve(front: Front, door: Door) {
+    let shutdown = front.shutdown.clone().cancelled_owned();
+    let router = Router::new().fallback(async move |request| front.answer(request).await);
     let served = match door {
         Door::Clear(listener) => axum::serve(listener, router).with_graceful_shutdown(shutdown).await,
         Door::Tls(listener) => axum::serve(listener, router).with_graceful_shutdown(shutdown).await,
@@ -241,6 +243,38 @@ mod tests {
 
         stop.send(()).unwrap();
         running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_node_that_waits_for_its_lattice_says_for_what() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let mut options = options(data_dir.path());
+        // Both were free a moment ago.
+        let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let nowhere = free();
+        options.admin = free();
+        options.admin_tokens.add(Role::Read, "looks");
+        options.nats = Some(trellis_bus::Options::urls([format!("nats://{nowhere}")]));
+        let base = format!("http://{}", options.admin);
+        let asking = async {
+            for (method, path) in [("GET", "/readyz"), ("GET", "/v1/lattice"), ("POST", "/v1/deploy")] {
+                let (status, body) = ask_with(Some("looks"), method, format!("{base}{path}")).await;
+                let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+                let told = problem["error"].as_str().unwrap();
+                let waits = format!("in no lattice yet: waiting for the NATS of lattice test: nats://{nowhere}");
+                assert!((status, &problem["code"]) == (503, &"not_ready".into()) && told.contains(&waits), "{body}");
+            }
+            assert_eq!(ask("GET", format!("{base}/healthz")).await, (200, "ok\n".into()));
+            for (path, status) in [("/readyz", 503), ("/v1/lattice", 401)] {
+                assert_eq!(ask("GET", format!("{base}{path}")).await.0, status, "{path} without a token");
+            }
+        };
+        // Its first poll binds the address.
+        tokio::select! {
+            biased;
+            started = crate::start(options) => panic!("without NATS it is in no lattice: {:?}", started.err()),
+            () = asking => {}
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

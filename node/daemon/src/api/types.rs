@@ -231,7 +231,7 @@ pub struct LinkStatus {
     pub name: String,
     /// `wasi:keyvalue/store,atomics`.
     pub interfaces: String,
-    /// `ready`, `starting` or `failed`.
+    /// `ready`, `starting`, `failed` or `silent` (a node that applies it is late with its heartbeat).
     pub state: String,
     /// Where it listens or what it is connected to, where that means something: `http://127.0.0.1:8000`.
     pub at: Option<String>,
