@@ -50,7 +50,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) const fn new(arguments: Vec<String>, (stdout, stderr): (Sink, Sink)) -> Self {
+    pub(crate) fn new(arguments: Vec<String>, (stdout, stderr): (Sink, Sink)) -> Self {
         Self { wasi: None, arguments, stdout, stderr }
     }
 
