@@ -559,7 +559,8 @@ pub struct TriggerStatus {
     pub waiting: Option<u64>,
     /// Messages that are given out and not settled.
     pub claimed: Option<u64>,
-    /// How long ago the oldest of them was published, in milliseconds.
+    /// How long ago the oldest message was published, in milliseconds; absent where there is none, and on RabbitMQ, which shows
+    /// none that waits.
     pub oldest_age_ms: Option<u64>,
     /// Messages in handlers now.
     pub in_flight: u64,

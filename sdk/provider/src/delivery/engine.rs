@@ -233,12 +233,14 @@ impl<Q: Queue> Engine<Q> {
         let counts = || self.is_the_replay(&taken.place).boxed();
         match self.persist("whether it was replayed before cannot be known", counts).await {
             Some(true) if !self.was_buried(&taken).await => return Some(taken),
-            Some(true) => {
+            Some(is_letter) => {
                 if self.settle(&taken, &Settlement::Ack).await {
-                    self.forget_burying(&taken).await;
+                    if is_letter {
+                        self.forget_burying(&taken).await;
+                    }
+                    self.replay_had_ended(&taken).await;
                 }
             }
-            Some(false) => drop(self.settle(&taken, &Settlement::Ack).await),
             None => drop(self.settle(&taken, &Settlement::GiveBack { after: PAUSE_MAX }).await),
         }
         None
