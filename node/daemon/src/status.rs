@@ -27,6 +27,8 @@ use crate::triggers::{Stands, Times, View, is_each_nodes_own};
 
 /// The word for a holder whose node is late with its heartbeat.
 const SILENT: &str = "silent";
+/// What is said of what a person paused.
+const PAUSED_BY_HAND: &str = "paused by hand: `trellis resume` lets queues and timers wake it again";
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
@@ -35,10 +37,11 @@ pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
     let summary = |name: &AppName| {
         let status = app_of(node, &state, &assigned, name)?;
         let release = release(state.app(name)?)?;
+        let is_troubled = status.state == "ready" && status.links.iter().any(waits_for_someone);
         Some(AppSummary {
             app: status.app,
             version: status.version,
-            state: status.state,
+            state: if is_troubled { "troubled".into() } else { status.state },
             components: release.app.components.len(),
             providers: release.app.providers.len(),
             description: release.app.description.clone(),
@@ -83,6 +86,7 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
     status.links = release.app.links.iter().map(|link| link_status(node, state, release, link)).collect();
     status.problems = problems(&status, release, &unplaced);
     status.state = overall(&status).into();
+    status.problems.extend(said_of_ready(&status.links));
     status.rollout = rollout(node, state, versions);
     if let Some(rollout) = status.rollout.as_ref().filter(|rollout| rollout.step < rollout.last) {
         status.state = "deploying".into();
@@ -375,7 +379,12 @@ fn of_link(node: &Node, id: &LinkId, is_needed: bool) -> (Health, Option<String>
         at = at.or(reached);
         // The edge is not waited for, but for what is nowhere else.
         let counts = !other.facts.edge || state.home_node() == Some(other.facts.id);
-        if one != Health::Ready && counts && !matches!(health, Health::Failed(_)) {
+        let is_told = match one.is_ready() {
+            // It does its part, and something is to be said of it.
+            true => why.is_some() && problem.is_none(),
+            false => !matches!(health, Health::Failed(_)),
+        };
+        if counts && is_told {
             let on = format!("on {} ({})", other.facts.name, other.facts.id);
             problem = match why {
                 why if other.facts.id == node.id => why,
@@ -396,6 +405,9 @@ fn link_there(node: &Node, other: NodeId, id: &LinkId) -> (Health, Option<String
     }
     if let Some(silent) = silent(node, other) {
         return (Health::Starting, None, Some(silent));
+    }
+    if is_paused(node, Some(wanted)) {
+        return (Health::Ready, None, Some(PAUSED_BY_HAND.into()));
     }
     match node.liveness.link(other, &wanted.link.id) {
         Some(report) if report.mark == Mark::of(wanted) => {
@@ -422,15 +434,13 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
     let held = share.links_of(id).last();
     let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     match held.map(|held| &held.direction) {
-        Some(Direction::Wakes { .. }) if is_paused(node, held) => {
-            (Health::Ready, None, Some("paused by hand: `trellis resume` lets queues and timers wake it again".into()))
-        }
+        _ if is_paused(node, held) => (Health::Ready, None, Some(PAUSED_BY_HAND.into())),
         Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
             let applied = held.map_or(id, |held| &held.link.id);
             let at = address(node, *tech, applied);
             match node.providers.of(*tech).health(applied) {
                 Ok(()) => (health, at, None),
-                Err(why) => (Health::Starting, at, Some(why)),
+                Err(why) => (Health::Unwell(why.clone()), at, Some(why)),
             }
         }
         _ => {
@@ -442,7 +452,8 @@ fn link_here(node: &Node, id: &LinkId) -> (Health, Option<String>, Option<String
 
 /// Whether a person paused what a link wakes from a queue or by the clock.
 fn is_paused(node: &Node, held: Option<&Arc<HeldLink>>) -> bool {
-    held.is_some_and(|held| held.link.package != "http" && node.shares.state().is_paused(&held.link.component))
+    let wakes = |held: &HeldLink| matches!(held.direction, Direction::Wakes { .. }) && held.link.package != "http";
+    held.is_some_and(|held| wakes(held) && node.shares.state().is_paused(&held.link.component))
 }
 
 /// Where a link can be reached, if it listens.
@@ -481,10 +492,25 @@ fn problems(status: &AppStatus, release: &Release, unplaced: &[Unplaced]) -> Vec
     for link in status.links.iter().filter(|link| link.state != "ready") {
         let why = link.problem.as_deref().unwrap_or("not ready yet");
         if !problems.iter().any(|told| told == why) {
-            problems.push(format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces));
+            problems.push(of_its_link(link, why));
         }
     }
     problems
+}
+
+/// Whether a link does its part and its messages do not go well.
+fn waits_for_someone(link: &LinkStatus) -> bool {
+    link.state == "ready" && link.problem.as_deref().is_some_and(|why| why != PAUSED_BY_HAND)
+}
+
+/// What is said of links that are ready, such as that keys are parked.
+fn said_of_ready(links: &[LinkStatus]) -> Vec<String> {
+    let ready = links.iter().filter(|link| link.state == "ready");
+    ready.filter_map(|link| Some(of_its_link(link, link.problem.as_deref()?))).collect()
+}
+
+fn of_its_link(link: &LinkStatus, why: &str) -> String {
+    format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces)
 }
 
 /// Whether nothing waits for this holder.

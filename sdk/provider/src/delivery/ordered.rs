@@ -23,6 +23,7 @@ use super::ledger::{self, KEPT, PARKED, PARKS};
 use super::letter::DeadLetter;
 use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
+use super::progress::KEYS_PARKED;
 use super::queue::{CLAIM, Ledger, PULL_MAX, Place, Queue, Trouble};
 
 /// How long after another's claims ended the first message is pulled: brokers are not punctual.
@@ -85,6 +86,7 @@ impl<Q: Queue> Engine<Q> {
                 Some(lease) => tokio::select! {
                     () = stop.cancelled() => return,
                     token = lease.held() => Some(token),
+                    () = self.looking() => unreachable!("it has no end"),
                 },
             };
             if lease.as_ref().is_some_and(|lease| lease.token() != token) {
@@ -655,11 +657,8 @@ impl<Q: Queue> Term<Q> {
     fn tell(&self) {
         let parked = self.lanes.parked().len();
         let full = if self.lanes.is_full() { "; nothing more can be held until someone decides" } else { "" };
-        let told = (parked > 0).then(|| {
-            format!(
-                "{parked} keys are parked behind a dead letter: `trellis dead-letters list`, then replay or drop{full}"
-            )
-        });
+        let told = (parked > 0)
+            .then(|| format!("{parked} {KEYS_PARKED}: `trellis dead-letters list`, then replay or drop{full}"));
         self.engine.progress.set(told);
     }
 

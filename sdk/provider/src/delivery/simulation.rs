@@ -26,7 +26,7 @@ use trellis_wire::{
 
 use super::policy::{Reason, Record, Settlement};
 use super::queue::{CLAIM, Claimed, Ledger, Out, Place, Queue, Standing, Trouble};
-use super::{DeadLetter, Engine, Fate, KILLS_MAX, Ran, Trigger as _};
+use super::{DeadLetter, Engine, Fate, KILLS_MAX, Ran, Trigger as _, is_of_messages};
 use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Want};
 
 /// A queue and its ledger in memory.
@@ -1153,7 +1153,8 @@ async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     node.lease.set(Some(Token(1)));
     sleep(Duration::from_secs(60)).await;
     assert_eq!((lattice.handled(), lattice.letters()), (vec!["ok 3".into()], vec!["dead 1".into()]));
-    assert!(node.engine.progress().health().is_err_and(|why| why.contains("1 keys are parked")));
+    let health = node.engine.progress().health().unwrap_err();
+    assert!(health.contains("1 keys are parked") && is_of_messages(&health), "{health}");
 
     // The next holder knows it as well.
     node.ends().await;
@@ -1508,7 +1509,8 @@ async fn a_message_that_can_be_no_dead_letter_keeps_no_others_from_being_handled
     lattice.publish("q", "dead x", &[]);
     let node = lattice.node();
     sleep(Duration::from_secs(30)).await;
-    assert!(node.engine.progress().health().is_err_and(|why| why.contains(TOO_LARGE)));
+    let health = node.engine.progress().health().unwrap_err();
+    assert!(health.contains(TOO_LARGE) && is_of_messages(&health), "{health}");
     (0..100).for_each(|i| lattice.publish("q", &format!("ok {i}"), &[]));
     sleep(Duration::from_secs(5)).await;
     assert_eq!(lattice.handled().len(), 100);
@@ -1648,6 +1650,21 @@ async fn an_idle_link_is_well_again_when_its_broker_is() {
             (broker.away, broker.silent) = (false, 2);
         }
         sleep(Duration::from_secs(30)).await;
+        assert_eq!(node.engine.progress().health(), Ok(()));
+        node.ends().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_found_yet_is_not_well_until_it_is_also_where_another_node_has_the_lease() {
+    for order_by in [None, Some(OrderBy::Subject)] {
+        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+        let node = lattice.node();
+        lattice.broker.lock().unwrap().silent = 2;
+        node.engine.looks_for("its queue is being looked for");
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(node.engine.progress().health(), Err("its queue is being looked for".into()));
+        sleep(Duration::from_secs(5)).await;
         assert_eq!(node.engine.progress().health(), Ok(()));
         node.ends().await;
     }
