@@ -9,7 +9,7 @@ use crate::nearest::{did_you_mean, nearest};
 use crate::reading::{Entry, Kind, Reading};
 use crate::settings::{self, Settings};
 use crate::tree::Node;
-use crate::{Component, Image, Limits, Provider, Scaler, Served, images, level, limits, scaler};
+use crate::{Component, Image, Limits, Provider, Scaler, Served, Tech, images, level, limits, scaler};
 
 const TRAITS: [&str; 3] = ["link", "spreadscaler", "daemonscaler"];
 
@@ -292,8 +292,7 @@ fn provider_image(code: Code<'_>, reading: &mut Reading<'_, '_>) -> Option<(Stri
     let served = match images::resolve(image, &reading.options.image_aliases) {
         Ok(served) => served,
         Err(meant) => {
-            let built_in = "built in are `trellis://http`, `trellis://nats` and `trellis://embedded`".to_owned();
-            let help = meant.map_or(built_in, |meant| format!("did you mean `trellis://{meant}`?"));
+            let help = meant.map_or_else(built_in, |meant| format!("did you mean `trellis://{meant}`?"));
             reading.report.error(at, format!("`{image}` is no provider of Trellis"), help);
             return None;
         }
@@ -304,10 +303,13 @@ fn provider_image(code: Code<'_>, reading: &mut Reading<'_, '_>) -> Option<(Stri
         } else {
             format!("no provider is known for the image `{image}`: this can be validated but not deployed")
         };
-        let help = "built in are `trellis://http`, `trellis://nats` and `trellis://embedded`; an image alias maps an image to one";
-        reading.report.warn(at, message, help);
+        reading.report.warn(at, message, built_in() + "; an image alias maps an image to one");
     }
     Some((image.into(), served))
+}
+
+fn built_in() -> String {
+    format!("built in are {}", Tech::ALL.map(|tech| format!("`trellis://{}`", tech.as_str())).join(", "))
 }
 
 #[cfg(test)]

@@ -73,8 +73,20 @@ const REDIS: &[&str] = &[
 ];
 const RABBITMQ: &[&str] =
     &["url", "queue", "exchange", "routing_key", "create", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
-const MQTT: &[&str] =
-    &["url", "protocol", "topic", "queue", "qos", "allowed_subjects", "user", "tls_ca", "tls_cert", "tls_key"];
+/// A topic needs no `create`, which a manifest has that came from another broker.
+const MQTT: &[&str] = &[
+    "url",
+    "protocol",
+    "topic",
+    "queue",
+    "qos",
+    "create",
+    "allowed_subjects",
+    "user",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+];
 const EMBEDDED: &[&str] = &["queue", "subject", "subscriptions", "store", "create", "allowed_subjects"];
 const TIMER: &[&str] =
     &["cron", "timezone", "every", "missed", "missed_max", "overlap", "jitter", "subject", "body", "args"];
@@ -122,6 +134,18 @@ pub(crate) fn is_known(tech: Tech, key: &str) -> bool {
         None => {
             of(tech).chain(secrets_alone_of(tech)).any(|known| known == key)
                 || (tech == Tech::Http && key.starts_with("cors_"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_a_queue_is_known_wherever_a_manifest_moves() {
+        for tech in [Tech::Nats, Tech::Embedded, Tech::Redis, Tech::Rabbitmq, Tech::Mqtt] {
+            assert!(["queue", "create"].iter().all(|key| is_known(tech, key)), "{tech:?}");
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use trellis_manifest::Tech;
 use trellis_placement::{Assigned, Beside, Direction, HeldComponent, HeldLink};
+use trellis_provider::delivery::is_of_messages;
 use trellis_wire::{ComponentKey, Generation, LinkId, frame};
 
 use crate::artifacts::Artifacts;
@@ -31,11 +32,21 @@ pub(crate) enum Health {
 
 impl Health {
     /// `ready`, `starting` or `failed`.
-    pub(crate) const fn word(&self) -> &'static str {
+    pub(crate) fn word(&self) -> &'static str {
         match self {
-            Self::Starting | Self::Unwell(_) => "starting",
-            Self::Ready => "ready",
+            _ if self.is_ready() => "ready",
             Self::Failed(_) => "failed",
+            Self::Starting | Self::Unwell(_) | Self::Ready => "starting",
+        }
+    }
+
+    /// Whether it does its part, so that nobody waits for it. A link that pauses by itself or has parked keys does: what does
+    /// not go well is its messages, and what is deployed next may be made for them.
+    pub(crate) fn is_ready(&self) -> bool {
+        match self {
+            Self::Ready => true,
+            Self::Unwell(why) => is_of_messages(why),
+            Self::Starting | Self::Failed(_) => false,
         }
     }
 
@@ -288,4 +299,21 @@ const fn is_failed(health: &Health) -> bool {
 
 fn health(done: Result<(), String>) -> Health {
     done.map_or_else(Health::Failed, |()| Health::Ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use trellis_provider::delivery::PAUSED;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_messages_makes_a_link_no_less_ready() {
+        let unwell = |why: String| Health::Unwell(why);
+        let of_messages =
+            [format!("{PAUSED}: most messages failed"), "3 keys are parked behind a dead letter: ...".into()];
+        assert!(of_messages.map(unwell).iter().all(|health| health.is_ready() && health.word() == "ready"));
+        let away = unwell("not connected to nats://hub".into());
+        assert!(!away.is_ready() && away.word() == "starting");
+    }
 }

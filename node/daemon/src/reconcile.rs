@@ -209,7 +209,7 @@ impl Reconcile {
             let share = self.shares.of(*node);
             share.links().filter(|held| handed_with(held) == Some(key)).any(|held| {
                 let report = self.liveness.link(*node, &held.link.id);
-                !report.is_some_and(|report| report.health == Health::Ready && report.mark == Mark::of(&**held))
+                !report.is_some_and(|report| report.health.is_ready() && report.mark == Mark::of(&**held))
             })
         })
     }

@@ -117,8 +117,8 @@ fn marked(share: &Assigned, key: &ComponentKey, newer: &Release, is_last: bool) 
 /// What a report lacks to be ready.
 fn lack(health: Option<Health>) -> Option<String> {
     match health {
-        Some(Health::Ready) => None,
+        Some(health) if health.is_ready() => None,
         Some(Health::Failed(why) | Health::Unwell(why)) => Some(format!(": {why}")),
-        Some(Health::Starting) | None => Some(" is not ready yet".into()),
+        Some(Health::Starting | Health::Ready) | None => Some(" is not ready yet".into()),
     }
 }

@@ -27,6 +27,8 @@ use crate::triggers::{Stands, Times, View, is_each_nodes_own};
 
 /// The word for a holder whose node is late with its heartbeat.
 const SILENT: &str = "silent";
+/// What is said of what a person paused.
+const PAUSED_BY_HAND: &str = "paused by hand: `trellis resume` lets queues and timers wake it again";
 
 /// One line for each app.
 pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
@@ -35,10 +37,11 @@ pub(crate) fn apps(node: &Node) -> Vec<AppSummary> {
     let summary = |name: &AppName| {
         let status = app_of(node, &state, &assigned, name)?;
         let release = release(state.app(name)?)?;
+        let is_troubled = status.state == "ready" && status.links.iter().any(waits_for_someone);
         Some(AppSummary {
             app: status.app,
             version: status.version,
-            state: status.state,
+            state: if is_troubled { "troubled".into() } else { status.state },
             components: release.app.components.len(),
             providers: release.app.providers.len(),
             description: release.app.description.clone(),
@@ -83,6 +86,7 @@ fn app_of(node: &Node, state: &State, assigned: &Assigned, name: &AppName) -> Op
     status.links = release.app.links.iter().map(|link| link_status(node, state, release, link)).collect();
     status.problems = problems(&status, release, &unplaced);
     status.state = overall(&status).into();
+    status.problems.extend(said_of_ready(&status.links));
     status.rollout = rollout(node, state, versions);
     if let Some(rollout) = status.rollout.as_ref().filter(|rollout| rollout.step < rollout.last) {
         status.state = "deploying".into();
@@ -413,7 +417,12 @@ fn worst(seen: impl Iterator<Item = (Option<String>, bool, Seen)>) -> Seen {
     for (on, counts, Seen { word, at, problem }) in seen {
         let at = worst.at.take().or(at);
         let one = Seen { word, at: None, problem };
-        if counts && one.badness() > 0 && one.badness() >= worst.badness() && worst.word != "failed" {
+        let is_told = match one.badness() {
+            // It does its part, and something is to be said of it.
+            0 => one.problem.is_some() && worst.problem.is_none(),
+            badness => badness >= worst.badness() && worst.word != "failed",
+        };
+        if counts && is_told {
             let problem = match (on, one.problem) {
                 (None, why) => why,
                 (Some(on), Some(why)) => Some(format!("{on}: {why}")),
@@ -434,6 +443,9 @@ fn link_there(node: &Node, other: NodeId, id: &LinkId) -> Seen {
     }
     if let Some(silent) = silent(node, other) {
         return Seen { word: SILENT, at: None, problem: Some(silent) };
+    }
+    if is_paused(node, Some(wanted)) {
+        return Seen::of(&Health::Ready, None, Some(PAUSED_BY_HAND.into()));
     }
     match node.liveness.link(other, &wanted.link.id) {
         Some(report) if report.mark == Mark::of(wanted) => {
@@ -460,16 +472,13 @@ fn link_here(node: &Node, id: &LinkId) -> Seen {
     let held = share.links_of(id).last();
     let health = held.map_or(Health::Starting, |held| node.board.of_link(held));
     match held.map(|held| &held.direction) {
-        Some(Direction::Wakes { .. }) if is_paused(node, held) => {
-            let paused = "paused by hand: `trellis resume` lets queues and timers wake it again";
-            Seen::of(&Health::Ready, None, Some(paused.into()))
-        }
+        _ if is_paused(node, held) => Seen::of(&Health::Ready, None, Some(PAUSED_BY_HAND.into())),
         Some(Direction::Wakes { tech, .. } | Direction::Grants { tech, .. }) if health == Health::Ready => {
             let applied = held.map_or(id, |held| &held.link.id);
             let at = address(node, *tech, applied);
             match node.providers.of(*tech).health(applied) {
                 Ok(()) => Seen::of(&health, at, None),
-                Err(why) => Seen::of(&Health::Starting, at, Some(why)),
+                Err(why) => Seen::of(&Health::Unwell(why.clone()), at, Some(why)),
             }
         }
         _ => {
@@ -481,7 +490,8 @@ fn link_here(node: &Node, id: &LinkId) -> Seen {
 
 /// Whether a person paused what a link wakes from a queue or by the clock.
 fn is_paused(node: &Node, held: Option<&Arc<HeldLink>>) -> bool {
-    held.is_some_and(|held| held.link.package != "http" && node.shares.state().is_paused(&held.link.component))
+    let wakes = |held: &HeldLink| matches!(held.direction, Direction::Wakes { .. }) && held.link.package != "http";
+    held.is_some_and(|held| wakes(held) && node.shares.state().is_paused(&held.link.component))
 }
 
 /// Where a link can be reached, if it listens.
@@ -520,10 +530,25 @@ fn problems(status: &AppStatus, release: &Release, unplaced: &[Unplaced]) -> Vec
     for link in status.links.iter().filter(|link| link.state != "ready") {
         let why = link.problem.as_deref().unwrap_or("not ready yet");
         if !problems.iter().any(|told| told == why) {
-            problems.push(format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces));
+            problems.push(of_its_link(link, why));
         }
     }
     problems
+}
+
+/// Whether a link does its part and its messages do not go well.
+fn waits_for_someone(link: &LinkStatus) -> bool {
+    link.state == "ready" && link.problem.as_deref().is_some_and(|why| why != PAUSED_BY_HAND)
+}
+
+/// What is said of links that are ready, such as that keys are parked.
+fn said_of_ready(links: &[LinkStatus]) -> Vec<String> {
+    let ready = links.iter().filter(|link| link.state == "ready");
+    ready.filter_map(|link| Some(of_its_link(link, link.problem.as_deref()?))).collect()
+}
+
+fn of_its_link(link: &LinkStatus, why: &str) -> String {
+    format!("link {} -> {} ({}): {why}", link.source, link.target, link.interfaces)
 }
 
 /// Whether nothing waits for this holder.
@@ -803,11 +828,14 @@ mod tests {
         let late = || (Some("on cellar".to_owned()), true, seen(SILENT, None, Some("the node was last heard 4 s ago")));
         let starts = || (Some("on attic".to_owned()), true, seen("starting", Some("http://attic"), None));
         let fails = || (Some("on attic".to_owned()), true, seen("failed", None, Some("taken")));
+        let pauses = || (Some("on attic".to_owned()), true, seen("ready", Some("http://here"), Some("paused")));
         let edge = || (Some("on laptop".to_owned()), false, seen(SILENT, None, Some("away")));
         for (all, word, problem) in [
             (vec![well(), edge()], "ready", None),
             (vec![well(), late(), starts()], SILENT, Some("on cellar: the node was last heard 4 s ago")),
             (vec![well(), starts()], "starting", Some("not ready on attic yet")),
+            (vec![well(), pauses()], "ready", Some("on attic: paused")),
+            (vec![pauses(), starts()], "starting", Some("not ready on attic yet")),
             (vec![well(), fails(), late()], "failed", Some("on attic: taken")),
         ] {
             let worst = worst(all.into_iter());

@@ -169,7 +169,12 @@ impl Triggers {
 
     pub(crate) async fn views(&self) -> Vec<View> {
         let here = self.here();
-        futures::future::join_all(here.iter().map(|(held, trigger)| view(held, &**trigger))).await
+        let views = here.iter().map(async |(held, trigger)| {
+            // A connection may be away though what is stored of its messages is handled.
+            let health = tech(held).map_or(Ok(()), |tech| self.providers.of(tech).health(&held.link.id));
+            view(held, &**trigger, health).await
+        });
+        futures::future::join_all(views).await
     }
 
     async fn letters(&self, link: &LinkId, after: Option<&str>) -> Result<Vec<DeadLetter>, String> {
@@ -213,7 +218,7 @@ fn size(letter: &DeadLetter) -> usize {
     letter.message.body.len() + letter.faults.iter().map(String::len).sum::<usize>() + 4_096
 }
 
-async fn view(held: &HeldLink, trigger: &dyn Trigger) -> View {
+async fn view(held: &HeldLink, trigger: &dyn Trigger, health: Result<(), String>) -> View {
     let standing = match tokio::time::timeout(STANDING_WAIT, trigger.standing()).await {
         Ok(standing) => standing.map(Stands::from),
         Err(_) => Err(format!("the broker did not answer within {STANDING_WAIT:?}")),
@@ -232,7 +237,7 @@ async fn view(held: &HeldLink, trigger: &dyn Trigger) -> View {
         in_queue: (&counts.in_queue).into(),
         run: (&counts.run).into(),
         paused_since_ms: progress.paused_since_ms(),
-        problem: progress.health().err().or_else(|| standing.as_ref().err().cloned()),
+        problem: progress.health().err().or(health.err()).or_else(|| standing.as_ref().err().cloned()),
         standing,
     }
 }

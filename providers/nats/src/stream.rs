@@ -73,8 +73,11 @@ impl Streamed {
         let connection = connections.get(&link).await?;
         let pulled = Pulled::new(connection.clone(), wanted, link.component.to_string());
         let engine = Engine::new(link.id, pulled, permits, link.delivery)?;
-        if let Ok(Err(Unbound::Differs(key, why))) = timeout(BIND_WAIT, engine.queue().consumer()).await {
-            return Err(LinkError::config(key, why));
+        match timeout(BIND_WAIT, engine.queue().consumer()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(Unbound::Differs(key, why))) => return Err(LinkError::config(key, why)),
+            Ok(Err(Unbound::NotYet(why))) => engine.looks_for(why),
+            Err(_) => engine.looks_for("its stream is being looked for"),
         }
         Ok(Self { connection, running: Running::begin(engine) })
     }

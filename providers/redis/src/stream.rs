@@ -49,6 +49,7 @@ impl Streamed {
         let source = Source::open(connections, &link)?;
         let connection = source.connection.clone();
         let engine = Engine::new(link.id, source, permits, link.delivery)?;
+        engine.looks_for("its stream is being looked for");
         Ok(Self { connection, running: Running::begin(engine) })
     }
 

@@ -53,7 +53,8 @@ impl Lease {
     /// Waits until this node has the lease. Where it never will again, this waits for ever: drop it with the link.
     pub async fn held(&mut self) -> Token {
         let held = self.0.wait_for(Option::is_some).await.ok().and_then(|token| *token);
-        match held {
+        // What the holder said last counts no more once it is gone.
+        match held.filter(|_| self.0.has_changed().is_ok()) {
             Some(token) => token,
             None => std::future::pending().await,
         }
@@ -79,6 +80,8 @@ impl Lease {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -109,5 +112,6 @@ mod tests {
         drop(holder);
         assert_eq!((lease.token(), other.token()), (None, None));
         lease.lost(Token(1)).await;
+        assert_eq!(lease.held().now_or_never(), None);
     }
 }

@@ -502,6 +502,9 @@ pub async fn ledger_contract(ledger: &dyn Ledger, far: &dyn Ledger) {
     assert_eq!(read("marks/a-1=").await.as_deref(), Some(b"2".as_slice()));
     assert!(ledger.swap("other", None, Some(b""), long).await.expect("the ledger is there"));
     assert_eq!(ledger.keys("marks/").await, Ok(vec!["marks/a-1=".to_owned()]));
+    assert!(ledger.swap("others/0a/1", None, Some(b""), long).await.expect("the ledger is there"));
+    assert!(ledger.swap("others/0ab/2", None, Some(b""), long).await.expect("the ledger is there"));
+    assert_eq!(ledger.keys("others/0a/").await, Ok(vec!["others/0a/1".to_owned()]));
     assert!(!swap(ledger, Some("1"), None).await);
     assert!(swap(ledger, Some("2"), None).await);
     assert!(swap(ledger, None, Some("3")).await, "what was removed can be written anew");

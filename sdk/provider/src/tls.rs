@@ -145,7 +145,7 @@ fn certificates(pem: &Pem) -> Result<Vec<CertificateDer<'static>>, LinkError> {
     read.ok().filter(|found| !found.is_empty()).ok_or_else(|| LinkError::config(pem.key, "holds no certificate in PEM"))
 }
 
-/// Why a connection failed, with what to write where TLS was refused. All client libraries pass on what rustls says.
+/// Why a connection failed, with what to write where TLS or the login was refused. All client libraries pass on what rustls says.
 pub fn explained(why: &str) -> Cow<'_, str> {
     let what = if why.contains("not valid for name") {
         "the server's certificate is for another host: write one that it names into `url`"
@@ -155,6 +155,10 @@ pub fn explained(why: &str) -> Cow<'_, str> {
         "the server's certificate is not of a CA that is trusted: check `tls_ca` of the link"
     } else if why.contains("received fatal alert") {
         "the server does not take the client's certificate, or wants one: check `tls_cert` and `tls_key` of the link"
+    } else if why.contains("InvalidContentType") {
+        "the server speaks no TLS there: check scheme and port of `url`"
+    } else if why.contains("authorization violation") {
+        "the login is refused: check `user` and `password`, or what the link has in their place"
     } else {
         return why.into();
     };
@@ -211,6 +215,8 @@ mod tests {
                 "`url`",
             ),
             ("received fatal alert: CertificateRequired", "check `tls_cert` and `tls_key`"),
+            ("IO error: received corrupt message of type InvalidContentType", "scheme and port of `url`"),
+            ("authorization violation", "check `user` and `password`"),
         ] {
             let said = explained(why);
             assert!(said.contains(what) && said.ends_with(&format!("({why})")), "{said}");

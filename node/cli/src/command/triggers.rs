@@ -17,8 +17,8 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 /// Show the queues and timers that wake components
 ///
-/// Waiting messages and the age of the oldest, messages in handlers, outcomes since the nodes started, dead letters, and
-/// how long messages wait and handlers take on average.
+/// Waiting messages and the age of the oldest (`not told` where the broker shows none that waits, as RabbitMQ), messages in
+/// handlers, outcomes since the nodes started, dead letters, and how long messages wait and handlers take on average.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   trellis triggers
@@ -101,7 +101,7 @@ fn row(trigger: &TriggerStatus) -> [String; 14] {
         trigger.system.clone(),
         trigger.state.clone(),
         count(trigger.waiting),
-        trigger.oldest_age_ms.map_or("-".into(), |ms| span(ms as f64)),
+        oldest(trigger.oldest_age_ms, trigger.waiting),
         trigger.in_flight.to_string(),
         outcome("ack"),
         outcome("retry"),
@@ -112,6 +112,15 @@ fn row(trigger: &TriggerStatus) -> [String; 14] {
         trigger.in_queue_ms.map_or("-".into(), span),
         trigger.run_ms.map_or("-".into(), span),
     ]
+}
+
+/// The age of the oldest message: a broker may have some and show none.
+fn oldest(age_ms: Option<u64>, waiting: Option<u64>) -> String {
+    match (age_ms, waiting) {
+        (Some(ms), _) => span(ms as f64),
+        (None, Some(1..)) => "not told".into(),
+        (None, _) => "-".into(),
+    }
 }
 
 /// A time in the unit that fits it.
@@ -130,5 +139,11 @@ mod tests {
     #[test]
     fn times_are_shown_in_the_unit_that_fits() {
         assert_eq!([0.25, 999.0, 1_500.0, 600_000.0].map(span), ["0.2ms", "999.0ms", "1.5s", "10min"]);
+    }
+
+    #[test]
+    fn a_broker_that_does_not_tell_how_old_the_oldest_is_looks_other_than_an_empty_queue() {
+        let shown = [(Some(1_500), Some(3)), (None, Some(3)), (None, Some(0)), (None, None)];
+        assert_eq!(shown.map(|(age_ms, waiting)| oldest(age_ms, waiting)), ["1.5s", "not told", "-", "-"]);
     }
 }

@@ -361,12 +361,22 @@ fn a_nodes_clock_that_jumps_changes_nothing_on_rabbitmq() {
 #[test]
 fn a_topic_outlives_its_node_with_its_dead_letters() {
     for protocol in ["5", "3.1.1"] {
-        let (server, data_dir) = (Mosquitto::start(true), DataDir::new());
+        let (mut server, data_dir) = (Mosquitto::start(true), DataDir::new());
         let node = Node::start_in(&data_dir, &[]);
         let config = format!("url: '{}', protocol: '{protocol}'", server.url);
         let publish_to = |queue: &str, body: &str| server.publish(&format!("eu/{queue}"), body.as_bytes());
         moves_to(&node, "mqtt", &config, "topic: '+/QUEUE'", publish_to);
-        let publish = |body: &str| publish_to("ORDERS", body);
+        server.kill();
+        let is = |state: &str, why: &str| {
+            eventually(&format!("its triggers are {state}"), || {
+                let shown = trigger(&node);
+                (shown["state"] == state && shown["problems"].to_string().contains(why)).then_some(())
+            });
+        };
+        is("troubled", "not connected to mqtt://");
+        server.restart();
+        is("running", "[]");
+        let publish = |body: &str| server.publish("eu/ORDERS", body.as_bytes());
         publish("dead-letter");
         let dead = letters(&node, "shop", 1);
         assert_eq!((&dead[0]["component"], &dead[0]["body_text"]), (&"shop/worker".into(), &"dead-letter".into()));

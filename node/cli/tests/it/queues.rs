@@ -75,6 +75,11 @@ fn a_queue_keeps_tries_again_gives_up_and_replays() {
     assert!(!ids.contains(&id), "{ids:?}");
     node.trellis(&["dead-letters", "replay", "post", id]).failed(2);
     assert_eq!(node.trellis(&["dead-letters", "drop", "post", ids[0]]).ok(), "1 dropped\n");
+    for wrong in ["post/wroker", "pots/worker"] {
+        node.trellis(&["pause", wrong]).failed(1);
+        node.trellis(&["resume", wrong]).failed(1);
+    }
+    assert!(node.trellis(&["resume", "post/worker"]).ok().contains("wake post/worker"), "it was not paused");
     for wrong in [&["list", "post", "--reason", "refusd"][..], &["drop", "post"], &["drop", "post", "--all", ids[1]]] {
         node.trellis(&[&["dead-letters"], wrong].concat()).failed(2);
     }
@@ -218,4 +223,31 @@ fn a_clock_that_jumps_holds_nothing_and_forgets_nothing() {
     jump("+80d");
     node.trellis(&["publish", "mail", "dead-letter"]).ok();
     letters(&node, "post", 2);
+}
+
+/// What mends a poisoned queue is a new version: it does not wait for what it is to mend.
+#[test]
+fn a_version_is_deployed_though_a_key_is_parked_or_the_trigger_paused_by_itself() {
+    for (messages, told) in [(1, "keys are parked"), (40, "it paused by itself")] {
+        let node = Node::start(&[]);
+        let ordered = mail().replace("queue: mail,", "queue: mail, delivery.order_by: subject,");
+        node.deploy(&ordered);
+        for i in 0..messages {
+            node.trellis(&["publish", &format!("mail.{i}"), "trap"]).ok();
+        }
+        let status =
+            eventually(told, || Some(node.status("post")).filter(|now| now["problems"].to_string().contains(told)));
+        assert_eq!(status["state"], "ready", "{status}");
+        assert!(node.trellis(&["apps"]).ok().contains("troubled"));
+        node.deploy(&ordered.replace("timeout: 5s", "timeout: 6s"));
+        let status = node.status("post");
+        assert!(status["problems"].to_string().contains(told), "{status}");
+        assert_ne!(status["version"], status["history"][1]["version"]);
+    }
+    let node = Node::start(&[]);
+    node.deploy(&mail());
+    node.trellis(&["pause", "post/worker"]).ok();
+    eventually("it is said that a person paused it", || {
+        node.trellis(&["status", "post"]).ok().contains("paused by hand").then_some(())
+    });
 }

@@ -110,9 +110,12 @@ const TRIGGER_FIGURES: [TriggerFigure; 7] = [
         "gauge",
         |view| view.stands(view.held).map(|stands| stands.claimed),
     ),
-    ("trellis_trigger_oldest_age_milliseconds", "How long ago the oldest message was published.", "gauge", |view| {
-        view.standing.as_ref().ok().and_then(|stands| stands.oldest_age_ms)
-    }),
+    (
+        "trellis_trigger_oldest_age_milliseconds",
+        "How long ago the oldest message was published. RabbitMQ does not tell.",
+        "gauge",
+        |view| view.standing.as_ref().ok().and_then(|stands| stands.oldest_age_ms),
+    ),
     ("trellis_trigger_dead_letters", "Dead letters beside the queue.", "gauge", |view| {
         view.standing.as_ref().ok().and_then(|stands| stands.dead)
     }),

@@ -640,9 +640,13 @@ async fn resume(
     Path((app, component)): Path<(String, String)>,
 ) -> Answer<Json<serde_json::Value>> {
     let component = component_key(&app, &component)?;
-    let resumed = propose(&node, Command::Pause { component: component.clone(), on: false }).await?;
-    node.triggers.resume_all(&component).await;
-    Ok(resumed)
+    let ended = apply(&node, Command::Pause { component: component.clone(), on: false }).await?;
+    let by_themselves = node.triggers.resume_all(&component).await;
+    // What did pause may be in no version any more.
+    if matches!(ended, Applied::Unchanged) && by_themselves == 0 {
+        known(&node, &component.app, Some(&component.name))?;
+    }
+    Ok(Json(serde_json::json!({})))
 }
 
 /// The query of `/v1/logs`.

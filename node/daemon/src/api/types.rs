@@ -86,8 +86,8 @@ pub struct AppSummary {
     pub app: String,
     /// The deployed version, or the newest one where none is deployed.
     pub version: String,
-    /// `ready`, `deploying`, `troubled` (a node that holds some of it is late with its heartbeat), `waiting`, `failed` or
-    /// `undeployed`.
+    /// `ready`, `deploying`, `troubled` (a node that holds some of it is late with its heartbeat; or it is ready, and a trigger
+    /// paused by itself or has parked keys), `waiting`, `failed` or `undeployed`.
     pub state: String,
     /// Components in it.
     pub components: usize,
@@ -104,11 +104,11 @@ pub struct AppStatus {
     pub app: String,
     /// The deployed version, or the newest one where none is deployed.
     pub version: String,
-    /// As in [`AppSummary`].
+    /// As in [`AppSummary`], where what is said of messages makes it no less ready.
     pub state: String,
     /// The generation of the plan that this speaks of.
     pub generation: u64,
-    /// Why it is not ready: one sentence each. Empty when it is.
+    /// Why it is not ready: one sentence each. When it is, what waits for someone, such as a trigger that paused.
     pub problems: Vec<String>,
     /// Its components.
     pub components: Vec<ComponentStatus>,
@@ -559,7 +559,8 @@ pub struct TriggerStatus {
     pub waiting: Option<u64>,
     /// Messages that are given out and not settled.
     pub claimed: Option<u64>,
-    /// How long ago the oldest of them was published, in milliseconds.
+    /// How long ago the oldest message was published, in milliseconds; absent where there is none, and on RabbitMQ, which shows
+    /// none that waits.
     pub oldest_age_ms: Option<u64>,
     /// Messages in handlers now.
     pub in_flight: u64,

@@ -180,7 +180,11 @@ async fn a_stream_that_is_missing_is_named_and_found_when_it_appears() {
     let link = streamed(&[("stream", "ORDERS")]);
     nats.wake(link.clone(), node.permits(&link)).await.unwrap();
     let says = |what: &str| nats.health(&link.id).is_err_and(|why| why.contains(what));
-    until("what is missing is named", || says("stream `ORDERS` does not exist") && says("create: \"true\"")).await;
+    until("what is missing is named", || {
+        assert!(nats.health(&link.id).is_err(), "it is not there and seems ready");
+        says("stream `ORDERS` does not exist") && says("create: \"true\"")
+    })
+    .await;
     made(&context, "ORDERS", "orders").await;
     publish(&context, "orders", "1").await;
     until("it is handled", || node.bodies() == ["1"]).await;

@@ -199,7 +199,11 @@ async fn what_is_missing_is_named_and_found_when_it_appears() {
     let link = lab.link(&[("stream", "orders"), ("group", "mine")]);
     lab.redis.wake(link.clone(), node.permits(&link)).await.unwrap();
     let says = |what: &str| lab.redis.health(&link.id).is_err_and(|why| why.contains(what));
-    until("the stream is named", || says("stream `orders` does not exist") && says("create: \"true\"")).await;
+    until("the stream is named", || {
+        assert!(lab.redis.health(&link.id).is_err(), "it is not there and seems ready");
+        says("stream `orders` does not exist") && says("create: \"true\"")
+    })
+    .await;
     let mut client = client(&lab.server).await;
     let _: String = client.xadd("orders", "*", &[("data", "1")]).await.unwrap();
     until("the group is named", || says("group `mine` of stream `orders` does not exist")).await;

@@ -79,25 +79,29 @@ impl<Q: Queue> Engine<Q> {
         if buries.message != place.key.as_bytes() || buries.since_ms == Buries::DECIDED {
             return Ok(buries.message == place.key.as_bytes());
         }
-        self.any_letter(|letter| {
-            letter.message.id == taken.message.id
+        let found = self.find_letter(|letter| {
+            let is_its = letter.message.id == taken.message.id
                 && letter.message.body == taken.message.body
-                && letter.at_ms >= buries.since_ms
-        })
-        .await
+                && letter.at_ms >= buries.since_ms;
+            is_its.then_some(())
+        });
+        Ok(found.await?.is_some())
     }
 
-    /// Whether a dead letter is there of which this is so.
-    pub(super) async fn any_letter(&self, is_so: impl Fn(&DeadLetter) -> bool + Send + Sync) -> Result<bool, Trouble> {
+    /// What is looked for of the first dead letter that has it.
+    pub(super) async fn find_letter<T>(
+        &self,
+        look_for: impl Fn(&DeadLetter) -> Option<T> + Send + Sync,
+    ) -> Result<Option<T>, Trouble> {
         let mut after = None;
         loop {
             let letters = self.queue.letters(after.as_deref(), LETTERS_MAX).await?;
-            if letters.iter().any(&is_so) {
-                return Ok(true);
+            if let Some(found) = letters.iter().find_map(&look_for) {
+                return Ok(Some(found));
             }
             after = letters.last().map(|letter| letter.id.clone());
             if letters.len() < LETTERS_MAX {
-                return Ok(false);
+                return Ok(None);
             }
         }
     }

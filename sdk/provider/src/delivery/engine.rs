@@ -89,6 +89,11 @@ impl<Q: Queue> Engine<Q> {
         self.progress.clone()
     }
 
+    /// Its queue was not found yet, or is not there: that is said until it is.
+    pub fn looks_for(&self, why: impl Into<Trouble>) {
+        self.progress.set(Some(why.into()));
+    }
+
     /// What it pulls from.
     pub const fn queue(&self) -> &Q {
         &self.queue
@@ -97,6 +102,7 @@ impl<Q: Queue> Engine<Q> {
     /// Runs until `stop`: then nothing more is pulled, and it returns when all that was is settled or given back.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let pulled = async {
+            stop.run_until_cancelled(self.look_again()).await;
             stop.run_until_cancelled(self.join_pause()).await;
             match self.policy.order_by {
                 None => self.pull_all(&stop).await,
@@ -185,19 +191,21 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// Waits until there is something to pull, and meanwhile looks whether what was not well is well again.
+    /// Looks whether what was not well is well again, until it is. Has no end.
+    pub(super) async fn looking(&self) {
+        let mut pauses = self.pauses();
+        while self.progress.is_troubled() {
+            tokio::time::sleep(pauses.next(rand::random())).await;
+            self.look_again().await;
+        }
+        std::future::pending().await
+    }
+
+    /// Waits until there is something to pull, and meanwhile looks.
     async fn ready(&self) -> Result<usize, Trouble> {
-        let looking = async {
-            let mut pauses = self.pauses();
-            while self.progress.is_troubled() {
-                tokio::time::sleep(pauses.next(rand::random())).await;
-                self.look_again().await;
-            }
-            std::future::pending::<()>().await;
-        };
         tokio::select! {
             ready = self.queue.ready() => ready,
-            () = looking => unreachable!("it has no end"),
+            () = self.looking() => unreachable!("it has no end"),
         }
     }
 
@@ -233,12 +241,14 @@ impl<Q: Queue> Engine<Q> {
         let counts = || self.is_the_replay(&taken.place).boxed();
         match self.persist("whether it was replayed before cannot be known", counts).await {
             Some(true) if !self.was_buried(&taken).await => return Some(taken),
-            Some(true) => {
+            Some(is_letter) => {
                 if self.settle(&taken, &Settlement::Ack).await {
-                    self.forget_burying(&taken).await;
+                    if is_letter {
+                        self.forget_burying(&taken).await;
+                    }
+                    self.replay_had_ended(&taken).await;
                 }
             }
-            Some(false) => drop(self.settle(&taken, &Settlement::Ack).await),
             None => drop(self.settle(&taken, &Settlement::GiveBack { after: PAUSE_MAX }).await),
         }
         None

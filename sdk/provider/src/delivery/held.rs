@@ -31,6 +31,8 @@ struct Claims<C> {
     all: HashMap<u64, Arc<C>>,
     /// Which of them is for a message of this position, where the broker says one: no other message has it.
     at: HashMap<u128, u64>,
+    /// Which of them are for a dead letter that is replayed, and its id.
+    replays: HashMap<u64, String>,
 }
 
 /// A message that is held: while this lives, its claim is extended.
@@ -52,7 +54,7 @@ struct Kept<C> {
 
 impl<C> Default for Held<C> {
     fn default() -> Self {
-        let claims = Mutex::new(Claims { all: HashMap::new(), at: HashMap::new() });
+        let claims = Mutex::new(Claims { all: HashMap::new(), at: HashMap::new(), replays: HashMap::new() });
         Self { claims, next: AtomicU64::new(0), some: Notify::new() }
     }
 }
@@ -69,6 +71,7 @@ impl<C> Held<C> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         claims.all.insert(number, Arc::new(claim));
         claims.at.extend(position.map(|position| (position, number)));
+        claims.replays.extend(place.replay_of.clone().map(|letter| (number, letter)));
         drop(claims);
         self.some.notify_one();
         let outbox = AtomicBool::new(place.again);
@@ -109,6 +112,13 @@ impl<C> Taken<C> {
         claims.all.get(&self.kept.number).expect("a claim is there for as long as its message is held").clone()
     }
 
+    /// Whether the dead letter that it was is held as another message, too.
+    pub(super) fn has_other_replay(&self) -> bool {
+        let claims = self.kept.held.claims();
+        let others = claims.replays.iter().filter(|(number, _)| **number != self.kept.number);
+        others.map(|(_, letter)| letter).any(|letter| self.place.replay_of.as_ref() == Some(letter))
+    }
+
     /// It is about to be given back: what comes of it from here on is another delivery.
     pub(super) fn release(&self) {
         self.kept.release();
@@ -145,6 +155,8 @@ impl<C> Kept<C> {
 impl<C> Drop for Kept<C> {
     fn drop(&mut self) {
         self.release();
-        self.held.claims().all.remove(&self.number);
+        let mut claims = self.held.claims();
+        claims.all.remove(&self.number);
+        claims.replays.remove(&self.number);
     }
 }

@@ -13,6 +13,7 @@
 //! | `opens/<hash>` | the replay that is about to be off, and to open a key | 14 days |
 //! | `parked/<hash>` | the key that a dead letter parked | 14 days, as the letter |
 //! | `replayed/<hash>` | the message that a dead letter is replayed as, where it may have been put back twice | 14 days |
+//! | `replays/<hash>/<hash>` | a dead letter of a key that parks, from when it is about to be put back until that has ended | 14 days |
 //! | `parks/<hash>` | the message that parks a key, until its dead letter is known to be there | 14 days |
 //!
 //! Pure: how they are written and read.
@@ -174,6 +175,16 @@ pub(super) fn parks_key(key: &str) -> String {
 /// Where it is kept as which message a dead letter of this name is replayed.
 pub(super) fn replayed_key(once: &str) -> String {
     format!("replayed/{}", hash(once))
+}
+
+/// Below it are the dead letters of a key that are replayed and have not ended again.
+pub(super) fn replays_of(key: &str) -> String {
+    format!("replays/{}/", hash(key))
+}
+
+/// Where it is kept that this one is.
+pub(super) fn replays_key(key: &str, letter: &str) -> String {
+    format!("{}{}", replays_of(key), hash(letter))
 }
 
 /// Where it is kept which replay opens a key.

@@ -39,7 +39,7 @@ pub use engine::Engine;
 pub use lanes::{BACK_MAX, LANE_MAX, LOOK_AHEAD};
 pub use letter::{DeadLetter, Fate, Ran};
 pub use policy::{KILLS_MAX, RETRY_AFTER_MAX, Reason, Record, Settlement, begin, settle};
-pub use progress::{Counts, OUTCOMES, PAUSED, Progress};
+pub use progress::{Counts, OUTCOMES, PAUSED, Progress, is_of_messages};
 pub use queue::{
     CLAIM, Claimed, EXTEND_EVERY, LEDGER_KEY_BYTES_MAX, LEDGER_VALUE_BYTES_MAX, Ledger, Out, PULL_MAX, Place, Queue,
     Standing, Trouble,

@@ -23,6 +23,7 @@ use super::ledger::{self, KEPT, PARKED, PARKS};
 use super::letter::DeadLetter;
 use super::pauses::{PAUSE_MAX, PAUSE_MIN, Pauses};
 use super::policy::Settlement;
+use super::progress::KEYS_PARKED;
 use super::queue::{CLAIM, Ledger, PULL_MAX, Place, Queue, Trouble};
 
 /// How long after another's claims ended the first message is pulled: brokers are not punctual.
@@ -64,7 +65,9 @@ struct Term<Q: Queue> {
     ended: mpsc::Sender<Ended>,
     /// The link ends: what runs is finished, what waits is given back.
     stop: CancellationToken,
-    /// The link ends, or the lease is lost.
+    /// The lease is lost: what runs is broken off.
+    lost: CancellationToken,
+    /// Either of the two.
     over: CancellationToken,
     /// How long claims of the one before may last, if it said so; and whether all that was out then is held here.
     left: Option<Duration>,
@@ -83,6 +86,7 @@ impl<Q: Queue> Engine<Q> {
                 Some(lease) => tokio::select! {
                     () = stop.cancelled() => return,
                     token = lease.held() => Some(token),
+                    () = self.looking() => unreachable!("it has no end"),
                 },
             };
             if lease.as_ref().is_some_and(|lease| lease.token() != token) {
@@ -90,22 +94,24 @@ impl<Q: Queue> Engine<Q> {
                 tokio::select! { () = stop.cancelled() => return, () = sleep(PAUSE_MIN) => continue }
             }
             let (ended, ends) = mpsc::channel(LOOK_AHEAD);
-            let over = stop.child_token();
+            let (lost, over) = (CancellationToken::new(), stop.child_token());
             let term = Term {
                 engine: self.clone(),
                 lanes: Lanes::default(),
                 runs: JoinSet::new(),
                 ended,
                 stop: stop.clone(),
+                lost: lost.clone(),
                 over: over.clone(),
                 left: None,
                 took_over: false,
                 pauses: self.pauses(),
                 rests_until: None,
             };
-            let lost = async {
+            let loses = async {
                 if let (Some(lease), Some(token)) = (&mut lease, token) {
                     lease.lost(token).await;
+                    lost.cancel();
                     over.cancel();
                 }
                 // The term ends by that, or by the link's end.
@@ -113,7 +119,7 @@ impl<Q: Queue> Engine<Q> {
             };
             tokio::select! {
                 () = term.serve(ends) => {}
-                () = lost => unreachable!("it has no end"),
+                () = loses => unreachable!("it has no end"),
             }
         }
     }
@@ -126,7 +132,7 @@ impl<Q: Queue> Engine<Q> {
         ledger.remove(&ledger::opens_key(key)).await.map(drop)
     }
 
-    /// A dead letter of a key was dropped: the key is open, unless another holds it.
+    /// A dead letter of a key was dropped, or had been replayed before: the key is open, unless another holds it.
     pub(super) async fn open_unless_held(&self, key: &str) -> Result<(), Trouble> {
         match self.is_held(key, None).await? {
             true => Ok(()),
@@ -134,10 +140,52 @@ impl<Q: Queue> Engine<Q> {
         }
     }
 
-    /// Whether a key is parked, and has a dead letter other than this one.
+    /// Whether a key is parked, and has a dead letter other than this one, or one that is replayed and has not ended again.
     async fn is_held(&self, key: &str, but: Option<&str>) -> Result<bool, Trouble> {
         let Some(ledger) = self.queue.ledger() else { return Ok(false) };
-        Ok(ledger.read(&ledger::parked_key(key)).await?.is_some() && self.has_letter(key, but).await?)
+        if ledger.read(&ledger::parked_key(key)).await?.is_none() {
+            return Ok(false);
+        }
+        // In this order: one that is replayed is noted before it is no letter any more.
+        if self.has_letter(key, but).await? {
+            return Ok(true);
+        }
+        let own = but.map(|letter| ledger::replays_key(key, letter));
+        Ok(ledger.keys(&ledger::replays_of(key)).await?.iter().any(|replay| Some(replay) != own.as_ref()))
+    }
+
+    /// A dead letter is about to be put back: what it is replayed as holds its key, from before the letter is off until it has
+    /// ended. What that was noted by, if nobody else had.
+    pub(super) async fn note_replay(&self, id: &str) -> Result<Option<String>, Trouble> {
+        let (Some(order), OnDeadLetter::Park) = (&self.policy.order_by, self.policy.on_dead_letter) else {
+            return Ok(None);
+        };
+        let of = self.find_letter(|letter| (letter.id == id).then(|| ledger::order_key(order, &letter.message)));
+        let (Some(key), Some(ledger)) = (of.await?, self.queue.ledger()) else { return Ok(None) };
+        let noted = ledger::replays_key(&key, id);
+        Ok(ledger.swap(&noted, None, Some(id.as_bytes()), KEPT).await?.then_some(noted))
+    }
+
+    /// No dead letter of that name is replayed, or it has ended.
+    pub(super) async fn forget_replay(&self, noted: &str) {
+        let Some(ledger) = self.queue.ledger() else { return };
+        let what = "that a dead letter is not replayed any more cannot be kept";
+        self.persist(what, || ledger.remove(noted).boxed()).await;
+    }
+
+    /// What was replayed is about to be off, or a dead letter again.
+    async fn replay_ends(&self, taken: &Taken<Q::Claim>, key: &str) {
+        if let Some(letter) = &taken.place.replay_of {
+            self.forget_replay(&ledger::replays_key(key, letter)).await;
+        }
+    }
+
+    /// What was replayed had ended before, unless it is held as another message: it was put back twice.
+    pub(super) async fn replay_had_ended(&self, taken: &Taken<Q::Claim>) {
+        let is_over = taken.place.replay_of.is_some() && !taken.has_other_replay();
+        let Some(key) = self.order_key(taken).filter(|_| is_over) else { return };
+        self.replay_ends(taken, &key).await;
+        self.persist(OPENED, || self.open_unless_held(&key).boxed()).await;
     }
 
     /// Whether a key that a replay would open is held by another dead letter. Its own may be there still, where a node died that
@@ -196,7 +244,8 @@ impl<Q: Queue> Engine<Q> {
     async fn has_letter(&self, key: &str, but: Option<&str>) -> Result<bool, Trouble> {
         let Some(order) = &self.policy.order_by else { return Ok(false) };
         let is_of_key = |letter: &DeadLetter| ledger::order_key(order, &letter.message) == key;
-        self.any_letter(|letter| but != Some(letter.id.as_str()) && is_of_key(letter)).await
+        let found = self.find_letter(|letter| (but != Some(letter.id.as_str()) && is_of_key(letter)).then_some(()));
+        Ok(found.await?.is_some())
     }
 
     /// A key is parked from before its dead letter is there for someone to decide on. Until it is, the ledger names the message
@@ -208,8 +257,14 @@ impl<Q: Queue> Engine<Q> {
         // Where it is there already, it is parked.
         let park = || async {
             ledger.remove(&ledger::opens_key(key)).await?;
-            if taken.place.replay_of.is_none() && !note_message(ledger, &parks, &taken.place).await? {
-                return Err("another is at it".into());
+            if taken.place.replay_of.is_none() {
+                if !note_message(ledger, &parks, &taken.place).await? {
+                    return Err("another is at it".into());
+                }
+                // The key was open: nothing of it is replayed.
+                for replay in ledger.keys(&ledger::replays_of(key)).await? {
+                    ledger.remove(&replay).await?;
+                }
             }
             ledger.swap(&parked, None, Some(key.as_bytes()), KEPT).await
         };
@@ -343,6 +398,9 @@ impl<Q: Queue> Engine<Q> {
         let parks = dead && self.policy.on_dead_letter == OnDeadLetter::Park;
         let is_replay = taken.place.replay_of.is_some();
         let is_off = matches!(settlement, Settlement::Ack | Settlement::Drop { .. });
+        if is_off || dead {
+            self.replay_ends(taken, key).await;
+        }
         let stays_parked = is_off && is_replay && self.stays_parked(taken, key).await;
         if parks {
             self.park_key(taken, key).await;
@@ -350,12 +408,13 @@ impl<Q: Queue> Engine<Q> {
             self.note_opening(taken, key).await;
         }
         let settled = self.settle(taken, &settlement).await;
-        // What is replayed finds its key parked either way.
-        if parks && !is_replay {
-            match settled {
-                true => self.is_parked(key).await,
-                false => self.is_not_parked(key, over).await,
-            }
+        match settled {
+            // Someone may have dropped another letter just before this one was there.
+            true if parks && is_replay => self.park_key(taken, key).await,
+            true if parks => self.is_parked(key).await,
+            // What is replayed finds its key parked either way.
+            false if parks && !is_replay => self.is_not_parked(key, over).await,
+            _ => {}
         }
         match settlement {
             _ if !settled => End::Back { due_ms: self.due_ms(CLAIM) },
@@ -533,9 +592,15 @@ impl<Q: Queue> Term<Q> {
 
     fn begin_what_may(&mut self) {
         while let Some((key, taken)) = self.lanes.next(self.engine.progress.now_ms()) {
-            let (engine, ended, over) = (self.engine.clone(), self.ended.clone(), self.over.clone());
+            let (engine, ended) = (self.engine.clone(), self.ended.clone());
+            let (lost, over) = (self.lost.clone(), self.over.clone());
             self.runs.spawn(async move {
-                let end = engine.see_through(taken, key.clone(), over).await;
+                let end = tokio::select! {
+                    biased;
+                    // At once: the loop may be waiting for the broker.
+                    () = lost.cancelled() => return,
+                    end = engine.see_through(taken, key.clone(), over) => end,
+                };
                 // Whoever listens ends only with the term.
                 let _ = ended.send((key, end)).await;
             });
@@ -592,11 +657,8 @@ impl<Q: Queue> Term<Q> {
     fn tell(&self) {
         let parked = self.lanes.parked().len();
         let full = if self.lanes.is_full() { "; nothing more can be held until someone decides" } else { "" };
-        let told = (parked > 0).then(|| {
-            format!(
-                "{parked} keys are parked behind a dead letter: `trellis dead-letters list`, then replay or drop{full}"
-            )
-        });
+        let told = (parked > 0)
+            .then(|| format!("{parked} {KEYS_PARKED}: `trellis dead-letters list`, then replay or drop{full}"));
         self.engine.progress.set(told);
     }
 

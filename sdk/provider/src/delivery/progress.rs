@@ -13,6 +13,15 @@ use crate::Histogram;
 
 /// How [`Progress::health`] begins where a trigger paused by itself.
 pub const PAUSED: &str = "it paused by itself";
+/// What [`Progress::health`] says of an ordered link that has parked keys.
+pub(super) const KEYS_PARKED: &str = "keys are parked behind a dead letter";
+/// How it begins where that is of one message, which can neither be handled nor be given up.
+const ONE_IS_STUCK: &str = "one message is stuck";
+
+/// Whether what [`Progress::health`] says is of messages that do not go well, while the link does its part.
+pub fn is_of_messages(why: &str) -> bool {
+    why.starts_with(PAUSED) || why.starts_with(ONE_IS_STUCK) || why.contains(KEYS_PARKED)
+}
 
 /// How an engine is, and what it did since it began.
 #[derive(Debug)]
@@ -98,7 +107,8 @@ impl Progress {
             ));
         }
         let of_one = lock(&self.of_one).clone().filter(|(_, until)| *until > Instant::now());
-        lock(&self.trouble).clone().or(of_one.map(|(why, _)| why)).map_or(Ok(()), Err)
+        let of_one = || of_one.map(|(why, _)| format!("{ONE_IS_STUCK}: {why}"));
+        lock(&self.trouble).clone().or_else(of_one).map_or(Ok(()), Err)
     }
 
     /// What it did.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ use trellis_wire::{
 
 use super::policy::{Reason, Record, Settlement};
 use super::queue::{CLAIM, Claimed, Ledger, Out, Place, Queue, Standing, Trouble};
-use super::{DeadLetter, Engine, Fate, KILLS_MAX, Ran, Trigger as _};
+use super::{DeadLetter, Engine, Fate, KILLS_MAX, Ran, Trigger as _, is_of_messages};
 use crate::{Delivered, LeaseHolder, Outgoing, Permit, PermitSource, Permits, Run, Token, Want};
 
 /// A queue and its ledger in memory.
@@ -47,8 +47,9 @@ struct Broker {
     full: bool,
     too_large: Option<&'static str>,
     forgetful: bool,
-    /// Who has a claim extended waits for ever.
+    /// Who has a claim extended, or pulls, waits for ever.
     hangs: bool,
+    pulls_hang: bool,
 }
 
 struct Stored {
@@ -247,7 +248,11 @@ impl Queue for Sight {
     }
 
     async fn pull(&self, max: usize) -> Result<Vec<Claimed<Claim>>, Trouble> {
-        let mut broker = self.broker().await?;
+        let pulls_hang = self.broker().await?.pulls_hang;
+        if pulls_hang {
+            return std::future::pending().await;
+        }
+        let mut broker = self.broker.lock().unwrap();
         broker.end_claims();
         let mut pulled = Vec::new();
         while pulled.len() < max
@@ -391,7 +396,10 @@ struct World {
     handled: Vec<(u64, Message)>,
     begun: BTreeMap<String, u32>,
     sent: Vec<String>,
-    running: BTreeSet<String>,
+    /// Runs that are under way, by number: the key of each, and whether its node is dead.
+    running: BTreeMap<u64, (String, Arc<AtomicBool>)>,
+    next_run: u64,
+    /// Two of one key were at work at one time.
     overlapped: bool,
     /// Nobody takes what handlers publish.
     full: bool,
@@ -404,6 +412,37 @@ struct World {
     older: bool,
     /// When runs began.
     began: Vec<Instant>,
+}
+
+impl World {
+    /// Keys of the runs on nodes that live.
+    fn at_work(&self) -> impl Iterator<Item = &str> {
+        self.running.values().filter(|(_, dead)| !dead.load(Ordering::SeqCst)).map(|(key, _)| key.as_str())
+    }
+}
+
+/// A run that is under way, until this is dropped: also where it is broken off.
+struct UnderWay {
+    world: Arc<Mutex<World>>,
+    number: u64,
+}
+
+impl UnderWay {
+    fn begin(node: &Node, key: &str) -> Self {
+        let mut world = node.world.lock().unwrap();
+        let overlaps = world.at_work().any(|other| other == key);
+        world.overlapped |= overlaps;
+        let number = world.next_run;
+        world.next_run += 1;
+        world.running.insert(number, (key.to_owned(), node.sight.dead.clone()));
+        Self { world: node.world.clone(), number }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner).running.remove(&self.number);
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -424,20 +463,20 @@ struct Node {
 impl Node {
     async fn act(&self, message: &Message) -> Outcome {
         let body = text(message);
-        let key = message.subject.clone();
+        self.sight.alive().await;
+        let under_way = UnderWay::begin(self, &message.subject);
         {
             let mut world = self.world.lock().unwrap();
             *world.begun.entry(body.clone()).or_default() += 1;
             world.began.push(Instant::now());
-            world.overlapped |= !world.running.insert(key.clone());
         }
         sleep(Duration::from_millis(100 + u64::from(message.attempt) * 7 + slow_ms(&body))).await;
         self.sight.alive().await;
         if body == "spin" {
             spin(&self.sight.broker);
         }
+        drop(under_way);
         let mut world = self.world.lock().unwrap();
-        world.running.remove(&key);
         let retry = || Ok(Reply::Settle(Settle::Retry { after: None, reason: "not yet".into() }));
         match body.split(' ').next().unwrap_or_default() {
             "retry-once" if message.attempt == 1 => return retry(),
@@ -687,17 +726,25 @@ impl Drop for Named {
     }
 }
 
+/// Simulates each seed, in a runtime of its own: what it leaves running ends with it.
+fn each_seed(simulate: impl AsyncFn(u64)) {
+    for seed in seeds() {
+        let _named = Named(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(simulate(seed));
+    }
+}
+
 fn unique(all: &[String]) -> BTreeSet<&str> {
     all.iter().map(String::as_str).collect()
 }
 
-#[tokio::test(start_paused = true)]
-async fn with_crashes_and_a_broker_that_stumbles_every_message_is_accounted_for() {
+#[test]
+fn with_crashes_and_a_broker_that_stumbles_every_message_is_accounted_for() {
     // Far fewer than half fail on their first attempt: else the trigger would pause by itself.
     const WORDS: [&str; 12] =
         ["ok", "retry-once", "ok", "retry", "ok", "trap-once", "busy", "dead", "drop", "ok", "publish 2", "ok"];
-    for seed in seeds() {
-        let _named = Named(seed);
+    each_seed(async |seed| {
         let mut random = StdRng::seed_from_u64(seed);
         let mut lattice = Lattice { stumbles: 30, ..Lattice::new(soon(), seed * 1_000) };
         let bodies: Vec<_> = (0..120).map(|i| format!("{} {i}", WORDS[i % WORDS.len()])).collect();
@@ -722,14 +769,14 @@ async fn with_crashes_and_a_broker_that_stumbles_every_message_is_accounted_for(
         assert!(of(&["drop"]).iter().all(|body| lattice.begun(body) >= 1), "seed {seed}");
         let world = lattice.world.lock().unwrap();
         assert_eq!(unique(&world.sent).len(), 20, "seed {seed}: each of what was published left, by its id");
-    }
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn in_order_per_key_across_crashes_retries_and_changes_of_the_holder() {
+#[test]
+fn in_order_per_key_across_crashes_retries_and_changes_of_the_holder() {
     // All that waits can be held at once, or lanes are full and more waits than may be out.
-    for seed in seeds() {
-        let (_named, (keys, count)) = (Named(seed), if seed % 2 == 0 { (6, 120) } else { (2, 400) });
+    each_seed(async |seed| {
+        let (keys, count) = if seed % 2 == 0 { (6, 120) } else { (2, 400) };
         let mut random = StdRng::seed_from_u64(seed);
         let policy = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
         let mut lattice = Lattice { stumbles: 40, ..Lattice::new(policy, seed * 1_000) };
@@ -753,7 +800,6 @@ async fn in_order_per_key_across_crashes_retries_and_changes_of_the_holder() {
                 nodes.remove(0).ends().await;
             } else {
                 nodes.remove(0).dies();
-                lattice.world.lock().unwrap().running.clear();
             }
             nodes.push(lattice.node());
         }
@@ -771,7 +817,7 @@ async fn in_order_per_key_across_crashes_retries_and_changes_of_the_holder() {
             }
         }
         assert!(first.values().all(|places| places.is_sorted()), "seed {seed}: {first:?}");
-    }
+    });
 }
 
 /// Someone decides on each dead letter a while after it is there, until nothing is left: it is replayed, or dropped. Returns
@@ -798,12 +844,11 @@ async fn all_is_decided(lattice: &Lattice, node: &Running, random: &mut StdRng) 
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_key_is_parked_while_its_dead_letter_is_there_and_no_longer_across_crashes_and_changes_of_the_holder() {
+#[test]
+fn a_key_is_parked_while_its_dead_letter_is_there_and_no_longer_across_crashes_and_changes_of_the_holder() {
     const DIES_AT: [Option<&str>; 6] =
         [None, Some("parks/"), Some("parked/"), Some("parked/"), Some("letter"), Some("opens/")];
-    for seed in seeds() {
-        let _named = Named(seed);
+    each_seed(async |seed| {
         let mut random = StdRng::seed_from_u64(seed);
         let policy = Delivery { order_by: Some(OrderBy::Subject), ..soon() };
         let mut lattice = Lattice { stumbles: 40, ..Lattice::new(policy, seed * 1_000) };
@@ -828,15 +873,18 @@ async fn a_key_is_parked_while_its_dead_letter_is_there_and_no_longer_across_cra
                 before if random.random_bool(0.3) => before.lease.set(None),
                 before => before.dies(),
             }
-            // What it was just about to begin is broken off as well.
-            sleep(Duration::from_millis(1)).await;
-            lattice.world.lock().unwrap().running.clear();
         }
         node.lease.set(Some(Token(9)));
         lattice.world.lock().unwrap().mended = seed % 2 == 0;
         let dropped = all_is_decided(&lattice, &node, &mut random).await;
         assert_eq!(
-            lattice.broker.lock().unwrap().ledger.keys().find(|key| key.starts_with("park")),
+            lattice
+                .broker
+                .lock()
+                .unwrap()
+                .ledger
+                .keys()
+                .find(|key| key.starts_with("park") || key.starts_with("replays")),
             None,
             "seed {seed}"
         );
@@ -857,7 +905,7 @@ async fn a_key_is_parked_while_its_dead_letter_is_there_and_no_longer_across_cra
         }
         assert!(ends.values().all(|numbers| numbers.is_sorted()), "seed {seed}: {ends:?}");
         assert_eq!(ends.values().map(Vec::len).sum::<usize>(), 60, "seed {seed}: {ends:?}");
-    }
+    });
 }
 
 #[tokio::test(start_paused = true)]
@@ -915,7 +963,7 @@ async fn what_a_broker_forgot_that_it_gave_out_is_not_run_beside_itself() {
         bodies.iter().enumerate().for_each(|(i, body)| lattice.publish(&format!("key{}", i % 3), body, &[]));
         let node = lattice.node();
         node.lease.set(Some(Token(1)));
-        while lattice.world.lock().unwrap().running.len() < 3 {
+        while lattice.world.lock().unwrap().at_work().count() < 3 {
             sleep(Duration::from_millis(1)).await;
         }
         lattice.broker.lock().unwrap().restart(true);
@@ -976,7 +1024,6 @@ async fn a_new_holder_waits_for_claims_that_began_anew_when_the_broker_came_back
         sleep(Duration::from_millis(5)).await;
     }
     first.dies();
-    lattice.world.lock().unwrap().running.clear();
     let second = lattice.node();
     second.lease.set(Some(Token(2)));
     sleep(CLAIM * 8 / 10).await;
@@ -1009,7 +1056,6 @@ async fn a_holder_that_left_in_good_order_is_not_waited_for() {
             true => std::mem::replace(&mut node, next).ends().await,
             false => {
                 std::mem::replace(&mut node, next).dies();
-                lattice.world.lock().unwrap().running.clear();
             }
         }
     }
@@ -1058,11 +1104,10 @@ async fn what_was_only_held_when_its_node_died_is_not_given_up() {
     for token in 1..=5 {
         let node = lattice.node();
         node.lease.set(Some(Token(token)));
-        while lattice.world.lock().unwrap().running.is_empty() {
+        while lattice.world.lock().unwrap().at_work().next().is_none() {
             sleep(Duration::from_millis(5)).await;
         }
         node.dies();
-        lattice.world.lock().unwrap().running.clear();
     }
     let node = lattice.node();
     node.lease.set(Some(Token(9)));
@@ -1083,14 +1128,13 @@ async fn what_was_only_held_when_its_node_died_is_tried_as_often_as_any_other() 
     for token in 1..=4 {
         let node = lattice.node();
         node.lease.set(Some(Token(token)));
-        while token < 4 && lattice.world.lock().unwrap().running.is_empty() {
+        while token < 4 && lattice.world.lock().unwrap().at_work().next().is_none() {
             sleep(Duration::from_millis(5)).await;
         }
         if token == 4 {
             lattice.until_empty().await;
         }
         node.dies();
-        lattice.world.lock().unwrap().running.clear();
     }
     let broker = lattice.broker.lock().unwrap();
     let killed = broker.letters.values().filter(|letter| letter.reason == "killed-its-node").count();
@@ -1109,7 +1153,8 @@ async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     node.lease.set(Some(Token(1)));
     sleep(Duration::from_secs(60)).await;
     assert_eq!((lattice.handled(), lattice.letters()), (vec!["ok 3".into()], vec!["dead 1".into()]));
-    assert!(node.engine.progress().health().is_err_and(|why| why.contains("1 keys are parked")));
+    let health = node.engine.progress().health().unwrap_err();
+    assert!(health.contains("1 keys are parked") && is_of_messages(&health), "{health}");
 
     // The next holder knows it as well.
     node.ends().await;
@@ -1168,6 +1213,49 @@ async fn a_parked_key_waits_for_the_last_of_its_letters() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_parked_key_waits_for_what_is_replayed_and_not_pulled_yet() {
+    for (others, dies_at) in [(Fate::Drop, None), (Fate::Replay, None), (Fate::Drop, Some("put back"))] {
+        let goes_on = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
+        let mut lattice = Lattice::new(goes_on, 1);
+        lattice.publish("key", "dead 1", &[]);
+        let before = lattice.node();
+        before.lease.set(Some(Token(1)));
+        lattice.until_empty().await;
+        before.ends().await;
+        lattice.policy.on_dead_letter = OnDeadLetter::Park;
+        ["dead 2", "ok 3"].iter().for_each(|body| lattice.publish("key", body, &[]));
+        let node = lattice.node();
+        node.lease.set(Some(Token(2)));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(lattice.letters(), ["dead 1", "dead 2"]);
+        node.ends().await;
+        // Nobody pulls while someone decides.
+        lattice.world.lock().unwrap().mended = true;
+        let (node, ids) =
+            (lattice.node(), lattice.broker.lock().unwrap().letters.keys().map(u64::to_string).collect::<Vec<_>>());
+        node.dies_at(dies_at);
+        let replayed = tokio::time::timeout(Duration::from_secs(60), node.engine.decide(&ids[0], Fate::Replay));
+        assert_eq!(replayed.await.is_ok(), dies_at.is_none());
+        let node = lattice.node();
+        if dies_at.is_some() {
+            assert!(node.engine.decide(&ids[0], Fate::Replay).await.unwrap().is_some(), "once more");
+        }
+        assert!(node.engine.decide(&ids[1], others).await.unwrap().is_some());
+        node.lease.set(Some(Token(3)));
+        lattice.until_empty().await;
+        let handled = if others == Fate::Drop { vec!["dead 1", "ok 3"] } else { vec!["dead 1", "dead 2", "ok 3"] };
+        assert_eq!(
+            (lattice.handled(), lattice.letters()),
+            (handled.iter().map(|body| (*body).to_owned()).collect(), vec![])
+        );
+        assert_eq!(node.engine.progress().health(), Ok(()));
+        let is_noted = |key: &String| key.starts_with("replays/") || key.starts_with("park");
+        assert!(!lattice.broker.lock().unwrap().ledger.keys().any(is_noted));
+        node.ends().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_left_of_what_was_to_park_a_key_where_its_message_goes_well_after_all() {
     let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
     lattice.publish("key", "dead 1", &[]);
@@ -1179,9 +1267,7 @@ async fn nothing_is_left_of_what_was_to_park_a_key_where_its_message_goes_well_a
     }
     first.dies();
     {
-        let mut world = lattice.world.lock().unwrap();
-        world.running.clear();
-        world.mended = true;
+        lattice.world.lock().unwrap().mended = true;
     }
     let second = lattice.node();
     second.lease.set(Some(Token(2)));
@@ -1211,7 +1297,6 @@ async fn a_key_is_open_though_its_node_died_between_its_replay_and_saying_so() {
     let parked = lattice.broker.lock().unwrap().ledger.keys().filter(|key| key.starts_with("parked/")).count();
     assert_eq!(parked, 1, "it did not say that the key is open");
     first.dies();
-    lattice.world.lock().unwrap().running.clear();
     let second = lattice.node();
     second.lease.set(Some(Token(2)));
     lattice.until_empty().await;
@@ -1242,7 +1327,6 @@ async fn what_is_replayed_is_handled_once_though_its_node_died_before_the_letter
         first.dies_at(Some("put back"));
         assert!(!replays(&first, &lattice).await && !lattice.letters().is_empty());
         first.dies();
-        lattice.world.lock().unwrap().running.clear();
         let second = lattice.node();
         second.lease.set(Some(Token(2)));
         while lattice.begun("dead 1") < 2 {
@@ -1281,7 +1365,6 @@ async fn what_is_a_dead_letter_is_not_run_again_though_its_node_died_before_it_w
                 sleep(Duration::from_millis(1)).await;
             }
             first.dies();
-            lattice.world.lock().unwrap().running.clear();
             let second = lattice.node();
             second.lease.set(Some(Token(2)));
             sleep(Duration::from_secs(60)).await;
@@ -1426,7 +1509,8 @@ async fn a_message_that_can_be_no_dead_letter_keeps_no_others_from_being_handled
     lattice.publish("q", "dead x", &[]);
     let node = lattice.node();
     sleep(Duration::from_secs(30)).await;
-    assert!(node.engine.progress().health().is_err_and(|why| why.contains(TOO_LARGE)));
+    let health = node.engine.progress().health().unwrap_err();
+    assert!(health.contains(TOO_LARGE) && is_of_messages(&health), "{health}");
     (0..100).for_each(|i| lattice.publish("q", &format!("ok {i}"), &[]));
     sleep(Duration::from_secs(5)).await;
     assert_eq!(lattice.handled().len(), 100);
@@ -1478,6 +1562,24 @@ async fn a_run_that_is_broken_off_is_not_in_flight() {
     node.lease.set(None);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_is_broken_off_at_once_when_the_lease_is_lost_though_the_broker_does_not_answer() {
+    let mut lattice = Lattice::new(Delivery { order_by: Some(OrderBy::Subject), ..soon() }, 1);
+    lattice.publish("key", "slow 20000", &[]);
+    let node = lattice.node();
+    node.lease.set(Some(Token(1)));
+    while lattice.world.lock().unwrap().at_work().next().is_none() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    lattice.broker.lock().unwrap().pulls_hang = true;
+    lattice.publish("other", "ok", &[]);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(lattice.world.lock().unwrap().at_work().collect::<Vec<_>>(), ["key"], "it waits for what it pulls");
+    node.lease.set(None);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(lattice.world.lock().unwrap().at_work().next(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1548,6 +1650,21 @@ async fn an_idle_link_is_well_again_when_its_broker_is() {
             (broker.away, broker.silent) = (false, 2);
         }
         sleep(Duration::from_secs(30)).await;
+        assert_eq!(node.engine.progress().health(), Ok(()));
+        node.ends().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_found_yet_is_not_well_until_it_is_also_where_another_node_has_the_lease() {
+    for order_by in [None, Some(OrderBy::Subject)] {
+        let mut lattice = Lattice::new(Delivery { order_by, ..soon() }, 1);
+        let node = lattice.node();
+        lattice.broker.lock().unwrap().silent = 2;
+        node.engine.looks_for("its queue is being looked for");
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(node.engine.progress().health(), Err("its queue is being looked for".into()));
+        sleep(Duration::from_secs(5)).await;
         assert_eq!(node.engine.progress().health(), Ok(()));
         node.ends().await;
     }

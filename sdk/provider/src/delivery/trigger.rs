@@ -58,7 +58,12 @@ impl<Q: Queue> Trigger for Engine<Q> {
     }
 
     async fn decide(&self, id: &str, fate: Fate) -> Result<Option<DeadLetter>, Trouble> {
+        let noted = if fate == Fate::Replay { self.note_replay(id).await? } else { None };
         let decided = self.queue.decide(id, fate).await?;
+        // Another decided first, and what it replayed may have ended.
+        if let (None, Some(noted)) = (&decided, noted) {
+            self.forget_replay(&noted).await;
+        }
         if let Some(letter) = &decided {
             let what = "that a dead letter was decided on cannot be kept";
             self.persist(what, || self.is_decided(letter).boxed()).await;
@@ -68,6 +73,7 @@ impl<Q: Queue> Trigger for Engine<Q> {
         match fate {
             Fate::Replay => self.is_parked(&key).await,
             Fate::Drop => {
+                self.forget_replay(&ledger::replays_key(&key, id)).await;
                 // The letter is gone: a second time would find none.
                 let opened = self.persist(OPENED, || self.open_unless_held(&key).boxed()).await;
                 opened.ok_or_else(|| format!("it is dropped, but its key `{key}` stays parked: {OPENED}"))?;
