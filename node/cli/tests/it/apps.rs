@@ -144,9 +144,12 @@ impl Node {
     /// Where an app's HTTP server listens.
     #[track_caller]
     pub(crate) fn at(&self, app: &str) -> SocketAddr {
-        let status = self.status(app);
-        let at = status["links"].as_array().unwrap().iter().find_map(|link| link["at"].as_str());
-        let at = at.unwrap_or_else(|| panic!("{app} is reached nowhere: {status:#}"));
+        // A node that was started again listens a moment after it answers.
+        let at = eventually(&format!("{app} is reached somewhere"), || {
+            let status = self.status(app);
+            let mut links = status["links"].as_array().unwrap().iter();
+            links.find_map(|link| link["at"].as_str()).map(str::to_owned)
+        });
         at.split_once("://").unwrap().1.parse().unwrap()
     }
 
