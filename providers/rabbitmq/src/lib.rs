@@ -161,8 +161,10 @@ impl Provider for Rabbitmq {
         let (connection, found) = (base.connection.clone(), base.found.clone());
         let (running, trouble, preparing) = if link.delivery.order_by.is_some() {
             let source = Ordered::new(base);
-            let (trouble, preparing) = (source.trouble(), source.prepare());
-            (begin(link, source, permits)?, trouble, Some(preparing))
+            let (trouble, queue) = (source.trouble(), source.clone());
+            let running = begin(link, source, permits)?;
+            // After that: a link that is refused makes no queue.
+            (running, trouble, Some(queue.prepare()))
         } else {
             (begin(link, Source::new(base), permits)?, Arc::default(), None)
         };
