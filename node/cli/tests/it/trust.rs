@@ -307,7 +307,7 @@ fn a_node_is_its_id_together_with_its_key() {
     let nats = NatsServer::start(false);
     let first = node(&nats, 1, None, &["--bootstrap"]);
     assert!(first.banner.contains(&"trust    open to every node that its NATS account lets in".to_owned()));
-    assert!(first.log().contains("warning: lattice default has no join token"));
+    eventually("it warns", || first.log().contains("warning: lattice default has no join token").then_some(()));
     let other = node(&nats, 2, None, &[]);
     let id: NodeId = field(&other, "node ");
     let theirs = first.data_dir().path().join("node-key");
