@@ -182,6 +182,8 @@ async fn deaths(protocol: &'static str) {
     const MESSAGES: usize = 400;
     const LANES: usize = 4;
     const KILL_EVERY: usize = 80;
+    // The server answers first, and writes when it comes to it.
+    const LOST_AT_ONCE_MAX: usize = 2;
     let (mut lab, node) = (Lab::in_order(protocol).await, Node::new(8));
     let link = lab.link(&[("topic", "lane/+")]);
     lab.process.wake(&link, &node).await;
@@ -206,8 +208,8 @@ async fn deaths(protocol: &'static str) {
         assert!(attempts.is_empty() || attempts.contains(&3), "{n}: {attempts:?}");
     }
     println!("{came} of {MESSAGES} messages over {protocol}");
-    let deaths = MESSAGES / KILL_EVERY;
-    assert!(came >= MESSAGES - deaths, "only what the server had just taken at a death may be lost: {came} came");
+    let lost_max = MESSAGES / KILL_EVERY * LOST_AT_ONCE_MAX;
+    assert!(came >= MESSAGES - lost_max, "only what the server had just taken at a death may be lost: {came} came");
 }
 
 /// The messages of each topic as they were begun; one that was tried again at once counts once.
