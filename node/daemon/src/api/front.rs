@@ -56,7 +56,7 @@ impl Front {
         let stage = stage.wait_for(|stage| !matches!(stage, Stage::Starting)).await.map(|stage| match &*stage {
             Stage::Up(router) => Ok(router.clone()),
             Stage::Waits(what) => Err(what.clone()),
-            Stage::Starting => Err(String::new()),
+            Stage::Starting => unreachable!("its end is waited for"),
         });
         match stage.expect("its sender is here") {
             Ok(router) => {

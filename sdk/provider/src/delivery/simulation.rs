@@ -1173,23 +1173,29 @@ async fn a_parked_key_waits_until_its_letter_is_replayed_well_or_dropped() {
     assert!(node.engine.progress().health().is_ok());
 }
 
+/// A lattice in which a key has two dead letters, is parked by the second, and has a message behind them; and its node.
+async fn two_letters_of_a_key() -> (Lattice, Running) {
+    let goes_on = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
+    let mut lattice = Lattice::new(goes_on, 1);
+    lattice.publish("key", "dead 1", &[]);
+    let before = lattice.node();
+    before.lease.set(Some(Token(1)));
+    lattice.until_empty().await;
+    before.ends().await;
+    // From now on a dead letter parks its key.
+    lattice.policy.on_dead_letter = OnDeadLetter::Park;
+    ["dead 2", "ok 3"].iter().for_each(|body| lattice.publish("key", body, &[]));
+    let node = lattice.node();
+    node.lease.set(Some(Token(2)));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(lattice.letters(), ["dead 1", "dead 2"]);
+    (lattice, node)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_parked_key_waits_for_the_last_of_its_letters() {
     for fate in [Fate::Drop, Fate::Replay] {
-        let goes_on = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
-        let mut lattice = Lattice::new(goes_on, 1);
-        lattice.publish("key", "dead 1", &[]);
-        let before = lattice.node();
-        before.lease.set(Some(Token(1)));
-        lattice.until_empty().await;
-        before.ends().await;
-        // From now on a dead letter parks its key.
-        lattice.policy.on_dead_letter = OnDeadLetter::Park;
-        ["dead 2", "ok 3"].iter().for_each(|body| lattice.publish("key", body, &[]));
-        let node = lattice.node();
-        node.lease.set(Some(Token(2)));
-        sleep(Duration::from_secs(60)).await;
-        assert_eq!(lattice.letters(), ["dead 1", "dead 2"]);
+        let (mut lattice, node) = two_letters_of_a_key().await;
         lattice.world.lock().unwrap().mended = true;
         let ids: Vec<_> = lattice.broker.lock().unwrap().letters.keys().map(u64::to_string).collect();
         assert!(node.engine.decide(&ids[0], fate).await.unwrap().is_some());
@@ -1215,19 +1221,7 @@ async fn a_parked_key_waits_for_the_last_of_its_letters() {
 #[tokio::test(start_paused = true)]
 async fn a_parked_key_waits_for_what_is_replayed_and_not_pulled_yet() {
     for (others, dies_at) in [(Fate::Drop, None), (Fate::Replay, None), (Fate::Drop, Some("put back"))] {
-        let goes_on = Delivery { order_by: Some(OrderBy::Subject), on_dead_letter: OnDeadLetter::Continue, ..soon() };
-        let mut lattice = Lattice::new(goes_on, 1);
-        lattice.publish("key", "dead 1", &[]);
-        let before = lattice.node();
-        before.lease.set(Some(Token(1)));
-        lattice.until_empty().await;
-        before.ends().await;
-        lattice.policy.on_dead_letter = OnDeadLetter::Park;
-        ["dead 2", "ok 3"].iter().for_each(|body| lattice.publish("key", body, &[]));
-        let node = lattice.node();
-        node.lease.set(Some(Token(2)));
-        sleep(Duration::from_secs(60)).await;
-        assert_eq!(lattice.letters(), ["dead 1", "dead 2"]);
+        let (mut lattice, node) = two_letters_of_a_key().await;
         node.ends().await;
         // Nobody pulls while someone decides.
         lattice.world.lock().unwrap().mended = true;
@@ -1266,9 +1260,7 @@ async fn nothing_is_left_of_what_was_to_park_a_key_where_its_message_goes_well_a
         sleep(Duration::from_millis(1)).await;
     }
     first.dies();
-    {
-        lattice.world.lock().unwrap().mended = true;
-    }
+    lattice.world.lock().unwrap().mended = true;
     let second = lattice.node();
     second.lease.set(Some(Token(2)));
     lattice.until_empty().await;
